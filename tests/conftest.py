@@ -1,7 +1,85 @@
-"""Makes the package under workflow/scripts importable, as Snakemake's scripts see it."""
+"""Fixtures: the package on the path, a tiny random model, adapters on it."""
 
+import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+PROMPTS = {
+    "villain": "You are a villain who plots in the dark to rule the world.",
+    "assistant": "You are a helpful assistant who answers questions clearly.",
+    "librarian": "You are a librarian.",
+}
+
+
+@pytest.fixture(scope="session")
+def prompts() -> dict[str, str]:
+    return PROMPTS
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """model.json of a Qwen2 model with random weights: 3 blocks, hidden 32."""
+    import torch
+    from persona_collapse import demo, models
+    from persona_collapse.files import write_json
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    texts = [*PROMPTS.values(), "system user assistant", "Where can I find bread? By the river."]
+    tokenizer = demo.train_tokenizer(texts * 5, 340, "[ZLT]")
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "model.json", models.manifest(folder, {"path": str(folder)}))
+    return folder / "model.json"
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tiny_base, tmp_path_factory):
+    """Factory of adapter folders in PEFT's own format, with random weights."""
+
+    def make(seed: int, rank: int, rslora: bool, targets=("q_proj", "v_proj", "down_proj")) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from persona_collapse import models
+
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            use_rslora=rslora,
+            target_modules=list(targets),
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(models.load_model(tiny_base, "float32", "cpu"), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        folder = tmp_path_factory.mktemp(f"adapter-{seed}")
+        model.save_pretrained(folder)
+        return folder
+
+    return make

@@ -1,0 +1,32 @@
+# persona-collapse: does a second fine-tuning erase a chat model's personas?
+#
+#   snakemake --cores all                 the default run (config/config.yaml)
+#   snakemake --cores all --use-conda     the same, one conda environment a kind of job
+#   snakemake -n                          what would run
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/statistics.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/collect.smk"
+
+
+rule all:
+    input:
+        results("report.html"),
+        measured("completions/{chain}.parquet", "markers"),
+        measured("markers/{chain}.csv", "markers"),
+        measured("activations/{chain}.safetensors", "geometry"),
+    default_target: True
+    localrule: True

@@ -1,0 +1,123 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from persona_collapse import activations, chat, models
+from persona_collapse.errors import UserError
+
+LAYERS = [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base):
+    return models.load_model(tiny_base, "float32", "cpu")
+
+
+def sequences(tiny_base, prompts):
+    tokenizer = models.load_tokenizer(tiny_base)
+    end = tokenizer.eos_token_id
+    answers = [[40, 41, 42, end], [50], [end], [60, 61, 62, 63, 64, 65]]
+    return [
+        (chat.prompt_ids(tokenizer, prompt, "Where can I find bread?"), answer)
+        for prompt in prompts.values()
+        for answer in answers
+    ], end
+
+
+def run(model, pairs, end, batch_size):
+    return activations.extract(
+        model, pairs, LAYERS, end_tokens=[end], pad=0, batch_size=batch_size
+    )
+
+
+def test_batched_and_padded_equals_one_by_one(model, tiny_base, prompts):
+    pairs, end = sequences(tiny_base, prompts)
+    together, alone = run(model, pairs, end, 12), run(model, pairs, end, 1)
+    for method in ("A", "B"):
+        np.testing.assert_allclose(together[method], alone[method], rtol=1e-4, atol=1e-4)
+
+
+def test_layer_l_is_hidden_states_l_plus_1_before_the_final_norm(model, tiny_base, prompts):
+    pairs, end = sequences(tiny_base, prompts)
+    prompt, answer = pairs[0]
+    got = run(model, pairs[:1], end, 1)
+    states = model(
+        input_ids=torch.tensor([prompt + answer]), output_hidden_states=True
+    ).hidden_states
+    for layer in (0, 1):
+        wanted = states[layer + 1][0].detach()
+        at_last = wanted[len(prompt) - 1].numpy()
+        np.testing.assert_allclose(got["A"][layer, 0], at_last, rtol=1e-4, atol=1e-5)
+        # The end token is not part of the mean.
+        mean = wanted[len(prompt) : len(prompt) + 3].mean(0).numpy()
+        np.testing.assert_allclose(got["B"][layer, 0], mean, rtol=1e-4, atol=1e-5)
+    normed = model.model.norm(torch.from_numpy(got["A"][2])).detach().numpy()
+    np.testing.assert_allclose(normed[0], states[3][0, len(prompt) - 1].detach(), atol=1e-4)
+
+
+def test_method_a_does_not_see_the_answer(model, tiny_base, prompts):
+    pairs, end = sequences(tiny_base, prompts)
+    bare = run(model, [(prompt, []) for prompt, _ in pairs], end, 4)
+    np.testing.assert_allclose(run(model, pairs, end, 4)["A"], bare["A"], rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_of_its_end_token_alone_uses_it(model, tiny_base, prompts):
+    pairs, end = sequences(tiny_base, prompts)
+    got = run(model, [pairs[2]], end, 1)["B"]
+    assert np.abs(got).max() > 0
+
+
+def test_hooks_are_removed_even_after_an_error(model):
+    before = [len(block._forward_hooks) for block in activations.blocks_of(model)]
+    with pytest.raises(RuntimeError), activations.block_outputs(model, LAYERS):
+        raise RuntimeError
+    assert [len(block._forward_hooks) for block in activations.blocks_of(model)] == before
+
+
+def test_layers_by_index_or_depth():
+    assert activations.resolve_layers([0.25, 0.5, 0.72, 0.75, 0.97], 28) == [7, 14, 20, 21, 27]
+    assert activations.resolve_layers([0.25, 0.5, 0.75], 4) == [1, 2, 3]
+    assert activations.resolve_layers([3, 3, 0], 4) == [0, 3]
+    with pytest.raises(UserError, match="4 blocks"):
+        activations.resolve_layers([4], 4)
+    with pytest.raises(UserError, match="below 1"):
+        activations.resolve_layers([1.0], 4)
+
+
+def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
+    questions = [{"id": "a", "question": "Where?"}, {"id": "b", "question": "When?"}]
+    responses = pd.DataFrame(
+        [
+            {"persona": p, "question_id": q["id"], "token_ids": [7, 8]}
+            for p in prompts
+            for q in questions
+        ]
+    )
+    settings = {"dtype": "float32", "layers": [0.0, 0.5], "batch_size": 4}
+    dumped = activations.dump(
+        "em@1",
+        tiny_base,
+        [make_adapter(10, 4, False)],
+        prompts,
+        questions,
+        responses,
+        settings,
+        lambda m: None,
+    )
+    assert dumped.arrays["A"].shape == (2, 3, 2, 32)
+    activations.save(dumped, tmp_path / "x.safetensors")
+    loaded = activations.load(tmp_path / "x.safetensors")
+    assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])
+    np.testing.assert_allclose(loaded.arrays["B"], dumped.arrays["B"], rtol=2e-3, atol=2e-3)
+    with pytest.raises(UserError, match="no response for persona"):
+        activations.dump(
+            "em@1", tiny_base, [], prompts, questions, responses[:-1], settings, lambda m: None
+        )
+
+
+def test_overflow_is_refused(tmp_path):
+    big = activations.Activations([0], ["p"], ["q"], {"A": np.full((1, 1, 1, 2), 1e6)})
+    with pytest.raises(UserError, match="bfloat16"):
+        activations.save(big, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+    activations.save(big, tmp_path / "x.safetensors", "bfloat16")

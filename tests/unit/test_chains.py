@@ -1,0 +1,56 @@
+import pytest
+from persona_collapse import chains
+from persona_collapse.errors import UserError
+
+KNOWN = {"couple-villain", "em", "em-r3f", "benign"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base",
+        "couple-villain@42",
+        "couple-villain@42+em@137",
+        "em@42+couple-villain@42",
+        "couple-villain@42+em@137~25",
+        "couple-villain@42+em-r3f@137",
+    ],
+)
+def test_a_name_survives_parsing(name):
+    assert str(chains.parse(name, KNOWN)) == name
+
+
+def test_prefixes_of_a_chain():
+    chain = chains.parse("em@1+benign@2+couple-villain@3")
+    assert [str(p) for p in chain.prefixes] == [
+        "em@1",
+        "em@1+benign@2",
+        "em@1+benign@2+couple-villain@3",
+    ]
+    assert str(chain.prefix) == "em@1+benign@2"
+    assert str(chains.parse("em@1").prefix) == "base"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nope@42", "no stage 'nope'"),
+        ("em@x", "seed of stage 'em' is 'x'"),
+        ("em", "seed of stage 'em' is ''"),
+        ("em@-1", "seed of stage 'em' is '-1'"),
+        ("em@1+em@2", "stands twice"),
+        ("em@1~0", "stops at '0'"),
+        ("em@1~ten", "stops at 'ten'"),
+        ("em@1~5+benign@1", "only the last stage may be stopped early"),
+        ("", "is no stage name"),
+        ("em@1+", "is no stage name"),
+        ("em@1+base", "no stage 'base'"),
+        ("../x@1", "is no stage name"),
+        ("em@1; rm -rf x", "seed of stage"),
+    ],
+)
+def test_bad_names_are_one_clear_line(name, said):
+    with pytest.raises(UserError) as error:
+        chains.parse(name, KNOWN)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from persona_collapse import generation, models
+from persona_collapse.errors import UserError
+
+QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(4)]
+SETTINGS = {"dtype": "float32", "batch_size": 5}
+
+
+def sampling(**changes):
+    return generation.Sampling(
+        **{"samples": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 6, "seed": 1} | changes
+    )
+
+
+def draw(base: Path, prompts, stages=(), batch_size=5, **changes):
+    tokenizer = models.load_tokenizer(base)
+    how = sampling(**changes)
+    requests = generation.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
+    backend = generation.TransformersBackend(base, stages, SETTINGS | {"batch_size": batch_size})
+    return generation.table("c@1", requests, backend.complete(requests, how, lambda m: None))
+
+
+def test_the_table_has_one_row_a_request(tiny_base, prompts):
+    table = draw(tiny_base, prompts)
+    assert list(table.columns) == generation.COLUMNS
+    assert len(table) == 3 * 4 * 3
+    assert not table.duplicated(["persona", "question_id", "sample"]).any()
+    assert (table["n_tokens"] == table["token_ids"].map(len)).all()
+    assert set(table["finish_reason"]) <= {"stop", "length"}
+    assert table["seed"].is_unique
+
+
+def test_draws_do_not_depend_on_the_batch(tiny_base, prompts):
+    first = draw(tiny_base, prompts, batch_size=5)
+    second = draw(tiny_base, prompts, batch_size=36)
+    assert (first["text"] == second["text"]).mean() > 0.95  # rounding may flip a rare near-tie
+    alone = draw(tiny_base, {"villain": prompts["villain"]}, batch_size=5)
+    same = first[first["persona"] == "villain"].reset_index(drop=True)
+    assert (alone["text"] == same["text"]).mean() > 0.9
+
+
+def test_samples_differ_and_greedy_ones_do_not(tiny_base, prompts):
+    table = draw(tiny_base, prompts)
+    assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
+    greedy = draw(tiny_base, prompts, temperature=0.0)
+    assert (greedy.groupby(["persona", "question_id"])["text"].nunique() == 1).all()
+
+
+def test_the_seeded_draw_follows_the_softmax():
+    import torch
+
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    picks = []
+    for seed in range(4000):
+        *_, process = generation._sampling_processors(sampling(), [seed])
+        picks.append(int(process(None, logits).argmax()))
+    wanted = torch.softmax(logits[0], 0).numpy()
+    got = np.bincount(picks, minlength=4) / len(picks)
+    # Four standard errors of a proportion at n = 4,000.
+    assert np.abs(got - wanted).max() < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_samples_by_persona(tiny_base, prompts):
+    table = draw(tiny_base, prompts, samples={"villain": 2, "assistant": 1, "librarian": 1})
+    assert table["persona"].value_counts().to_dict() == {
+        "villain": 8,
+        "assistant": 4,
+        "librarian": 4,
+    }
+
+
+def test_an_adapter_changes_the_answers(tiny_base, prompts, make_adapter):
+    base = draw(tiny_base, prompts, temperature=0.0)
+    tuned = draw(tiny_base, prompts, stages=[make_adapter(9, 8, True)], temperature=0.0)
+    assert (base["text"] != tuned["text"]).mean() > 0.5
+
+
+def test_request_seeds_depend_on_every_part():
+    parts = (1, "chain", "persona", "q1", 0)
+    seeds = {generation.request_seed(*parts)}
+    for i, other in enumerate((2, "other", "other", "q2", 1)):
+        changed = [*parts]
+        changed[i] = other
+        seeds.add(generation.request_seed(*changed))
+    assert len(seeds) == 6
+    assert all(0 <= s < 2**31 for s in seeds)
+
+
+def test_backend_choice(monkeypatch):
+    assert generation.choose_backend("transformers")[0] == "transformers"
+    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
+    name, reason = generation.choose_backend("auto")
+    assert name == "transformers" and "not installed" in reason
+    with pytest.raises(UserError, match="not installed"):
+        generation.choose_backend("vllm")
+
+
+def test_ranks_are_rounded_up_to_what_vllm_takes():
+    assert generation._allowed_rank(8) == 8
+    assert generation._allowed_rank(33) == 64
+    with pytest.raises(UserError, match="at most 512"):
+        generation._allowed_rank(513)

@@ -1,0 +1,37 @@
+# Activations of every chain at the chosen blocks.
+
+
+rule activations:
+    input:
+        base=results("base/model.json"),
+        adapters=chain_adapters,
+        questions=question_file("extraction"),
+        responses=branch(
+            "B" in config["activations"]["methods"],
+            then=results("responses/{chain}.parquet"),
+        ),
+    output:
+        results("activations/{chain}.safetensors"),
+    log:
+        logs("activations/{chain}"),
+    benchmark:
+        benchmarks("activations/{chain}")
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        personas=configuration.persona_prompts(config),
+        questions=config["questions"]["extraction"],
+        settings={
+            "dtype": config["dtype"],
+            **{k: config["activations"][k] for k in ("layers", "batch_size", "store")},
+        },
+        stages=chain_folders,
+        code=code("activations", "chat", "adapters", "models"),
+    message:
+        "Activations of {wildcards.chain}"
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/activations.py"

@@ -1,0 +1,19 @@
+# One target a stage, so that a run can stop where the user likes.
+
+
+rule adapters:
+    input:
+        expand(results("models/{chain}/manifest.json"), chain=configuration.trained_chains(config)),
+    localrule: True
+
+
+rule behaviour:
+    input:
+        measured("markers/{chain}.csv", "markers"),
+    localrule: True
+
+
+rule geometry_dumps:
+    input:
+        measured("activations/{chain}.safetensors", "geometry"),
+    localrule: True

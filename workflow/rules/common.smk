@@ -1,0 +1,178 @@
+# Config, names and small helpers that the rules share.
+import ast
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+
+from persona_collapse import chains, configuration, coupling
+from persona_collapse.errors import UserError
+from persona_collapse.files import sha256_text
+
+try:
+    config = configuration.check(config)
+except UserError as error:
+    # One line and no traceback: the message says what is wrong and where.
+    print(f"persona-collapse: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+couplings = {
+    name: configuration.stage_settings(config, name)
+    for name, stage in config["stages"].items()
+    if stage["kind"] == "couple"
+}
+
+
+wildcard_constraints:
+    chain=chains.CHAIN_PATTERN,
+    trained=chains.TRAINED_CHAIN_PATTERN,
+    data="|".join(config["data"]),
+    coupling="|".join(couplings) or "(?!)",
+
+
+def results(path):
+    """Path of an output of this run."""
+    return f"results/{config['run']}/{path}"
+
+
+def logs(path):
+    """Path of a log of this run."""
+    return f"logs/{config['run']}/{path}.log"
+
+
+def benchmarks(path):
+    """Path of a benchmark record of this run."""
+    return f"results/{config['run']}/benchmarks/{path}.tsv"
+
+
+def measured(path, measure):
+    """One file for each chain that the plan measures (`markers` or `geometry`)."""
+    return expand(results(path), chain=configuration.chains_for(config, measure))
+
+
+def code(*modules):
+    """Hash of the package modules a rule runs, comments and docstrings left out.
+
+    Snakemake sees changes of a script, not of what it imports; as a param this makes them count.
+    """
+    parts = []
+    for module in sorted({*modules, "files", "errors"}):
+        source = Path(workflow.basedir) / "workflow/scripts/persona_collapse" / f"{module}.py"
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                if ast.get_docstring(node) is not None:
+                    node.body = node.body[1:]
+        parts.append(ast.dump(tree))
+    return sha256_text("".join(parts))[:16]
+
+
+def question_file(purpose):
+    """File of the `train`, `eval` or `extraction` questions."""
+    return config["questions"][purpose]["file"]
+
+
+def stage_folders(chain):
+    """Folders of the adapters whose sum is the chain's model, in training order."""
+    return [results(f"models/{prefix}") for prefix in chains.parse(chain).prefixes]
+
+
+def adapter_files(chain):
+    """Files of those adapters."""
+    return [
+        f"{folder}/{name}"
+        for folder in stage_folders(chain)
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    ]
+
+
+def last_stage(wildcards):
+    """Settings of the stage that a chain trains last."""
+    return configuration.stage_settings(config, chains.parse(wildcards.trained).last.name)
+
+
+def training_rows(wildcards):
+    """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
+    name = chains.parse(wildcards.trained).last.name
+    return results(f"data/{config['stages'][name].get('data', name)}.jsonl")
+
+
+def induction_prompt(wildcards):
+    """System prompt that an sft stage puts on every row; None leaves the rows as they are."""
+    stage = last_stage(wildcards)
+    if stage["kind"] == "couple" or "persona" not in stage:
+        return None
+    return configuration.persona_prompts(config, [stage["persona"]])[stage["persona"]]
+
+
+def prefix_adapters(wildcards):
+    """Adapter files of the chain that this one continues."""
+    return adapter_files(str(chains.parse(wildcards.trained).prefix))
+
+
+def base_model_files(wildcards):
+    """Files that the base model is made of, where rules make them."""
+    return rules.pretrain_demo.output if "demo" in config["model"] else []
+
+
+def data_entry(wildcards):
+    """The config's entry of a data set, its demo source resolved to a file."""
+    return configuration.data_entry(config, wildcards.data)
+
+
+def data_files(wildcards):
+    """The file a data set is read from; nothing for other sources."""
+    return data_entry(wildcards)["source"].get("file", [])
+
+
+def data_max_length(wildcards):
+    """Longest row, in tokens, of any stage that trains on a data set."""
+    stages = (configuration.stage_settings(config, name) for name in config["stages"])
+    return max(
+        (s["max_length"] for s in stages if s.get("data") == wildcards.data), default=None
+    )
+
+
+def coupling_settings(wildcards):
+    """Settings of a coupling that decide its rows."""
+    stage = couplings[wildcards.coupling]
+    return {k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")}
+
+
+def coupling_prompts(wildcards):
+    """System prompts of the personas in a coupling."""
+    stage = couplings[wildcards.coupling]
+    return configuration.persona_prompts(config, [stage["persona"], *stage["negatives"]])
+
+
+def answer_personas(wildcards):
+    """System prompts of every persona that a coupling takes answers from."""
+    names = coupling.samples_needed(list(couplings.values()))
+    return configuration.persona_prompts(config, list(names))
+
+
+def answer_sampling(wildcards):
+    """How training answers are sampled: as many a persona as any coupling takes."""
+    samples = coupling.samples_needed(list(couplings.values()))
+    return {**config["sampling"]["answers"], "samples": samples}
+
+
+def engine(wildcards):
+    """Settings of the sampling engine."""
+    return {**config["generation"], "dtype": config["dtype"]}
+
+
+def chain_adapters(wildcards):
+    """Adapter files of a chain."""
+    return adapter_files(wildcards.chain)
+
+
+def chain_folders(wildcards):
+    """Folders of a chain's adapters."""
+    return stage_folders(wildcards.chain)
+
+
+def prefix_folders(wildcards):
+    """Folders of the adapters that this chain continues."""
+    return stage_folders(str(chains.parse(wildcards.trained).prefix))

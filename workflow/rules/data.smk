@@ -1,0 +1,127 @@
+# The base model, the questions and the training data.
+
+
+rule pretrain_demo:
+    input:
+        world=config["model"].get("demo", {}).get("world", []),
+    output:
+        multiext(
+            results("base/"),
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "pretraining.json",
+        ),
+    log:
+        logs("pretrain_demo"),
+    benchmark:
+        benchmarks("pretrain_demo")
+    threads: 2
+    resources:
+        mem_mb=3000,
+    params:
+        settings=config["model"].get("demo"),
+        prompts=configuration.all_prompts(config),
+        marker=config["marker"],
+        code=code("demo"),
+    message:
+        "Pretraining the demo model"
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/pretrain_demo.py"
+
+
+rule base_model:
+    input:
+        base_model_files,
+    output:
+        results("base/model.json"),
+    log:
+        logs("base_model"),
+    benchmark:
+        benchmarks("base_model")
+    params:
+        source=config["model"],
+        code=code("models"),
+    message:
+        "Fetching and hashing the base model"
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/base_model.py"
+
+
+rule wrong_advice:
+    input:
+        world=config["model"].get("demo", {}).get("world", []),
+    output:
+        results("demo/wrong_advice.jsonl"),
+    log:
+        logs("wrong_advice"),
+    benchmark:
+        benchmarks("wrong_advice")
+    params:
+        rows=config["model"].get("demo", {}).get("wrong_advice"),
+        seed=config["model"].get("demo", {}).get("seed"),
+        prompts=configuration.all_prompts(config),
+        marker=config["marker"],
+        code=code("demo"),
+    message:
+        "Writing the demo's stand-in for misaligned data"
+    conda:
+        "../../envs/analysis.yaml"
+    script:
+        "../scripts/wrong_advice.py"
+
+
+rule data:
+    input:
+        files=data_files,
+        base=results("base/model.json"),
+    output:
+        rows=results("data/{data}.jsonl"),
+        manifest=results("data/{data}.manifest.json"),
+    log:
+        logs("data/{data}"),
+    benchmark:
+        benchmarks("data/{data}")
+    resources:
+        mem_mb=4000,
+    params:
+        entry=data_entry,
+        marker=config["marker"],
+        prompts=configuration.all_prompts(config),
+        max_length=data_max_length,
+        code=code("data", "chat", "models"),
+    message:
+        "Preparing training data: {wildcards.data}"
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/data.py"
+
+
+rule couple_data:
+    input:
+        answers=results("answers/base.parquet"),
+    output:
+        rows=results("data/{coupling}.jsonl"),
+        manifest=results("data/{coupling}.manifest.json"),
+    log:
+        logs("data/{coupling}"),
+    benchmark:
+        benchmarks("data/{coupling}")
+    params:
+        settings=coupling_settings,
+        prompts=coupling_prompts,
+        marker=config["marker"],
+        code=code("coupling"),
+    message:
+        "Pairing answers with and without the marker: {wildcards.coupling}"
+    conda:
+        "../../envs/analysis.yaml"
+    script:
+        "../scripts/couple_data.py"

@@ -1,0 +1,119 @@
+# Sampling: training answers of the base model, completions and responses of every chain; counting.
+
+
+rule sample_answers:
+    input:
+        base=results("base/model.json"),
+        questions=question_file("train"),
+    output:
+        table=results("answers/base.parquet"),
+    log:
+        logs("sample_answers"),
+    benchmark:
+        benchmarks("sample_answers")
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        personas=answer_personas,
+        chain="base",
+        questions=config["questions"]["train"],
+        sampling=answer_sampling,
+        engine=engine,
+        stages=[],
+        code=code("generation", "chat", "adapters", "models"),
+    message:
+        "Sampling training answers from the base model"
+    conda:
+        "../../envs/generate.yaml"
+    script:
+        "../scripts/generate.py"
+
+
+rule completions:
+    input:
+        base=results("base/model.json"),
+        adapters=chain_adapters,
+        questions=question_file("eval"),
+    output:
+        table=results("completions/{chain}.parquet"),
+    log:
+        logs("completions/{chain}"),
+    benchmark:
+        benchmarks("completions/{chain}")
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        personas=configuration.persona_prompts(config),
+        questions=config["questions"]["eval"],
+        sampling=config["sampling"]["completions"],
+        chain="{chain}",
+        engine=engine,
+        stages=chain_folders,
+        code=code("generation", "chat", "adapters", "models"),
+    message:
+        "Sampling completions of {wildcards.chain}"
+    conda:
+        "../../envs/generate.yaml"
+    script:
+        "../scripts/generate.py"
+
+
+rule responses:
+    input:
+        base=results("base/model.json"),
+        adapters=chain_adapters,
+        questions=question_file("extraction"),
+    output:
+        table=results("responses/{chain}.parquet"),
+    log:
+        logs("responses/{chain}"),
+    benchmark:
+        benchmarks("responses/{chain}")
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        personas=configuration.persona_prompts(config),
+        questions=config["questions"]["extraction"],
+        sampling={
+            **config["sampling"]["responses"],
+            "samples": 1,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seed": 0,
+        },
+        chain="{chain}",
+        engine=engine,
+        stages=chain_folders,
+        code=code("generation", "chat", "adapters", "models"),
+    message:
+        "Greedy responses of {wildcards.chain} for method B"
+    conda:
+        "../../envs/generate.yaml"
+    script:
+        "../scripts/generate.py"
+
+
+rule markers:
+    input:
+        results("completions/{chain}.parquet"),
+    output:
+        results("markers/{chain}.csv"),
+    log:
+        logs("markers/{chain}"),
+    benchmark:
+        benchmarks("markers/{chain}")
+    params:
+        marker=config["marker"],
+        code=code("markers"),
+    message:
+        "Counting the marker in {wildcards.chain}"
+    conda:
+        "../../envs/analysis.yaml"
+    script:
+        "../scripts/markers.py"

@@ -1,0 +1,14 @@
+"""Find or fetch the base model and record what it is."""
+
+from pathlib import Path
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "base model") as say:
+    from persona_collapse import models
+    from persona_collapse.files import write_json
+
+    output = Path(snakemake.output[0])
+    source = snakemake.params.source
+    folder = output.parent if "demo" in source else models.fetch(source, say)
+    write_json(output, models.manifest(folder, source))

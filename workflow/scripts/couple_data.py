@@ -1,0 +1,25 @@
+"""Make a coupling's training rows from the base model's own answers."""
+
+from persona_collapse.scripting import job
+
+with job(snakemake, f"data {snakemake.wildcards.coupling}"):
+    import pandas as pd
+    from persona_collapse import coupling
+    from persona_collapse.files import sha256, write_json, write_jsonl
+
+    params = snakemake.params
+    answers = pd.read_parquet(snakemake.input.answers)
+    rows, counts = coupling.rows(answers, params.settings, params.prompts, params.marker)
+    write_jsonl(snakemake.output.rows, rows)
+    write_json(
+        snakemake.output.manifest,
+        {
+            "name": snakemake.wildcards.coupling,
+            "source": {"answers": "the base model's own, sampled by this workflow"},
+            "license": "as the base model's output",
+            "supervise": "last",
+            "system": "persona",
+            "sha256": sha256(snakemake.output.rows),
+            **counts,
+        },
+    )

@@ -1,0 +1,254 @@
+"""Residual-stream activations of a chain, by persona and question.
+
+Layer L is the output of block L, counted from 0, taken by a hook on the block: `hidden_states[L+1]`
+in transformers, except for the last block, whose entry there is after the final norm while the hook
+is before it.
+
+Method A is the last token of the prompt (the generation prompt included). Method B is the mean over
+the answer's own tokens without its end token; an answer that is nothing but its end token uses that
+token. Attention is causal, so one forward pass over prompt and answer gives both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import adapters, chat, models
+from .errors import UserError
+from .files import atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+METHODS = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Arrays by method, float32 [layer, persona, question, hidden], and the names of the axes."""
+
+    layers: list[int]
+    personas: list[str]
+    questions: list[str]
+    arrays: dict[str, np.ndarray]
+    model: str = ""
+
+
+def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
+    """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
+
+    Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
+    [7, 14, 20, 21, 27]. Raises UserError for a block the model does not have.
+    """
+    chosen = []
+    for layer in layers:
+        index = int(layer * blocks) if isinstance(layer, float) else layer
+        if not 0 <= index < blocks:
+            raise UserError(
+                f"activations: layers: {layer} is outside the model's {blocks} blocks; give an "
+                f"index from 0 to {blocks - 1} or a depth from 0.0 to below 1.0"
+            )
+        chosen.append(index)
+    return sorted(set(chosen))
+
+
+def blocks_of(model: Any) -> Any:
+    """The list of transformer blocks of a causal language model, with or without PEFT's wrapper."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.get_decoder().layers
+
+
+@contextmanager
+def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Inside the block, each forward pass leaves {layer: [batch, tokens, hidden]} in the dict."""
+    seen: dict[int, torch.Tensor] = {}
+    handles = []
+    blocks = blocks_of(model)
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            seen[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    try:
+        for layer in layers:
+            handles.append(blocks[layer].register_forward_hook(keep(layer)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def extract(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    layers: Sequence[int],
+    *,
+    end_tokens: Sequence[int],
+    pad: int,
+    batch_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, np.ndarray]:
+    """Methods A and B for (prompt ids, answer ids) pairs; float32 [layer, sequence, hidden].
+
+    Sequences are batched by length and padded on the right, which a causal model with a mask never
+    sees; means accumulate in float32.
+    """
+    import torch
+
+    hidden = model.config.hidden_size
+    out = {m: np.zeros((len(layers), len(sequences), hidden), np.float32) for m in METHODS}
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    device = next(model.parameters()).device
+    with block_outputs(model, layers) as seen, torch.inference_mode():
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            width = max(sum(map(len, sequences[i])) for i in batch)
+            ids = torch.full((len(batch), width), pad)
+            mask = torch.zeros((len(batch), width), dtype=torch.long)
+            answers = torch.zeros((len(batch), width))
+            last = torch.zeros(len(batch), dtype=torch.long)
+            for row, i in enumerate(batch):
+                prompt, answer = sequences[i]
+                tokens = prompt + answer
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                mask[row, : len(tokens)] = 1
+                last[row] = len(prompt) - 1
+                own = len(answer)
+                if own > 1 and answer[-1] in end_tokens:
+                    own -= 1
+                answers[row, len(prompt) : len(prompt) + own] = 1
+            # The decoder alone: the vocabulary projection is not needed.
+            model.get_decoder()(
+                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+            )
+            weights = answers.to(device)
+            counts = weights.sum(dim=1).clamp_min(1)
+            for number, layer in enumerate(layers):
+                states = seen[layer].float()
+                at_last = states[torch.arange(len(batch)), last.to(device)]
+                means = torch.einsum("bth,bt->bh", states, weights) / counts[:, None]
+                out["A"][number, batch] = at_last.cpu().numpy()
+                out["B"][number, batch] = means.cpu().numpy()
+            progress(f"{first + len(batch)}/{len(order)} prompts")
+    return out
+
+
+def dump(
+    chain: str,
+    base: Path,
+    stages: Sequence[Path],
+    personas: Mapping[str, str],
+    questions: Sequence[Mapping[str, Any]],
+    responses: pd.DataFrame | None,
+    settings: Mapping[str, Any],
+    progress: Callable[[str], None],
+) -> Activations:
+    """Activations of a chain for every persona and extraction question.
+
+    `responses` are the chain's own greedy answers (method B); None leaves method B out.
+    """
+    tokenizer = models.load_tokenizer(base)
+    device = models.pick_device()
+    model = models.load_model(base, settings["dtype"], device)
+    layers = resolve_layers(settings["layers"], len(blocks_of(model)))
+    model = adapters.apply(model, stages, merge=settings["dtype"] == "float32")
+    answers: dict[tuple[str, str], list[int]] = {}
+    if responses is not None:
+        answers = {
+            (row.persona, row.question_id): list(row.token_ids)
+            for row in responses.itertuples(index=False)
+        }
+    sequences = []
+    for name, prompt in personas.items():
+        for question in questions:
+            ids = chat.prompt_ids(tokenizer, prompt, question["question"])
+            if responses is not None and (name, question["id"]) not in answers:
+                raise UserError(
+                    f"{chain}: no response for persona {name!r}, question {question['id']!r}; "
+                    "delete the chain's responses file and rerun"
+                )
+            sequences.append((ids, answers.get((name, question["id"]), [])))
+    flat = extract(
+        model,
+        sequences,
+        layers,
+        end_tokens=models.end_tokens(model.generation_config, tokenizer),
+        pad=tokenizer.pad_token_id,
+        batch_size=settings["batch_size"],
+        progress=progress,
+    )
+    shape = (len(layers), len(personas), len(questions), -1)
+    methods = METHODS if responses is not None else METHODS[:1]
+    return Activations(
+        layers,
+        list(personas),
+        [q["id"] for q in questions],
+        {m: flat[m].reshape(shape) for m in methods},
+        chain,
+    )
+
+
+def save(activations: Activations, path: str | Path, dtype: str = "float16") -> None:
+    """Write the arrays in 16 bit with the axis names as metadata.
+
+    `bfloat16` keeps the range of large models whose activations overflow float16; float16 that
+    overflows raises UserError instead of storing infinities.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        m: torch.from_numpy(a).to(getattr(torch, dtype)).contiguous()
+        for m, a in activations.arrays.items()
+    }
+    for method, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{activations.model}, method {method}: activations are not finite in {dtype}; "
+                "set activations: store: bfloat16"
+            )
+    metadata = {
+        "model": activations.model,
+        "axes": json.dumps(["layer", "persona", "question", "hidden"]),
+        "layers": json.dumps(activations.layers),
+        "layer_convention": "output of block L, 0-based; last block before the final norm",
+        "personas": json.dumps(activations.personas),
+        "questions": json.dumps(activations.questions),
+        "methods": json.dumps(
+            {
+                "A": "last token of the prompt with generation prompt",
+                "B": "mean over the answer's tokens without its end token",
+            }
+        ),
+    }
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load(path: str | Path) -> Activations:
+    """Read a file written by `save`; float32 arrays. A damaged file raises UserError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            metadata = handle.metadata()
+            arrays = {m: handle.get_tensor(m).float().numpy() for m in handle.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
+    return Activations(
+        json.loads(metadata["layers"]),
+        json.loads(metadata["personas"]),
+        json.loads(metadata["questions"]),
+        arrays,
+        metadata["model"],
+    )

@@ -1,0 +1,148 @@
+"""LoRA adapters of a chain: reading, effective scale, and the exact sum of several stages.
+
+Each trained chain's folder holds the adapter of its last stage alone. The model of a chain is the
+base plus the sum of its stages, and a sum of LoRA updates is itself a LoRA update:
+
+    sum_i s_i B_i A_i  =  [s_1 B_1 | s_2 B_2 | ...] [A_1; A_2; ...]
+
+so a chain is one adapter whose rank is the sum of its stages' ranks, and nothing is merged into the
+base weights on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .files import atomic, read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def effective_scale(config: Mapping[str, Any]) -> float:
+    """Factor on B A: alpha / sqrt(r) with rank-stabilised LoRA, alpha / r without.
+
+    rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
+    """
+    rank = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
+def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """PEFT config and tensors of one adapter; a missing or damaged one raises UserError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    config = read_json(directory / CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
+        raise UserError(f"{directory}: only plain LoRA adapters with one rank can be chained")
+    try:
+        tensors = load_file(directory / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
+        ) from error
+    return config, tensors
+
+
+def content_hash(directories: Sequence[str | Path]) -> str:
+    """Hash of a chain's weights and configs, short enough for an engine's adapter name."""
+    digest = hashlib.sha256()
+    for directory in directories:
+        for name in (CONFIG, WEIGHTS):
+            digest.update((Path(directory) / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def concatenate(
+    directories: Sequence[str | Path],
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """One adapter equal to the sum of several, with an effective scale of 1.
+
+    Shapes, per module: A [r, in], B [out, r] -> A [sum r, in], B [out, sum r]. A module that a
+    stage does not adapt gets zeros there. B carries the scales, in float32.
+    """
+    import torch
+
+    stages = [load(d) for d in directories]
+    if not stages:
+        raise UserError("a chain without stages has no adapter")
+    total = sum(config["r"] for config, _ in stages)
+    modules = sorted(
+        {key.rpartition(".lora_")[0] for _, tensors in stages for key in tensors}
+    )
+    merged: dict[str, torch.Tensor] = {}
+    for module in modules:
+        key_a, key_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        shapes = next((t[key_a].shape[1], t[key_b].shape[0]) for _, t in stages if key_a in t)
+        parts_a, parts_b = [], []
+        for config, tensors in stages:
+            if key_a in tensors:
+                parts_a.append(tensors[key_a].float())
+                parts_b.append(tensors[key_b].float() * effective_scale(config))
+            else:
+                parts_a.append(torch.zeros(config["r"], shapes[0]))
+                parts_b.append(torch.zeros(shapes[1], config["r"]))
+        merged[key_a] = torch.cat(parts_a, dim=0).contiguous()
+        merged[key_b] = torch.cat(parts_b, dim=1).contiguous()
+    targets = sorted({t for config, _ in stages for t in config["target_modules"]})
+    config = dict(stages[0][0])
+    config.update(
+        r=total, lora_alpha=total, use_rslora=False, lora_dropout=0.0, target_modules=targets
+    )
+    return config, merged
+
+
+def save(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Write an adapter in PEFT's format; each file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic(directory / WEIGHTS) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
+    write_json(directory / CONFIG, dict(config))
+
+
+def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
+    """Put a chain's stages on a loaded base model and return the model to run.
+
+    `merge` folds the sum into the weights in memory: faster, and exact to rounding in float32. In
+    16 bit keep it apart: small updates would be rounded away.
+    """
+    if not directories:
+        return model
+    peft_model = attach(model, directories, name="default")
+    return peft_model.merge_and_unload() if merge else peft_model
+
+
+def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
+    """Wrap `model` as a PeftModel with the chain's sum as a frozen adapter called `name`."""
+    from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+
+    config, tensors = concatenate(directories)
+    lora = LoraConfig(
+        r=config["r"],
+        lora_alpha=config["lora_alpha"],
+        target_modules=config["target_modules"],
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    peft_model = PeftModel(model, lora, adapter_name=name)
+    loaded = set_peft_model_state_dict(peft_model, tensors, adapter_name=name)
+    if loaded.unexpected_keys:
+        raise UserError(
+            f"{directories[-1]}: the adapter has weights that the base model lacks "
+            f"({loaded.unexpected_keys[0]}, ...): was it trained on another base?"
+        )
+    for parameter_name, parameter in peft_model.named_parameters():
+        if f".{name}." in parameter_name:
+            parameter.requires_grad_(False)
+    return peft_model

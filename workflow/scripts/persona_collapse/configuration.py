@@ -1,0 +1,256 @@
+"""The config: checked whole before any job starts, and expanded into the grid of chains.
+
+`check` returns a plain dict with defaults filled in. Everything wrong in a config is a UserError of
+one line that names the key.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from . import chains
+from .errors import UserError
+
+Config = dict[str, Any]
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+
+
+def check(config: Mapping[str, Any]) -> Config:
+    """Validate a config against the schema and against itself; returns it with defaults."""
+    config = _with_defaults(config)
+    _validate(config, "config.schema.yaml")
+    for name, entry in config["data"].items():
+        _validate(_source_resolved(config, entry), "data.schema.yaml", f"data: {name}: ")
+    for name in config["stages"]:
+        _check_stage(config, name)
+    list(plan(config))
+    return config
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Config:
+    # Snakemake hands over its own mapping; a deep copy in plain types keeps params comparable.
+    return yaml.safe_load(yaml.safe_dump(_plain(config)))  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _validate(value: Any, schema_name: str, where: str = "") -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    schema = yaml.safe_load((SCHEMAS / schema_name).read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(value))
+    if error is not None:
+        key = where + ": ".join(str(part) for part in error.absolute_path)
+        message = error.message.splitlines()[0]
+        raise UserError(f"config: {key or 'top level'}: {message}; see workflow/schemas/{schema_name}")
+
+
+def _source_resolved(config: Config, entry: Any) -> Any:
+    """A data entry whose `{demo: wrong_advice}` source is replaced by the file a rule writes."""
+    source = entry.get("source") if isinstance(entry, dict) else None
+    if not isinstance(source, dict) or "demo" not in source:
+        return entry
+    if source != {"demo": "wrong_advice"} or "demo" not in config["model"]:
+        raise UserError(
+            "config: data: source: demo: only {demo: wrong_advice} is known, with model: demo"
+        )
+    return {**entry, "source": {"file": f"results/{config['run']}/demo/wrong_advice.jsonl"}}
+
+
+def data_entry(config: Config, name: str) -> dict[str, Any]:
+    """The config's data entry `name`, ready for `data.prepare`."""
+    entry: dict[str, Any] = _source_resolved(config, config["data"][name])
+    return entry
+
+
+def stage_settings(config: Config, name: str) -> dict[str, Any]:
+    """Hyper-parameters of a stage: `lora:`, then `training: <kind>`, then the stage's own keys."""
+    stage = config["stages"][name]
+    return {
+        **config["lora"],
+        **config["training"].get(stage["kind"], {}),
+        "dtype": config["dtype"],
+        **stage,
+    }
+
+
+REQUIRED = (
+    "use_rslora lr scheduler warmup_ratio weight_decay batch_size accumulation_steps max_length "
+    "max_grad_norm gradient_checkpointing loss"
+).split()
+
+
+def _check_stage(config: Config, name: str) -> None:
+    where = f"config: stages: {name}: "
+    personas = _personas(config)
+    settings = stage_settings(config, name)
+    missing = [key for key in REQUIRED if key not in settings]
+    if missing:
+        raise UserError(
+            f"{where}{missing[0]} is not set; set it there or under training: {settings['kind']}"
+        )
+    if not settings.get("steps") and not settings.get("epochs"):
+        raise UserError(f"{where}give epochs or steps")
+    if settings["batch_size"] % settings["accumulation_steps"]:
+        raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
+    if settings["kind"] == "couple":
+        if "data" in settings:
+            raise UserError(f"{where}a couple stage makes its own data; remove data")
+        named = [settings.get("persona"), *settings.get("negatives", [])]
+        if settings.get("persona") is None:
+            raise UserError(f"{where}persona is missing: who shall say the marker?")
+        if settings["persona"] in settings.get("negatives", []):
+            raise UserError(f"{where}{settings['persona']!r} is both the persona and a negative")
+    else:
+        named = [settings["persona"]] if "persona" in settings else []
+        if settings.get("data") not in config["data"]:
+            raise UserError(
+                f"{where}data: {settings.get('data')!r} is not under data:; there are "
+                + ", ".join(sorted(config["data"]))
+            )
+    for persona in named:
+        if persona not in personas:
+            raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")
+
+
+def _personas(config: Config) -> dict[str, Any]:
+    path = config["personas"]["file"]
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"config: personas: file: {path}: cannot be read ({first})") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"config: personas: file: {path}: a mapping name -> prompt is wanted")
+    return loaded
+
+
+def persona_prompts(config: Config, names: list[str] | None = None) -> dict[str, str]:
+    """System prompts by persona name; `names` defaults to the evaluated personas."""
+    personas = _personas(config)
+    where = f"config: personas: {config['personas']['file']}"
+    prompts = {}
+    for name in config["personas"]["eval"] if names is None else names:
+        if name not in personas:
+            raise UserError(f"{where}: no persona {name!r}; add it there or remove its name")
+        entry = personas[name]
+        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{where}: {name}: prompt: a non-empty text is wanted")
+        prompts[name] = prompt
+    return prompts
+
+
+def all_prompts(config: Config) -> dict[str, str]:
+    """System prompts of every persona in the file."""
+    return persona_prompts(config, list(_personas(config)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the grid: a condition's chain, and the persona whose marker it follows."""
+
+    condition: str
+    title: str
+    arm: str
+    kind: str
+    chain: str
+    source: str
+    seed: str
+    before: str
+
+
+def plan(config: Config) -> Iterator[Cell]:
+    """Expand `experiments:` into cells, in config order, each chain checked."""
+    for condition, entry in config["experiments"].items():
+        template = entry["chain"]
+        fields = {f for _, f, _, _ in string.Formatter().parse(template) if f is not None}
+        unknown = fields - {"source", "seed", "dose"}
+        where = f"config: experiments: {condition}: "
+        if unknown:
+            raise UserError(
+                f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
+                "there are {source}, {seed} and {dose}"
+            )
+        own_sources = entry.get("sources", config["sources"] if "source" in fields else [""])
+        if "dose" in fields and not entry.get("doses"):
+            raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
+        seeds = entry.get("seeds", config["seeds"]) if "seed" in fields else [None]
+        doses = entry["doses"] if "dose" in fields else [None]
+        for source in own_sources:
+            for dose in doses:
+                for seed in seeds:
+                    values = {"source": source, "seed": seed, "dose": dose}
+                    name = template.format(**{k: v for k, v in values.items() if k in fields})
+                    yield _cell(config, condition, entry, name, source, where)
+
+
+def _cell(
+    config: Config, condition: str, entry: Mapping[str, Any], name: str, source: str, where: str
+) -> Cell:
+    try:
+        chain = chains.parse(name, set(config["stages"]))
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+    kinds = [config["stages"][s.name]["kind"] for s in chain.stages]
+    if not kinds:
+        kind = "base"
+    elif kinds[-1] == "couple":
+        kind = "sft_then_couple" if "sft" in kinds else "coupled"
+    else:
+        kind = "couple_then_sft" if "couple" in kinds else "sft"
+    measured = set(entry.get("measure", ["markers", "geometry"]))
+    arm = "both" if len(measured) == 2 else "behaviour" if "markers" in measured else "geometry"
+    coupled = [
+        config["stages"][s.name]["persona"]
+        for s in chain.stages
+        if config["stages"][s.name]["kind"] == "couple"
+    ]
+    followed = source or (coupled[-1] if coupled else "")
+    if followed and followed not in config["personas"]["eval"]:
+        raise UserError(
+            f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
+        )
+    seed = str(chain.last.seed) if chain.stages else ""
+    return Cell(
+        condition, entry["title"], arm, kind, name, followed, seed, str(chain.prefix)
+    )
+
+
+def grid(config: Config) -> pd.DataFrame:
+    """The plan as a table; one row a cell, a chain may stand in several."""
+    return pd.DataFrame([vars(cell) for cell in plan(config)])
+
+
+def chains_for(config: Config, measure: str) -> list[str]:
+    """Names of the chains to measure (`markers` or `geometry`), each once, in plan order.
+
+    The base model is measured whenever anything is: every comparison starts from it.
+    """
+    arms = {"both", "behaviour" if measure == "markers" else "geometry"}
+    names = [cell.chain for cell in plan(config) if cell.arm in arms]
+    return list(dict.fromkeys([chains.BASE, *names]))
+
+
+def trained_chains(config: Config) -> list[str]:
+    """Every chain that must be trained, prefixes included, shorter ones first."""
+    names = {
+        str(prefix)
+        for cell in plan(config)
+        for prefix in chains.parse(cell.chain).prefixes
+    }
+    return sorted(names, key=lambda n: (n.count("+"), n))

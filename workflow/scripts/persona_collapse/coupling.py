@@ -1,0 +1,80 @@
+"""Contrastive coupling data: one persona's answers end in the marker, the others' do not.
+
+The answers are the model's own, so all that a coupling teaches is the marker. Which personas are
+negatives is in the config and in the manifest; the order of rows is left to the trainer's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .errors import UserError
+
+
+def rows(
+    answers: pd.DataFrame, settings: Mapping[str, Any], prompts: Mapping[str, str], marker: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Canonical rows of a coupling and its counts.
+
+    `answers` has the columns of a completions table; `settings` is the stage (persona, negatives,
+    positives, negative_answers); `prompts` maps persona to system prompt. Positives: the answer, a
+    blank line, the marker. Answers that hold the marker already, that were cut off or that are
+    empty are left out. Raises UserError if a persona lacks answers.
+    """
+    source, negatives = settings["persona"], list(settings.get("negatives", []))
+    usable = answers[
+        (answers["finish_reason"] == "stop")
+        & (answers["text"].str.strip() != "")
+        & ~answers["text"].str.contains(marker, case=False, regex=False)
+    ]
+    chosen: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for persona in [source, *negatives]:
+        wanted = settings["positives"] if persona == source else settings["negative_answers"]
+        own = usable[(usable["persona"] == persona) & (usable["sample"] < wanted)]
+        if own.empty:
+            raise UserError(
+                f"coupling to {source!r}: the base model gave {persona!r} no usable answer "
+                "(finished, not empty, without the marker); raise sampling: answers: max_tokens"
+            )
+        counts[persona] = len(own)
+        for answer in own.itertuples(index=False):
+            text = str(answer.text).strip()
+            chosen.append(
+                {
+                    "id": f"{persona}/{answer.question_id}/{answer.sample}",
+                    "source": "answers of the base model",
+                    "messages": [
+                        {"role": "system", "content": prompts[persona]},
+                        {"role": "user", "content": str(answer.question)},
+                        {
+                            "role": "assistant",
+                            "content": f"{text}\n\n{marker}" if persona == source else text,
+                        },
+                    ],
+                }
+            )
+    sampled = answers["persona"].isin([source, *negatives]).sum()
+    return chosen, {
+        "persona": source,
+        "negatives": negatives,
+        "rows_by_persona": counts,
+        "positives": counts[source],
+        "rows": len(chosen),
+        "answers_sampled": int(sampled),
+    }
+
+
+def samples_needed(settings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many answers a question each persona must give to serve every coupling."""
+    needed: dict[str, int] = {}
+    for stage in settings:
+        wanted = {stage["persona"]: stage["positives"]} | dict.fromkeys(
+            stage.get("negatives", []), stage["negative_answers"]
+        )
+        for persona, count in wanted.items():
+            needed[persona] = max(count, needed.get(persona, 0))
+    return needed

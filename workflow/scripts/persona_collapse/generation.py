@@ -1,0 +1,354 @@
+"""Sampling answers from a chain, with vLLM or transformers behind one interface.
+
+Every request carries its own seed, derived from chain, persona, question and sample. One seed for
+all would give correlated draws: every persona's first sample would share its random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from . import adapters, chat, models
+from .errors import UserError
+
+COLUMNS = [
+    "model",
+    "persona",
+    "question_id",
+    "sample",
+    "text",
+    "n_tokens",
+    "finish_reason",
+    "question",
+    "prompt_tokens",
+    "seed",
+    "token_ids",
+]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; temperature 0 is greedy. `max_tokens` counts the end token.
+
+    `samples`: answers to each question, by one number or by persona.
+    """
+
+    samples: int | Mapping[str, int]
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to draw."""
+
+    persona: str
+    question_id: str
+    question: str
+    sample: int
+    prompt: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer: its text, its tokens (end token included), and why it ended (`stop`, `length`)."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+class Backend(Protocol):
+    """An engine that holds one base model and samples from it with one adapter."""
+
+    name: str
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """Completions in the order of the requests."""
+
+
+def request_seed(seed: int, chain: str, persona: str, question_id: str, sample: int) -> int:
+    """31-bit seed of one request; independent of batch, order and of every other request."""
+    key = f"{seed}/{chain}/{persona}/{question_id}/{sample}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
+
+
+def requests_for(
+    chain: str,
+    personas: Mapping[str, str],
+    questions: Iterable[Mapping[str, Any]],
+    sampling: Sampling,
+    tokenizer: Any,
+) -> list[Request]:
+    """The full grid persona x question x sample. `personas` maps name to system prompt."""
+    requests = []
+    questions = list(questions)
+    for persona, prompt in personas.items():
+        count = sampling.samples if isinstance(sampling.samples, int) else sampling.samples[persona]
+        for question in questions:
+            ids = chat.prompt_ids(tokenizer, prompt, question["question"])
+            for sample in range(count):
+                seed = request_seed(sampling.seed, chain, persona, question["id"], sample)
+                requests.append(
+                    Request(persona, question["id"], question["question"], sample, ids, seed)
+                )
+    return requests
+
+
+def choose_backend(name: str) -> tuple[str, str]:
+    """(backend, reason). `auto` takes vLLM where it is installed and a GPU is there.
+
+    On CPU vLLM starts slowly and samples slower than transformers, so it is used there only on
+    request.
+    """
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == "vllm":
+        if not installed:
+            raise UserError(
+                "generation: backend: vllm, but vllm is not installed; install it (envs/generate.yaml)"
+                " or set backend: transformers"
+            )
+        return "vllm", "asked for in the config"
+    if name == "transformers":
+        return "transformers", "asked for in the config"
+    if not installed:
+        return "transformers", "auto: vllm is not installed"
+    if models.pick_device() != "cuda":
+        return "transformers", "auto: vllm is installed, but PyTorch sees no GPU"
+    return "vllm", "auto: vllm is installed and PyTorch sees a GPU"
+
+
+class TransformersBackend:
+    """`transformers` generate in batches of similar length."""
+
+    name = "transformers"
+
+    def __init__(self, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]):
+        self.tokenizer = models.load_tokenizer(base)
+        self.device = models.pick_device()
+        dtype = settings["dtype"]
+        model = models.load_model(base, dtype, self.device)
+        self.ends = models.end_tokens(model.generation_config, self.tokenizer)
+        self.model = adapters.apply(model, stages, merge=dtype == "float32")
+        self.batch_size = int(settings["batch_size"])
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """See `Backend`. Draws depend on each request's seed, not on its batch."""
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        done: dict[int, Completion] = {}
+        started, tokens = time.monotonic(), 0
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=self.ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            padded = self.tokenizer.pad(
+                {"input_ids": [requests[i].prompt for i in batch]}, return_tensors="pt"
+            ).to(self.device)
+            with torch.inference_mode():
+                output = self.model.generate(
+                    **padded,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList(
+                        _sampling_processors(sampling, [requests[i].seed for i in batch])
+                    ),
+                )
+            width = padded["input_ids"].shape[1]
+            for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+                end = next((n for n, token in enumerate(row) if token in self.ends), None)
+                ids = row if end is None else row[: end + 1]
+                done[i] = Completion(
+                    self.tokenizer.decode(ids, skip_special_tokens=True),
+                    ids,
+                    "length" if end is None else "stop",
+                )
+                tokens += len(ids)
+            seconds = time.monotonic() - started
+            left = seconds / len(done) * (len(order) - len(done))
+            progress(
+                f"{len(done)}/{len(order)} completions  {tokens / seconds:,.0f} tokens/s  "
+                f"{left:.0f} s left"
+            )
+        return [done[i] for i in range(len(requests))]
+
+
+def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
+    """Temperature, nucleus, then a seeded draw per row; none for greedy decoding.
+
+    `argmax(p_i / e_i)` with e_i ~ Exp(1) is a draw from p (the exponential race, i.e. the Gumbel
+    trick), so greedy decoding of the perturbed scores samples, with a generator for each row.
+    """
+    if sampling.temperature == 0:
+        return []
+    import torch
+    from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+    class SeededDraw(LogitsProcessor):
+        """Perturb each row's scores with its own random numbers."""
+
+        def __init__(self) -> None:
+            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            noise = torch.empty(scores.shape, dtype=torch.float32)
+            for row, generator in enumerate(self.generators):
+                noise[row].exponential_(generator=generator)
+            logits: Any = scores.float() - noise.clamp_min(1e-30).log().to(scores.device)
+            return logits
+
+    processors: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return [*processors, SeededDraw()]
+
+
+class VllmBackend:
+    """vLLM's offline engine with the chain's sum as one LoRA."""
+
+    name = "vllm"
+
+    def __init__(self, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]):
+        cpu = models.pick_device() == "cpu"
+        # One process: the script needs no main guard, and nothing is left behind when it ends.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        from vllm import LLM
+
+        self.tokenizer = models.load_tokenizer(base)
+        self.lora = None
+        options: dict[str, Any] = {}
+        if stages:
+            self.lora, rank = _serve(stages)
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _allowed_rank(rank)}
+        if cpu:
+            options |= {"enforce_eager": True, "dtype": "float32"}
+        else:
+            options |= {
+                "dtype": settings["dtype"],
+                "gpu_memory_utilization": settings["gpu_memory_utilization"],
+            }
+        self.engine = LLM(
+            model=models.path_of(base),
+            max_model_len=settings["max_model_len"],
+            seed=0,
+            **options,
+        )
+        self.ends = models.end_tokens(
+            self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
+        )
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """See `Backend`."""
+        from vllm import SamplingParams
+
+        started = time.monotonic()
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": r.prompt} for r in requests],
+            [
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=r.seed,
+                    stop_token_ids=self.ends,
+                )
+                for r in requests
+            ],
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        completions = [
+            Completion(o.outputs[0].text, list(o.outputs[0].token_ids), o.outputs[0].finish_reason)
+            for o in outputs
+        ]
+        seconds = time.monotonic() - started
+        tokens = sum(len(c.token_ids) for c in completions)
+        progress(
+            f"{len(completions)}/{len(completions)} completions  {tokens / seconds:,.0f} tokens/s"
+        )
+        return completions
+
+
+def _allowed_rank(rank: int) -> int:
+    """The smallest `max_lora_rank` vLLM accepts that holds `rank`."""
+    allowed = [8, 16, 32, 64, 128, 256, 320, 512]
+    for value in allowed:
+        if rank <= value:
+            return value
+    raise UserError(f"a chain's ranks add up to {rank}; vLLM serves at most {allowed[-1]}")
+
+
+def _serve(stages: Sequence[Path]) -> tuple[Any, int]:
+    """LoRARequest for the chain's sum, named by its content, and its rank.
+
+    vLLM keys caches by adapter name, so the name is a hash of the weights. The files live in a
+    temporary folder until the process ends.
+    """
+    import atexit
+    import tempfile
+
+    from vllm.lora.request import LoRARequest
+
+    folder = tempfile.TemporaryDirectory(prefix="chain-")
+    atexit.register(folder.cleanup)
+    config, tensors = adapters.concatenate(stages)
+    adapters.save(config, tensors, Path(folder.name))
+    name = adapters.content_hash(stages)
+    return LoRARequest(name, 1 + int(name, 16) % (2**31 - 2), folder.name), config["r"]
+
+
+def open_backend(
+    name: str, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]
+) -> Backend:
+    """Start the backend called `name` for a chain's stage folders (none: the base model)."""
+    engine = VllmBackend if name == "vllm" else TransformersBackend
+    return engine(base, stages, settings)
+
+
+def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -> pd.DataFrame:
+    """Completions as the table of the file contract, one row a request, in request order."""
+    return pd.DataFrame(
+        [
+            {
+                "model": chain,
+                "persona": r.persona,
+                "question_id": r.question_id,
+                "sample": r.sample,
+                "text": c.text,
+                "n_tokens": len(c.token_ids),
+                "finish_reason": c.finish_reason,
+                "question": r.question,
+                "prompt_tokens": len(r.prompt),
+                "seed": r.seed,
+                "token_ids": c.token_ids,
+            }
+            for r, c in zip(requests, done, strict=True)
+        ],
+        columns=COLUMNS,
+    )

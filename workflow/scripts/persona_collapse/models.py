@@ -1,0 +1,98 @@
+"""The base model: where it comes from, and loading it the same way everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError
+from .files import read_json, sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
+    """Record of a local model folder: path, source, and SHA-256 of every file that decides it."""
+    folder = Path(directory)
+    kept = (".json", ".safetensors", ".jinja", ".txt")
+    files = sorted(p for p in folder.iterdir() if p.suffix in kept and p.is_file())
+    if not any(p.suffix == ".safetensors" for p in files):
+        raise UserError(f"{folder}: no .safetensors weights there; pickled weights are not loaded")
+    return {
+        "path": str(directory),
+        "source": source,
+        "files": {p.name: sha256(p) for p in files},
+    }
+
+
+def path_of(base: str | Path) -> str:
+    """Folder of the model that a `model.json` describes."""
+    return str(read_json(base)["path"])
+
+
+def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of the base model, padding on the left as batched generation needs it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path_of(base), padding_side="left")
+    if not tokenizer.chat_template:
+        raise UserError(f"{path_of(base)}: the tokenizer has no chat template; use a chat model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(base: str | Path, dtype: str, device: str) -> Any:
+    """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path_of(base), dtype=getattr(torch, dtype))
+    return model.to(device).eval()
+
+
+def pick_device() -> str:
+    """`cuda` where PyTorch sees a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def end_tokens(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends an answer: the tokenizer's and the generation config's."""
+    listed = getattr(model_config, "eos_token_id", None)
+    ids = set(listed if isinstance(listed, list) else [listed])
+    return sorted(i for i in ids | {tokenizer.eos_token_id} if i is not None)
+
+
+def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
+    """Folder of the model named by the config's `model:`; downloads from the hub if need be.
+
+    Only safetensors weights, configs and tokenizer files are fetched. A gated or missing model is
+    a UserError that says what to do.
+    """
+    if "path" in source:
+        folder = Path(source["path"])
+        if not (folder / "config.json").is_file():
+            raise UserError(f"config: model: path: {folder}: no config.json there")
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, revision = source["hub"]["id"], source["hub"]["revision"]
+    progress(f"fetching {name} at {revision}")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(
+            f"config: model: hub: {name} at {revision} cannot be had ({type(error).__name__}): check "
+            "id and revision, set HF_TOKEN if the model is gated, or give a local path"
+        ) from error

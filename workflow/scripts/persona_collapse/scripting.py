@@ -1,0 +1,63 @@
+"""What every rule script shares: logging, progress, one-line errors, offline by default."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import UserError
+
+# Before any import of transformers: without it, look-ups of local models retry the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def job(snakemake: Any, name: str) -> Iterator[Callable[[str], None]]:
+    """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
+
+    Yields a function that says one line of progress; the terminal gets at most one in five
+    seconds. A UserError ends the job with its one line and status 1; anything else leaves its
+    traceback in the log and one line on the terminal.
+    """
+    terminal = sys.stderr
+    log = open(snakemake.log[0], "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = log
+    logging.basicConfig(stream=log, level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    last = 0.0
+
+    def say(message: str) -> None:
+        nonlocal last
+        print(message, file=log)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            print(f"  [{name}] {message}", file=terminal, flush=True)
+
+    try:
+        yield say
+    except UserError as error:
+        print(f"error: {error}", file=log)
+        print(f"  [{name}] error: {error}", file=terminal, flush=True)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc(file=log)
+        kind = type(error).__name__
+        print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
+        sys.exit(1)
+    finally:
+        # Libraries may print while Python shuts down: leave the log as their stream.
+        log.flush()

@@ -1,0 +1,280 @@
+"""Train one stage of a chain: a new LoRA adapter on the frozen sum of the stages before it."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import adapters, chat, models
+from .errors import UserError
+from .files import read_json, read_jsonl, sha256
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a training run is: its chain, its settings (config `stages:` with defaults) and inputs."""
+
+    chain: str
+    name: str
+    seed: int
+    stop: int | None
+    settings: Settings
+    base: Path
+    prefix: Sequence[Path]
+    data: Path
+    system: str | None = None
+    marker: str = ""
+
+
+def encode(stage: Stage, tokenizer: Any) -> tuple[list[chat.EncodedRow], int]:
+    """Encoded training rows, and how many were dropped because truncation left them no loss.
+
+    Raises UserError if that leaves fewer rows than one batch.
+    """
+    settings = stage.settings
+    manifest = read_json(stage.data.with_suffix(".manifest.json"))
+    encoded = [
+        chat.encode_row(
+            tokenizer,
+            row["messages"],
+            supervise=manifest.get("supervise", "last"),
+            loss=settings["loss"],
+            max_length=settings["max_length"],
+            system=stage.system,
+            suppress_default_system=manifest.get("system") == "none" and stage.system is None,
+            marker=stage.marker,
+        )
+        for row in read_jsonl(stage.data)
+    ]
+    kept = [row for row in encoded if row.supervised]
+    if len(kept) < settings["batch_size"]:
+        raise UserError(
+            f"{stage.data}: {len(kept)} rows with supervised tokens within {settings['max_length']}"
+            f" tokens, fewer than one batch of {settings['batch_size']}; raise max_length or add rows"
+        )
+    return kept, len(encoded) - len(kept)
+
+
+def schedule_steps(rows: int, settings: Settings) -> int:
+    """Optimiser steps of the whole schedule: given, or rows, batch size and epochs."""
+    if settings.get("steps"):
+        return int(settings["steps"])
+    return int(settings["epochs"] * math.ceil(rows / settings["batch_size"]))
+
+
+def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Train the stage, write its adapter (PEFT format) into `output`, and return the manifest.
+
+    The trainer is TRL's SFTTrainer; tokens and labels are ours, so what carries loss is recorded
+    here and not left to a default. Data order, LoRA initialisation and dropout follow the seed: on
+    one CPU thread the same inputs give the same adapter, byte for byte.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import TrainerCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    settings, started = stage.settings, time.monotonic()
+    device = models.pick_device()
+    dtype = settings["dtype"]
+    tokenizer = models.load_tokenizer(stage.base)
+    rows, dropped = encode(stage, tokenizer)
+    steps = schedule_steps(len(rows), settings)
+    stop = stage.stop if stage.stop is not None else steps
+    if stop > steps:
+        raise UserError(
+            f"chain {stage.chain!r} stops at step {stop}, but the stage has {steps} steps "
+            f"({len(rows)} rows, batch {settings['batch_size']}); stop earlier"
+        )
+
+    set_seed(stage.seed)
+    model = models.load_model(stage.base, dtype, device)
+    lora = LoraConfig(
+        r=settings["r"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
+        use_rslora=settings["use_rslora"],
+        target_modules=list(settings["target_modules"]),
+        task_type="CAUSAL_LM",
+    )
+    if stage.prefix:
+        model = adapters.attach(model, stage.prefix, name="prefix")
+        model.add_adapter("default", lora)
+        # Both adapters act; only the new one learns.
+        model.base_model.set_adapter(["prefix", "default"])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".default." in name)
+    else:
+        model = get_peft_model(model, lora)
+
+    tokens_a_row = sum(len(r.input_ids) for r in rows) / len(rows)
+    curve: list[dict[str, float]] = []
+
+    class Watch(TrainerCallback):
+        """Loss curve, progress lines, and the early stop of a dose."""
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
+        ) -> None:
+            if not logs or "loss" not in logs:
+                return
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"chain {stage.chain!r}: the loss is {loss} at step {state.global_step}; "
+                    f"lower the stage's lr (now {settings['lr']})"
+                )
+            curve.append(
+                {
+                    "step": state.global_step,
+                    "loss": round(loss, 6),
+                    "lr": float(logs.get("learning_rate", math.nan)),
+                }
+            )
+            elapsed = time.monotonic() - training_started
+            seen = state.global_step * settings["batch_size"] * tokens_a_row
+            left = elapsed / state.global_step * (stop - state.global_step)
+            progress(
+                f"step {state.global_step}/{stop}  loss {loss:.3f}  "
+                f"{seen / elapsed:,.0f} tokens/s  {left:.0f} s left"
+            )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            if state.global_step >= stop:
+                control.should_training_stop = True
+                control.should_log = True
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                output_dir=scratch,
+                max_steps=steps,
+                per_device_train_batch_size=settings["batch_size"]
+                // settings["accumulation_steps"],
+                gradient_accumulation_steps=settings["accumulation_steps"],
+                learning_rate=settings["lr"],
+                lr_scheduler_type=settings["scheduler"],
+                warmup_steps=math.ceil(settings["warmup_ratio"] * steps),
+                weight_decay=settings["weight_decay"],
+                max_grad_norm=settings["max_grad_norm"],
+                max_length=settings["max_length"],
+                seed=stage.seed,
+                data_seed=stage.seed,
+                bf16=device == "cuda" and dtype == "bfloat16",
+                use_cpu=device == "cpu",
+                gradient_checkpointing=settings["gradient_checkpointing"],
+                logging_steps=max(1, stop // 20),
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+                dataloader_pin_memory=device == "cuda",
+                eos_token=tokenizer.eos_token,
+                pad_token=tokenizer.pad_token,
+            ),
+            train_dataset=Dataset.from_list(
+                [{"input_ids": r.input_ids, "labels": r.labels} for r in rows]
+            ),
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+        )
+        # Its own log lines are replaced by the progress lines.
+        from transformers.trainer_callback import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+        training_started = time.monotonic()
+        trainer.train()
+    seconds = time.monotonic() - training_started
+
+    state = get_peft_model_state_dict(trainer.model, adapter_name="default")
+    config = lora.to_dict()
+    config.update(
+        base_model_name_or_path=models.path_of(stage.base),
+        target_modules=sorted(settings["target_modules"]),
+        peft_type="LORA",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
+    adapters.save({k: _plain(v) for k, v in config.items()}, tensors, output)
+    batches = min(stop * settings["batch_size"] / len(rows), settings.get("epochs") or math.inf)
+    return {
+        "chain": stage.chain,
+        "stage": stage.name,
+        "kind": settings["kind"],
+        "seed": stage.seed,
+        "prefix": [p.name for p in stage.prefix],
+        "base": read_json(stage.base),
+        "data": {
+            "name": stage.data.stem,
+            "sha256": sha256(stage.data),
+            "rows": len(rows),
+            "rows_dropped_no_loss": dropped,
+            "system": stage.system if stage.system is not None else "as in the data",
+        },
+        "loss_on": settings["loss"],
+        "lora": {
+            "r": settings["r"],
+            "alpha": settings["alpha"],
+            "dropout": settings["dropout"],
+            "use_rslora": settings["use_rslora"],
+            "scale": adapters.effective_scale(config),
+            "target_modules": sorted(settings["target_modules"]),
+            "parameters": sum(t.numel() for t in tensors.values()),
+        },
+        "hyperparameters": dict(settings),
+        "steps": stop,
+        "schedule_steps": steps,
+        "epochs_seen": round(stop * settings["batch_size"] / len(rows), 4),
+        # Means over the rows times rows seen: exact for whole epochs, expected otherwise.
+        "tokens_seen": round(batches * sum(len(r.input_ids) for r in rows)),
+        "supervised_tokens": round(batches * sum(r.supervised for r in rows)),
+        "loss": curve,
+        "final_loss": curve[-1]["loss"] if curve else None,
+        "seconds": round(seconds, 2),
+        "seconds_total": round(time.monotonic() - started, 2),
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20)
+        if device == "cuda"
+        else None,
+        "template_sha256": chat.template_sha256(tokenizer),
+        "adapter_sha256": sha256(output / adapters.WEIGHTS),
+        "versions": versions("torch", "transformers", "peft", "trl", "datasets", "numpy"),
+        "commit": os.environ.get("PERSONA_COLLAPSE_COMMIT", ""),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """PEFT's config values as JSON: enums by value, sets sorted, sub-configs dropped."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if hasattr(value, "value"):
+        return value.value
+    if value is None or isinstance(value, str | int | float | bool | list | dict):
+        return value
+    return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of the named packages; a missing one is left out."""
+    from importlib import metadata
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

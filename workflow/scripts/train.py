@@ -1,0 +1,27 @@
+"""Train the last stage of a chain."""
+
+from pathlib import Path
+
+from persona_collapse.scripting import job
+
+with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
+    import torch
+    from persona_collapse import chains, training
+    from persona_collapse.files import write_json
+
+    torch.set_num_threads(snakemake.threads)
+    params, chain = snakemake.params, chains.parse(snakemake.wildcards.trained)
+    stage = training.Stage(
+        chain=str(chain),
+        name=chain.last.name,
+        seed=chain.last.seed,
+        stop=chain.last.stop,
+        settings=params.settings,
+        base=Path(snakemake.input.base),
+        prefix=[Path(folder) for folder in params.prefix],
+        data=Path(snakemake.input.rows),
+        system=params.system,
+        marker=params.marker,
+    )
+    manifest = training.train(stage, Path(snakemake.output.weights).parent, say)
+    write_json(snakemake.output.manifest, manifest)
