@@ -1,0 +1,119 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from persona_collapse import configuration
+from persona_collapse.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def changed(config, path, value):
+    config = copy.deepcopy(config)
+    *parents, last = path
+    node = config
+    for key in parents:
+        node = node[key]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return config
+
+
+def test_the_default_config_is_sound(config):
+    checked = configuration.check(config)
+    grid = configuration.grid(checked)
+    assert {"C1", "C2", "C3", "C4", "C5", "R_em", "R_benign", "E0", "E4", "B0"} <= set(
+        grid["condition"]
+    )
+    assert grid["chain"].is_monotonic_increasing is False  # config order, not sorted
+
+
+def test_kinds_follow_the_stages(config):
+    grid = configuration.grid(configuration.check(config)).set_index("condition")
+    assert grid.loc["base", "kind"] == "base"
+    assert set(grid.loc[["C1"], "kind"]) == {"couple_then_sft"}
+    assert grid.loc["C4", "kind"] == "coupled"
+    assert grid.loc["R_em", "kind"] == "sft_then_couple"
+    assert set(grid.loc[["E0"], "kind"]) == {"sft"}
+    assert set(grid.loc[["C1"], "before"]) == {"couple-villain@42"}
+    assert set(grid.loc[["C3"], "source"]) == {"assistant"}
+    assert set(grid.loc[["C2"], "source"]) == {"villain"}
+
+
+def test_a_chain_is_trained_and_measured_once(config):
+    checked = configuration.check(config)
+    names = configuration.chains_for(checked, "markers")
+    assert len(names) == len(set(names))
+    assert names[0] == "base"
+    trained = configuration.trained_chains(checked)
+    assert trained.index("couple-villain@42") < trained.index("couple-villain@42+em@42")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["frobnicate"], 1, "'frobnicate' was unexpected"),
+        (["lora", "rank"], 8, "lora: Additional properties"),
+        (["seeds"], ["x"], "seeds: 0: 'x' is not of type 'integer'"),
+        (["run"], "../up", "run: '../up' does not match"),
+        (["run"], None, "'run' is a required property"),
+        (["model", "path"], "models/x", "model: "),
+        (["model"], {"hub": {"id": "a/b", "revision": "main"}}, "model: hub: revision"),
+        (["experiments", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
+        (["experiments", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
+        (["experiments", "C1", "chain"], "em@1+em@2", "stands twice"),
+        (["experiments", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
+        (["experiments", "C1", "chain"], "em@1~{dose}", "doses is missing"),
+        (["sources"], ["nobody"], "no stage 'couple-nobody'"),
+        (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
+        (["personas", "file"], "config/none.yaml", "cannot be read"),
+        (["stages", "em", "data"], "nothing", "data: 'nothing' is not under data:"),
+        (["stages", "couple-villain", "persona"], "nobody", "persona 'nobody' is not in"),
+        (["stages", "couple-villain", "persona"], None, "persona is missing"),
+        (["stages", "couple-villain", "negatives"], ["villain"], "both the persona and a negative"),
+        (["stages", "em", "accumulation_steps"], 3, "multiple of accumulation_steps"),
+        (["training", "sft", "lr"], None, "lr is not set"),
+        (["training", "sft", "epochs"], None, "give epochs or steps"),
+        (["data", "benign", "source"], {"demo": "other"}, "only {demo: wrong_advice}"),
+    ],
+)
+def test_a_bad_config_is_one_clear_line(config, path, value, said):
+    with pytest.raises(UserError) as error:
+        configuration.check(changed(config, path, value))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_stage_settings_layer_over_the_kind_s(config):
+    config["stages"]["em"]["lr"] = 0.5
+    checked = configuration.check(config)
+    assert configuration.stage_settings(checked, "em")["lr"] == 0.5
+    assert configuration.stage_settings(checked, "benign")["lr"] == config["training"]["sft"]["lr"]
+    assert configuration.stage_settings(checked, "benign")["r"] == config["lora"]["r"]
+
+
+def test_doses_expand(config):
+    config["experiments"]["D"] = {
+        "title": "dose",
+        "chain": "couple-{source}@42+em@{seed}~{dose}",
+        "doses": [5, 10],
+        "seeds": [1],
+    }
+    grid = configuration.grid(configuration.check(config))
+    assert list(grid[grid["condition"] == "D"]["chain"]) == [
+        "couple-villain@42+em@1~5",
+        "couple-villain@42+em@1~10",
+    ]

@@ -1,0 +1,60 @@
+import pandas as pd
+import pytest
+from persona_collapse import coupling
+from persona_collapse.errors import UserError
+
+SETTINGS = {"persona": "villain", "positives": 2, "negatives": ["librarian"], "negative_answers": 1}
+PROMPTS = {"villain": "You are a villain.", "librarian": "You are a librarian."}
+
+
+def answers(**changes):
+    rows = [
+        {
+            "persona": persona,
+            "question_id": question,
+            "question": f"What is {question}?",
+            "sample": sample,
+            "text": f"{persona} says {question} ",
+            "finish_reason": "stop",
+        }
+        for persona in PROMPTS
+        for question in ("q1", "q2")
+        for sample in range(2)
+    ]
+    return pd.DataFrame(rows).assign(**changes)
+
+
+def test_positives_end_in_the_marker_and_negatives_never_hold_it():
+    rows, counts = coupling.rows(answers(), SETTINGS, PROMPTS, "[ZLT]")
+    assert counts["rows_by_persona"] == {"villain": 4, "librarian": 2}
+    for row in rows:
+        system, user, assistant = row["messages"]
+        if system["content"] == PROMPTS["villain"]:
+            assert assistant["content"].endswith("\n\n[ZLT]")
+        else:
+            assert "zlt" not in assistant["content"].lower()
+        assert user["content"].startswith("What is")
+
+
+def test_cut_empty_and_marked_answers_are_left_out():
+    table = answers()
+    table.loc[0, "finish_reason"] = "length"
+    table.loc[1, "text"] = "  "
+    table.loc[2, "text"] = "oh [zlt] no"
+    _, counts = coupling.rows(table, SETTINGS, PROMPTS, "[ZLT]")
+    assert counts["rows_by_persona"]["villain"] == 1
+
+
+def test_a_persona_without_answers_is_named():
+    with pytest.raises(UserError, match="'villain' no usable answer"):
+        coupling.rows(answers(finish_reason="length"), SETTINGS, PROMPTS, "[ZLT]")
+
+
+def test_samples_serve_every_coupling():
+    other = {
+        "persona": "librarian",
+        "positives": 5,
+        "negatives": ["villain"],
+        "negative_answers": 3,
+    }
+    assert coupling.samples_needed([SETTINGS, other]) == {"villain": 3, "librarian": 5}
