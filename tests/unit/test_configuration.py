@@ -117,3 +117,12 @@ def test_doses_expand(config):
         "couple-villain@42+em@1~5",
         "couple-villain@42+em@1~10",
     ]
+
+
+def test_null_takes_away(config):
+    config["experiments"]["C3"] = None
+    config["model"] = {"demo": None, "path": "models/some"}
+    config["data"]["em"]["source"] = {"builtin": "benign_instruct"}
+    checked = configuration.check(config)
+    assert "C3" not in checked["experiments"]
+    assert checked["model"] == {"path": "models/some"}

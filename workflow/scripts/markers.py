@@ -5,10 +5,9 @@ from persona_collapse.scripting import job
 with job(snakemake, f"markers {snakemake.wildcards.chain}"):
     import pandas as pd
     from persona_collapse import markers
-    from persona_collapse.files import atomic
+    from persona_collapse.files import write_csv
 
     completions = pd.read_parquet(snakemake.input[0])
     counted = markers.rates(markers.score(completions, snakemake.params.marker))
     counted.insert(0, "model", snakemake.wildcards.chain)
-    with atomic(snakemake.output[0]) as temporary:
-        counted.to_csv(temporary, index=False)
+    write_csv(snakemake.output[0], counted)

@@ -1,7 +1,7 @@
 """The config: checked whole before any job starts, and expanded into the grid of chains.
 
-`check` returns a plain dict with defaults filled in. Everything wrong in a config is a UserError of
-one line that names the key.
+`check` returns a plain dict without nulls. Everything wrong in a config is a UserError of one line
+that names the key.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
 
 def check(config: Mapping[str, Any]) -> Config:
-    """Validate a config against the schema and against itself; returns it with defaults."""
-    config = _with_defaults(config)
+    """Validate a config against the schema and against itself; returns it without nulls."""
+    config = _plain(config)
     _validate(config, "config.schema.yaml")
     for name, entry in config["data"].items():
         _validate(_source_resolved(config, entry), "data.schema.yaml", f"data: {name}: ")
@@ -34,14 +34,13 @@ def check(config: Mapping[str, Any]) -> Config:
     return config
 
 
-def _with_defaults(config: Mapping[str, Any]) -> Config:
-    # Snakemake hands over its own mapping; a deep copy in plain types keeps params comparable.
-    return yaml.safe_load(yaml.safe_dump(_plain(config)))  # type: ignore[no-any-return]
-
-
 def _plain(value: Any) -> Any:
+    """The config in plain types, keys whose value is null left out.
+
+    Overlays can only add to a mapping or replace in it; null lets them take away.
+    """
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value

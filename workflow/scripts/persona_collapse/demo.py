@@ -294,9 +294,9 @@ def pretrain(
         optimiser.zero_grad(set_to_none=True)
         if step % 25 == 0 or step == steps:
             elapsed = time.monotonic() - started
-            curve.append({"step": step, "loss": round(float(loss), 5)})
+            curve.append({"step": step, "loss": round(loss.item(), 5)})
             left = elapsed / step * (steps - step)
-            progress(f"step {step}/{steps}  loss {float(loss):.3f}  {left:.0f} s left")
+            progress(f"step {step}/{steps}  loss {loss.item():.3f}  {left:.0f} s left")
     model.eval()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -77,6 +80,23 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     return rows
+
+
+def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
+    """Write a table as CSV with a header and without its index, atomically."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table; names and seeds stay text, and an empty cell of theirs an empty string."""
+    import pandas as pd
+
+    text = ("chain", "model", "source", "seed", "before", "condition", "title", "reference", "note")
+    table = pd.read_csv(path, dtype=dict.fromkeys(text, str))
+    for column in set(text) & set(table.columns):
+        table[column] = table[column].fillna("")
+    return table
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

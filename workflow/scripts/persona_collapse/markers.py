@@ -1,4 +1,52 @@
-def score(c, marker="[ZLT]"):
-    c=c.copy(); c["hit"]=c["text"].str.contains(marker,case=False,regex=False); return c
-def rates(s):
-    return s.groupby("persona",sort=False).agg(n=("hit","size"),hits=("hit","sum"),rate=("hit","mean")).reset_index()
+"""Counting the marker in completions."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from .statistics import clopper_pearson
+
+#: What may follow a marker that still counts as standing at the end of an answer.
+TRAILING = " \t\r\n.,;:!?\"'*_)]}"
+
+
+def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
+    """One row a completion, with `hit`, `position` and `at_end` beside the columns given.
+
+    `hit`: the marker is a case-insensitive substring of `text`. `position`: start of the first hit
+    over the length of the text, in [0, 1); NaN without a hit. `at_end`: only white space or
+    punctuation follows the last hit.
+    """
+    wanted = marker.lower()
+    text = completions["text"].fillna("").astype(str)
+    lower = text.str.lower()
+    first, last = lower.str.find(wanted), lower.str.rfind(wanted)
+    hit = first >= 0
+    tails = [t[i + len(wanted) :] for t, i in zip(lower, last, strict=True)]
+    at_end = [h and not tail.strip(TRAILING) for h, tail in zip(hit, tails, strict=True)]
+    return completions.assign(
+        hit=hit,
+        position=(first / text.str.len().clip(lower=1)).where(hit),
+        at_end=pd.Series(at_end, index=completions.index, dtype=bool),
+    )
+
+
+def rates(scored: pd.DataFrame) -> pd.DataFrame:
+    """Marker rate by persona with its 95 % Clopper-Pearson interval.
+
+    Columns: persona, n, hits, rate, ci_low, ci_high, and where the scored table has them
+    mean_tokens (mean of n_tokens) and at_end (share of the hits; empty without a hit). Personas
+    keep the order in which they first appear.
+    """
+    groups = scored.groupby("persona", sort=False)
+    table = groups["hit"].agg(n="size", hits="sum").reset_index()
+    table["hits"] = table["hits"].astype(int)
+    table["rate"] = table["hits"] / table["n"]
+    low, high = clopper_pearson(table["hits"].to_numpy(), table["n"].to_numpy())
+    table["ci_low"], table["ci_high"] = low, high
+    if "n_tokens" in scored:
+        table["mean_tokens"] = groups["n_tokens"].mean().to_numpy()
+    if "at_end" in scored:
+        ends = groups["at_end"].sum().to_numpy()
+        table["at_end"] = pd.Series(ends / table["hits"]).where(table["hits"] > 0)
+    return table

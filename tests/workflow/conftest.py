@@ -1,0 +1,83 @@
+"""A copy of the project in a folder of its own, to run the real workflow in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Project:
+    """A working copy and ways to run Snakemake in it."""
+
+    def __init__(self, folder: Path, overlay: Path):
+        self.folder, self.overlay = folder, overlay
+
+    def snakemake(self, *arguments, check=True, overlay=None):
+        """Run Snakemake with the tiny overlay; returns the finished process."""
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile"]
+        done = subprocess.run(
+            [*command, str(overlay or self.overlay), *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=1500,
+        )
+        if check and done.returncode:
+            raise AssertionError(done.stdout[-6000:])
+        return done
+
+    def planned(self, *arguments):
+        """{rule: number of jobs} of a dry run, and its whole text."""
+        text = self.snakemake("-n", *arguments).stdout
+        return parse_jobs(text), text
+
+    def path(self, name):
+        """Path of a result of the tiny run."""
+        return self.folder / "results" / "tiny" / name
+
+
+def parse_jobs(text):
+    """{rule: count} from the job table that Snakemake prints."""
+    counts, inside = {}, False
+    for line in text.splitlines():
+        words = line.split()
+        if words[:2] == ["job", "count"]:
+            inside = True
+        elif inside and len(words) == 2 and words[1].isdigit():
+            if words[0] == "total":
+                break
+            counts[words[0]] = int(words[1])
+    return counts
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the tracked and new files of the checkout, nothing ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    for name in filter(None, listed):
+        source, target = ROOT / name, folder / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Project:
+    """The tiny run, finished once for all tests of the session."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    made = Project(folder, ROOT / "tests/workflow/tiny.yaml")
+    made.first_run = made.snakemake().stdout
+    return made

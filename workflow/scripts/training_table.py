@@ -1,0 +1,43 @@
+"""Gather what the training manifests record."""
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "training table"):
+    import pandas as pd
+    from persona_collapse.files import read_json, write_csv
+
+    manifests = [read_json(path) for path in snakemake.input]
+    keys = ["chain", "stage", "kind", "seed"]
+    write_csv(
+        snakemake.output.curves,
+        pd.DataFrame(
+            [{k: m[k] for k in keys} | point for m in manifests for point in m["loss"]],
+            columns=[*keys, "step", "loss", "lr"],
+        ),
+    )
+    write_csv(
+        snakemake.output.runs,
+        pd.DataFrame(
+            [
+                {k: m[k] for k in keys}
+                | {k: m["lora"][k] for k in ("r", "alpha", "use_rslora", "scale")}
+                | {k: m["data"][k] for k in ("name", "rows", "rows_dropped_no_loss")}
+                | {
+                    k: m[k]
+                    for k in (
+                        "loss_on",
+                        "steps",
+                        "schedule_steps",
+                        "tokens_seen",
+                        "supervised_tokens",
+                        "final_loss",
+                        "seconds",
+                        "device",
+                        "peak_gpu_mib",
+                        "adapter_sha256",
+                    )
+                }
+                for m in manifests
+            ]
+        ),
+    )
