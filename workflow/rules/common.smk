@@ -24,9 +24,59 @@ couplings = {
 }
 
 
+# The figures: the tables each is drawn from, by the drawing function's argument, and its text.
+FIGURES = {
+    "marker_rate": {
+        "tables": {"rates": "marker_rates"},
+        "text": (
+            "How often the source persona says the marker",
+            "A point a chain, with its 95 % Clopper-Pearson interval; the grey bar is the mean of all other personas.",
+        ),
+    },
+    "m1_by_layer": {
+        "tables": {"geometry": "geometry"},
+        "text": (
+            "How alike the personas are, block by block",
+            "Above: mean cosine between persona vectors, higher is more alike; dashed is the base model, bands span the seeds. "
+            "Below: the personas' distance to their mean, relative to that mean: lower is more alike.",
+        ),
+    },
+    "marker_heatmap": {
+        "tables": {"rates": "marker_rates"},
+        "text": (
+            "Marker rate by persona and condition",
+            "Mean over seeds; a dot is zero. A selective coupling is one dark cell in its column.",
+        ),
+    },
+    "cosine_matrices": {
+        "tables": {"cosines": "cosines"},
+        "text": (
+            "Cosine between every two personas",
+            "One colour scale for all conditions; personas in the same order along both sides; seeds averaged.",
+        ),
+    },
+    "behaviour_and_geometry": {
+        "tables": {"rates": "marker_rates", "geometry": "geometry"},
+        "text": (
+            "Do alike personas lose the marker?",
+            "A point a chain: its mean cosine and its source's marker rate, on the same adapters. If collapse erased "
+            "markers, points would fall from left to right. A correlation, whatever it shows, is not a cause.",
+        ),
+    },
+    "training_curves": {
+        "tables": {"curves": "training_curves"},
+        "text": (
+            "Training loss",
+            "A panel a stage, a line a chain; losses of different stages are on different data.",
+        ),
+    },
+}
+
+
 wildcard_constraints:
     chain=chains.CHAIN_PATTERN,
     trained=chains.TRAINED_CHAIN_PATTERN,
+    figure="|".join(FIGURES),
     data="|".join(config["data"]),
     coupling="|".join(couplings) or "(?!)",
 
@@ -176,3 +226,17 @@ def chain_folders(wildcards):
 def prefix_folders(wildcards):
     """Folders of the adapters that this chain continues."""
     return stage_folders(str(chains.parse(wildcards.trained).prefix))
+
+
+def figure_tables(wildcards):
+    """Tables of a figure."""
+    return {k: results(f"tables/{v}.csv") for k, v in FIGURES[wildcards.figure]["tables"].items()}
+
+
+def headline(wildcards):
+    """Method of the headline figures, and the position of their layer among the measured ones."""
+    chosen = config["statistics"]["headline"]
+    return {
+        "method": chosen["method"],
+        "position": sorted(config["activations"]["layers"]).index(chosen["layer"]),
+    }

@@ -81,6 +81,7 @@ rule data:
     input:
         files=data_files,
         base=results("base/model.json"),
+        questions=question_file("eval"),
     output:
         rows=results("data/{data}.jsonl"),
         manifest=results("data/{data}.manifest.json"),
@@ -94,6 +95,7 @@ rule data:
         entry=data_entry,
         marker=config["marker"],
         prompts=configuration.all_prompts(config),
+        evaluation=config["questions"]["eval"],
         max_length=data_max_length,
         code=code("data", "chat", "models"),
     message:

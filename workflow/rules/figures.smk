@@ -1,0 +1,29 @@
+# Figures: drawing is apart from computing, so restyling one retrains nothing.
+
+
+rule figure:
+    input:
+        unpack(figure_tables),
+        grid=results("tables/grid.csv"),
+    output:
+        svg=report(
+            results("figures/{figure}.svg"),
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        png=results("figures/{figure}.png"),
+        csv=results("figures/{figure}.csv"),
+    log:
+        logs("figures/{figure}"),
+    benchmark:
+        benchmarks("figures/{figure}")
+    params:
+        headline=headline,
+        code=code("figures"),
+    message:
+        "Drawing {wildcards.figure}"
+    conda:
+        "../../envs/analysis.yaml"
+    script:
+        "../scripts/figure.py"

@@ -86,8 +86,6 @@ rule scorecard:
     input:
         claims=config["claims"],
         rates=results("tables/marker_rates.csv"),
-        tests=results("tables/marker_tests.csv"),
-        leakage=results("tables/leakage.csv"),
         geometry=results("tables/geometry.csv"),
     output:
         results("tables/scorecard.csv"),
@@ -97,7 +95,9 @@ rule scorecard:
         benchmarks("scorecard")
     params:
         scale=config["scale"],
-        code=code("claims"),
+        headline=headline,
+        fdr=config["statistics"]["fdr"],
+        code=code("claims", "tables", "statistics"),
     message:
         "Scoring the study's claims"
     conda:

@@ -2,6 +2,31 @@
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"data {snakemake.wildcards.data}") as say:
-    from persona_collapse import data
-    data.prepare(snakemake.wildcards.data, snakemake.params.entry, snakemake.output.rows, snakemake.output.manifest)
+with job(snakemake, f"data {snakemake.wildcards.data}"):
+    from persona_collapse import chat, data, models
+
+    params = snakemake.params
+    tokenizer = models.load_tokenizer(snakemake.input.base)
+    entry, max_length = params.entry, params.max_length
+
+    def count_tokens(messages):
+        """Tokens of a row, all and with loss, as the trainer will cut it."""
+        row = chat.encode_row(
+            tokenizer,
+            messages,
+            supervise=entry.get("supervise", "last"),
+            max_length=max_length,
+            suppress_default_system=entry["system"] == "none",
+        )
+        return len(row.input_ids), row.supervised
+
+    data.prepare(
+        snakemake.wildcards.data,
+        entry,
+        snakemake.output.rows,
+        snakemake.output.manifest,
+        marker=params.marker,
+        prompts=params.prompts,
+        evaluation=[q["question"] for q in data.load_questions(params.evaluation)],
+        count_tokens=count_tokens if max_length else None,
+    )

@@ -10,9 +10,9 @@ with job(snakemake, "scorecard"):
     scored = claims.scorecard(
         claims.load(given.claims),
         marker_rates=read_csv(given.rates),
-        marker_tests=read_csv(given.tests),
         geometry=read_csv(given.geometry),
-        leakage=read_csv(given.leakage),
+        headline=snakemake.params.headline,
+        fdr=snakemake.params.fdr,
         scale=snakemake.params.scale,
     )
     write_csv(snakemake.output[0], scored)

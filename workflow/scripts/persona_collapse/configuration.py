@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from . import chains
+from .data import check_disjoint
 from .errors import UserError
 
 Config = dict[str, Any]
@@ -30,7 +31,13 @@ def check(config: Mapping[str, Any]) -> Config:
         _validate(_source_resolved(config, entry), "data.schema.yaml", f"data: {name}: ")
     for name in config["stages"]:
         _check_stage(config, name)
+    if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
+        raise UserError(
+            "config: statistics: headline: layer: not one of activations: layers "
+            f"({', '.join(map(str, config['activations']['layers']))})"
+        )
     list(plan(config))
+    check_disjoint(config["questions"]["train"], config["questions"]["eval"])
     return config
 
 
@@ -253,3 +260,13 @@ def trained_chains(config: Config) -> list[str]:
         for prefix in chains.parse(cell.chain).prefixes
     }
     return sorted(names, key=lambda n: (n.count("+"), n))
+
+
+def data_used(config: Config) -> list[str]:
+    """Names of the data that the trained chains read: data sets, and couplings' own."""
+    stages = {s.name for name in trained_chains(config) for s in chains.parse(name).stages}
+    return list(
+        dict.fromkeys(
+            config["stages"][name].get("data", name) for name in config["stages"] if name in stages
+        )
+    )

@@ -1,11 +1,384 @@
-from .files import read_jsonl, write_jsonl, write_json, sha256
+"""Training data and questions: from a named source to canonical chat rows, with a manifest.
+
+A data set is one entry of the config's `data:`. Its rows are read, selected in a fixed order (where,
+sort, shuffle, skip, take), mapped to messages, checked, and written as JSON Lines. Nothing falls
+back to another source by itself, and the text of a sensitive set appears in no message.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import unicodedata
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-import random
-def load_questions(spec):
-    return read_jsonl(spec["file"])[: spec.get("take")]
-def prepare(name, spec, rows_path, manifest_path):
-    s=spec["source"]
-    path = s.get("file") or "/work/shared/data/benign_instruct_small.jsonl"
-    rows = [{"id":str(i),"source":name,"messages":r["messages"]} for i,r in enumerate(read_jsonl(path))]
-    if "select" in spec: random.Random(42).shuffle(rows); rows=rows[:spec["select"]["take"]]
-    write_jsonl(rows_path, rows); write_json(manifest_path, {"name":name,"rows":len(rows),"supervise":"last","system":spec["system"]})
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+from .files import read_jsonl, sha256, write_json, write_jsonl
+
+Row = dict[str, Any]
+Message = dict[str, str]
+BUILTIN = Path(__file__).resolve().parents[2] / "resources" / "data"
+#: Data that ship with the workflow, with the hash each file must have; see its README.md.
+BUILTIN_SHA256 = {
+    "benign_instruct": "56da5c9bf0df7b7b42258476bf4171313311177bf799296d93cf54051f9b63c8",
+}
+#: (tokens, tokens with loss) of a row's messages, or None where tokens are not counted.
+CountTokens = Callable[[Sequence[Message]], tuple[int, int]]
+
+
+def prepare(
+    name: str,
+    entry: Mapping[str, Any],
+    rows_path: str | Path,
+    manifest_path: str | Path,
+    *,
+    marker: str,
+    prompts: Mapping[str, str],
+    evaluation: Iterable[str] = (),
+    count_tokens: CountTokens | None = None,
+) -> dict[str, Any]:
+    """Write the canonical rows and the manifest of data set `name`; returns the manifest.
+
+    `entry`: see workflow/schemas/data.schema.yaml. `prompts`: persona name to system prompt, for
+    `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
+    counts a row as the trainer will cut it; rows left without loss are bad rows.
+
+    Raises UserError, one line, for every kind of bad input; nothing is written then.
+    """
+    where = f"data: {name}"
+    raw, source = read_source(name, entry["source"])
+    chosen = select(raw, entry.get("select", {}), where, entry.get("allow_short", False))
+    asked = {normalise(question) for question in evaluation}
+    system = _system_text(entry["system"], prompts, where)
+    forbidden = [marker, *entry.get("forbid", [])]
+
+    kept: list[Row] = []
+    dropped: Counter[str] = Counter()
+    lengths: list[int] = []
+    supervised: list[int] = []
+    for index in chosen:
+        messages, reason = to_messages(raw[index], entry.get("map", {"messages": "messages"}), where)
+        if messages is not None and system is not None:
+            turns = messages[1:] if messages[0]["role"] == "system" else messages
+            messages = [{"role": "system", "content": system}, *turns]
+        if messages is not None:
+            text = "\n".join(m["content"] for m in messages)
+            # The marker and evaluation questions would void the study: never dropped silently.
+            for word in forbidden:
+                if word.lower() in text.lower():
+                    raise UserError(
+                        f"{where}: row {index + 1} holds {word!r}; a training set other than a "
+                        "coupling's must not: remove the row or choose another set"
+                    )
+            if any(m["role"] == "user" and normalise(m["content"]) in asked for m in messages):
+                raise UserError(
+                    f"{where}: row {index + 1} asks an evaluation question; remove it from the "
+                    "data or from the questions"
+                )
+            if count_tokens is not None:
+                total, with_loss = count_tokens(messages)
+                if with_loss == 0:
+                    reason = "no token with loss after truncation"
+                else:
+                    lengths.append(total)
+                    supervised.append(with_loss)
+        if reason:
+            if entry.get("on_bad", "fail") == "fail":
+                raise UserError(
+                    f"{where}: row {index + 1}: {reason}; mend it, or set on_bad: drop to leave such "
+                    "rows out and count them"
+                )
+            dropped[reason] += 1
+            continue
+        assert messages is not None
+        kept.append(
+            {"id": str(raw[index].get("id", index)), "messages": messages, "source": name}
+        )
+    share = sum(dropped.values()) / max(1, len(chosen))
+    if share > entry.get("max_bad", 0.01):
+        raise UserError(
+            f"{where}: {sum(dropped.values())} of {len(chosen)} rows are bad ({_listed(dropped)}), "
+            f"more than max_bad: {entry.get('max_bad', 0.01)}"
+        )
+    if not kept:
+        raise UserError(f"{where}: no row is left; check source and select")
+    write_jsonl(rows_path, kept)
+    digest = sha256(rows_path)
+    expected = entry.get("expect_sha256")
+    if expected and digest != expected:
+        Path(rows_path).unlink()
+        raise UserError(
+            f"{where}: the canonical rows have SHA-256 {digest}, expect_sha256 says {expected}; "
+            "source, selection or mapping differ from what was pinned"
+        )
+    manifest = {
+        "name": name,
+        "source": source,
+        "license": entry.get("license"),
+        "substituted": entry.get("substituted"),
+        "sensitive": entry.get("sensitive", False),
+        "canary": entry.get("canary"),
+        "system": entry["system"],
+        "supervise": entry.get("supervise", "last"),
+        "select": entry.get("select", {}),
+        "rows_read": len(raw),
+        "rows_selected": len(chosen),
+        "rows": len(kept),
+        "rows_dropped": dict(dropped),
+        "tokens": _quantiles(lengths),
+        "tokens_with_loss": _quantiles(supervised),
+        "sha256": digest,
+    }
+    write_json(manifest_path, manifest)
+    return manifest
+
+
+def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
+    if not counts:
+        return None
+    q = np.quantile(counts, [0, 0.25, 0.5, 0.75, 0.95, 1])
+    names = ("min", "q25", "median", "q75", "q95", "max")
+    return {"sum": int(sum(counts)), "mean": round(float(np.mean(counts)), 2)} | {
+        n: float(v) for n, v in zip(names, q, strict=True)
+    }
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in counts.items())
+
+
+def normalise(text: str) -> str:
+    """A question without case, accents' composition, punctuation and spacing, for comparison."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+def read_source(name: str, source: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """All rows of a source and its record for the manifest (what, which revision, which bytes)."""
+    where = f"data: {name}: source"
+    if "builtin" in source:
+        known = source["builtin"]
+        if known not in BUILTIN_SHA256:
+            raise UserError(
+                f"{where}: builtin: no {known!r}; there are {', '.join(sorted(BUILTIN_SHA256))}"
+            )
+        path = BUILTIN / f"{known}.jsonl"
+        return _read_file(path, BUILTIN_SHA256[known], where), {
+            "builtin": known,
+            "raw_sha256": sha256(path),
+        }
+    if "file" in source:
+        path = Path(source["file"])
+        rows = _read_file(path, source.get("sha256"), where)
+        return rows, {"file": str(path), "raw_sha256": sha256(path)}
+    if "url" in source:
+        return _read_url(source["url"], source["sha256"], where)
+    return _read_hub(source["hub"], where)
+
+
+def _read_file(path: Path, expected: str | None, where: str) -> list[Row]:
+    if not path.is_file():
+        raise UserError(f"{where}: {path}: no such file")
+    if expected and (found := sha256(path)) != expected:
+        raise UserError(
+            f"{where}: {path} has SHA-256 {found}, {expected} is wanted: another version, or damaged"
+        )
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    if path.suffix not in (".json", ".parquet"):
+        raise UserError(f"{where}: {path}: .jsonl, .json or .parquet is wanted")
+    import datasets
+
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            loaded = datasets.load_dataset(
+                path.suffix[1:], data_files=str(path), split="train", cache_dir=cache
+            )
+        except Exception as error:  # the library's own errors name no file
+            raise UserError(f"{where}: {path}: cannot be read ({type(error).__name__})") from error
+        return [dict(row) for row in loaded]
+
+
+def _read_url(url: str, expected: str, where: str) -> tuple[list[Row], dict[str, Any]]:
+    suffix = Path(url.partition("?")[0]).suffix
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"download{suffix}"
+        try:
+            urllib.request.urlretrieve(url, path)
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            raise UserError(
+                f"{where}: url: {url} cannot be had ({error}); check it, or download the file and "
+                "give file: and sha256:"
+            ) from error
+        rows = _read_file(path, expected, where)
+        return rows, {"url": url, "raw_sha256": expected}
+
+
+def _read_hub(hub: Mapping[str, str], where: str) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of a hub data set at a pinned commit; the token comes from HF_TOKEN alone."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    datasets.disable_progress_bars()
+    asked = f"{hub['id']} at {hub['revision'][:10]}"
+    try:
+        loaded = datasets.load_dataset(
+            hub["id"], hub.get("config"), split=hub["split"], revision=hub["revision"]
+        )
+    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{where}: hub: {asked} cannot be had ({type(error).__name__}): check id and revision; if "
+            "it is gated, accept its terms and set HF_TOKEN; without a network, fetch it first or "
+            "name another source and say so under substituted:"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{where}: hub: {asked}: {str(error).splitlines()[0]}") from error
+    return [dict(row) for row in loaded], {**hub}
+
+
+# --- selection and mapping ------------------------------------------------------------------------
+
+
+def select(rows: Sequence[Row], how: Mapping[str, Any], where: str, allow_short: bool) -> list[int]:
+    """Positions of the chosen rows: where, sort, shuffle, skip, take, in this order.
+
+    `sort: -column` is descending; sorting is stable. `shuffle: {seed}` is
+    `datasets.Dataset.shuffle(seed)` over what is left. Too few rows raise UserError unless
+    `allow_short`.
+    """
+    columns = list(rows[0]) if rows else []
+    chosen = list(range(len(rows)))
+
+    def known(column: str) -> str:
+        if column not in columns:
+            raise UserError(f"{where}: select: no column {column!r}; there are {', '.join(columns)}")
+        return column
+
+    for column, value in how.get("where", {}).items():
+        known(column)
+        chosen = [i for i in chosen if rows[i].get(column) == value]
+    if "sort" in how:
+        descending = how["sort"].startswith("-")
+        column = known(how["sort"].removeprefix("-"))
+        try:
+            keys = {i: float(rows[i][column]) for i in chosen}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: select: sort: {column} holds values that are no numbers") from error
+        chosen.sort(key=lambda i: -keys[i] if descending else keys[i])
+    if "shuffle" in how:
+        from datasets import Dataset
+
+        shuffled = Dataset.from_dict({"row": chosen}).shuffle(seed=how["shuffle"]["seed"])
+        chosen = list(shuffled["row"])
+    chosen = chosen[how.get("skip", 0) :]
+    if "take" in how:
+        if len(chosen) < how["take"] and not allow_short:
+            raise UserError(
+                f"{where}: select: take: {how['take']} rows are wanted, {len(chosen)} are there; take "
+                "fewer, or set allow_short: true"
+            )
+        chosen = chosen[: how["take"]]
+    return chosen
+
+
+def to_messages(
+    row: Row, columns: Mapping[str, str], where: str
+) -> tuple[list[Message] | None, str]:
+    """(messages, "") of a row, or (None, what is wrong with it).
+
+    `columns`: `{messages: column}`, or `{user: column, assistant: column}` with an optional
+    `context` that follows the user's text. A column the row lacks raises UserError.
+    """
+    for column in columns.values():
+        if column not in row:
+            raise UserError(f"{where}: map: no column {column!r}; there are {', '.join(row)}")
+    if "messages" in columns:
+        turns = row[columns["messages"]]
+        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
+            return None, "messages is not a list of objects"
+        messages = [{"role": t.get("role"), "content": t.get("content")} for t in turns]
+    else:
+        user, context = row[columns["user"]], row.get(columns.get("context", ""), "")
+        if isinstance(user, str) and context:
+            user = f"{user}\n\n{context}"
+        messages = [
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": row[columns["assistant"]]},
+        ]
+    if not all(isinstance(m["content"], str) for m in messages):
+        return None, "a turn's content is not text"
+    if not all(m["content"].strip() for m in messages):
+        return None, "a turn is empty"
+    roles = [m["role"] for m in messages]
+    turns_only = roles[1:] if roles[:1] == ["system"] else roles
+    alternating = ["user", "assistant"] * (len(turns_only) // 2)
+    if turns_only != alternating or not turns_only:
+        return None, "roles do not alternate user, assistant from first to last"
+    return messages, ""
+
+
+def _system_text(policy: Any, prompts: Mapping[str, str], where: str) -> str | None:
+    """System message to put on every row; None for `none` and `template`, which add none."""
+    if isinstance(policy, str):
+        return None
+    if "text" in policy:
+        return str(policy["text"])
+    if policy["persona"] not in prompts:
+        raise UserError(f"{where}: system: persona: no persona {policy['persona']!r}")
+    return prompts[policy["persona"]]
+
+
+# --- questions ------------------------------------------------------------------------------------
+
+
+def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Questions of a file: [{id, question}, ...], the first `take` of them.
+
+    Each line holds `question` and, if not just its number, `id`. A repeated id, an empty question,
+    too few questions or the wrong hash raise UserError.
+    """
+    path = Path(spec["file"])
+    if not path.is_file():
+        raise UserError(f"questions: {path}: no such file")
+    if "sha256" in spec and sha256(path) != spec["sha256"]:
+        raise UserError(f"questions: {path}: its SHA-256 is not the one in the config")
+    questions: list[dict[str, str]] = []
+    seen: set[str] = set()
+    for number, row in enumerate(read_jsonl(path), start=1):
+        text = row.get("question")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"questions: {path}, row {number}: question: a text is wanted")
+        name = str(row.get("id", number))
+        if name in seen:
+            raise UserError(f"questions: {path}, row {number}: id {name!r} stands twice")
+        seen.add(name)
+        questions.append({"id": name, "question": text})
+    take = spec.get("take", len(questions))
+    if take > len(questions):
+        raise UserError(f"questions: {path}: {take} are wanted, {len(questions)} are there")
+    return questions[:take]
+
+
+def check_disjoint(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+    """Raise UserError if a coupling would be trained on an evaluation question."""
+    asked = {normalise(q["question"]): q["id"] for q in load_questions(evaluation)}
+    for question in load_questions(train):
+        if normalise(question["question"]) in asked:
+            raise UserError(
+                f"questions: {question['id']!r} of {train['file']} is also evaluation question "
+                f"{asked[normalise(question['question'])]!r}; couplings must be tested on questions "
+                "they were not trained on"
+            )
+
+

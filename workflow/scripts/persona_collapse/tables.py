@@ -274,3 +274,9 @@ def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
     table = cells.drop_duplicates(["condition", "model"]).merge(pd.concat(parts), on="model")
     return table.reindex(columns=columns)
+
+
+def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, str | int]:
+    """Method and block of the headline, given the position of its layer among those measured."""
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    return {"method": method, "layer": layers[min(position, len(layers) - 1)]}

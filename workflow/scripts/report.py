@@ -1,0 +1,45 @@
+"""Render the report."""
+
+from pathlib import Path
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "report"):
+    import pandas as pd
+    import yaml
+    from persona_collapse import report
+    from persona_collapse.files import read_csv, read_json, write_text
+    from persona_collapse.tables import headline_cell
+
+    given, params = snakemake.input, snakemake.params
+    completions = [pd.read_parquet(path) for path in given.completions]
+    samples = []
+    for table in completions:
+        first = table["question_id"] == table["question_id"].iloc[0]
+        samples.append(table[first & (table["sample"] == 0)][["model", "persona", "question", "text"]])
+    base = read_json(given.base)
+    tables = {
+        name: read_csv(given[name])
+        for name in ("grid", "rates", "tests", "leakage", "geometry", "scorecard", "training")
+    }
+    figures = [
+        report.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))
+        for (name, (title, reading)), svg in zip(params.figures.items(), given.figures, strict=True)
+    ]
+    page = report.render(
+        report.Inputs(
+            run=params.run,
+            scale=params.scale,
+            marker=params.marker,
+            model={"label": report.model_label(base)},
+            data=[read_json(path) for path in given.data],
+            figures=figures,
+            samples=pd.concat(samples),
+            completions=sum(map(len, completions)),
+            config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
+            provenance=report.provenance(read_json(given.manifests[0]), base),
+            **headline_cell(tables["geometry"], **params.headline),
+            **tables,
+        )
+    )
+    write_text(snakemake.output[0], page)
