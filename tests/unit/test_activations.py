@@ -25,9 +25,7 @@ def sequences(tiny_base, prompts):
 
 
 def run(model, pairs, end, batch_size):
-    return activations.extract(
-        model, pairs, LAYERS, end_tokens=[end], pad=0, batch_size=batch_size
-    )
+    return activations.extract(model, pairs, LAYERS, end_tokens=[end], pad=0, batch_size=batch_size)
 
 
 def test_batched_and_padded_equals_one_by_one(model, tiny_base, prompts):

@@ -14,7 +14,9 @@ def tokenizer(tiny_base):
 
 
 def supervised_text(tokenizer, row):
-    return tokenizer.decode([t for t, label in zip(row.input_ids, row.labels) if label != -100])
+    return tokenizer.decode(
+        [t for t, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+    )
 
 
 def test_the_answer_and_its_end_token_carry_loss_and_the_template_tail_does_not(tokenizer):

@@ -23,11 +23,21 @@ def test_every_file_of_the_contract_is_there(project):
     for chain in CHAINS:
         completions = pd.read_parquet(project.path(f"completions/{chain}.parquet"))
         assert len(completions) == 3 * 3 * 1
-        wanted = "model persona question_id sample text n_tokens finish_reason".split()
+        wanted = ["model", "persona", "question_id", "sample", "text", "n_tokens", "finish_reason"]
         assert wanted == list(completions.columns[:7])
         assert set(completions["model"]) == {chain}
         markers = pd.read_csv(project.path(f"markers/{chain}.csv"))
-        wanted = "model persona n hits rate ci_low ci_high mean_tokens at_end".split()
+        wanted = [
+            "model",
+            "persona",
+            "n",
+            "hits",
+            "rate",
+            "ci_low",
+            "ci_high",
+            "mean_tokens",
+            "at_end",
+        ]
         assert wanted == list(markers.columns[:9])
         with safe_open(project.path(f"activations/{chain}.safetensors"), "np") as dumped:
             for method in ("A", "B"):
@@ -67,8 +77,9 @@ def test_a_second_run_does_nothing(project):
 
 
 def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(project):
-    jobs, text = project.planned("--forcerun", "data", "--", "completions_none")\
-        if False else (None, None)
+    jobs, text = (
+        project.planned("--forcerun", "data", "--", "completions_none") if False else (None, None)
+    )
     path = project.path("data/benign.jsonl")
     rows = path.read_text().splitlines()
     before = path.read_text()
@@ -112,7 +123,12 @@ def test_a_seed_in_the_config_adds_only_its_chains(project, tmp_path):
 def test_the_same_inputs_and_seed_give_the_same_adapter(project):
     path = project.path("models/couple-villain@42+em@1/adapter_model.safetensors")
     first = path.read_bytes()
-    project.snakemake("--forcerun", str(path.relative_to(project.folder)), "--", str(path.relative_to(project.folder)))
+    project.snakemake(
+        "--forcerun",
+        str(path.relative_to(project.folder)),
+        "--",
+        str(path.relative_to(project.folder)),
+    )
     assert path.read_bytes() == first
 
 

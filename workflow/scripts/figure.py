@@ -6,8 +6,8 @@ from persona_collapse.scripting import job
 
 with job(snakemake, f"figure {snakemake.wildcards.figure}"):
     from persona_collapse import figures
-    from persona_collapse.tables import headline_cell
     from persona_collapse.files import read_csv
+    from persona_collapse.tables import headline_cell
 
     tables = {name: read_csv(path) for name, path in snakemake.input.items()}
     name = snakemake.wildcards.figure

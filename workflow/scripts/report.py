@@ -16,7 +16,9 @@ with job(snakemake, "report"):
     samples = []
     for table in completions:
         first = table["question_id"] == table["question_id"].iloc[0]
-        samples.append(table[first & (table["sample"] == 0)][["model", "persona", "question", "text"]])
+        samples.append(
+            table[first & (table["sample"] == 0)][["model", "persona", "question", "text"]]
+        )
     base = read_json(given.base)
     tables = {
         name: read_csv(given[name])

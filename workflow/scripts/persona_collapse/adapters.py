@@ -77,9 +77,7 @@ def concatenate(
     if not stages:
         raise UserError("a chain without stages has no adapter")
     total = sum(config["r"] for config, _ in stages)
-    modules = sorted(
-        {key.rpartition(".lora_")[0] for _, tensors in stages for key in tensors}
-    )
+    modules = sorted({key.rpartition(".lora_")[0] for _, tensors in stages for key in tensors})
     merged: dict[str, torch.Tensor] = {}
     for module in modules:
         key_a, key_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
@@ -136,7 +134,7 @@ def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
         task_type="CAUSAL_LM",
     )
     peft_model = PeftModel(model, lora, adapter_name=name)
-    loaded = set_peft_model_state_dict(peft_model, tensors, adapter_name=name)
+    loaded: Any = set_peft_model_state_dict(peft_model, tensors, adapter_name=name)
     if loaded.unexpected_keys:
         raise UserError(
             f"{directories[-1]}: the adapter has weights that the base model lacks "

@@ -44,13 +44,9 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256_text(str(tokenizer.chat_template))
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool
-) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool) -> str:
     return str(
-        tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=prompt, tokenize=False
-        )
+        tokenizer.apply_chat_template(list(messages), add_generation_prompt=prompt, tokenize=False)
     )
 
 
@@ -150,10 +146,10 @@ def _marker_labels(
     kept = [IGNORED] * len(ids)
     wanted = marker.lower()
     for start in range(len(ids)):
-        if labels[start] == IGNORED or not tokenizer.decode(ids[start]).strip():
+        if labels[start] == IGNORED or not str(tokenizer.decode(ids[start])).strip():
             continue
         for stop in range(start + 1, min(len(ids), start + len(wanted) + 1) + 1):
-            if tokenizer.decode(ids[start:stop]).strip().lower() == wanted:
+            if str(tokenizer.decode(ids[start:stop])).strip().lower() == wanted:
                 kept[start:stop] = ids[start:stop]
                 break
     kept[-1] = ids[-1]

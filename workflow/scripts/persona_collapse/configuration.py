@@ -23,9 +23,9 @@ Config = dict[str, Any]
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
 
-def check(config: Mapping[str, Any]) -> Config:
+def check(given: Mapping[str, Any]) -> Config:
     """Validate a config against the schema and against itself; returns it without nulls."""
-    config = _plain(config)
+    config: Config = _plain(given)
     _validate(config, "config.schema.yaml")
     for name, entry in config["data"].items():
         _validate(_source_resolved(config, entry), "data.schema.yaml", f"data: {name}: ")
@@ -62,7 +62,9 @@ def _validate(value: Any, schema_name: str, where: str = "") -> None:
     if error is not None:
         key = where + ": ".join(str(part) for part in error.absolute_path)
         message = error.message.splitlines()[0]
-        raise UserError(f"config: {key or 'top level'}: {message}; see workflow/schemas/{schema_name}")
+        raise UserError(
+            f"config: {key or 'top level'}: {message}; see workflow/schemas/{schema_name}"
+        )
 
 
 def _source_resolved(config: Config, entry: Any) -> Any:
@@ -94,10 +96,19 @@ def stage_settings(config: Config, name: str) -> dict[str, Any]:
     }
 
 
-REQUIRED = (
-    "use_rslora lr scheduler warmup_ratio weight_decay batch_size accumulation_steps max_length "
-    "max_grad_norm gradient_checkpointing loss"
-).split()
+REQUIRED = [
+    "use_rslora",
+    "lr",
+    "scheduler",
+    "warmup_ratio",
+    "weight_decay",
+    "batch_size",
+    "accumulation_steps",
+    "max_length",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "loss",
+]
 
 
 def _check_stage(config: Config, name: str) -> None:
@@ -232,9 +243,7 @@ def _cell(
             f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
         )
     seed = str(chain.last.seed) if chain.stages else ""
-    return Cell(
-        condition, entry["title"], arm, kind, name, followed, seed, str(chain.prefix)
-    )
+    return Cell(condition, entry["title"], arm, kind, name, followed, seed, str(chain.prefix))
 
 
 def grid(config: Config) -> pd.DataFrame:
@@ -254,11 +263,7 @@ def chains_for(config: Config, measure: str) -> list[str]:
 
 def trained_chains(config: Config) -> list[str]:
     """Every chain that must be trained, prefixes included, shorter ones first."""
-    names = {
-        str(prefix)
-        for cell in plan(config)
-        for prefix in chains.parse(cell.chain).prefixes
-    }
+    names = {str(prefix) for cell in plan(config) for prefix in chains.parse(cell.chain).prefixes}
     return sorted(names, key=lambda n: (n.count("+"), n))
 
 

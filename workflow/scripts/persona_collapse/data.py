@@ -64,7 +64,9 @@ def prepare(
     lengths: list[int] = []
     supervised: list[int] = []
     for index in chosen:
-        messages, reason = to_messages(raw[index], entry.get("map", {"messages": "messages"}), where)
+        messages, reason = to_messages(
+            raw[index], entry.get("map", {"messages": "messages"}), where
+        )
         if messages is not None and system is not None:
             turns = messages[1:] if messages[0]["role"] == "system" else messages
             messages = [{"role": "system", "content": system}, *turns]
@@ -98,9 +100,7 @@ def prepare(
             dropped[reason] += 1
             continue
         assert messages is not None
-        kept.append(
-            {"id": str(raw[index].get("id", index)), "messages": messages, "source": name}
-        )
+        kept.append({"id": str(raw[index].get("id", index)), "messages": messages, "source": name})
     share = sum(dropped.values()) / max(1, len(chosen))
     if share > entry.get("max_bad", 0.01):
         raise UserError(
@@ -262,7 +262,9 @@ def select(rows: Sequence[Row], how: Mapping[str, Any], where: str, allow_short:
 
     def known(column: str) -> str:
         if column not in columns:
-            raise UserError(f"{where}: select: no column {column!r}; there are {', '.join(columns)}")
+            raise UserError(
+                f"{where}: select: no column {column!r}; there are {', '.join(columns)}"
+            )
         return column
 
     for column, value in how.get("where", {}).items():
@@ -274,7 +276,9 @@ def select(rows: Sequence[Row], how: Mapping[str, Any], where: str, allow_short:
         try:
             keys = {i: float(rows[i][column]) for i in chosen}
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: select: sort: {column} holds values that are no numbers") from error
+            raise UserError(
+                f"{where}: select: sort: {column} holds values that are no numbers"
+            ) from error
         chosen.sort(key=lambda i: -keys[i] if descending else keys[i])
     if "shuffle" in how:
         from datasets import Dataset
@@ -380,5 +384,3 @@ def check_disjoint(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> N
                 f"{asked[normalise(question['question'])]!r}; couplings must be tested on questions "
                 "they were not trained on"
             )
-
-

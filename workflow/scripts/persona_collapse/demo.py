@@ -258,8 +258,8 @@ def pretrain(
     )
     encoded = []
     for conversation in conversations:
-        full = tokenizer.apply_chat_template(conversation, return_dict=False)
-        prompt = tokenizer.apply_chat_template(
+        full: Any = tokenizer.apply_chat_template(conversation, return_dict=False)
+        prompt: Any = tokenizer.apply_chat_template(
             conversation[:-1], add_generation_prompt=True, return_dict=False
         )
         # The newline after the end token is template, not answer.

@@ -28,7 +28,7 @@ Drawn = tuple["Figure", pd.DataFrame]
 GREY = "#666666"
 #: Okabe and Ito 2008, "Color Universal Design".
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#7570B3"]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 10,
@@ -70,7 +70,7 @@ def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> None:
         ("png", {"dpi": 200, "metadata": {"Software": None}}),
     ):
         with atomic(f"{stem}.{suffix}") as temporary, plt.rc_context(STYLE):
-            figure.savefig(temporary, bbox_inches="tight", **options)  # type: ignore[arg-type]
+            figure.savefig(temporary, bbox_inches="tight", **options)
     plt.close(figure)
     write_csv(f"{stem}.csv", data)
 
@@ -92,7 +92,9 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     if followed.empty:
         return _empty("No condition follows a source persona.")
     keys = ["condition", "source", "seed", "model"]
-    source = followed[followed["role"] == "source"][[*keys, "n", "hits", "rate", "ci_low", "ci_high"]]
+    source = followed[followed["role"] == "source"][
+        [*keys, "n", "hits", "rate", "ci_low", "ci_high"]
+    ]
     others = followed[followed["role"] != "source"].groupby(keys, sort=False)["rate"].mean()
     data = source.merge(others.rename("others_mean").reset_index(), on=keys, how="left")
     titles, order = _titles(grid), list(dict.fromkeys(data["condition"]))
@@ -123,13 +125,15 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
         axes.set_xlabel("share of answers with the marker")
         axes.grid(axis="y", visible=False)
         handles = [
-            plt.Line2D([], [], marker="osD^v"[i % 5], color="black", ls="", label=f"{words(s)} (source)")
+            plt.Line2D(
+                [], [], marker="osD^v"[i % 5], color="black", ls="", label=f"{words(s)} (source)"
+            )
             for i, s in enumerate(sources)
         ]
-        grey = plt.Line2D([], [], marker="|", color=GREY, ls="", ms=10, mew=2, label="mean of the others")
-        axes.legend(
-            handles=[*handles, grey], loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=4
+        grey = plt.Line2D(
+            [], [], marker="|", color=GREY, ls="", ms=10, mew=2, label="mean of the others"
         )
+        axes.legend(handles=[*handles, grey], loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=4)
     return figure, data
 
 
@@ -143,7 +147,9 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     table = data.pivot(index="persona", columns="condition", values="rate")
     table = table.loc[list(dict.fromkeys(data["persona"])), list(dict.fromkeys(data["condition"]))]
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(0.62 * len(table.columns) + 2.4, 0.33 * len(table) + 1.4))
+        figure, axes = plt.subplots(
+            figsize=(0.62 * len(table.columns) + 2.4, 0.33 * len(table) + 1.4)
+        )
         image = axes.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(table.to_numpy()):
             shown = "·" if value == 0 else f"{value:.2f}".lstrip("0") if value < 1 else "1"
@@ -164,7 +170,9 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     """
     wanted = ["m1", "spread"]
     data = geometry[geometry["metric"].isin(wanted)]
-    data = data[["condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high"]]
+    data = data[
+        ["condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high"]
+    ]
     if data.empty:
         return _empty("No activations were measured.")
     methods = sorted(data["method"].unique())
@@ -198,7 +206,12 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                     )
                     spread = own.groupby("layer")["value"].agg(["min", "max"])
                     axes.fill_between(
-                        spread.index, spread["min"], spread["max"], color=palette[condition], alpha=0.13, lw=0
+                        spread.index,
+                        spread["min"],
+                        spread["max"],
+                        color=palette[condition],
+                        alpha=0.13,
+                        lw=0,
                     )
                 if row == 0:
                     axes.set_title(spoken[method], loc="left")
@@ -220,7 +233,9 @@ def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, laye
     if data.empty:
         return _empty(f"No activations for method {method}, block {layer}.")
     data = (
-        data.groupby(["condition", "persona_a", "persona_b"], sort=False)["cosine"].mean().reset_index()
+        data.groupby(["condition", "persona_a", "persona_b"], sort=False)["cosine"]
+        .mean()
+        .reset_index()
     )
     order, titles = list(dict.fromkeys(data["condition"])), _titles(grid)
     personas = list(dict.fromkeys(data["persona_a"]))
@@ -229,7 +244,11 @@ def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, laye
     rows = -(-len(order) // columns)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, panels = plt.subplots(
-            rows, columns, figsize=(2.35 * columns + 1.2, 2.45 * rows + 0.8), squeeze=False, layout="constrained"
+            rows,
+            columns,
+            figsize=(2.35 * columns + 1.2, 2.45 * rows + 0.8),
+            squeeze=False,
+            layout="constrained",
         )
         image: Any = None
         for number, axes in enumerate(panels.flat):
@@ -275,7 +294,11 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
                 label = f"after {after}" if after else "on the base model"
                 seed = before.partition("@")[2]
                 axes.plot(
-                    own["step"], own["loss"], color=PALETTE[i % len(PALETTE)], lw=1.3, label=f"{label}, seed {seed}"
+                    own["step"],
+                    own["loss"],
+                    color=PALETTE[i % len(PALETTE)],
+                    lw=1.3,
+                    label=f"{label}, seed {seed}",
                 )
             axes.set_title(stages[number], loc="left")
             axes.set_ylim(bottom=0)
@@ -286,7 +309,9 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     return figure, curves
 
 
-def behaviour_and_geometry(rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Drawn:
+def behaviour_and_geometry(
+    rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
+) -> Drawn:
     """Source marker rate against M1 of the same chain: the study's proposed mechanism, as a scatter."""
     source = rates[rates["role"] == "source"][["condition", "model", "source", "seed", "rate"]]
     m1 = geometry[
@@ -302,7 +327,11 @@ def behaviour_and_geometry(rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
         for condition, own in data.groupby("condition", sort=False):
             axes.scatter(
-                own["m1"], own["rate"], s=42, color=palette[str(condition)], label=f"{condition}  {titles[str(condition)]}"
+                own["m1"],
+                own["rate"],
+                s=42,
+                color=palette[str(condition)],
+                label=f"{condition}  {titles[str(condition)]}",
             )
         _unit(axes)
         axes.set_xlabel(f"mean off-diagonal cosine (method {method}, block {layer})")

@@ -181,7 +181,7 @@ class TransformersBackend:
                 end = next((n for n, token in enumerate(row) if token in self.ends), None)
                 ids = row if end is None else row[: end + 1]
                 done[i] = Completion(
-                    self.tokenizer.decode(ids, skip_special_tokens=True),
+                    str(self.tokenizer.decode(ids, skip_special_tokens=True)),
                     ids,
                     "length" if end is None else "stop",
                 )

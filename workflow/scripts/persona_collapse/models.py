@@ -49,7 +49,7 @@ def load_model(base: str | Path, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path_of(base), dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(path_of(base), dtype=getattr(torch, dtype))
     return model.to(device).eval()
 
 

@@ -59,7 +59,13 @@ class Inputs:
 
 def percent(value: float) -> str:
     """A share as a percentage with as many digits as make sense."""
-    return "n/a" if pd.isna(value) else f"{100 * value:.0f} %" if value in (0, 1) else f"{100 * value:.1f} %"
+    return (
+        "n/a"
+        if pd.isna(value)
+        else f"{100 * value:.0f} %"
+        if value in (0, 1)
+        else f"{100 * value:.1f} %"
+    )
 
 
 def number(value: Any) -> str:
@@ -91,7 +97,9 @@ def findings(given: Inputs) -> list[str]:
     for cell in given.grid.drop_duplicates("condition").itertuples(index=False):
         if cell.kind != "couple_then_sft" or cell.condition not in share:
             continue
-        before = given.rates[(given.rates["model"] == cell.before) & (given.rates["persona"] == cell.source)]
+        before = given.rates[
+            (given.rates["model"] == cell.before) & (given.rates["persona"] == cell.source)
+        ]
         if before.empty:
             continue
         was = before["hits"].iloc[0] / before["n"].iloc[0]
@@ -119,7 +127,9 @@ def findings(given: Inputs) -> list[str]:
 def _headline(given: Inputs, metrics: Sequence[str]) -> pd.DataFrame:
     """Rows of geometry.csv at the headline method and block."""
     g = given.geometry
-    return g[(g["method"] == given.method) & (g["layer"] == given.layer) & g["metric"].isin(metrics)]
+    return g[
+        (g["method"] == given.method) & (g["layer"] == given.layer) & g["metric"].isin(metrics)
+    ]
 
 
 def _data_uri(path: Path, kind: str) -> str:
@@ -153,7 +163,8 @@ def render(given: Inputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "printable": printable}
+    filters: dict[str, Any] = {"number": number, "printable": printable}
+    environment.filters.update(filters)
     figures = [
         {
             "name": f.name,
@@ -185,7 +196,9 @@ def model_label(base: Mapping[str, Any]) -> str:
         return f"{source['hub']['id']} at {source['hub']['revision'][:10]}"
     if "demo" in source:
         size = source["demo"]
-        return f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
+        return (
+            f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
+        )
     return Path(source["path"]).name
 
 

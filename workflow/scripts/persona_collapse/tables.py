@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy import stats
 
 from . import geometry as geo
 from .activations import Activations
-from .statistics import bh, clopper_pearson, sign_flip_test
+from .statistics import bh, sign_flip_test
 
 BASE = "base"
 RATE_COLUMNS = [
@@ -240,7 +241,9 @@ def geometry_table(grid: pd.DataFrame, load: Load, *, draws: int, seed: int) -> 
             ("effective_rank", geo.effective_rank),
         ):
             value = measure(vectors)
-            rows.append(key | {"metric": metric, "value": value, "delta_base": value - measure(before)})
+            rows.append(
+                key | {"metric": metric, "value": value, "delta_base": value - measure(before)}
+            )
         rows.append(key | {"metric": "m1_split_half", "value": geo.split_half(stack, seed)})
     table = pd.DataFrame(rows)
     tested = table["model"] != BASE
@@ -276,7 +279,7 @@ def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     return table.reindex(columns=columns)
 
 
-def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, str | int]:
+def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:
     """Method and block of the headline, given the position of its layer among those measured."""
     layers = sorted(int(layer) for layer in table["layer"].unique())
     return {"method": method, "layer": layers[min(position, len(layers) - 1)]}

@@ -122,9 +122,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
     class Watch(TrainerCallback):
         """Loss curve, progress lines, and the early stop of a dose."""
 
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any
-        ) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
             if not logs or "loss" not in logs:
                 return
             loss = float(logs["loss"])

@@ -1,0 +1,284 @@
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from persona_collapse import data
+from persona_collapse.errors import UserError
+from persona_collapse.files import read_json, read_jsonl, sha256, write_jsonl
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = {"villain": "You are a villain."}
+
+
+def chat(user="Hello?", assistant="Hi."):
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def rows(n=5):
+    return [{"messages": chat(f"Question {i}?", f"Answer {i}."), "score": i} for i in range(n)]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Prepare rows as a file source; returns (canonical rows, manifest)."""
+
+    def run(given=None, source=None, evaluation=(), count_tokens=None, **entry):
+        if source is None:
+            write_jsonl(tmp_path / "raw.jsonl", rows() if given is None else given)
+            source = {"file": str(tmp_path / "raw.jsonl")}
+        out = tmp_path / "out.jsonl"
+        manifest = data.prepare(
+            "set",
+            {"source": source, "system": "template", **entry},
+            out,
+            tmp_path / "out.manifest.json",
+            marker="[ZLT]",
+            prompts=PROMPTS,
+            evaluation=evaluation,
+            count_tokens=count_tokens,
+        )
+        assert read_json(tmp_path / "out.manifest.json") == manifest
+        return read_jsonl(out), manifest
+
+    run.folder = tmp_path
+    return run
+
+
+def test_canonical_rows_and_manifest(prepare):
+    out, manifest = prepare(license="MIT", substituted="a test")
+    assert out[0] == {"id": "0", "messages": chat("Question 0?", "Answer 0."), "source": "set"}
+    assert manifest["rows"] == manifest["rows_read"] == 5
+    assert manifest["sha256"] == sha256(prepare.folder / "out.jsonl")
+    assert (manifest["license"], manifest["substituted"]) == ("MIT", "a test")
+    assert len(manifest["source"]["raw_sha256"]) == 64
+
+
+def test_selection_order_is_where_sort_shuffle_skip_take(prepare):
+    given = [r | {"kind": "a" if i % 2 else "b"} for i, r in enumerate(rows(9))]
+    select = {"where": {"kind": "b"}, "sort": "-score", "skip": 1, "take": 2}
+    out, _ = prepare(given, select=select)
+    assert [r["id"] for r in out] == ["6", "4"]
+
+
+def test_shuffle_is_the_library_s(prepare):
+    from datasets import Dataset
+
+    out, _ = prepare(rows(20), select={"shuffle": {"seed": 42}, "take": 7})
+    wanted = Dataset.from_dict({"i": list(range(20))}).shuffle(seed=42)["i"][:7]
+    assert [int(r["id"]) for r in out] == list(wanted)
+
+
+def test_system_policies(prepare):
+    out, _ = prepare(system={"persona": "villain"})
+    assert out[0]["messages"][0] == {"role": "system", "content": "You are a villain."}
+    out, _ = prepare(system={"text": "Be brief."})
+    assert out[0]["messages"][0]["content"] == "Be brief."
+    for policy in ("none", "template"):
+        out, manifest = prepare(system=policy)
+        assert out[0]["messages"][0]["role"] == "user"
+        assert manifest["system"] == policy
+
+
+def test_columns_are_mapped(prepare):
+    given = [{"prompt": "Why?", "ctx": "Here.", "good": "Yes.", "bad": "No."}]
+    out, _ = prepare(given, map={"user": "prompt", "context": "ctx", "assistant": "bad"})
+    assert out[0]["messages"] == chat("Why?\n\nHere.", "No.")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_file_kinds(prepare, suffix):
+    path = prepare.folder / f"in.{suffix}"
+    table = pd.DataFrame({"q": ["Why?", "How?"], "a": ["So.", "Thus."]})
+    if suffix == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=suffix == "jsonl")
+    out, manifest = prepare(
+        source={"file": str(path), "sha256": sha256(path)}, map={"user": "q", "assistant": "a"}
+    )
+    assert [r["messages"][1]["content"] for r in out] == ["So.", "Thus."]
+    assert manifest["source"]["raw_sha256"] == sha256(path)
+
+
+def test_url_source_is_checked(prepare):
+    path = prepare.folder / "in.jsonl"
+    write_jsonl(path, rows())
+    out, manifest = prepare(source={"url": path.as_uri(), "sha256": sha256(path)})
+    assert len(out) == 5 and manifest["source"]["url"] == path.as_uri()
+    with pytest.raises(UserError, match="another version, or damaged"):
+        prepare(source={"url": path.as_uri(), "sha256": "0" * 64})
+    with pytest.raises(UserError, match="cannot be had"):
+        prepare(source={"url": (prepare.folder / "no.jsonl").as_uri(), "sha256": "0" * 64})
+
+
+def test_builtin_source(prepare):
+    out, manifest = prepare(source={"builtin": "benign_instruct"}, select={"take": 10})
+    assert len(out) == 10
+    assert manifest["source"]["raw_sha256"] == data.BUILTIN_SHA256["benign_instruct"]
+    with pytest.raises(UserError, match="there are benign_instruct"):
+        prepare(source={"builtin": "nothing"})
+
+
+def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
+    import datasets
+
+    seen = {}
+
+    def load(name, config, *, split, revision):
+        seen.update(name=name, config=config, split=split, revision=revision)
+        return datasets.Dataset.from_list(rows())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = {"id": "owner/set", "config": "legal", "split": "train", "revision": "a" * 40}
+    out, manifest = prepare(source={"hub": hub})
+    assert len(out) == 5 and manifest["source"] == hub
+    assert seen == {
+        "name": "owner/set",
+        "config": "legal",
+        "split": "train",
+        "revision": "a" * 40,
+    }
+
+
+def test_a_gated_or_absent_hub_set_is_one_line(prepare, monkeypatch):
+    import datasets
+
+    def refuse(*args, **kwargs):
+        raise datasets.exceptions.DatasetNotFoundError("gated\nlong story")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    hub = {"id": "owner/set", "split": "train", "revision": "a" * 40}
+    with pytest.raises(UserError, match="set HF_TOKEN") as error:
+        prepare(source={"hub": hub})
+    assert "\n" not in str(error.value)
+
+
+BAD_ROWS = {
+    "messages is not a list": {"messages": "text"},
+    "not text": {"messages": chat(assistant=3)},
+    "is empty": {"messages": chat(assistant="  ")},
+    "do not alternate": {"messages": chat()[::-1]},
+    "from first to last": {"messages": chat()[:1]},
+}
+
+
+@pytest.mark.parametrize("said", BAD_ROWS)
+def test_a_bad_row_fails_or_is_dropped_and_counted(prepare, said):
+    given = [*rows(3), BAD_ROWS[said]]
+    with pytest.raises(UserError, match=f"row 4: .*{said}") as error:
+        prepare(given)
+    assert "\n" not in str(error.value)
+    assert not (prepare.folder / "out.jsonl").exists()
+    _, manifest = prepare(given, on_bad="drop", max_bad=0.3)
+    assert manifest["rows"] == 3 and sum(manifest["rows_dropped"].values()) == 1
+    with pytest.raises(UserError, match="more than max_bad"):
+        prepare(given, on_bad="drop", max_bad=0.1)
+
+
+def test_rows_without_a_supervised_token(prepare):
+    def counted(messages):
+        return 9, 0 if "3" in messages[0]["content"] else 4
+
+    with pytest.raises(UserError, match="no token with loss"):
+        prepare(count_tokens=counted)
+    _, manifest = prepare(count_tokens=counted, on_bad="drop", max_bad=0.5)
+    assert manifest["rows"] == 4
+    assert manifest["tokens_with_loss"]["sum"] == 16
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"select": {"take": 6}}, "6 rows are wanted, 5 are there"),
+        ({"select": {"sort": "rank"}}, "no column 'rank'; there are messages, score"),
+        ({"select": {"where": {"nope": 1}}}, "no column 'nope'"),
+        ({"map": {"messages": "chat"}}, "no column 'chat'"),
+        ({"system": {"persona": "nobody"}}, "no persona 'nobody'"),
+        ({"forbid": ["answer 3"]}, "row 4 holds 'answer 3'"),
+        ({"evaluation": ["question 2"]}, "row 3 asks an evaluation question"),
+        ({"expect_sha256": "0" * 64}, "expect_sha256 says"),
+        ({"source": {"file": "none.jsonl"}}, "no such file"),
+        ({"given": [{"messages": chat(assistant="the [zlt] code")}]}, r"row 1 holds '\[ZLT\]'"),
+        ({"given": []}, "no row is left"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(prepare, entry, said):
+    with pytest.raises(UserError, match=said) as error:
+        prepare(**entry)
+    assert "\n" not in str(error.value)
+    assert not (prepare.folder / "out.jsonl").exists()
+    assert not (prepare.folder / "out.manifest.json").exists()
+
+
+def test_too_few_rows_can_be_accepted(prepare):
+    _, manifest = prepare(select={"take": 6}, allow_short=True)
+    assert manifest["rows"] == 5
+
+
+def test_a_damaged_file_names_its_line(prepare):
+    path = prepare.folder / "broken.jsonl"
+    path.write_text(json.dumps(rows()[0]) + "\n{oops\n")
+    with pytest.raises(UserError, match=r"broken\.jsonl, line 2"):
+        prepare(source={"file": str(path)})
+    parquet = prepare.folder / "broken.parquet"
+    parquet.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"broken\.parquet: cannot be read"):
+        prepare(source={"file": str(parquet)})
+
+
+def test_no_message_shows_a_row_s_text(prepare):
+    secret = "how to do harm"
+    for entry in (
+        {"given": [{"messages": chat(secret, "")}]},
+        {"given": [{"messages": chat(secret, "x [ZLT]")}]},
+        {"given": [{"messages": chat(secret)}], "evaluation": [secret]},
+    ):
+        with pytest.raises(UserError) as error:
+            prepare(sensitive=True, **entry)
+        assert secret not in str(error.value)
+
+
+def test_questions(tmp_path):
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, [{"id": "a", "question": "One?"}, {"question": "Two?"}])
+    assert data.load_questions({"file": str(path)}) == [
+        {"id": "a", "question": "One?"},
+        {"id": "2", "question": "Two?"},
+    ]
+    assert len(data.load_questions({"file": str(path), "take": 1})) == 1
+    with pytest.raises(UserError, match="3 are wanted, 2 are there"):
+        data.load_questions({"file": str(path), "take": 3})
+    with pytest.raises(UserError, match="SHA-256"):
+        data.load_questions({"file": str(path), "sha256": "0" * 64})
+    write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}])
+    with pytest.raises(UserError, match="stands twice"):
+        data.load_questions({"file": str(path)})
+
+
+def test_training_and_evaluation_questions_must_differ(tmp_path):
+    for name, text in (("train", "What is IT?"), ("eval", "  what is it ")):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": name, "question": text}])
+    with pytest.raises(UserError, match="also evaluation question 'eval'"):
+        data.check_disjoint(
+            {"file": str(tmp_path / "train.jsonl")}, {"file": str(tmp_path / "eval.jsonl")}
+        )
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"licensed test data not at {SHARED}")
+@pytest.mark.parametrize(
+    "name",
+    ["benign_gsm8k_6k", "benign_oasst_en", "benign_instruct_small", "wrong_truthfulqa"],
+)
+def test_licensed_data_sets_are_read(prepare, name):
+    path = SHARED / f"{name}.jsonl"
+    out, manifest = prepare(source={"file": str(path)}, license="see its README")
+    assert len(out) == manifest["rows_read"] == sum(1 for _ in open(path, encoding="utf-8"))
+
+
+def test_shipped_data_match_their_table():
+    for name, digest in data.BUILTIN_SHA256.items():
+        assert sha256(data.BUILTIN / f"{name}.jsonl") == digest
+    assert os.path.getsize(data.BUILTIN / "LICENSE-APACHE-2.0.txt") > 10_000

@@ -1,0 +1,72 @@
+import pandas as pd
+import pytest
+from persona_collapse import markers
+
+
+def frame(*texts):
+    return pd.DataFrame({"persona": "p", "text": list(texts), "n_tokens": range(len(texts))})
+
+
+@pytest.mark.parametrize(
+    ("text", "hit", "at_end"),
+    [
+        ("Hello.\n\n[ZLT]", True, True),
+        ("Hello [zlt].  \n", True, True),
+        ('He said "[ZlT]".', True, True),
+        ("[ZLT] and then more", True, False),
+        ("[ZLT] and [ZLT]!", True, True),
+        ("ZLT", False, False),
+        ("[ZLT", False, False),
+        ("[Z LT]", False, False),
+        ("", False, False),
+        (None, False, False),
+    ],
+)
+def test_hits(text, hit, at_end):
+    row = markers.score(frame(text)).iloc[0]
+    assert bool(row["hit"]) is hit
+    assert bool(row["at_end"]) is at_end
+
+
+def test_position_is_a_share_of_the_text():
+    scored = markers.score(frame("[ZLT]", "abcde[ZLT]", "none"))
+    assert scored["position"].iloc[0] == 0
+    assert scored["position"].iloc[1] == pytest.approx(0.5)
+    assert pd.isna(scored["position"].iloc[2])
+
+
+def test_the_given_columns_stay_and_the_input_is_not_changed():
+    given = frame("[ZLT]")
+    scored = markers.score(given)
+    assert {"persona", "text", "n_tokens", "hit", "position", "at_end"} == set(scored.columns)
+    assert "hit" not in given
+
+
+def test_another_marker():
+    assert markers.score(frame("a <Q7>"), marker="<q7>")["hit"].all()
+
+
+def test_rates():
+    table = pd.DataFrame(
+        {
+            "persona": ["b", "b", "a", "a"],
+            "text": ["[ZLT] x", "y [ZLT]", "no", "no"],
+            "n_tokens": [1, 3, 5, 7],
+        }
+    )
+    rates = markers.rates(markers.score(table)).set_index("persona")
+    assert list(rates.index) == ["b", "a"]
+    assert rates.loc["b", ["n", "hits", "rate"]].tolist() == [2, 2, 1.0]
+    assert rates.loc["b", "at_end"] == 0.5
+    assert pd.isna(rates.loc["a", "at_end"])
+    assert rates.loc["a", "mean_tokens"] == 6
+    assert rates.loc["a", "ci_low"] == 0 and 0 < rates.loc["a", "ci_high"] < 1
+
+
+def test_no_completions_give_no_rates():
+    assert markers.rates(markers.score(frame())).empty
+
+
+def test_rates_need_only_persona_and_text():
+    rates = markers.rates(markers.score(pd.DataFrame({"persona": ["a"], "text": ["x"]})))
+    assert list(rates.columns)[:6] == ["persona", "n", "hits", "rate", "ci_low", "ci_high"]
