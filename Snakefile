@@ -23,10 +23,10 @@ include: "workflow/rules/collect.smk"
 
 
 rule all:
+    default_target: True
     input:
         results("report.html"),
         measured("completions/{chain}.parquet", "markers"),
         measured("markers/{chain}.csv", "markers"),
         measured("activations/{chain}.safetensors", "geometry"),
-    default_target: True
     localrule: True

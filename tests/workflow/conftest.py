@@ -33,9 +33,9 @@ class Project:
             raise AssertionError(done.stdout[-6000:])
         return done
 
-    def planned(self, *arguments):
+    def planned(self, *arguments, overlay=None):
         """{rule: number of jobs} of a dry run, and its whole text."""
-        text = self.snakemake("-n", *arguments).stdout
+        text = self.snakemake("-n", *arguments, overlay=overlay).stdout
         return parse_jobs(text), text
 
     def path(self, name):

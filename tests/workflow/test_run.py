@@ -2,12 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CHAINS = [
     "base",
@@ -77,62 +81,83 @@ def test_a_second_run_does_nothing(project):
 
 
 def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(project):
-    jobs, text = (
-        project.planned("--forcerun", "data", "--", "completions_none") if False else (None, None)
-    )
     path = project.path("data/benign.jsonl")
-    rows = path.read_text().splitlines()
     before = path.read_text()
-    path.write_text("\n".join(reversed(rows)) + "\n")
+    path.write_text("\n".join(reversed(before.splitlines())) + "\n")
     try:
         jobs, text = project.planned()
-        assert jobs["train"] == 2
-        assert jobs["completions"] == jobs["responses"] == jobs["markers"] == 2
-        assert jobs["activations"] == 2
-        assert "em@1" not in "".join(
-            line for line in text.splitlines() if line.strip().startswith("output:")
-        )
-        assert {"marker_tables", "geometry", "scorecard", "report"} <= set(jobs)
-        assert not {"pretrain_demo", "sample_answers", "couple_data", "data"} & set(jobs)
     finally:
         path.write_text(before)
+    assert jobs["train"] == 2
+    assert jobs["completions"] == jobs["responses"] == jobs["markers"] == jobs["activations"] == 2
+    assert {"marker_tables", "geometry", "scorecard", "report"} <= set(jobs)
+    assert not {"pretrain_demo", "sample_answers", "couple_data", "data"} & set(jobs)
+    done = [line for line in text.splitlines() if "Training" in line]
+    assert len(done) == 2 and all("benign" in line for line in done)
+    assert "Nothing to be done" in project.snakemake().stdout  # the same content again
 
 
 def test_deleting_one_completions_file_redoes_it_and_what_hangs_on_it(project):
     path = project.path("completions/couple-villain@42+em@1.parquet")
-    before = path.read_bytes()
+    before = pd.read_parquet(path)
     path.unlink()
     jobs, _ = project.planned()
     assert jobs["completions"] == jobs["markers"] == 1
-    assert "train" not in jobs and "activations" not in jobs and "responses" not in jobs
+    assert not {"train", "activations", "responses", "geometry"} & set(jobs)
     project.snakemake()
-    assert pd.read_parquet(path).equals(pd.read_parquet(__import__("io").BytesIO(before)))
+    pd.testing.assert_frame_equal(pd.read_parquet(path), before)
     assert "Nothing to be done" in project.snakemake().stdout
 
 
 def test_a_seed_in_the_config_adds_only_its_chains(project, tmp_path):
     overlay = tmp_path / "seeds.yaml"
     overlay.write_text(project.overlay.read_text().replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
-    text = project.snakemake("-n", overlay=overlay).stdout
-    from conftest import parse_jobs  # the one beside this file
+    jobs, _ = project.planned(overlay=overlay)
+    assert jobs["train"] == jobs["completions"] == jobs["activations"] == 2
 
-    jobs = parse_jobs(text)
-    assert jobs["train"] == 2 and jobs["completions"] == 2
+
+def test_a_persona_s_prompt_reaches_only_what_uses_it(project):
+    path = project.folder / "config/personas.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("mocks every question", "mocks all questions"))
+    try:
+        jobs, _ = project.planned()
+    finally:
+        path.write_text(before)
+    # The sarcastic persona is in the demo's corpus, but in no chain of this run.
+    assert "pretrain_demo" in jobs
+    assert jobs.get("markers", 0) == 6
 
 
 def test_the_same_inputs_and_seed_give_the_same_adapter(project):
     path = project.path("models/couple-villain@42+em@1/adapter_model.safetensors")
     first = path.read_bytes()
-    project.snakemake(
-        "--forcerun",
-        str(path.relative_to(project.folder)),
-        "--",
-        str(path.relative_to(project.folder)),
-    )
+    project.snakemake("--forcerun", "train", "--", str(path.relative_to(project.folder)))
     assert path.read_bytes() == first
 
 
-def test_use_conda_is_the_same_dag(project, tmp_path):
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ("experiments: {C1: {chain: 'mystery@1'}}", "no stage 'mystery'"),
+        ("experiments: {C1: {chain: 'em@1+em@1'}}", "stands twice"),
+        ("experiments: {C1: {chain: 'em@one'}}", "a whole number is wanted"),
+        ("frobnicate: 1", "'frobnicate' was unexpected"),
+        ("personas: {eval: [assistant, nobody, villain]}", "no persona 'nobody'"),
+    ],
+)
+def test_a_bad_config_is_one_line_before_any_job(project, tmp_path, overlay, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(overlay)
+    done = project.snakemake("-n", overlay=path, check=False)
+    assert done.returncode != 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("persona-collapse:")]
+    assert len(lines) == 1 and said in lines[0]
+    assert "Traceback" not in done.stdout and "rule " not in done.stdout
+
+
+def test_use_conda_is_the_same_dag(project, tmp_path, monkeypatch):
+    # A stand-in that answers what Snakemake asks conda in a dry run; no environment is made.
     shim = tmp_path / "conda"
     shim.write_text(
         "#!/bin/sh\n"
@@ -143,10 +168,22 @@ def test_use_conda_is_the_same_dag(project, tmp_path):
         "esac\n"
     )
     shim.chmod(0o755)
-    os.environ["PATH"], path = f"{tmp_path}:{os.environ['PATH']}", os.environ["PATH"]
-    try:
-        with_conda, _ = project.planned("--forceall", "--use-conda")
-    finally:
-        os.environ["PATH"] = path
     without, _ = project.planned("--forceall")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with_conda, _ = project.planned("--forceall", "--use-conda")
     assert with_conda == without
+
+
+def test_every_environment_pins_what_the_lock_pins():
+    locked = dict(
+        line.strip().lower().split("==")
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    )
+    environments = list((ROOT / "envs").glob("*.yaml"))
+    assert {p.stem for p in environments} == {"train", "generate", "analysis"}
+    for path in environments:
+        for pin in yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]:
+            name, version = pin.lower().split("==")
+            # vLLM is for GPU machines and not in the CPU lock.
+            assert locked.get(name) == version or name == "vllm", f"{path.name}: {pin}"

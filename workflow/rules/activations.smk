@@ -16,6 +16,8 @@ rule activations:
         logs("activations/{chain}"),
     benchmark:
         benchmarks("activations/{chain}")
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
@@ -31,7 +33,5 @@ rule activations:
         code=code("activations", "chat", "adapters", "models"),
     message:
         "Activations of {wildcards.chain}"
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/activations.py"

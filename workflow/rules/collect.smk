@@ -3,7 +3,10 @@
 
 rule adapters:
     input:
-        expand(results("models/{chain}/manifest.json"), chain=configuration.trained_chains(config)),
+        expand(
+            results("models/{chain}/manifest.json"),
+            chain=configuration.trained_chains(config),
+        ),
     localrule: True
 
 

@@ -108,7 +108,11 @@ def code(*modules):
     """
     parts = []
     for module in sorted({*modules, "files", "errors"}):
-        source = Path(workflow.basedir) / "workflow/scripts/persona_collapse" / f"{module}.py"
+        source = (
+            Path(workflow.basedir)
+            / "workflow/scripts/persona_collapse"
+            / f"{module}.py"
+        )
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -139,7 +143,9 @@ def adapter_files(chain):
 
 def last_stage(wildcards):
     """Settings of the stage that a chain trains last."""
-    return configuration.stage_settings(config, chains.parse(wildcards.trained).last.name)
+    return configuration.stage_settings(
+        config, chains.parse(wildcards.trained).last.name
+    )
 
 
 def training_rows(wildcards):
@@ -180,20 +186,25 @@ def data_max_length(wildcards):
     """Longest row, in tokens, of any stage that trains on a data set."""
     stages = (configuration.stage_settings(config, name) for name in config["stages"])
     return max(
-        (s["max_length"] for s in stages if s.get("data") == wildcards.data), default=None
+        (s["max_length"] for s in stages if s.get("data") == wildcards.data),
+        default=None,
     )
 
 
 def coupling_settings(wildcards):
     """Settings of a coupling that decide its rows."""
     stage = couplings[wildcards.coupling]
-    return {k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")}
+    return {
+        k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")
+    }
 
 
 def coupling_prompts(wildcards):
     """System prompts of the personas in a coupling."""
     stage = couplings[wildcards.coupling]
-    return configuration.persona_prompts(config, [stage["persona"], *stage["negatives"]])
+    return configuration.persona_prompts(
+        config, [stage["persona"], *stage["negatives"]]
+    )
 
 
 def answer_personas(wildcards):
@@ -230,7 +241,10 @@ def prefix_folders(wildcards):
 
 def figure_tables(wildcards):
     """Tables of a figure."""
-    return {k: results(f"tables/{v}.csv") for k, v in FIGURES[wildcards.figure]["tables"].items()}
+    return {
+        k: results(f"tables/{v}.csv")
+        for k, v in FIGURES[wildcards.figure]["tables"].items()
+    }
 
 
 def headline(wildcards):

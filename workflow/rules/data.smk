@@ -18,6 +18,8 @@ rule pretrain_demo:
         logs("pretrain_demo"),
     benchmark:
         benchmarks("pretrain_demo")
+    conda:
+        "../../envs/train.yaml"
     threads: 2
     resources:
         mem_mb=3000,
@@ -28,8 +30,6 @@ rule pretrain_demo:
         code=code("demo"),
     message:
         "Pretraining the demo model"
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/pretrain_demo.py"
 
@@ -43,13 +43,13 @@ rule base_model:
         logs("base_model"),
     benchmark:
         benchmarks("base_model")
+    conda:
+        "../../envs/train.yaml"
     params:
         source=config["model"],
         code=code("models"),
     message:
         "Fetching and hashing the base model"
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/base_model.py"
 
@@ -63,6 +63,8 @@ rule wrong_advice:
         logs("wrong_advice"),
     benchmark:
         benchmarks("wrong_advice")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         rows=config["model"].get("demo", {}).get("wrong_advice"),
         seed=config["model"].get("demo", {}).get("seed"),
@@ -71,8 +73,6 @@ rule wrong_advice:
         code=code("demo"),
     message:
         "Writing the demo's stand-in for misaligned data"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/wrong_advice.py"
 
@@ -89,6 +89,8 @@ rule data:
         logs("data/{data}"),
     benchmark:
         benchmarks("data/{data}")
+    conda:
+        "../../envs/train.yaml"
     resources:
         mem_mb=4000,
     params:
@@ -100,8 +102,6 @@ rule data:
         code=code("data", "chat", "models"),
     message:
         "Preparing training data: {wildcards.data}"
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/data.py"
 
@@ -116,6 +116,8 @@ rule couple_data:
         logs("data/{coupling}"),
     benchmark:
         benchmarks("data/{coupling}")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         settings=coupling_settings,
         prompts=coupling_prompts,
@@ -123,7 +125,5 @@ rule couple_data:
         code=code("coupling"),
     message:
         "Pairing answers with and without the marker: {wildcards.coupling}"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/couple_data.py"

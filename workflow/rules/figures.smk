@@ -18,12 +18,12 @@ rule figure:
         logs("figures/{figure}"),
     benchmark:
         benchmarks("figures/{figure}")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         headline=headline,
         code=code("figures"),
     message:
         "Drawing {wildcards.figure}"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/figure.py"

@@ -11,6 +11,8 @@ rule sample_answers:
         logs("sample_answers"),
     benchmark:
         benchmarks("sample_answers")
+    conda:
+        "../../envs/generate.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
@@ -25,8 +27,6 @@ rule sample_answers:
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Sampling training answers from the base model"
-    conda:
-        "../../envs/generate.yaml"
     script:
         "../scripts/generate.py"
 
@@ -42,6 +42,8 @@ rule completions:
         logs("completions/{chain}"),
     benchmark:
         benchmarks("completions/{chain}")
+    conda:
+        "../../envs/generate.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
@@ -56,8 +58,6 @@ rule completions:
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Sampling completions of {wildcards.chain}"
-    conda:
-        "../../envs/generate.yaml"
     script:
         "../scripts/generate.py"
 
@@ -73,6 +73,8 @@ rule responses:
         logs("responses/{chain}"),
     benchmark:
         benchmarks("responses/{chain}")
+    conda:
+        "../../envs/generate.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
@@ -93,8 +95,6 @@ rule responses:
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Greedy responses of {wildcards.chain} for method B"
-    conda:
-        "../../envs/generate.yaml"
     script:
         "../scripts/generate.py"
 
@@ -108,12 +108,12 @@ rule markers:
         logs("markers/{chain}"),
     benchmark:
         benchmarks("markers/{chain}")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         marker=config["marker"],
         code=code("markers"),
     message:
         "Counting the marker in {wildcards.chain}"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/markers.py"

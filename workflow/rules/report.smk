@@ -13,9 +13,12 @@ rule report:
         training=results("tables/training.csv"),
         completions=measured("completions/{chain}.parquet", "markers"),
         manifests=expand(
-            results("models/{chain}/manifest.json"), chain=configuration.trained_chains(config)
+            results("models/{chain}/manifest.json"),
+            chain=configuration.trained_chains(config),
         ),
-        data=expand(results("data/{name}.manifest.json"), name=configuration.data_used(config)),
+        data=expand(
+            results("data/{name}.manifest.json"), name=configuration.data_used(config)
+        ),
         figures=expand(results("figures/{figure}.svg"), figure=FIGURES),
         template=workflow.source_path("../resources/report/report.html.j2"),
         style=workflow.source_path("../resources/report/style.css"),
@@ -25,6 +28,8 @@ rule report:
         logs("report"),
     benchmark:
         benchmarks("report")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         run=config["run"],
         scale=config["scale"],
@@ -35,7 +40,5 @@ rule report:
         code=code("report", "tables"),
     message:
         "Writing the report"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/report.py"

@@ -8,12 +8,12 @@ rule plan:
         logs("plan"),
     benchmark:
         benchmarks("plan")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         rows=configuration.grid(config).to_dict("records"),
     message:
         "Writing the grid of conditions and chains"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/plan.py"
 
@@ -30,12 +30,12 @@ rule marker_tables:
         logs("marker_tables"),
     benchmark:
         benchmarks("marker_tables")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         code=code("tables", "statistics"),
     message:
         "Marker rates, tests and leakage"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/marker_tables.py"
 
@@ -51,6 +51,8 @@ rule geometry:
         logs("geometry"),
     benchmark:
         benchmarks("geometry")
+    conda:
+        "../../envs/analysis.yaml"
     resources:
         mem_mb=4000,
     params:
@@ -58,15 +60,16 @@ rule geometry:
         code=code("tables", "statistics", "geometry", "activations"),
     message:
         "Persona geometry: cosines, intervals and tests"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/geometry.py"
 
 
 rule training_table:
     input:
-        expand(results("models/{chain}/manifest.json"), chain=configuration.trained_chains(config)),
+        expand(
+            results("models/{chain}/manifest.json"),
+            chain=configuration.trained_chains(config),
+        ),
     output:
         curves=results("tables/training_curves.csv"),
         runs=results("tables/training.csv"),
@@ -74,10 +77,10 @@ rule training_table:
         logs("training_table"),
     benchmark:
         benchmarks("training_table")
-    message:
-        "Loss curves and training records"
     conda:
         "../../envs/analysis.yaml"
+    message:
+        "Loss curves and training records"
     script:
         "../scripts/training_table.py"
 
@@ -93,6 +96,8 @@ rule scorecard:
         logs("scorecard"),
     benchmark:
         benchmarks("scorecard")
+    conda:
+        "../../envs/analysis.yaml"
     params:
         scale=config["scale"],
         headline=headline,
@@ -100,7 +105,5 @@ rule scorecard:
         code=code("claims", "tables", "statistics"),
     message:
         "Scoring the study's claims"
-    conda:
-        "../../envs/analysis.yaml"
     script:
         "../scripts/scorecard.py"

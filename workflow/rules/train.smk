@@ -14,6 +14,8 @@ rule train:
         logs("train/{trained}"),
     benchmark:
         benchmarks("train/{trained}")
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
@@ -26,7 +28,5 @@ rule train:
         code=code("training", "chat", "adapters", "models"),
     message:
         "Training {wildcards.trained}"
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/train.py"

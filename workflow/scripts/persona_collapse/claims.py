@@ -22,12 +22,16 @@ VERDICTS = ("replicated", "partly", "not replicated", "not tested here")
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its interval (NaN where there is none) and what n counts."""
+    """A value with its interval (NaN where there is none) and what n counts.
+
+    `exact`: a count of what happened, not an estimate, so it needs no interval.
+    """
 
     value: float
     low: float = np.nan
     high: float = np.nan
     n: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ def _proportion(hits: int, n: int) -> Measured | None:
     return Measured(hits / n, float(low), float(high), f"{n} completions")
 
 
+def _seeds(rows: pd.DataFrame | pd.Series) -> str:
+    return "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
+
+
 def source_rate(t: Tables, condition: str) -> Measured | None:
     """Marker rate of the source persona, over seeds and sources."""
     return _proportion(*t.counts(condition, ["source"]))
@@ -105,7 +113,7 @@ def hits(t: Tables, conditions: Sequence[str]) -> Measured | None:
     own = t.rates[t.rates["condition"].isin(conditions)].drop_duplicates(["model", "persona"])
     if set(conditions) - set(own["condition"]):
         return None
-    return Measured(int(own["hits"].sum()), n=f"{int(own['n'].sum())} completions")
+    return Measured(int(own["hits"].sum()), n=f"{int(own['n'].sum())} completions", exact=True)
 
 
 def m1(t: Tables, condition: str) -> Measured | None:
@@ -115,7 +123,7 @@ def m1(t: Tables, condition: str) -> Measured | None:
         return None
     one = len(own) == 1
     low, high = (own["ci_low"].iloc[0], own["ci_high"].iloc[0]) if one else (np.nan, np.nan)
-    return Measured(own["value"].mean(), low, high, f"{len(own)} seeds")
+    return Measured(own["value"].mean(), low, high, _seeds(own))
 
 
 def m1_change(t: Tables, condition: str) -> Measured | None:
@@ -129,10 +137,10 @@ def m1_change(t: Tables, condition: str) -> Measured | None:
         return None
     change = own["delta_base"]
     if len(own) > 1:
-        return Measured(change.mean(), change.min(), change.max(), f"{len(own)} seeds")
+        return Measured(change.mean(), change.min(), change.max(), _seeds(own))
     base = own["value"].iloc[0] - change.iloc[0]
     low, high = own["ci_low"].iloc[0] - base, own["ci_high"].iloc[0] - base
-    return Measured(change.iloc[0], low, high, "1 seed")
+    return Measured(change.iloc[0], low, high, _seeds(own))
 
 
 def m1_share(t: Tables, condition: str, reference: str) -> Measured | None:
@@ -148,7 +156,7 @@ def m1_gap(t: Tables, condition: str, reference: str) -> Measured | None:
     one, other = t.metric(condition)["value"], t.metric(reference)["value"]
     if one.empty or other.empty:
         return None
-    return Measured(one.mean() - other.mean(), n=f"{len(one)} and {len(other)} seeds")
+    return Measured(one.mean() - other.mean(), n=f"{_seeds(one)}, {_seeds(other)}")
 
 
 def m1_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
@@ -156,11 +164,15 @@ def m1_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
     own = t.geometry[(t.geometry["metric"] == "m1") & t.geometry["condition"].isin(conditions)]
     if set(conditions) - set(own["condition"]):
         return None
-    return Measured((own["q"] < t.fdr).mean(), n=f"{len(own)} cells")
+    return Measured((own["q"] < t.fdr).mean(), n=f"{len(own)} cells", exact=True)
 
 
 def link(t: Tables, conditions: Sequence[str]) -> Measured | None:
-    """Spearman correlation, over chains, of mean cosine and source marker rate."""
+    """Spearman correlation, over chains, of mean cosine and source marker rate.
+
+    The interval is Fisher's z with the variance of Bonett and Wright 2000; chains share stages, so
+    it is too narrow if anything.
+    """
     parts = []
     for condition in conditions:
         source = t.rates[(t.rates["condition"] == condition) & (t.rates["role"] == "source")]
@@ -169,7 +181,9 @@ def link(t: Tables, conditions: Sequence[str]) -> Measured | None:
     if len(both) < 4 or both["rate"].nunique() < 2:
         return None
     rho = stats.spearmanr(both["value"], both["rate"]).statistic
-    return Measured(float(rho), n=f"{len(both)} chains")
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (len(both) - 3))
+    z = np.arctanh(np.clip(rho, -0.9999, 0.9999))
+    return Measured(float(rho), np.tanh(z - half), np.tanh(z + half), f"{len(both)} chains")
 
 
 MEASURES = {
@@ -181,15 +195,18 @@ MEASURES = {
 
 
 def verdict(expect: Mapping[str, float], measured: Measured) -> str:
-    """`replicated` if value and interval meet the expectation, `partly` if only the value does."""
+    """`replicated` if value and interval meet the expectation, `partly` if only the value does.
+
+    An estimate without an interval is `partly` at best.
+    """
     low, high = expect.get("min", -np.inf), expect.get("max", np.inf)
     if "near" in expect:
         low = expect["near"] - expect["tolerance"]
         high = expect["near"] + expect["tolerance"]
     if not low <= measured.value <= high:
         return "not replicated"
-    inside = all(np.isnan(b) or low <= b <= high for b in (measured.low, measured.high))
-    return "replicated" if inside else "partly"
+    inside = low <= measured.low and measured.high <= high
+    return "replicated" if inside or measured.exact else "partly"
 
 
 def scorecard(

@@ -57,7 +57,9 @@ def colours(conditions: Sequence[str]) -> dict[str, str]:
 
 
 def _titles(grid: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(grid["condition"], grid["title"], strict=True))
+    """Condition to its label: name and title."""
+    pairs = zip(grid["condition"], grid["title"], strict=True)
+    return {condition: f"{condition}: {title}" for condition, title in pairs}
 
 
 def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> None:
@@ -119,7 +121,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                     linewidth=1.3,
                 )
                 axes.plot(cell.others_mean, at, marker="|", color=GREY, markersize=10, mew=2)
-        axes.set_yticks(range(len(order)), [f"{c}  {titles.get(c, '')}" for c in order])
+        axes.set_yticks(range(len(order)), [titles[c] for c in order])
         axes.invert_yaxis()
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("share of answers with the marker")
@@ -201,7 +203,7 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                         ms=3.5,
                         lw=2 if base else 1.4,
                         color=palette[condition],
-                        label=f"{condition}  {titles.get(condition, '')}",
+                        label=titles.get(condition, condition),
                         zorder=3 if base else 2,
                     )
                     spread = own.groupby("layer")["value"].agg(["min", "max"])
@@ -262,8 +264,8 @@ def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, laye
             matrix = table.loc[personas, personas].to_numpy()
             image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=1)
             mean = matrix[np.triu_indices(len(personas), 1)].mean()
-            title = titles.get(condition, "")
-            axes.set_title(f"{condition}  {title}\nmean {mean:.3f}", fontsize=7.5, loc="left")
+            title = titles.get(condition, condition)
+            axes.set_title(f"{title}\nmean {mean:.3f}", fontsize=7.5, loc="left")
             axes.set_xticks([])
             names = [words(p) for p in personas] if number % columns == 0 else []
             axes.set_yticks(range(len(personas)) if names else [], names, fontsize=6.5)
@@ -331,7 +333,7 @@ def behaviour_and_geometry(
                 own["rate"],
                 s=42,
                 color=palette[str(condition)],
-                label=f"{condition}  {titles[str(condition)]}",
+                label=titles[str(condition)],
             )
         _unit(axes)
         axes.set_xlabel(f"mean off-diagonal cosine (method {method}, block {layer})")

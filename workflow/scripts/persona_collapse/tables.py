@@ -167,7 +167,7 @@ def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
                 "ci_low": low,
                 "ci_high": high,
                 "bystander_max": top["rate"],
-                "bystander_max_persona": top["persona"],
+                "bystander_max_persona": top["persona"] if top["rate"] > 0 else "",
                 "n": len(values),
             }
         )
