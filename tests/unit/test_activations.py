@@ -102,7 +102,7 @@ def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
         settings,
         lambda m: None,
     )
-    assert dumped.arrays["A"].shape == (2, 3, 2, 32)
+    assert dumped.arrays["A"].shape == (2, 3, 2, 64)
     activations.save(dumped, tmp_path / "x.safetensors")
     loaded = activations.load(tmp_path / "x.safetensors")
     assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])

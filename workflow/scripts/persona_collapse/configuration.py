@@ -36,6 +36,8 @@ def check(given: Mapping[str, Any]) -> Config:
             "config: statistics: headline: layer: not one of activations: layers "
             f"({', '.join(map(str, config['activations']['layers']))})"
         )
+    all_prompts(config)
+    persona_prompts(config)
     list(plan(config))
     check_disjoint(config["questions"]["train"], config["questions"]["eval"])
     return config

@@ -277,6 +277,7 @@ class VllmBackend:
                     max_tokens=sampling.max_tokens,
                     seed=r.seed,
                     stop_token_ids=self.ends,
+                    detokenize=False,
                 )
                 for r in requests
             ],
@@ -284,7 +285,12 @@ class VllmBackend:
             use_tqdm=False,
         )
         completions = [
-            Completion(o.outputs[0].text, list(o.outputs[0].token_ids), o.outputs[0].finish_reason)
+            # Decoded as by the other backend: vLLM's own text drops a cut-off last character.
+            Completion(
+                str(self.tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)),
+                list(o.outputs[0].token_ids),
+                o.outputs[0].finish_reason,
+            )
             for o in outputs
         ]
         seconds = time.monotonic() - started

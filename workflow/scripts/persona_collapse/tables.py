@@ -44,7 +44,9 @@ def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.
         if cell.chain not in markers:
             continue
         table = markers[cell.chain].copy()
-        table["condition"], table["source"], table["seed"] = cell.condition, cell.source, cell.seed
+        for column in ("condition", "source", "seed"):
+            table[column] = getattr(cell, column)
+        table["model"] = cell.chain
         table["role"] = np.where(
             table["persona"] == cell.source,
             "source",

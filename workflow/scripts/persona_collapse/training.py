@@ -172,6 +172,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
                 use_cpu=device == "cpu",
                 gradient_checkpointing=settings["gradient_checkpointing"],
                 logging_steps=max(1, stop // 20),
+                logging_nan_inf_filter=False,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,

@@ -1,0 +1,86 @@
+"""The vLLM backend against transformers, on the CPU build of vLLM.
+
+It runs in an environment of its own (`make engine`): vLLM's CPU build pins other packages.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None,
+        reason="vllm is not installed here; `make engine` runs this in an environment that has it",
+    ),
+]
+
+QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(3)]
+SETTINGS = {"dtype": "float32", "batch_size": 8, "max_model_len": 256, "gpu_memory_utilization": 0.5}
+
+
+@pytest.fixture(scope="module")
+def stages(make_adapter):
+    return [make_adapter(21, 4, True), make_adapter(22, 8, False, targets=("q_proj", "up_proj"))]
+
+
+@pytest.fixture(scope="module")
+def engines(tiny_base, stages):
+    from persona_collapse import generation
+
+    return {
+        name: generation.open_backend(name, tiny_base, stages, SETTINGS)
+        for name in ("transformers", "vllm")
+    }
+
+
+def requests(tiny_base, prompts, how):
+    from persona_collapse import generation, models
+
+    tokenizer = models.load_tokenizer(tiny_base)
+    return generation.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
+
+
+def test_greedy_answers_of_a_two_stage_chain_agree(engines, tiny_base, prompts):
+    from persona_collapse import generation
+
+    how = generation.Sampling(1, 0.0, 1.0, 12, 0)
+    asked = requests(tiny_base, prompts, how)
+    ours, vllm = (engines[n].complete(asked, how, lambda m: None) for n in engines)
+    assert [c.token_ids for c in ours] == [c.token_ids for c in vllm]
+    assert [c.finish_reason for c in ours] == [c.finish_reason for c in vllm]
+    assert [c.text for c in ours] == [c.text for c in vllm]
+
+
+def test_log_probabilities_equal_the_chain_s(engines, tiny_base, stages, prompts):
+    from persona_collapse import adapters, generation, models
+    from vllm import SamplingParams
+
+    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
+    asked = requests(tiny_base, prompts, generation.Sampling(1, 0.0, 1.0, 1, 0))
+    engine = engines["vllm"]
+    outputs = engine.engine.generate(
+        [{"prompt_token_ids": r.prompt} for r in asked],
+        SamplingParams(temperature=0, max_tokens=1, logprobs=5),
+        lora_request=engine.lora,
+        use_tqdm=False,
+    )
+    for request, output in zip(asked, outputs, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([request.prompt])).logits[0, -1]
+        wanted = torch.log_softmax(logits.float(), 0)
+        for token, got in output.outputs[0].logprobs[0].items():
+            assert got.logprob == pytest.approx(float(wanted[token]), abs=2e-3)
+
+
+def test_samples_follow_their_own_seed(engines, tiny_base, prompts):
+    from persona_collapse import generation
+
+    how = generation.Sampling(4, 1.0, 1.0, 8, 5)
+    asked = requests(tiny_base, prompts, how)
+    first = engines["vllm"].complete(asked, how, lambda m: None)
+    again = engines["vllm"].complete(asked, how, lambda m: None)
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+    table = generation.table("c@1", asked, first)
+    assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
