@@ -17,7 +17,12 @@ pytestmark = [
 ]
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(3)]
-SETTINGS = {"dtype": "float32", "batch_size": 8, "max_model_len": 256, "gpu_memory_utilization": 0.5}
+SETTINGS = {
+    "dtype": "float32",
+    "batch_size": 8,
+    "max_model_len": 256,
+    "gpu_memory_utilization": 0.5,
+}
 
 
 @pytest.fixture(scope="module")

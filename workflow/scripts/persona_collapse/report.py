@@ -139,11 +139,13 @@ def _data_uri(path: Path, kind: str) -> str:
 def _inline_svg(path: Path, name: str, title: str) -> Markup:
     """An SVG as markup for the page: no prologue, ids made unique, sized by the page, named.
 
-    Matplotlib reuses ids such as `p1a2b` in every file; two inline figures must not share them.
+    Matplotlib reuses ids such as `p1a2b` in every file; two inline figures must not share them. An
+    image's id is the hash of its pixels, which equal panels share, and nothing refers to it.
     """
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' id="image\w+"', "", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     head = re.match(r"<svg[^>]*>", svg)

@@ -1,0 +1,45 @@
+from types import SimpleNamespace
+
+import pytest
+from persona_collapse.errors import UserError
+from persona_collapse.scripting import job
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    import sys
+
+    # The job redirects both streams to its log; give them back afterwards.
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    return SimpleNamespace(log=[str(tmp_path / "job.log")]), tmp_path / "job.log"
+
+
+def test_progress_goes_to_the_log_and_the_terminal(fake, capsys):
+    snakemake, log = fake
+    with job(snakemake, "train x") as say:
+        print("library chatter")
+        say("step 1/10")
+        say("step 2/10")
+    assert "step 2/10" in log.read_text() and "library chatter" in log.read_text()
+    shown = capsys.readouterr().err
+    # One line in five seconds.
+    assert "[train x] step 1/10" in shown and "step 2/10" not in shown
+    assert "library chatter" not in shown
+
+
+def test_bad_input_is_one_line_and_status_1(fake, capsys):
+    snakemake, log = fake
+    with pytest.raises(SystemExit) as ended, job(snakemake, "data em"):
+        raise UserError("data: em: no such file")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "  [data em] error: data: em: no such file\n"
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(fake, capsys):
+    snakemake, log = fake
+    with pytest.raises(SystemExit), job(snakemake, "data em"):
+        raise KeyError("oops")
+    assert "Traceback" in log.read_text() and "oops" in log.read_text()
+    assert "KeyError; see" in capsys.readouterr().err
