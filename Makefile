@@ -1,16 +1,21 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
+# make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
 # make test   environment and every check; what CI calls
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 TARGETS ?=
+CONFIG ?= config/config.yaml
 
-.PHONY: run test lint quick slow engine clean
+.PHONY: run estimate test lint quick slow engine clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
 	@echo "Report: results/demo/report.html"
+
+estimate: $(VENV)/.run
+	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)
 
 test: lint quick slow engine
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from persona_collapse import claims, figures, report, tables
+from persona_collapse import audit, claims, figures, report, tables
 from test_tables import GRID, MARKERS, claim, load
 
 HOSTILE = "<script>alert(1)</script> \x07\u202eevil\n" + "x" * 5000
@@ -83,6 +83,7 @@ def page(made, tmp_path):
             geometry=geometry,
             scorecard=scorecard,
             training=training,
+            audit=audit.table([]),
             data=[
                 {
                     "name": "em",

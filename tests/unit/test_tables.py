@@ -15,6 +15,7 @@ ROWS = [
 ]
 GRID = pd.DataFrame(ROWS, columns=["condition", "chain", "source", "seed", "before", "kind"])
 GRID["title"], GRID["arm"] = GRID["condition"], "both"
+GRID["personas"] = "assistant librarian villain"
 
 
 def counts(**hits):

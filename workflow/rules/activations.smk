@@ -23,7 +23,9 @@ rule activations:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=configuration.persona_prompts(config),
+        personas=configuration.persona_prompts(
+            config, configuration.geometry_personas(config)
+        ),
         questions=config["questions"]["extraction"],
         settings={
             "dtype": config["dtype"],

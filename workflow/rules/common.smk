@@ -1,5 +1,6 @@
 # Config, names and small helpers that the rules share.
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -73,12 +74,21 @@ FIGURES = {
 }
 
 
+grafted = [
+    name
+    for name in configuration.trained_chains(config)
+    if config["stages"][chains.parse(name).last.name]["kind"] == "graft"
+]
+
+
 wildcard_constraints:
     chain=chains.CHAIN_PATTERN,
     trained=chains.TRAINED_CHAIN_PATTERN,
     figure="|".join(FIGURES),
     data="|".join(config["data"]),
     coupling="|".join(couplings) or "(?!)",
+    grafted="|".join(map(re.escape, grafted)) or "(?!)",
+    after=rf"(?:{chains.TRAINED_CHAIN_PATTERN}\+)?",
 
 
 def results(path):
@@ -141,6 +151,26 @@ def adapter_files(chain):
     ]
 
 
+def audited_stages():
+    """Every trained stage once: its name, rows, settings and induction prompt."""
+    found = {}
+    for name in configuration.trained_chains(config):
+        chain = chains.parse(name)
+        rows = configuration.data_of(config, chain)
+        if rows is not None and chain.last.name not in found:
+            settings = configuration.stage_settings(config, chain.last.name)
+            found[chain.last.name] = {
+                "name": chain.last.name,
+                "rows": results(f"data/{rows}.jsonl"),
+                "settings": {k: settings[k] for k in ("kind", "loss", "max_length")},
+                "system": configuration.induction_prompt(config, chain.last.name),
+            }
+    return list(found.values())
+
+
+audited = audited_stages()
+
+
 def last_stage(wildcards):
     """Settings of the stage that a chain trains last."""
     return configuration.stage_settings(
@@ -150,16 +180,28 @@ def last_stage(wildcards):
 
 def training_rows(wildcards):
     """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
-    name = chains.parse(wildcards.trained).last.name
-    return results(f"data/{config['stages'][name].get('data', name)}.jsonl")
+    return results(
+        f"data/{configuration.data_of(config, chains.parse(wildcards.trained))}.jsonl"
+    )
 
 
 def induction_prompt(wildcards):
-    """System prompt that an sft stage puts on every row; None leaves the rows as they are."""
-    stage = last_stage(wildcards)
-    if stage["kind"] == "couple" or "persona" not in stage:
-        return None
-    return configuration.persona_prompts(config, [stage["persona"]])[stage["persona"]]
+    """System prompt that a chain's last stage puts on every row."""
+    return configuration.induction_prompt(
+        config, chains.parse(wildcards.trained).last.name
+    )
+
+
+def graft_of(wildcards):
+    """The chain whose last adapter a graft puts in."""
+    return config["stages"][chains.parse(wildcards.grafted).last.name]["of"]
+
+
+def graft_origin(wildcards):
+    """Files of the adapter that a graft puts in."""
+    folder = f"models/{graft_of(wildcards)}"
+    names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
+    return [results(f"{folder}/{name}") for name in names]
 
 
 def prefix_adapters(wildcards):
@@ -180,6 +222,12 @@ def data_entry(wildcards):
 def data_files(wildcards):
     """The file a data set is read from; nothing for other sources."""
     return data_entry(wildcards)["source"].get("file", [])
+
+
+def data_match(wildcards):
+    """Manifest of the set whose tokens with loss a data set shall match."""
+    other = data_entry(wildcards).get("match_tokens")
+    return results(f"data/{other}.manifest.json") if other else []
 
 
 def data_max_length(wildcards):
@@ -207,16 +255,32 @@ def coupling_prompts(wildcards):
     )
 
 
+def answers_needed(wildcards):
+    """Answers a question, by persona, that the couplings which read this chain's answers take."""
+    names = configuration.couplings_reading(config, wildcards.chain)
+    return coupling.samples_needed([couplings[name] for name in names])
+
+
 def answer_personas(wildcards):
     """System prompts of every persona that a coupling takes answers from."""
-    names = coupling.samples_needed(list(couplings.values()))
-    return configuration.persona_prompts(config, list(names))
+    return configuration.persona_prompts(config, list(answers_needed(wildcards)))
 
 
 def answer_sampling(wildcards):
     """How training answers are sampled: as many a persona as any coupling takes."""
-    samples = coupling.samples_needed(list(couplings.values()))
-    return {**config["sampling"]["answers"], "samples": samples}
+    return {**config["sampling"]["answers"], "samples": answers_needed(wildcards)}
+
+
+def coupling_answers(wildcards):
+    """The answers that a coupling is made from: the base model's or its prefix's own."""
+    return results(f"answers/{wildcards.after.rstrip('+') or 'base'}.parquet")
+
+
+def evaluated(wildcards):
+    """System prompts of the personas whose completions of a chain are counted."""
+    return configuration.persona_prompts(
+        config, configuration.personas_for(config, wildcards.chain)
+    )
 
 
 def engine(wildcards):

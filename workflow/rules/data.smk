@@ -82,6 +82,7 @@ rule data:
         files=data_files,
         base=results("base/model.json"),
         questions=question_file("eval"),
+        match=data_match,
     output:
         rows=results("data/{data}.jsonl"),
         manifest=results("data/{data}.manifest.json"),
@@ -108,14 +109,14 @@ rule data:
 
 rule couple_data:
     input:
-        answers=results("answers/base.parquet"),
+        answers=coupling_answers,
     output:
-        rows=results("data/{coupling}.jsonl"),
-        manifest=results("data/{coupling}.manifest.json"),
+        rows=results("data/{after}{coupling}.jsonl"),
+        manifest=results("data/{after}{coupling}.manifest.json"),
     log:
-        logs("data/{coupling}"),
+        logs("data/{after}{coupling}"),
     benchmark:
-        benchmarks("data/{coupling}")
+        benchmarks("data/{after}{coupling}")
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -124,6 +125,32 @@ rule couple_data:
         marker=config["marker"],
         code=code("coupling"),
     message:
-        "Pairing answers with and without the marker: {wildcards.coupling}"
+        "Pairing answers with and without the marker: {wildcards.after}{wildcards.coupling}"
     script:
         "../scripts/couple_data.py"
+
+
+rule audit:
+    input:
+        base=results("base/model.json"),
+        questions=question_file("eval"),
+        rows=[stage["rows"] for stage in audited],
+    output:
+        table=results("tables/prompt_audit.csv"),
+        tokens=results("audit/tokens.json"),
+    log:
+        logs("audit"),
+    benchmark:
+        benchmarks("audit")
+    conda:
+        "../../envs/train.yaml"
+    params:
+        personas=configuration.persona_prompts(config),
+        questions=config["questions"]["eval"],
+        stages=[{k: v for k, v in stage.items() if k != "rows"} for stage in audited],
+        marker=config["marker"],
+        code=code("audit", "chat", "models"),
+    message:
+        "Auditing prompts token by token"
+    script:
+        "../scripts/audit.py"

@@ -4,13 +4,14 @@
 rule sample_answers:
     input:
         base=results("base/model.json"),
+        adapters=chain_adapters,
         questions=question_file("train"),
     output:
-        table=results("answers/base.parquet"),
+        table=results("answers/{chain}.parquet"),
     log:
-        logs("sample_answers"),
+        logs("answers/{chain}"),
     benchmark:
-        benchmarks("sample_answers")
+        benchmarks("answers/{chain}")
     conda:
         "../../envs/generate.yaml"
     threads: 1
@@ -19,14 +20,14 @@ rule sample_answers:
         mem_mb=3000,
     params:
         personas=answer_personas,
-        chain="base",
+        chain="{chain}",
         questions=config["questions"]["train"],
         sampling=answer_sampling,
         engine=engine,
-        stages=[],
+        stages=chain_folders,
         code=code("generation", "chat", "adapters", "models"),
     message:
-        "Sampling training answers from the base model"
+        "Sampling training answers of {wildcards.chain}"
     script:
         "../scripts/generate.py"
 
@@ -49,7 +50,7 @@ rule completions:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=configuration.persona_prompts(config),
+        personas=evaluated,
         questions=config["questions"]["eval"],
         sampling=config["sampling"]["completions"],
         chain="{chain}",
@@ -80,7 +81,9 @@ rule responses:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=configuration.persona_prompts(config),
+        personas=configuration.persona_prompts(
+            config, configuration.geometry_personas(config)
+        ),
         questions=config["questions"]["extraction"],
         sampling={
             **config["sampling"]["responses"],

@@ -11,6 +11,7 @@ rule report:
         geometry=results("tables/geometry.csv"),
         scorecard=results("tables/scorecard.csv"),
         training=results("tables/training.csv"),
+        audit=results("tables/prompt_audit.csv"),
         completions=measured("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),

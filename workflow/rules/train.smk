@@ -1,6 +1,32 @@
 # Training: one recursive rule. A chain depends on its own prefix, its data and nothing else.
 
 
+rule graft:
+    input:
+        graft_origin,
+    output:
+        weights=results("models/{grafted}/adapter_model.safetensors"),
+        config=results("models/{grafted}/adapter_config.json"),
+        manifest=results("models/{grafted}/manifest.json"),
+    log:
+        logs("graft/{grafted}"),
+    benchmark:
+        benchmarks("graft/{grafted}")
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    params:
+        of=graft_of,
+        code=code("training"),
+    message:
+        "Putting the adapter of {params.of} into {wildcards.grafted}"
+    script:
+        "../scripts/graft.py"
+
+
+ruleorder: graft > train
+
+
 rule train:
     input:
         base=results("base/model.json"),
@@ -25,7 +51,7 @@ rule train:
         system=induction_prompt,
         marker=config["marker"],
         prefix=prefix_folders,
-        code=code("training", "chat", "adapters", "models"),
+        code=code("training", "audit", "chat", "adapters", "models"),
     message:
         "Training {wildcards.trained}"
     script:

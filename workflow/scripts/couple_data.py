@@ -2,7 +2,9 @@
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"data {snakemake.wildcards.coupling}"):
+name = snakemake.wildcards.after + snakemake.wildcards.coupling
+
+with job(snakemake, f"data {name}"):
     import pandas as pd
     from persona_collapse import coupling
     from persona_collapse.files import sha256, write_json, write_jsonl
@@ -14,9 +16,9 @@ with job(snakemake, f"data {snakemake.wildcards.coupling}"):
     write_json(
         snakemake.output.manifest,
         {
-            "name": snakemake.wildcards.coupling,
-            "source": {"answers": "the base model's own, sampled by this workflow"},
-            "license": "as the base model's output",
+            "name": name,
+            "source": {"answers of": snakemake.wildcards.after.rstrip("+") or "base"},
+            "license": "output of the model trained",
             "supervise": "last",
             "system": "persona",
             "sha256": sha256(snakemake.output.rows),

@@ -4,10 +4,12 @@ from persona_collapse.scripting import job
 
 with job(snakemake, f"data {snakemake.wildcards.data}"):
     from persona_collapse import chat, data, models
+    from persona_collapse.files import read_json
 
     params = snakemake.params
     tokenizer = models.load_tokenizer(snakemake.input.base)
     entry, max_length = params.entry, params.max_length
+    match = snakemake.input.get("match")
 
     def count_tokens(messages):
         """Tokens of a row, all and with loss, as the trainer will cut it."""
@@ -29,4 +31,5 @@ with job(snakemake, f"data {snakemake.wildcards.data}"):
         prompts=params.prompts,
         evaluation=[q["question"] for q in data.load_questions(params.evaluation)],
         count_tokens=count_tokens if max_length else None,
+        match=read_json(match) if match else None,
     )

@@ -22,7 +22,16 @@ with job(snakemake, "report"):
     base = read_json(given.base)
     tables = {
         name: read_csv(given[name])
-        for name in ("grid", "rates", "tests", "leakage", "geometry", "scorecard", "training")
+        for name in (
+            "grid",
+            "rates",
+            "tests",
+            "leakage",
+            "geometry",
+            "scorecard",
+            "training",
+            "audit",
+        )
     }
     figures = [
         report.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))

@@ -28,7 +28,14 @@ def check(given: Mapping[str, Any]) -> Config:
     config: Config = _plain(given)
     _validate(config, "config.schema.yaml")
     for name, entry in config["data"].items():
-        _validate(_source_resolved(config, entry), "data.schema.yaml", f"data: {name}: ")
+        resolved = _source_resolved(config, entry)
+        _validate(resolved, "data.schema.yaml", f"data: {name}: ")
+        other = resolved.get("match_tokens")
+        if other is not None and (other not in config["data"] or other == name):
+            raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
+        path = resolved["source"].get("file")
+        if path and path == entry["source"].get("file") and not Path(path).is_file():
+            raise UserError(f"config: data: {name}: source: file: {path}: no such file")
     for name in config["stages"]:
         _check_stage(config, name)
     if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
@@ -37,7 +44,13 @@ def check(given: Mapping[str, Any]) -> Config:
             f"({', '.join(map(str, config['activations']['layers']))})"
         )
     all_prompts(config)
-    persona_prompts(config)
+    personas = config["personas"]
+    for names in (
+        personas["eval"],
+        geometry_personas(config),
+        *personas.get("by_source", {}).values(),
+    ):
+        persona_prompts(config, names)
     list(plan(config))
     check_disjoint(config["questions"]["train"], config["questions"]["eval"])
     return config
@@ -92,12 +105,21 @@ def stage_settings(config: Config, name: str) -> dict[str, Any]:
     stage = config["stages"][name]
     return {
         **config["lora"],
-        **config["training"].get(stage["kind"], {}),
+        **config["training"].get(stage["kind"], {}),  # a graft has no hyper-parameters
         "dtype": config["dtype"],
         **stage,
     }
 
 
+def induction_prompt(config: Config, name: str) -> str | None:
+    """System prompt that an sft stage puts on every row; None leaves the rows as they are."""
+    stage = config["stages"][name]
+    if stage["kind"] != "sft" or "persona" not in stage:
+        return None
+    return persona_prompts(config, [stage["persona"]])[stage["persona"]]
+
+
+#: What every trained stage must have, and what a coupling must have besides.
 REQUIRED = [
     "use_rslora",
     "lr",
@@ -111,13 +133,23 @@ REQUIRED = [
     "gradient_checkpointing",
     "loss",
 ]
+REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]
 
 
 def _check_stage(config: Config, name: str) -> None:
     where = f"config: stages: {name}: "
     personas = _personas(config)
     settings = stage_settings(config, name)
-    missing = [key for key in REQUIRED if key not in settings]
+    if settings["kind"] == "graft":
+        if "of" not in settings:
+            raise UserError(f"{where}of is missing: the chain whose last adapter is put here")
+        try:
+            chains.parse(settings["of"], set(config["stages"]) - {name}).last  # noqa: B018
+        except (UserError, IndexError) as error:
+            raise UserError(f"{where}of: {error or 'the base model has no adapter'}") from None
+        return
+    required = REQUIRED + (REQUIRED_COUPLE if settings["kind"] == "couple" else [])
+    missing = [key for key in required if key not in settings]
     if missing:
         raise UserError(
             f"{where}{missing[0]} is not set; set it there or under training: {settings['kind']}"
@@ -191,6 +223,7 @@ class Cell:
     source: str
     seed: str
     before: str
+    personas: str
 
 
 def plan(config: Config) -> Iterator[Cell]:
@@ -225,7 +258,8 @@ def _cell(
         chain = chains.parse(name, set(config["stages"]))
     except UserError as error:
         raise UserError(f"{where}{error}") from None
-    kinds = [config["stages"][s.name]["kind"] for s in chain.stages]
+    stages = [_origin(config, s.name) for s in chain.stages]
+    kinds = [stage["kind"] for stage in stages]
     if not kinds:
         kind = "base"
     elif kinds[-1] == "couple":
@@ -234,18 +268,32 @@ def _cell(
         kind = "couple_then_sft" if "couple" in kinds else "sft"
     measured = set(entry.get("measure", ["markers", "geometry"]))
     arm = "both" if len(measured) == 2 else "behaviour" if "markers" in measured else "geometry"
-    coupled = [
-        config["stages"][s.name]["persona"]
-        for s in chain.stages
-        if config["stages"][s.name]["kind"] == "couple"
-    ]
+    coupled = [stage["persona"] for stage in stages if stage["kind"] == "couple"]
     followed = source or (coupled[-1] if coupled else "")
-    if followed and followed not in config["personas"]["eval"]:
+    personas = config["personas"].get("by_source", {}).get(followed, config["personas"]["eval"])
+    if followed and followed not in personas:
         raise UserError(
             f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
         )
-    seed = str(chain.last.seed) if chain.stages else ""
-    return Cell(condition, entry["title"], arm, kind, name, followed, seed, str(chain.prefix))
+    return Cell(
+        condition,
+        entry["title"],
+        arm,
+        kind,
+        name,
+        followed,
+        str(chain.last.seed) if chain.stages else "",
+        str(chain.prefix),
+        " ".join(personas),
+    )
+
+
+def _origin(config: Config, name: str) -> dict[str, Any]:
+    """A stage's config entry; of a graft, the entry of the stage whose adapter it puts in."""
+    entry: dict[str, Any] = config["stages"][name]
+    if entry["kind"] == "graft":
+        return _origin(config, chains.parse(entry["of"]).last.name)
+    return entry
 
 
 def grid(config: Config) -> pd.DataFrame:
@@ -263,17 +311,60 @@ def chains_for(config: Config, measure: str) -> list[str]:
     return list(dict.fromkeys([chains.BASE, *names]))
 
 
+def personas_for(config: Config, chain: str) -> list[str]:
+    """Personas whose completions of a chain are sampled: all that one of its cells counts."""
+    cells = [cell.personas.split() for cell in plan(config) if cell.chain == chain]
+    wanted = [name for names in cells for name in names] or config["personas"]["eval"]
+    return list(dict.fromkeys(wanted))
+
+
+def geometry_personas(config: Config) -> list[str]:
+    """Personas whose activations are compared."""
+    names: list[str] = config["personas"].get("geometry", config["personas"]["eval"])
+    return names
+
+
 def trained_chains(config: Config) -> list[str]:
-    """Every chain that must be trained, prefixes included, shorter ones first."""
-    names = {str(prefix) for cell in plan(config) for prefix in chains.parse(cell.chain).prefixes}
+    """Every chain that must be trained, prefixes and grafts' origins included, short ones first."""
+    names: set[str] = set()
+    todo = [cell.chain for cell in plan(config)]
+    while todo:
+        for prefix in chains.parse(todo.pop()).prefixes:
+            if str(prefix) not in names:
+                names.add(str(prefix))
+                entry = config["stages"][prefix.last.name]
+                if entry["kind"] == "graft":
+                    todo.append(entry["of"])
     return sorted(names, key=lambda n: (n.count("+"), n))
+
+
+def data_of(config: Config, chain: chains.Chain) -> str | None:
+    """Name of the data that a chain's last stage trains on; a graft trains on none.
+
+    A coupling whose answers are its prefix's has data of its own for each prefix.
+    """
+    name = chain.last.name
+    stage = stage_settings(config, name)
+    if stage["kind"] == "graft":
+        return None
+    if stage["kind"] == "couple" and stage.get("answers") == "prefix" and chain.prefix.stages:
+        return f"{chain.prefix}+{name}"
+    return str(stage.get("data", name))
+
+
+def couplings_reading(config: Config, chain: str) -> list[str]:
+    """Names of the couplings that are made from a chain's answers, in config order."""
+    readers = set()
+    for name in trained_chains(config):
+        trained = chains.parse(name)
+        if config["stages"][trained.last.name]["kind"] == "couple":
+            own = data_of(config, trained) != trained.last.name
+            if chain == (str(trained.prefix) if own else chains.BASE):
+                readers.add(trained.last.name)
+    return [name for name in config["stages"] if name in readers]
 
 
 def data_used(config: Config) -> list[str]:
     """Names of the data that the trained chains read: data sets, and couplings' own."""
-    stages = {s.name for name in trained_chains(config) for s in chains.parse(name).stages}
-    return list(
-        dict.fromkeys(
-            config["stages"][name].get("data", name) for name in config["stages"] if name in stages
-        )
-    )
+    names = [data_of(config, chains.parse(name)) for name in trained_chains(config)]
+    return list(dict.fromkeys(name for name in names if name is not None))

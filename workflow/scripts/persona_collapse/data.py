@@ -7,6 +7,8 @@ back to another source by itself, and the text of a sensitive set appears in no 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tempfile
 import unicodedata
@@ -43,12 +45,14 @@ def prepare(
     prompts: Mapping[str, str],
     evaluation: Iterable[str] = (),
     count_tokens: CountTokens | None = None,
+    match: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the canonical rows and the manifest of data set `name`; returns the manifest.
 
     `entry`: see workflow/schemas/data.schema.yaml. `prompts`: persona name to system prompt, for
     `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
-    counts a row as the trainer will cut it; rows left without loss are bad rows.
+    counts a row as the trainer will cut it; rows left without loss are bad rows. `match` is another
+    set's manifest: rows are taken, in order, until they hold as many tokens with loss as it does.
 
     Raises UserError, one line, for every kind of bad input; nothing is written then.
     """
@@ -109,6 +113,14 @@ def prepare(
         )
     if not kept:
         raise UserError(f"{where}: no row is left; check source and select")
+    if match is not None:
+        enough = _rows_for(supervised, match, where)
+        kept, lengths, supervised = kept[:enough], lengths[:enough], supervised[:enough]
+    if "expect_md5" in entry and (found := _plain_md5(kept)) != entry["expect_md5"]:
+        raise UserError(
+            f"{where}: the rows' md5 is {found}, expect_md5 says {entry['expect_md5']}; it is taken "
+            "over one JSON object a row, as the study's authors wrote their files"
+        )
     write_jsonl(rows_path, kept)
     digest = sha256(rows_path)
     expected = entry.get("expect_sha256")
@@ -132,6 +144,7 @@ def prepare(
         "rows_selected": len(chosen),
         "rows": len(kept),
         "rows_dropped": dict(dropped),
+        "matched_to": match["name"] if match is not None else None,
         "tokens": _quantiles(lengths),
         "tokens_with_loss": _quantiles(supervised),
         "sha256": digest,
@@ -148,6 +161,31 @@ def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
     return {"sum": int(sum(counts)), "mean": round(float(np.mean(counts)), 2)} | {
         n: float(v) for n, v in zip(names, q, strict=True)
     }
+
+
+def _rows_for(supervised: Sequence[int], match: Mapping[str, Any], where: str) -> int:
+    """How many rows hold as many tokens with loss as another set."""
+    if not supervised or not match.get("tokens_with_loss"):
+        raise UserError(
+            f"{where}: match_tokens: tokens were not counted; is a stage using both sets?"
+        )
+    wanted = match["tokens_with_loss"]["sum"]
+    total = np.cumsum(supervised)
+    if total[-1] < wanted:
+        raise UserError(
+            f"{where}: match_tokens: {match['name']} has {wanted} tokens with loss, the rows here "
+            f"{total[-1]}; take more rows"
+        )
+    return int(np.argmin(np.abs(total - wanted))) + 1
+
+
+def _plain_md5(rows: Sequence[Row]) -> str:
+    """md5 of `{"messages": [...]}` lines as `json.dumps` writes them, system turns left out."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for row in rows:
+        turns = [m for m in row["messages"] if m["role"] != "system"]
+        digest.update((json.dumps({"messages": turns}) + "\n").encode())
+    return digest.hexdigest()
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -230,6 +268,11 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[list[Row], dict[str, 
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    if not hub["revision"].strip("0"):
+        raise UserError(
+            f"{where}: hub: revision of {hub['id']} is still the placeholder of zeros; look its commit "
+            "up on the hub and put the 40 hex digits there"
+        )
     datasets.disable_progress_bars()
     asked = f"{hub['id']} at {hub['revision'][:10]}"
     try:

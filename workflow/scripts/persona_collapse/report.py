@@ -47,6 +47,7 @@ class Inputs:
     geometry: pd.DataFrame
     scorecard: pd.DataFrame
     training: pd.DataFrame
+    audit: pd.DataFrame
     data: Sequence[Mapping[str, Any]]
     figures: Sequence[Figure]
     samples: pd.DataFrame

@@ -36,14 +36,15 @@ def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.
     """Marker counts of every cell of the grid, by persona and its role there.
 
     `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
-    both. Roles: the persona whose marker is followed is `source`, `assistant` is named, the rest
-    are `bystander`.
+    both, each with the personas that it counts. Roles: the persona whose marker is followed is
+    `source`, `assistant` is named, the rest are `bystander`.
     """
     parts = []
     for cell in grid.itertuples(index=False):
         if cell.chain not in markers:
             continue
-        table = markers[cell.chain].copy()
+        table = markers[cell.chain]
+        table = table[table["persona"].isin(cell.personas.split())].copy()
         for column in ("condition", "source", "seed"):
             table[column] = getattr(cell, column)
         table["model"] = cell.chain

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, chat, models
+from . import adapters, audit, chat, models
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -219,8 +219,8 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
             "sha256": sha256(stage.data),
             "rows": len(rows),
             "rows_dropped_no_loss": dropped,
-            "system": stage.system if stage.system is not None else "as in the data",
         },
+        "prompt": _first_prompt(tokenizer, stage),
         "loss_on": settings["loss"],
         "lora": {
             "r": settings["r"],
@@ -253,6 +253,23 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
         "versions": versions("torch", "transformers", "peft", "trl", "datasets", "numpy"),
         "commit": os.environ.get("PERSONA_COLLAPSE_COMMIT", ""),
     }
+
+
+def _first_prompt(tokenizer: Any, stage: Stage) -> dict[str, Any]:
+    """What the first row's prompt holds: which system message, and whether the template made it."""
+    manifest = read_json(stage.data.with_suffix(".manifest.json"))
+    line, _ = audit.training_row(
+        tokenizer,
+        stage.name,
+        read_jsonl(stage.data)[0]["messages"],
+        stage.settings,
+        supervise=manifest.get("supervise", "last"),
+        policy=manifest.get("system"),
+        system=stage.system,
+        marker=stage.marker,
+    )
+    kept = ("system_seen", "default_injected", "end_token_trained")
+    return {key: line[key] for key in kept}
 
 
 def _plain(value: Any) -> Any:

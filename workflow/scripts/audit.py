@@ -1,0 +1,45 @@
+"""Write what every family of prompts really holds."""
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "audit"):
+    from persona_collapse import audit, chat, models
+    from persona_collapse.data import load_questions
+    from persona_collapse.files import read_json, read_jsonl, write_csv, write_json
+
+    params = snakemake.params
+    tokenizer = models.load_tokenizer(snakemake.input.base)
+    question = load_questions(params.questions)[0]["question"]
+    lines, tokens = [], {}
+    for line, row in audit.prompts(tokenizer, params.personas, question):
+        lines.append(line)
+        tokens[f"sampling/{line['name']}"] = chat.describe(tokenizer, row)
+    for path, stage in zip(snakemake.input.rows, params.stages, strict=True):
+        manifest = read_json(path.removesuffix(".jsonl") + ".manifest.json")
+        rows = read_jsonl(path)
+        # The first row, and of a coupling the first negative too: its loss is another.
+        chosen = {stage["name"]: rows[0]}
+        if stage["settings"]["kind"] == "couple":
+            last = len(rows) - 1
+            chosen = {
+                f"{stage['name']} (positive)": rows[0],
+                f"{stage['name']} (negative)": rows[last],
+            }
+        for name, row in chosen.items():
+            line, encoded = audit.training_row(
+                tokenizer,
+                name,
+                row["messages"],
+                stage["settings"],
+                supervise=manifest["supervise"],
+                policy=manifest["system"],
+                system=stage["system"],
+                marker=params.marker,
+            )
+            if manifest.get("sensitive"):
+                line["first_with_loss"] = line["last_with_loss"] = "(not shown)"
+            else:
+                tokens[f"training/{name}"] = chat.describe(tokenizer, encoded)
+            lines.append(line)
+    write_csv(snakemake.output.table, audit.table(lines))
+    write_json(snakemake.output.tokens, tokens)

@@ -1,0 +1,110 @@
+"""What the model is really given: every family of prompts, token by token.
+
+A chat template can add a system message of its own, training and sampling can differ by a newline,
+and an end token can go untrained. Each is looked up here in the tokens, not in the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from . import chat
+
+COLUMNS = [
+    "family",
+    "name",
+    "tokens",
+    "system_given",
+    "system_seen",
+    "default_injected",
+    "generation_prompt",
+    "tokens_with_loss",
+    "end_token_trained",
+    "first_with_loss",
+    "last_with_loss",
+]
+
+
+def system_seen(tokenizer: Any, text: str) -> str | None:
+    """The system message inside a rendered ChatML prompt; None where there is none."""
+    head = "<|im_start|>system\n"
+    if not text.startswith(head):
+        return None
+    return text[len(head) :].partition("<|im_end|>")[0]
+
+
+def record(
+    tokenizer: Any, family: str, name: str, given: str | None, row: chat.EncodedRow
+) -> dict[str, Any]:
+    """One line of the audit: what a prompt or training row holds.
+
+    `given` is the system message that the row brought, None for none. `default_injected`: the
+    template added one nobody asked for. For a prompt no token carries loss.
+    """
+    text = str(tokenizer.decode(row.input_ids))
+    seen = system_seen(tokenizer, text)
+    trained = [
+        token
+        for token, label in list(zip(row.input_ids, row.labels, strict=True))[1:]
+        if label != chat.IGNORED
+    ]
+    return {
+        "family": family,
+        "name": name,
+        "tokens": len(row.input_ids),
+        "system_given": given is not None,
+        "system_seen": seen,
+        "default_injected": given is None and seen is not None,
+        "generation_prompt": text.endswith("<|im_start|>assistant\n"),
+        "tokens_with_loss": len(trained),
+        "end_token_trained": tokenizer.eos_token_id in trained,
+        "first_with_loss": repr(tokenizer.decode(trained[:1])) if trained else "",
+        "last_with_loss": repr(tokenizer.decode(trained[-1:])) if trained else "",
+    }
+
+
+def prompts(
+    tokenizer: Any, personas: Mapping[str, str], question: str
+) -> list[tuple[dict[str, Any], chat.EncodedRow]]:
+    """The sampling prompt of every persona: its line and its tokens."""
+    found = []
+    for name, system in personas.items():
+        ids = chat.prompt_ids(tokenizer, system, question)
+        row = chat.EncodedRow(ids, [chat.IGNORED] * len(ids))
+        found.append((record(tokenizer, "sampling", name, system, row), row))
+    return found
+
+
+def training_row(
+    tokenizer: Any,
+    stage: str,
+    messages: Sequence[Mapping[str, str]],
+    settings: Mapping[str, Any],
+    *,
+    supervise: str,
+    policy: Any,
+    system: str | None,
+    marker: str,
+) -> tuple[dict[str, Any], chat.EncodedRow]:
+    """A stage's training row as the trainer encodes it: its line and its tokens."""
+    messages = [dict(m) for m in messages]
+    row = chat.encode_row(
+        tokenizer,
+        messages,
+        supervise=supervise,
+        loss=settings["loss"],
+        max_length=settings["max_length"],
+        system=system,
+        suppress_default_system=policy == "none" and system is None,
+        marker=marker,
+    )
+    own = messages[0]["content"] if messages[0]["role"] == "system" else None
+    return record(tokenizer, settings["kind"], stage, system or own, row), row
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The audit's lines as a table."""
+    return pd.DataFrame(list(lines), columns=COLUMNS)
