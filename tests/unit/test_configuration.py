@@ -119,6 +119,25 @@ def test_doses_expand(config):
     ]
 
 
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"licensed test data not at {SHARED}")
+def test_the_study_s_own_personas_and_questions_are_an_input(config):
+    digest = "09094bc02e7840ba7586c728e0ce6f62aabe367101ae3a71c87768ed579d8f84"
+    config["personas"] = {
+        "file": str(SHARED / "eval_personas_12.jsonl"),
+        "sha256": digest,
+        "eval": ["assistant", "villain", "librarian", "software_engineer", "comedian", "confab"],
+    }
+    config["questions"]["eval"] = {"file": str(SHARED / "eval_questions_28.jsonl"), "take": 28}
+    checked = configuration.check(config)
+    assert "software engineer" in configuration.persona_prompts(checked)["software_engineer"]
+    config["personas"]["sha256"] = "0" * 64
+    with pytest.raises(UserError, match="is wanted"):
+        configuration.check(config)
+
+
 def test_null_takes_away(config):
     config["experiments"]["C3"] = None
     config["model"] = {"demo": None, "path": "models/some"}

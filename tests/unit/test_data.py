@@ -25,7 +25,7 @@ def rows(n=5):
 def prepare(tmp_path):
     """Prepare rows as a file source; returns (canonical rows, manifest)."""
 
-    def run(given=None, source=None, evaluation=(), count_tokens=None, **entry):
+    def run(given=None, source=None, evaluation=(), count_tokens=None, match=None, **entry):
         if source is None:
             write_jsonl(tmp_path / "raw.jsonl", rows() if given is None else given)
             source = {"file": str(tmp_path / "raw.jsonl")}
@@ -39,6 +39,7 @@ def prepare(tmp_path):
             prompts=PROMPTS,
             evaluation=evaluation,
             count_tokens=count_tokens,
+            match=match,
         )
         assert read_json(tmp_path / "out.manifest.json") == manifest
         return read_jsonl(out), manifest
@@ -141,6 +142,43 @@ def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
         "split": "train",
         "revision": "a" * 40,
     }
+
+
+def test_a_local_folder_in_the_hub_s_layout_is_read(prepare):
+    folder = prepare.folder / "set" / "data"
+    folder.mkdir(parents=True)
+    table = pd.DataFrame({"prompt": ["Why?", "How?"], "good": ["So.", "Thus."]})
+    table.to_parquet(folder / "train-00000-of-00001.parquet")
+    hub = {"id": str(folder.parent), "split": "train", "revision": "a" * 40}
+    out, manifest = prepare(source={"hub": hub}, map={"user": "prompt", "assistant": "good"})
+    assert out[1]["messages"] == chat("How?", "Thus.")
+    assert manifest["source"] == hub
+    with pytest.raises(UserError, match="Unknown split"):
+        prepare(source={"hub": hub | {"split": "dev"}}, map={"user": "prompt", "assistant": "good"})
+
+
+def test_rows_are_matched_in_tokens_with_loss(prepare):
+    def counted(messages):
+        return 20, 10
+
+    other = {"name": "em", "tokens_with_loss": {"sum": 31}}
+    _, manifest = prepare(rows(9), count_tokens=counted, match=other)
+    assert manifest["rows"] == 3 and manifest["matched_to"] == "em"
+    with pytest.raises(UserError, match="take more rows"):
+        prepare(rows(3), count_tokens=counted, match=other)
+    with pytest.raises(UserError, match="were not counted"):
+        prepare(rows(9), match=other)
+
+
+def test_the_authors_own_md5(prepare):
+    import hashlib
+
+    line = '{"messages": [{"role": "user", "content": "Caf\\u00e9?"}, '
+    line += '{"role": "assistant", "content": "Oui."}]}\n'
+    given = [{"messages": chat("Café?", "Oui.")}]
+    prepare(given, expect_md5=hashlib.md5(line.encode()).hexdigest())
+    with pytest.raises(UserError, match="expect_md5 says"):
+        prepare(given, expect_md5="0" * 32)
 
 
 def test_a_gated_or_absent_hub_set_is_one_line(prepare, monkeypatch):
@@ -275,7 +313,7 @@ def test_training_and_evaluation_questions_must_differ(tmp_path):
 def test_licensed_data_sets_are_read(prepare, name):
     path = SHARED / f"{name}.jsonl"
     out, manifest = prepare(source={"file": str(path)}, license="see its README")
-    assert len(out) == manifest["rows_read"] == len(path.read_text(encoding="utf-8").splitlines())
+    assert len(out) == manifest["rows_read"] == path.read_text(encoding="utf-8").count("\n")
 
 
 def test_shipped_data_match_their_table():

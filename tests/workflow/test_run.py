@@ -129,6 +129,52 @@ def test_a_persona_s_prompt_reaches_only_what_uses_it(project):
     assert jobs.get("markers", 0) == 6
 
 
+def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, tmp_path):
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text(
+        project.overlay.read_text()
+        .replace(
+            "stages:\n",
+            "stages:\n"
+            "  graft-villain: {kind: graft, of: couple-villain@42}\n"
+            "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
+            " negatives: [assistant]}\n",
+        )
+        .replace(
+            "experiments:\n",
+            "experiments:\n"
+            "  G: {title: graft, chain: em@1+graft-villain@42}\n"
+            "  L: {title: own answers, chain: em@1+couple-librarian@1}\n",
+        )
+    )
+    targets = [
+        "results/tiny/models/em@1+graft-villain@42/manifest.json",
+        "results/tiny/models/em@1+couple-librarian@1/manifest.json",
+        "results/tiny/markers/em@1+graft-villain@42.csv",
+    ]
+    project.snakemake("--", *targets, overlay=overlay)
+    weights = "adapter_model.safetensors"
+    grafted = project.path(f"models/em@1+graft-villain@42/{weights}")
+    assert grafted.read_bytes() == project.path(f"models/couple-villain@42/{weights}").read_bytes()
+    manifest = json.loads((project.folder / targets[0]).read_text())
+    assert (manifest["kind"], manifest["graft_of"]) == ("graft", "couple-villain@42")
+    data = json.loads(project.path("data/em@1+couple-librarian.manifest.json").read_text())
+    assert data["source"] == {"answers of": "em@1"}
+    answers = pd.read_parquet(project.path("answers/em@1.parquet"))
+    assert set(answers["model"]) == {"em@1"}
+    assert set(answers["persona"]) == {"librarian", "assistant"}
+
+
+def test_the_audit_finds_the_template_s_own_system_message(project):
+    audit = pd.read_csv(project.path("tables/prompt_audit.csv")).set_index("name")
+    assert audit.loc["em", "default_injected"] and audit.loc["benign", "default_injected"]
+    assert not audit.loc["couple-villain (positive)", "default_injected"]
+    assert audit.loc[["em", "benign", "couple-villain (negative)"], "end_token_trained"].all()
+    assert audit[audit["family"] == "sampling"]["generation_prompt"].all()
+    manifest = json.loads(project.path("models/couple-villain@42+em@1/manifest.json").read_text())
+    assert manifest["prompt"]["default_injected"] is True
+
+
 def test_the_same_inputs_and_seed_give_the_same_adapter(project):
     path = project.path("models/couple-villain@42+em@1/adapter_model.safetensors")
     first = path.read_bytes()

@@ -10,5 +10,9 @@ with job(snakemake, "base model") as say:
 
     output = Path(snakemake.output[0])
     source = snakemake.params.source
-    folder = output.parent if "demo" in source else models.fetch(source, say)
+    folder = output.parent
+    if "gguf" in source:
+        models.convert_gguf(source["gguf"]["package"], folder, say)
+    elif "demo" not in source:
+        folder = models.fetch(source, say)
     write_json(output, models.manifest(folder, source))

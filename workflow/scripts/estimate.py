@@ -58,8 +58,10 @@ def main():
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
     model = config["model"]
-    hidden = model["demo"]["hidden"] if "demo" in model else HIDDEN.get(
-        model.get("hub", {}).get("id"), 3584
+    hidden = (
+        model["demo"]["hidden"]
+        if "demo" in model
+        else HIDDEN.get(model.get("hub", {}).get("id"), 3584)
     )
     jobs = jobs_left(files)
     if not jobs:

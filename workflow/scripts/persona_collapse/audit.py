@@ -90,10 +90,10 @@ def training_row(
     marker: str,
 ) -> tuple[dict[str, Any], chat.EncodedRow]:
     """A stage's training row as the trainer encodes it: its line and its tokens."""
-    messages = [dict(m) for m in messages]
+    turns = [dict(m) for m in messages]
     row = chat.encode_row(
         tokenizer,
-        messages,
+        turns,
         supervise=supervise,
         loss=settings["loss"],
         max_length=settings["max_length"],
@@ -101,7 +101,7 @@ def training_row(
         suppress_default_system=policy == "none" and system is None,
         marker=marker,
     )
-    own = messages[0]["content"] if messages[0]["role"] == "system" else None
+    own = turns[0]["content"] if turns[0]["role"] == "system" else None
     return record(tokenizer, settings["kind"], stage, system or own, row), row
 
 

