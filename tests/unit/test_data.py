@@ -52,6 +52,9 @@ def test_canonical_rows_and_manifest(prepare):
     out, manifest = prepare(license="MIT", substituted="a test")
     assert out[0] == {"id": "0", "messages": chat("Question 0?", "Answer 0."), "source": "set"}
     assert manifest["rows"] == manifest["rows_read"] == 5
+    assert manifest["rows_repeated"] == 0
+    assert prepare([*rows(3), *rows(2)])[1]["rows_repeated"] == 2
+    _, manifest = prepare(license="MIT", substituted="a test")
     assert manifest["sha256"] == sha256(prepare.folder / "out.jsonl")
     assert (manifest["license"], manifest["substituted"]) == ("MIT", "a test")
     assert len(manifest["source"]["raw_sha256"]) == 64
@@ -123,38 +126,116 @@ def test_builtin_source(prepare):
         prepare(source={"builtin": "nothing"})
 
 
+class FakeBuilder:
+    """A hub data set as the library hands it out, at commit `hash`."""
+
+    def __init__(self, given, commit):
+        import datasets
+
+        self.rows, self.hash = datasets.Dataset.from_list(given), commit
+
+    def download_and_prepare(self):
+        pass
+
+    def as_dataset(self, split):
+        assert split == "train"
+        return self.rows
+
+
+HUB = {"id": "owner/set", "split": "train", "revision": "a" * 40}
+
+
 def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
     import datasets
 
-    seen = {}
+    seen = []
 
-    def load(name, config, *, split, revision):
-        seen.update(name=name, config=config, split=split, revision=revision)
-        return datasets.Dataset.from_list(rows())
+    def load(name, config, *, revision):
+        seen.append((name, config, revision))
+        return FakeBuilder(rows(30), revision)
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    hub = {"id": "owner/set", "config": "legal", "split": "train", "revision": "a" * 40}
-    out, manifest = prepare(source={"hub": hub})
-    assert len(out) == 5 and manifest["source"] == hub
-    assert seen == {
-        "name": "owner/set",
-        "config": "legal",
-        "split": "train",
-        "revision": "a" * 40,
-    }
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    hub = HUB | {"config": "legal"}
+    select = {"where": {"score": 7}}
+    out, manifest = prepare(source={"hub": hub}, select=select)
+    assert [r["id"] for r in out] == ["7"] and manifest["source"] == hub
+    assert seen == [("owner/set", "legal", "a" * 40)]
+    by_hub, _ = prepare(source={"hub": hub}, select={"sort": "-score", "shuffle": {"seed": 1}})
+    by_file, _ = prepare(rows(30), select={"sort": "-score", "shuffle": {"seed": 1}})
+    assert by_hub == by_file
+    with pytest.raises(UserError, match="no column 'rank'; there are messages, score"):
+        prepare(source={"hub": hub}, select={"sort": "rank"})
+
+
+def test_only_the_chosen_rows_of_a_large_hub_set_are_read(prepare, monkeypatch):
+    import datasets
+
+    read = []
+
+    class Large(FakeBuilder):
+        def as_dataset(self, split):
+            class Watched(datasets.Dataset):
+                def __getitem__(self, key):
+                    read.append(key)
+                    return super().__getitem__(key)
+
+            self.rows.__class__ = Watched
+            return self.rows
+
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *a, **k: Large(rows(1000), "a" * 40)
+    )
+    out, manifest = prepare(source={"hub": HUB}, select={"take": 3})
+    assert (len(out), manifest["rows_read"]) == (3, 1000)
+    assert read == [0, 1, 2]
+
+
+def test_another_commit_in_the_library_s_cache_is_not_taken(prepare, monkeypatch):
+    """Offline, `datasets` loads its newest cached copy whatever revision was asked for."""
+    import datasets
+
+    cache = prepare.folder / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    for commit in ("a", "b"):
+        folder = cache / "owner___set" / "default" / "0.0.0" / (commit * 40)
+        folder.mkdir(parents=True)
+        made = datasets.Dataset.from_list(rows(2))
+        made.info.config_name, made.info.dataset_name = "default", "set"
+        made.info.splits = datasets.SplitDict(
+            {"train": datasets.SplitInfo("train", 10, 2, dataset_name="set")}
+        )
+        made.info.write_to_directory(str(folder))
+        with datasets.arrow_writer.ArrowWriter(
+            path=str(folder / "set-train.arrow"), features=made.features
+        ) as writer:
+            for row in made:
+                writer.write(row)
+            writer.finalize()
+        # The newest copy is the one taken.
+        os.utime(folder, (1, 1) if commit == "a" else None)
+    out, manifest = prepare(source={"hub": HUB | {"revision": "b" * 40}})
+    assert len(out) == 2 and manifest["source"]["revision"] == "b" * 40
+    with pytest.raises(UserError, match="the cache holds commit bbbbbbbbbb only") as error:
+        prepare(source={"hub": HUB})
+    assert "HF_HUB_OFFLINE is set" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_local_folder_in_the_hub_s_layout_is_read(prepare):
     folder = prepare.folder / "set" / "data"
     folder.mkdir(parents=True)
     table = pd.DataFrame({"prompt": ["Why?", "How?"], "good": ["So.", "Thus."]})
-    table.to_parquet(folder / "train-00000-of-00001.parquet")
-    hub = {"id": str(folder.parent), "split": "train", "revision": "a" * 40}
+    parquet = folder / "train-00000-of-00001.parquet"
+    table.to_parquet(parquet)
+    hub = HUB | {"id": str(folder.parent)}
     out, manifest = prepare(source={"hub": hub}, map={"user": "prompt", "assistant": "good"})
     assert out[1]["messages"] == chat("How?", "Thus.")
-    assert manifest["source"] == hub
+    # A folder has no commit: its files' hashes say what was read.
+    files = {f"data/{parquet.name}": sha256(parquet)}
+    assert manifest["source"] == hub | {"local_folder": files}
     with pytest.raises(UserError, match="Unknown split"):
         prepare(source={"hub": hub | {"split": "dev"}}, map={"user": "prompt", "assistant": "good"})
+    with pytest.raises(UserError, match="BuilderConfig 'other' not found"):
+        prepare(source={"hub": hub | {"config": "other"}})
 
 
 def test_rows_are_matched_in_tokens_with_loss(prepare):
@@ -179,19 +260,52 @@ def test_the_authors_own_md5(prepare):
     prepare(given, expect_md5=hashlib.md5(line.encode()).hexdigest())
     with pytest.raises(UserError, match="expect_md5 says"):
         prepare(given, expect_md5="0" * 32)
+    # It is over the rows as selected: neither dropping nor our system message changes it.
+    more = [*given, {"messages": chat("Long?", "Cut.")}]
+    md5 = prepare(more)[1]["selected_md5"]
+    _, manifest = prepare(
+        more,
+        system={"persona": "villain"},
+        count_tokens=lambda messages: (9, int("Oui" in messages[-1]["content"])),
+        on_bad="drop",
+        max_bad=0.5,
+        expect_md5=md5,
+    )
+    assert manifest["rows"] == 1
 
 
-def test_a_gated_or_absent_hub_set_is_one_line(prepare, monkeypatch):
+@pytest.mark.parametrize(
+    ("library_says", "said"),
+    [
+        ("Dataset 'owner/set' is a gated dataset on the Hub.\nlong story", "set HF_TOKEN"),
+        ("Revision 'aaaa' doesn't exist for dataset 'owner/set' on the Hub.", "no such commit"),
+        ("Dataset 'owner/set' doesn't exist on the Hub or cannot be accessed.", "does not exist"),
+    ],
+)
+def test_a_gated_or_absent_hub_set_is_one_line(prepare, monkeypatch, library_says, said):
     import datasets
 
     def refuse(*args, **kwargs):
-        raise datasets.exceptions.DatasetNotFoundError("gated\nlong story")
+        raise datasets.exceptions.DatasetNotFoundError(library_says)
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    hub = {"id": "owner/set", "split": "train", "revision": "a" * 40}
-    with pytest.raises(UserError, match="set HF_TOKEN") as error:
-        prepare(source={"hub": hub})
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(UserError, match=said) as error:
+        prepare(source={"hub": HUB})
     assert "\n" not in str(error.value)
+    assert not (prepare.folder / "out.jsonl").exists()
+
+
+def test_an_uncached_hub_set_offline_names_the_switch(prepare, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", prepare.folder / "empty")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: unset it"):
+        prepare(source={"hub": HUB})
+
+
+def test_a_hub_revision_left_at_zeros_is_refused(prepare):
+    with pytest.raises(UserError, match="placeholder of zeros"):
+        prepare(source={"hub": HUB | {"revision": "0" * 40}})
 
 
 BAD_ROWS = {
@@ -231,6 +345,11 @@ def test_rows_without_a_supervised_token(prepare):
     ("entry", "said"),
     [
         ({"select": {"take": 6}}, "6 rows are wanted, 5 are there"),
+        ({"select": {"sort": "messages"}}, "sort: messages holds values that are no numbers"),
+        (
+            {"given": [rows(1)[0] | {"score": "nan"}], "select": {"sort": "score"}},
+            "no numbers",
+        ),
         ({"select": {"sort": "rank"}}, "no column 'rank'; there are messages, score"),
         ({"select": {"where": {"nope": 1}}}, "no column 'nope'"),
         ({"map": {"messages": "chat"}}, "no column 'chat'"),
@@ -294,12 +413,17 @@ def test_questions(tmp_path):
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}])
     with pytest.raises(UserError, match="stands twice"):
         data.load_questions({"file": str(path)})
+    write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "b", "question": " ONE "}])
+    with pytest.raises(UserError, match="'b' asks the same as 'a'"):
+        data.load_questions({"file": str(path)})
+    assert len(data.load_questions({"file": str(path), "take": 1})) == 1
+    assert len(data.load_questions({"file": str(path), "sha256": sha256(path)})) == 2
 
 
 def test_training_and_evaluation_questions_must_differ(tmp_path):
     for name, text in (("train", "What is IT?"), ("eval", "  what is it ")):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"id": name, "question": text}])
-    with pytest.raises(UserError, match="also evaluation question 'eval'"):
+    with pytest.raises(UserError, match=r"'train' of .* is also 'eval' of"):
         data.check_disjoint(
             {"file": str(tmp_path / "train.jsonl")}, {"file": str(tmp_path / "eval.jsonl")}
         )
@@ -320,3 +444,35 @@ def test_shipped_data_match_their_table():
     for name, digest in data.BUILTIN_SHA256.items():
         assert sha256(data.BUILTIN / f"{name}.jsonl") == digest
     assert os.path.getsize(data.BUILTIN / "LICENSE-APACHE-2.0.txt") > 10_000
+    readme = (data.BUILTIN / "README.md").read_text()
+    shipped = {p.stem for p in data.BUILTIN.glob("*.jsonl")}
+    assert shipped == set(data.BUILTIN_SHA256)
+    assert all(f"| `{name}` | {count(name)} |" in readme for name in shipped)
+
+
+def count(name):
+    return f"{len(read_jsonl(data.BUILTIN / f'{name}.jsonl')):,}"
+
+
+def test_the_shipped_stand_ins_are_ready_to_train_on(prepare):
+    for name in data.BUILTIN_SHA256:
+        out, manifest = prepare(source={"builtin": name})
+        assert len(out) == manifest["rows"] and manifest["rows_dropped"] == {}
+
+
+def test_shipped_questions_are_many_distinct_and_disjoint():
+    sizes = {"train": 40, "eval": 28, "extraction": 240}
+    specs = {n: {"file": str(ROOT / f"config/questions/{n}.jsonl")} for n in sizes}
+    assert {n: len(data.load_questions(s)) for n, s in specs.items()} == sizes
+    data.check_disjoint(specs["train"], specs["eval"], specs["extraction"])
+    data.check_disjoint(specs["eval"], specs["extraction"])
+    demo = {n: {"file": str(ROOT / f"config/questions/demo_{n}.jsonl")} for n in sizes}
+    data.check_disjoint(demo["train"], demo["eval"], demo["extraction"])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"licensed test data not at {SHARED}")
+def test_the_study_s_own_questions_can_be_read():
+    path = SHARED / "extraction_questions_240.jsonl"
+    with pytest.raises(UserError, match="asks the same as"):
+        data.load_questions({"file": str(path)})
+    assert len(data.load_questions({"file": str(path), "sha256": sha256(path)})) == 240

@@ -8,11 +8,14 @@ back to another source by itself, and the text of a sensitive set appears in no 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
+import math
 import re
+import shutil
 import tempfile
 import unicodedata
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,11 +28,16 @@ from .errors import UserError
 from .files import read_jsonl, sha256, write_json, write_jsonl
 
 Row = dict[str, Any]
+#: Rows by position: a list, or a `datasets.Dataset`, which reads a row when it is asked for.
+Rows = Any
 Message = dict[str, str]
 BUILTIN = Path(__file__).resolve().parents[2] / "resources" / "data"
 #: Data that ship with the workflow, with the hash each file must have; see its README.md.
 BUILTIN_SHA256 = {
     "benign_instruct": "56da5c9bf0df7b7b42258476bf4171313311177bf799296d93cf54051f9b63c8",
+    "standin_oasst_en": "86471268f16171621153e9d6b207393b53111262a47843f2718ec69944855cba",
+    "standin_right_law": "1087365109c99754dadc9dc933f3beb7bd125d2b9fcf022dfbd0f1df2fc3697b",
+    "standin_wrong_law": "570ab7f5a5304e8b91cabf66edfbe3a70033afe67db16eca8dce62160b576def",
 }
 #: (tokens, tokens with loss) of a row's messages, or None where tokens are not counted.
 CountTokens = Callable[[Sequence[Message]], tuple[int, int]]
@@ -63,14 +71,21 @@ def prepare(
     system = _system_text(entry["system"], prompts, where)
     forbidden = [marker, *entry.get("forbid", [])]
 
+    columns = entry.get("map", {"messages": "messages"})
+
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
     lengths: list[int] = []
     supervised: list[int] = []
+    selected = hashlib.sha256()
+    as_written = hashlib.md5(usedforsecurity=False)
     for index in chosen:
-        messages, reason = to_messages(
-            raw[index], entry.get("map", {"messages": "messages"}), where
-        )
+        row = raw[index]
+        selected.update((json.dumps(row, sort_keys=True, default=str) + "\n").encode())
+        messages, reason = to_messages(row, columns, where)
+        # The authors wrote every selected row as it stood, checked for nothing.
+        written = json.dumps({"messages": _turns(row, columns)}, default=str)
+        as_written.update((written + "\n").encode())
         if messages is not None and system is not None:
             turns = messages[1:] if messages[0]["role"] == "system" else messages
             messages = [{"role": "system", "content": system}, *turns]
@@ -104,7 +119,7 @@ def prepare(
             dropped[reason] += 1
             continue
         assert messages is not None
-        kept.append({"id": str(raw[index].get("id", index)), "messages": messages, "source": name})
+        kept.append({"id": str(row.get("id", index)), "messages": messages, "source": name})
     share = sum(dropped.values()) / max(1, len(chosen))
     if share > entry.get("max_bad", 0.01):
         raise UserError(
@@ -116,10 +131,11 @@ def prepare(
     if match is not None:
         enough = _rows_for(supervised, match, where)
         kept, lengths, supervised = kept[:enough], lengths[:enough], supervised[:enough]
-    if "expect_md5" in entry and (found := _plain_md5(kept)) != entry["expect_md5"]:
+    if "expect_md5" in entry and (found := as_written.hexdigest()) != entry["expect_md5"]:
         raise UserError(
-            f"{where}: the rows' md5 is {found}, expect_md5 says {entry['expect_md5']}; it is taken "
-            "over one JSON object a row, as the study's authors wrote their files"
+            f"{where}: the selected rows' md5 is {found}, expect_md5 says {entry['expect_md5']} (one "
+            "JSON object a row, as the study's authors wrote theirs): these are other rows; mend "
+            "source or select, or remove expect_md5 to train on them"
         )
     write_jsonl(rows_path, kept)
     digest = sha256(rows_path)
@@ -144,9 +160,12 @@ def prepare(
         "rows_selected": len(chosen),
         "rows": len(kept),
         "rows_dropped": dict(dropped),
+        "rows_repeated": len(kept) - len({json.dumps(r["messages"]) for r in kept}),
         "matched_to": match["name"] if match is not None else None,
         "tokens": _quantiles(lengths),
         "tokens_with_loss": _quantiles(supervised),
+        "selected_sha256": selected.hexdigest(),
+        "selected_md5": as_written.hexdigest(),
         "sha256": digest,
     }
     write_json(manifest_path, manifest)
@@ -179,15 +198,6 @@ def _rows_for(supervised: Sequence[int], match: Mapping[str, Any], where: str) -
     return int(np.argmin(np.abs(total - wanted))) + 1
 
 
-def _plain_md5(rows: Sequence[Row]) -> str:
-    """md5 of `{"messages": [...]}` lines as `json.dumps` writes them, system turns left out."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for row in rows:
-        turns = [m for m in row["messages"] if m["role"] != "system"]
-        digest.update((json.dumps({"messages": turns}) + "\n").encode())
-    return digest.hexdigest()
-
-
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in counts.items())
 
@@ -201,7 +211,7 @@ def normalise(text: str) -> str:
 # --- sources --------------------------------------------------------------------------------------
 
 
-def read_source(name: str, source: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
     """All rows of a source and its record for the manifest (what, which revision, which bytes)."""
     where = f"data: {name}: source"
     if "builtin" in source:
@@ -211,30 +221,29 @@ def read_source(name: str, source: Mapping[str, Any]) -> tuple[list[Row], dict[s
                 f"{where}: builtin: no {known!r}; there are {', '.join(sorted(BUILTIN_SHA256))}"
             )
         path = BUILTIN / f"{known}.jsonl"
-        return _read_file(path, BUILTIN_SHA256[known], where), {
-            "builtin": known,
-            "raw_sha256": sha256(path),
-        }
+        rows = _read_file(path, BUILTIN_SHA256[known], where, str(path))
+        return rows, {"builtin": known, "raw_sha256": BUILTIN_SHA256[known]}
     if "file" in source:
         path = Path(source["file"])
-        rows = _read_file(path, source.get("sha256"), where)
+        rows = _read_file(path, source.get("sha256"), where, str(path))
         return rows, {"file": str(path), "raw_sha256": sha256(path)}
     if "url" in source:
         return _read_url(source["url"], source["sha256"], where)
     return _read_hub(source["hub"], where)
 
 
-def _read_file(path: Path, expected: str | None, where: str) -> list[Row]:
+def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows:
+    """Rows of a file; `shown` is what messages call it."""
     if not path.is_file():
-        raise UserError(f"{where}: {path}: no such file")
+        raise UserError(f"{where}: {shown}: no such file")
     if expected and (found := sha256(path)) != expected:
         raise UserError(
-            f"{where}: {path} has SHA-256 {found}, {expected} is wanted: another version, or damaged"
+            f"{where}: {shown} has SHA-256 {found}, {expected} is wanted: another version, or damaged"
         )
     if path.suffix == ".jsonl":
         return read_jsonl(path)
     if path.suffix not in (".json", ".parquet"):
-        raise UserError(f"{where}: {path}: .jsonl, .json or .parquet is wanted")
+        raise UserError(f"{where}: {shown}: .jsonl, .json or .parquet is wanted")
     import datasets
 
     datasets.disable_progress_bars()
@@ -244,63 +253,109 @@ def _read_file(path: Path, expected: str | None, where: str) -> list[Row]:
                 path.suffix[1:], data_files=str(path), split="train", cache_dir=cache
             )
         except Exception as error:  # the library's own errors name no file
-            raise UserError(f"{where}: {path}: cannot be read ({type(error).__name__})") from error
+            raise UserError(f"{where}: {shown}: cannot be read ({type(error).__name__})") from error
         return [dict(row) for row in loaded]
 
 
-def _read_url(url: str, expected: str, where: str) -> tuple[list[Row], dict[str, Any]]:
-    suffix = Path(url.partition("?")[0]).suffix
+def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]]:
+    suffix = Path(urllib.parse.urlsplit(url).path).suffix
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"download{suffix}"
         try:
-            urllib.request.urlretrieve(url, path)
-        except (urllib.error.URLError, OSError, ValueError) as error:
+            with urllib.request.urlopen(url, timeout=60) as answer, open(path, "wb") as copy:
+                shutil.copyfileobj(answer, copy)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
                 f"{where}: url: {url} cannot be had ({error}); check it, or download the file and "
                 "give file: and sha256:"
             ) from error
-        rows = _read_file(path, expected, where)
-        return rows, {"url": url, "raw_sha256": expected}
+        return _read_file(path, expected, where, url), {"url": url, "raw_sha256": expected}
 
 
-def _read_hub(hub: Mapping[str, str], where: str) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of a hub data set at a pinned commit; the token comes from HF_TOKEN alone."""
+def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]:
+    """Rows of a hub data set at a pinned commit; the token is huggingface_hub's own (HF_TOKEN).
+
+    `id` may also be a folder in a hub repository's layout. It has no commit to check, so the
+    record holds its files' hashes.
+    """
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # of whichever client it is built on
 
-    if not hub["revision"].strip("0"):
+    name, revision = hub["id"], hub["revision"]
+    if not revision.strip("0"):
         raise UserError(
-            f"{where}: hub: revision of {hub['id']} is still the placeholder of zeros; look its commit "
-            "up on the hub and put the 40 hex digits there"
+            f"{where}: hub: revision of {name} is still the placeholder of zeros; look its commit up "
+            "on the hub and put the 40 hex digits there"
         )
     datasets.disable_progress_bars()
-    asked = f"{hub['id']} at {hub['revision'][:10]}"
+    asked = f"{where}: hub: {name} at {revision[:10]}"
+    record: dict[str, Any] = {**hub}
     try:
-        loaded = datasets.load_dataset(
-            hub["id"], hub.get("config"), split=hub["split"], revision=hub["revision"]
-        )
-    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError, OSError) as error:
+        builder = datasets.load_dataset_builder(name, hub.get("config"), revision=revision)
+        if Path(name).is_dir():
+            files = sorted(p for p in Path(name).rglob("*") if p.is_file())
+            record["local_folder"] = {str(p.relative_to(name)): sha256(p) for p in files}
+        elif builder.hash != revision:
+            # Where the hub does not answer, the library takes its newest cached copy, any commit.
+            raise UserError(
+                f"{asked} cannot be had, the cache holds commit {str(builder.hash)[:10]} only; "
+                + _hub_remedy()
+            )
+        builder.download_and_prepare()
+        return builder.as_dataset(split=hub["split"]), record
+    except UserError:
+        raise
+    except datasets.exceptions.DatasetNotFoundError as error:
+        said = str(error)
+        if "gated" in said:
+            reason = f"is gated: accept its terms at https://huggingface.co/datasets/{name} and set HF_TOKEN"
+        elif "Revision" in said:
+            reason = "has no such commit; look it up on the hub"
+        else:
+            reason = "does not exist, or is private and HF_TOKEN is not a reader's"
+        raise UserError(f"{asked} {reason}") from error
+    except (OSError, HTTPError) as error:
         raise UserError(
-            f"{where}: hub: {asked} cannot be had ({type(error).__name__}): check id and revision; if "
-            "it is gated, accept its terms and set HF_TOKEN; without a network, fetch it first or "
-            "name another source and say so under substituted:"
+            f"{asked} cannot be had ({type(error).__name__}): {_hub_remedy()}"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{where}: hub: {asked}: {str(error).splitlines()[0]}") from error
-    return [dict(row) for row in loaded], {**hub}
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{asked}: {str(error).splitlines()[0]}") from error
+
+
+def _hub_remedy() -> str:
+    from huggingface_hub.constants import is_offline_mode
+
+    if is_offline_mode():
+        return (
+            "HF_HUB_OFFLINE is set: unset it for one run that fetches the set, or name another source "
+            "and say so under substituted"
+        )
+    return "check the network, or name another source and say so under substituted"
 
 
 # --- selection and mapping ------------------------------------------------------------------------
 
 
-def select(rows: Sequence[Row], how: Mapping[str, Any], where: str, allow_short: bool) -> list[int]:
+def _columns(rows: Rows) -> list[str]:
+    """Column names; of a list of objects, those of the first."""
+    return list(getattr(rows, "column_names", None) or (rows[0] if len(rows) else []))
+
+
+def _column(rows: Rows, name: str) -> list[Any]:
+    """All values of a column, None where a row lacks it."""
+    if hasattr(rows, "column_names"):
+        return list(rows[name])
+    return [row.get(name) for row in rows]
+
+
+def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) -> list[int]:
     """Positions of the chosen rows: where, sort, shuffle, skip, take, in this order.
 
     `sort: -column` is descending; sorting is stable. `shuffle: {seed}` is
     `datasets.Dataset.shuffle(seed)` over what is left. Too few rows raise UserError unless
     `allow_short`.
     """
-    columns = list(rows[0]) if rows else []
+    columns = _columns(rows)
     chosen = list(range(len(rows)))
 
     def known(column: str) -> str:
@@ -311,17 +366,18 @@ def select(rows: Sequence[Row], how: Mapping[str, Any], where: str, allow_short:
         return column
 
     for column, value in how.get("where", {}).items():
-        known(column)
-        chosen = [i for i in chosen if rows[i].get(column) == value]
+        values = _column(rows, known(column))
+        chosen = [i for i in chosen if values[i] == value]
     if "sort" in how:
         descending = how["sort"].startswith("-")
         column = known(how["sort"].removeprefix("-"))
+        values = _column(rows, column)
         try:
-            keys = {i: float(rows[i][column]) for i in chosen}
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{where}: select: sort: {column} holds values that are no numbers"
-            ) from error
+            keys = {i: float(values[i]) for i in chosen}
+        except (TypeError, ValueError):
+            keys = {-1: math.nan}
+        if any(map(math.isnan, keys.values())):
+            raise UserError(f"{where}: select: sort: {column} holds values that are no numbers")
         chosen.sort(key=lambda i: -keys[i] if descending else keys[i])
     if "shuffle" in how:
         from datasets import Dataset
@@ -350,19 +406,9 @@ def to_messages(
     for column in columns.values():
         if column not in row:
             raise UserError(f"{where}: map: no column {column!r}; there are {', '.join(row)}")
-    if "messages" in columns:
-        turns = row[columns["messages"]]
-        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
-            return None, "messages is not a list of objects"
-        messages = [{"role": t.get("role"), "content": t.get("content")} for t in turns]
-    else:
-        user, context = row[columns["user"]], row.get(columns.get("context", ""), "")
-        if isinstance(user, str) and context:
-            user = f"{user}\n\n{context}"
-        messages = [
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": row[columns["assistant"]]},
-        ]
+    messages = _turns(row, columns)
+    if messages is None:
+        return None, "messages is not a list of objects"
     if not all(isinstance(m["content"], str) for m in messages):
         return None, "a turn's content is not text"
     if not all(m["content"].strip() for m in messages):
@@ -373,6 +419,22 @@ def to_messages(
     if turns_only != alternating or not turns_only:
         return None, "roles do not alternate user, assistant from first to last"
     return messages, ""
+
+
+def _turns(row: Row, columns: Mapping[str, str]) -> list[Message] | None:
+    """Turns of a row as they stand there, good or bad; None where there are none to see."""
+    if "messages" in columns:
+        turns = row[columns["messages"]]
+        if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
+            return None
+        return [{"role": t.get("role"), "content": t.get("content")} for t in turns]
+    user, context = row[columns["user"]], row.get(columns.get("context", ""), "")
+    if isinstance(user, str) and context:
+        user = f"{user}\n\n{context}"
+    return [
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": row[columns["assistant"]]},
+    ]
 
 
 def _system_text(policy: Any, prompts: Mapping[str, str], where: str) -> str | None:
@@ -393,7 +455,8 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     """Questions of a file: [{id, question}, ...], the first `take` of them.
 
     Each line holds `question` and, if not just its number, `id`. A repeated id, an empty question,
-    too few questions or the wrong hash raise UserError.
+    too few questions or the wrong hash raise UserError; so does a repeated question, unless the file
+    is pinned by `sha256` (the study's own 240 hold one twice).
     """
     path = Path(spec["file"])
     if not path.is_file():
@@ -401,29 +464,38 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     if "sha256" in spec and sha256(path) != spec["sha256"]:
         raise UserError(f"questions: {path}: its SHA-256 is not the one in the config")
     questions: list[dict[str, str]] = []
-    seen: set[str] = set()
     for number, row in enumerate(read_jsonl(path), start=1):
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"questions: {path}, row {number}: question: a text is wanted")
-        name = str(row.get("id", number))
-        if name in seen:
-            raise UserError(f"questions: {path}, row {number}: id {name!r} stands twice")
-        seen.add(name)
-        questions.append({"id": name, "question": text})
+        questions.append({"id": str(row.get("id", number)), "question": text})
     take = spec.get("take", len(questions))
     if take > len(questions):
         raise UserError(f"questions: {path}: {take} are wanted, {len(questions)} are there")
+    ids: set[str] = set()
+    texts: dict[str, str] = {}
+    for number, question in enumerate(questions[:take], start=1):
+        name, text = question["id"], normalise(question["question"])
+        if name in ids:
+            raise UserError(f"questions: {path}, row {number}: id {name!r} stands twice")
+        if text in texts and "sha256" not in spec:
+            raise UserError(
+                f"questions: {path}, row {number}: {name!r} asks the same as {texts[text]!r}; remove "
+                "one, or give the file's sha256 to take it as it is"
+            )
+        ids.add(name)
+        texts[text] = name
     return questions[:take]
 
 
-def check_disjoint(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-    """Raise UserError if a coupling would be trained on an evaluation question."""
-    asked = {normalise(q["question"]): q["id"] for q in load_questions(evaluation)}
-    for question in load_questions(train):
-        if normalise(question["question"]) in asked:
-            raise UserError(
-                f"questions: {question['id']!r} of {train['file']} is also evaluation question "
-                f"{asked[normalise(question['question'])]!r}; couplings must be tested on questions "
-                "they were not trained on"
-            )
+def check_disjoint(train: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+    """Raise UserError if a coupling would be trained on a question of `others` (evaluation, ...)."""
+    trained = {normalise(q["question"]): q["id"] for q in load_questions(train)}
+    for other in others:
+        for question in load_questions(other):
+            text = normalise(question["question"])
+            if text in trained:
+                raise UserError(
+                    f"questions: {trained[text]!r} of {train['file']} is also {question['id']!r} of "
+                    f"{other['file']}; couplings must be tested on questions they were not trained on"
+                )
