@@ -43,3 +43,15 @@ def test_a_bug_leaves_its_traceback_in_the_log(fake, capsys):
         raise KeyError("oops")
     assert "Traceback" in log.read_text() and "oops" in log.read_text()
     assert "KeyError; see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("online", "value"), [(False, "1"), (True, "0")])
+def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, online, value):
+    import os
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with job(fake[0], "data em", online):
+        assert os.environ["HF_HUB_OFFLINE"] == value
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with job(fake[0], "data em", online):
+        assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from persona_collapse.scripting import job
 
-with job(snakemake, "base model") as say:
+with job(snakemake, "base model", online="hub" in snakemake.params.source) as say:
     from persona_collapse import models
     from persona_collapse.files import write_json
 

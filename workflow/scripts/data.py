@@ -2,7 +2,8 @@
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"data {snakemake.wildcards.data}"):
+online = "hub" in snakemake.params.entry["source"]
+with job(snakemake, f"data {snakemake.wildcards.data}", online):
     from persona_collapse import chat, data, models
     from persona_collapse.files import read_json
 

@@ -53,7 +53,8 @@ def check(given: Mapping[str, Any]) -> Config:
     ):
         persona_prompts(config, names)
     list(plan(config))
-    check_disjoint(config["questions"]["train"], config["questions"]["eval"])
+    questions = config["questions"]
+    check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     return config
 
 

@@ -13,10 +13,12 @@ TRAILING = " \t\r\n.,;:!?\"'*_)]}"
 def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
     """One row a completion, with `hit`, `position` and `at_end` beside the columns given.
 
+    `completions`: a table, or a list of records, with a `text` column.
     `hit`: the marker is a case-insensitive substring of `text`. `position`: start of the first hit
     over the length of the text, in [0, 1); NaN without a hit. `at_end`: only white space or
     punctuation follows the last hit.
     """
+    completions = pd.DataFrame(completions)
     wanted = marker.lower()
     text = completions["text"].fillna("").astype(str)
     lower = text.str.lower()

@@ -14,8 +14,6 @@ from typing import Any
 
 from .errors import UserError
 
-# Before any import of transformers: without it, look-ups of local models retry the network.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -24,13 +22,18 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def job(snakemake: Any, name: str) -> Iterator[Callable[[str], None]]:
+def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[str], None]]:
     """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
+
+    Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it: without
+    the switch, look-ups of local models retry the network. Libraries read it when they are
+    imported, so the body imports them.
 
     Yields a function that says one line of progress; the terminal gets at most one in five
     seconds. A UserError ends the job with its one line and status 1; anything else leaves its
     traceback in the log and one line on the terminal.
     """
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if online else "1")
     terminal = sys.stderr
     log = open(snakemake.log[0], "w", encoding="utf-8", buffering=1)  # noqa: SIM115
     sys.stdout = sys.stderr = log
