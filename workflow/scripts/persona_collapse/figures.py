@@ -303,7 +303,7 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
                     label=f"{label}, seed {seed}",
                 )
             axes.set_title(stages[number], loc="left")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * part["loss"].max())
             axes.set_xlabel("step")
             axes.legend(fontsize=6)
         for row in panels:
@@ -336,6 +336,7 @@ def behaviour_and_geometry(
                 label=titles[str(condition)],
             )
         _unit(axes)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"mean off-diagonal cosine (method {method}, block {layer})")
         axes.set_ylabel("marker rate of the source")
         axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -89,6 +89,13 @@ def printable(text: str) -> str:
     return shown
 
 
+def origin(source: Mapping[str, Any]) -> str:
+    """A data manifest's source in a few words, hashes and commits cut to their first digits."""
+    short = re.compile(r"(sha256|revision)$")
+    flat = {k: v for k, v in source.items() if not isinstance(v, Mapping)}
+    return ", ".join(f"{k}: {str(v)[:12] if short.search(k) else v}" for k, v in flat.items())
+
+
 def findings(given: Inputs) -> list[str]:
     """Sentences about the two arms, computed from the tables."""
     sentences = []
@@ -166,7 +173,7 @@ def render(given: Inputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "printable": printable}
+    filters: dict[str, Any] = {"number": number, "printable": printable, "origin": origin}
     environment.filters.update(filters)
     figures = [
         {
