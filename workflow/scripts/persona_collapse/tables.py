@@ -11,7 +11,7 @@ from scipy import stats
 
 from . import geometry as geo
 from .activations import Activations
-from .statistics import bh, sign_flip_test
+from .statistics import bh, fisher, newcombe, sign_flip_test
 
 BASE = "base"
 RATE_COLUMNS = [
@@ -83,7 +83,7 @@ def marker_tests(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
             reference = by_chain.loc[before, ["hits", "n"]].to_numpy(int)
         hits, n = by_chain.loc[after, ["hits", "n"]].to_numpy(int)
         hits_before, n_before = reference
-        table = [[hits, n - hits], [hits_before, n_before - hits_before]]
+        p, p_min = fisher(hits, n, hits_before, n_before)
         low, high = newcombe(hits, n, hits_before, n_before)
         rows.append(
             {
@@ -97,8 +97,8 @@ def marker_tests(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
                 "ci_low": low,
                 "ci_high": high,
                 "n": n + n_before,
-                "p": stats.fisher_exact(table).pvalue,
-                "p_min": _fisher_smallest(hits + hits_before, n, n_before),
+                "p": p,
+                "p_min": p_min,
                 "note": f"{hits}/{n} after, {hits_before}/{n_before} before",
             }
         )
@@ -115,30 +115,6 @@ def _source_counts(rates: pd.DataFrame, chain: str, persona: str) -> tuple[int, 
     if found.empty:
         return None
     return int(found["hits"].iloc[0]), int(found["n"].iloc[0])
-
-
-def newcombe(
-    hits: int, n: int, hits_before: int, n_before: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Interval of a difference of two proportions from their Wilson intervals.
-
-    Newcombe 1998, Statistics in Medicine 17:873, method 10.
-    """
-    one = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
-    two = stats.binomtest(hits_before, n_before).proportion_ci(confidence, method="wilson")
-    p, p_before = hits / n, hits_before / n_before
-    low = p - p_before - np.hypot(p - one.low, two.high - p_before)
-    high = p - p_before + np.hypot(one.high - p, p_before - two.low)
-    return float(low), float(high)
-
-
-def _fisher_smallest(hits: int, n: int, n_before: int) -> float:
-    """Smallest two-sided Fisher p that the margins allow."""
-    extremes = []
-    for in_first in (max(0, hits - n_before), min(hits, n)):
-        table = [[in_first, n - in_first], [hits - in_first, n_before - (hits - in_first)]]
-        extremes.append(stats.fisher_exact(table).pvalue)
-    return float(min(extremes))
 
 
 def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
