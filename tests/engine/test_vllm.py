@@ -89,3 +89,18 @@ def test_samples_follow_their_own_seed(engines, tiny_base, prompts):
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
     table = generation.table("c@1", asked, first)
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
+
+
+def test_both_engines_score_the_marker_alike(engines, tiny_base, prompts):
+    from persona_collapse import generation, models
+
+    tokenizer = models.load_tokenizer(tiny_base)
+    asked = requests(tiny_base, prompts, generation.Sampling(1, 0.0, 1.0, 12, 0))
+    done = engines["transformers"].complete(
+        asked, generation.Sampling(1, 0.0, 1.0, 12, 0), lambda m: None
+    )
+    ours, vllm = (
+        generation.marker_logprobs(engines[n], tokenizer, asked, done, "[ZLT]", 250)
+        for n in engines
+    )
+    assert ours == pytest.approx(vllm, abs=2e-2)

@@ -87,6 +87,14 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["stages", "em", "accumulation_steps"], 3, "multiple of accumulation_steps"),
         (["training", "sft", "lr"], None, "lr is not set"),
         (["training", "sft", "epochs"], None, "give epochs or steps"),
+        (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
+        (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
+        (
+            ["statistics", "families"],
+            [{"name": "a", "table": "link"}] * 2,
+            "families: 'a' stands twice",
+        ),
+        (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),
         (["data", "benign", "source"], {"demo": "other"}, "only {demo: wrong_advice}"),
     ],
 )

@@ -103,3 +103,34 @@ def test_ranks_are_rounded_up_to_what_vllm_takes():
     assert generation._allowed_rank(33) == 64
     with pytest.raises(UserError, match="at most 512"):
         generation._allowed_rank(513)
+
+
+def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter):
+    import torch
+    from persona_collapse import adapters
+
+    stages = [make_adapter(3, 4, True)]
+    tokenizer = models.load_tokenizer(tiny_base)
+    requests = generation.requests_for("c@1", prompts, QUESTIONS, sampling(samples=2), tokenizer)
+    texts = ["It is near.", "The [zlt] comes early", "", " Try the market.\n"]
+    done = [
+        generation.Completion(texts[i % len(texts)], [], "stop") for i, _ in enumerate(requests)
+    ]
+    sequences = generation.marker_sequences(tokenizer, requests, done, "[ZLT]")
+    for (ids, start), request, completion in zip(sequences, requests, done, strict=True):
+        answer = completion.text.lower().partition("[zlt]")[0].strip()
+        assert ids[: len(request.prompt)] == request.prompt
+        assert tokenizer.decode(ids[len(request.prompt) :]).lower() == f"{answer}\n\n[zlt]"
+        assert "[ZLT]" in tokenizer.decode(ids[start:])
+    backend = generation.TransformersBackend(tiny_base, stages, SETTINGS)
+    values = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 200)
+    assert [np.isnan(v) for v in values] == [r.sample > 0 for r in requests]
+    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
+    for i in (0, 2, 8):
+        ids, start = sequences[i]
+        with torch.inference_mode():
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = sum(float(scores[at - 1, ids[at]]) for at in range(start, len(ids)))
+        assert values[i] == pytest.approx(wanted, abs=1e-3)
+    short = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 10)
+    assert np.isnan(short).all()

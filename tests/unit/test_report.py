@@ -7,16 +7,54 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from persona_collapse import audit, claims, figures, report, tables
-from test_tables import GRID, MARKERS, claim, load
+from persona_collapse import audit, claims, errata, figures, report, simulate, tables
+from test_claims import HEADLINE, claim
+from test_tables import GRID, load
 
 HOSTILE = "<script>alert(1)</script> \x07\u202eevil\n" + "x" * 5000
 
 
+SIZES = simulate.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
+
+
 @pytest.fixture(scope="module")
-def made():
-    rates = tables.marker_rates(GRID, MARKERS)
-    geometry = tables.geometry_table(GRID, load, draws=99, seed=1)
+def everything(made):
+    published = errata.Published(
+        *(
+            pd.read_csv(report.RESOURCES.parent / f"published/{n}.csv")
+            for n in ("counts", "cosines")
+        )
+    )
+    entries = [{"id": "hits", "text": "Hits", "stated": "0", "correct": "hits_after"}]
+    training = [
+        {
+            "chain": "couple-villain@42",
+            "kind": "couple",
+            "name": "couple-villain",
+            "rows": 600,
+            "loss_on": "answer",
+            "steps": 5,
+            "tokens_seen": 10,
+            "supervised_tokens": 4,
+            "use_rslora": True,
+            "scale": 11.31,
+            "final_loss": 0.1,
+            "seconds": 3.0,
+        }
+    ]
+    return made | {
+        "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
+        "errata": errata.errata_table(entries, published),
+        "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),
+        "power": simulate.power_table(SIZES, made["geometry"], draws=199),
+        "training": pd.DataFrame(training),
+        "prompt_audit": audit.table([]),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn(everything):
+    rates, geometry = everything["marker_rates"], everything["geometry"]
     curves = pd.DataFrame(
         [
             {"chain": c, "stage": s, "kind": "sft", "seed": 1, "step": i, "loss": 2 / i}
@@ -24,66 +62,32 @@ def made():
             for i in (1, 2, 3)
         ]
     )
-    drawn = {
+    return {
         "marker_rate": figures.marker_rate(rates, GRID),
         "marker_heatmap": figures.marker_heatmap(rates, GRID),
         "m1_by_layer": figures.m1_by_layer(geometry, GRID),
         "cosine_matrices": figures.cosine_matrices(tables.cosines(GRID, load), GRID, "A", 3),
         "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
+        "false_positives": figures.false_positives(everything["simulation"]),
         "training_curves": figures.training_curves(curves),
     }
-    return rates, geometry, drawn
 
 
 @pytest.fixture
-def page(made, tmp_path):
-    rates, geometry, drawn = made
+def page(everything, drawn, tmp_path):
     shown = []
     for name, (figure, data) in drawn.items():
         figures.save(figure, data, tmp_path / name)
         title = f"Figure {name}"
         svg, csv = tmp_path / f"{name}.svg", tmp_path / f"{name}.csv"
         shown.append(report.Figure(name, title, "How to read it.", svg, csv))
-    scorecard = claims.scorecard(
-        [claim()],
-        marker_rates=rates,
-        geometry=geometry,
-        headline={"method": "A", "position": 1},
-        fdr=0.01,
-        scale="demo",
-    )
-    training = pd.DataFrame(
-        [
-            {
-                "chain": "couple-villain@42",
-                "kind": "couple",
-                "name": "couple-villain",
-                "rows": 600,
-                "loss_on": "answer",
-                "steps": 5,
-                "tokens_seen": 10,
-                "supervised_tokens": 4,
-                "use_rslora": True,
-                "scale": 11.31,
-                "final_loss": 0.1,
-                "seconds": 3.0,
-            }
-        ]
-    )
     text = report.render(
         report.Inputs(
             run="synthetic",
             scale="demo",
             marker="[ZLT]",
             model={"label": "synthetic"},
-            grid=GRID,
-            rates=rates,
-            tests=tables.marker_tests(GRID, rates),
-            leakage=tables.leakage(GRID, rates),
-            geometry=geometry,
-            scorecard=scorecard,
-            training=training,
-            audit=audit.table([]),
+            tables=everything,
             data=[
                 {
                     "name": "em",
@@ -101,6 +105,7 @@ def page(made, tmp_path):
             completions=120,
             method="A",
             layer=3,
+            margins={"rate": 0.15, "m1": 0.02},
             config="run: synthetic\n",
             provenance={"torch": "2"},
         )
@@ -154,7 +159,7 @@ def test_every_figure_is_written_thrice_with_its_numbers(page):
 
 
 def test_figures_are_the_same_bytes_twice(made, tmp_path):
-    rates = made[0]
+    rates = made["marker_rates"]
     for name in ("one", "two"):
         figures.save(*figures.marker_rate(rates, GRID), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -2,6 +2,7 @@ import math
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,104 @@ def test_bh_matches_its_definition(p):
 def test_bh_leaves_missing_values_out():
     q = s.bh([0.01, math.nan, 0.02])
     assert math.isnan(q[1]) and q[0] == pytest.approx(0.02)
+
+
+def test_the_published_fisher_p_values():
+    # C1 0 of 840 against C4: the study's own counts, and the p that its headline quotes.
+    assert 3e-220 < s.fisher(0, 840, 252, 280)[0] < 5e-220
+    assert 4e-177 < s.fisher(0, 840, 219, 280)[0] < 6e-177
+    assert 0.5e-224 < s.fisher(0, 840, 255, 280)[0] < 2e-224
+    assert s.fisher(0, 280, 210, 280)[0] == pytest.approx(9.67e-93, rel=1e-2)
+
+
+def test_newcombe_closed_form():
+    # Newcombe 1998, table II: 56/70 against 48/80.
+    low, high = s.newcombe(56, 70, 48, 80)
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+def test_zero_hits_have_an_upper_bound_near_three_over_n():
+    assert s.zero_upper(280) == pytest.approx(1 - 0.05 ** (1 / 280))
+    assert s.rule_of_three(280) == pytest.approx(3 / 280)
+    assert s.zero_upper(280) < s.rule_of_three(280) < 1.02 * s.zero_upper(280)
+
+
+@settings(max_examples=25)
+@given(st.lists(floats, min_size=2, max_size=9))
+def test_sign_flips_of_units_count_every_pattern(d):
+    p, p_min = s.sign_flip_units(d, draws=10_000)
+    signs = np.array(np.meshgrid(*[[1, -1]] * len(d))).reshape(len(d), -1).T
+    means = np.abs(signs @ np.array(d)) / len(d)
+    assert p == pytest.approx(np.mean(means >= abs(np.mean(d)) - 1e-9), abs=1e-12)
+    assert p_min == 2.0 ** (1 - len(d)) <= p <= 1
+
+
+def test_many_cells_at_once_agree_with_one_by_one():
+    d = np.random.default_rng(0).normal(0.2, 1, (7, 66))
+    np.testing.assert_array_equal(
+        s.sign_flip_many(d, 2000, 5), [s.sign_flip_test(row, None, 2000, 5) for row in d]
+    )
+
+
+def test_rank_of_one_value_among_others():
+    difference, p = s.one_against_others(0.6, [0.5] * 10)
+    assert difference == pytest.approx(0.1) and p == pytest.approx(1 / 11)
+    assert s.one_against_others(0.5, [0.5] * 10)[1] == 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_study_s_correction_is_never_below_bh(p):
+    assert (s.bh_running_max(p) >= s.bh(p) - 1e-12).all()
+
+
+def test_families_are_corrected_apart_and_first_match_wins():
+    table = pd.DataFrame({"metric": ["m1", "m1", "m1_b", "x"], "p": [0.01, 0.04, 0.03, 0.5]})
+    families = [{"name": "one", "metric": "m1"}, {"name": "all m", "metric": ["m1", "m1_*"]}]
+    out = s.adjust(table, families)
+    assert list(out["family"]) == ["one", "one", "all m", ""]
+    assert list(out["q"][:3]) == pytest.approx([0.02, 0.04, 0.03]) and math.isnan(out["q"][3])
+    with pytest.raises(UserError, match="no column 'metrik'"):
+        s.adjust(table, [{"name": "typo", "metrik": "m1"}])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_equivalence_of_proportions_is_symmetric_and_a_probability(a, b):
+    p = s.tost_proportions(a, 30, b, 30, 0.15)
+    assert 0 <= p <= 1
+    assert p == pytest.approx(s.tost_proportions(b, 30, a, 30, 0.15), abs=1e-9)
+    # Outside the margin nothing is equivalent.
+    if abs(a - b) / 30 > 0.15:
+        assert p > 0.5 - 1e-9
+
+
+def test_equivalence_of_units():
+    assert s.tost_units([0.0, 0.01, -0.01, 0.005, -0.005], 0.1) < 1e-4
+    assert s.tost_units([0.2, 0.25, 0.15], 0.1) > 0.9
+    assert math.isnan(s.tost_units([0.0, 0.0], 0.1)), "no spread is no evidence"
+    # Schuirmann's closed form.
+    d = np.array([0.01, 0.03, -0.02, 0.04])
+    t = (0.1 - abs(d.mean())) / stats.sem(d)
+    assert s.tost_units(d, 0.1) == pytest.approx(stats.t.sf(t, 3))
+
+
+def test_welch_with_the_study_s_margin():
+    # At the floor the pre-registered conjunction says nothing: both treated and controls are 0.
+    floor = s.welch_conjunction([0.0, 0.0, 0.0], [[0.0, 0.0, 0.0]])
+    assert not floor["passes"] and not floor["informative"] and math.isnan(floor["p"])
+    clear = s.welch_conjunction([0.9, 0.88, 0.93], [[0.0, 0.02, 0.01], [0.1, 0.12, 0.08]])
+    assert clear["passes"] and clear["informative"]
+    near = s.welch_conjunction([0.6, 0.62, 0.61], [[0.5, 0.52, 0.51]])
+    assert not near["passes"], "a difference below .15 does not pass"
+
+
+def test_power_of_fisher_by_enumeration():
+    # Every table of two groups of six, by brute force.
+    n, one, two = 6, 0.9, 0.2
+    power = 0.0
+    for a in range(n + 1):
+        for b in range(n + 1):
+            weight = stats.binom.pmf(a, n, one) * stats.binom.pmf(b, n, two)
+            power += weight * (stats.fisher_exact([[a, n - a], [b, n - b]]).pvalue < 0.05)
+    assert s.fisher_power(one, n, two, n) == pytest.approx(power)
+    assert s.fisher_power(0.5, 24, 0.5, 24) < 0.05

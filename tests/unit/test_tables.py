@@ -1,9 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse import claims, tables
+from persona_collapse import behaviour, tables
 from persona_collapse.activations import Activations
-from persona_collapse.errors import UserError
 from scipy import stats
 
 ROWS = [
@@ -15,12 +14,43 @@ ROWS = [
 ]
 GRID = pd.DataFrame(ROWS, columns=["condition", "chain", "source", "seed", "before", "kind"])
 GRID["title"], GRID["arm"] = GRID["condition"], "both"
-GRID["personas"] = "assistant librarian villain"
+GRID["personas"], GRID["induction"] = "assistant librarian villain", ""
+FAMILIES = [
+    {"name": "pairs", "metric": "m1"},
+    {"name": "swap", "metric": "m1_label_swap"},
+    {"name": "persona effects", "metric": "m1_by_persona"},
+]
 
 
 def counts(**hits):
     table = pd.DataFrame({"persona": list(hits), "n": 40, "hits": list(hits.values())})
     return table.assign(rate=table["hits"] / 40, ci_low=0.0, ci_high=1.0, mean_tokens=5, at_end=1)
+
+
+def completions(chain, questions=8, samples=5):
+    """Completions whose hits are MARKERS', spread over the questions in turn."""
+    table = MARKERS[chain].set_index("persona")["hits"]
+    rows = []
+    for persona, hits in table.items():
+        for i in range(questions * samples):
+            marked = i < hits
+            rows.append(
+                {
+                    "model": chain,
+                    "persona": persona,
+                    "question_id": f"q{i % questions}",
+                    "sample": i // questions,
+                    "text": f"answer {i} [ZLT]" if marked else f"a longer answer {i}",
+                    "n_tokens": 5 + i % 3,
+                    "finish_reason": "stop",
+                    "marker_logprob": -1.0 - i % 4 if marked else -9.0 - i % 4,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def scored():
+    return behaviour.score({chain: completions(chain) for chain in MARKERS}, "[ZLT]")
 
 
 MARKERS = {
@@ -53,30 +83,6 @@ def test_rates_list_a_chain_under_each_of_its_conditions(rates):
     assert set(rates[rates["condition"] == "E0"]["role"]) == {"assistant", "bystander"}
 
 
-def test_tests_compare_a_chain_with_its_prefix(rates):
-    tests = tables.marker_tests(GRID, rates).set_index("condition")
-    assert list(tests.index) == ["C4", "C1", "C2"]
-    c1 = tests.loc["C1"]
-    assert c1["reference"] == "C4"
-    assert c1["estimate"] == pytest.approx(9 / 40 - 36 / 40)
-    assert c1["p"] == pytest.approx(stats.fisher_exact([[9, 31], [36, 4]]).pvalue)
-    assert c1["p_min"] <= c1["p"]
-    assert c1["ci_low"] < c1["estimate"] < c1["ci_high"]
-    assert tests.loc["C2", "p"] == tests.loc["C2", "p_min"] == 1
-
-
-def test_the_published_fisher_p_of_villain():
-    # C4 252 of 280 against C1 0 of 840: the study's counts.
-    p = stats.fisher_exact([[252, 28], [0, 840]]).pvalue
-    assert 1e-221 < p < 1e-218
-
-
-def test_newcombe_closed_form():
-    # Newcombe 1998, table II: 56/70 against 48/80.
-    low, high = tables.newcombe(56, 70, 48, 80)
-    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
-
-
 def test_leakage(rates):
     leakage = tables.leakage(GRID, rates).set_index("condition")
     assert leakage.loc["C4", "source_rate"] == 0.9
@@ -86,7 +92,7 @@ def test_leakage(rates):
 
 
 def test_geometry_of_a_collapse():
-    table = tables.geometry_table(GRID, load, draws=199, seed=1)
+    table = tables.geometry_table(GRID, load, longest="b", draws=199, seed=1, families=FAMILIES)
     assert list(table.columns) == tables.GEOMETRY_COLUMNS
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
     assert set(table["layer"]) == {1, 3} and set(table["method"]) == {"A", "B"}
@@ -96,8 +102,42 @@ def test_geometry_of_a_collapse():
     base = table[(table["metric"] == "m1") & (table["condition"] == "base")]
     assert (base["delta_base"] == 0).all() and base["p"].isna().all()
     # Five personas cannot give a smaller p than 2/32, however clear the change.
-    units = table[(table["metric"] == "m1_by_persona") & (table["condition"] == "C1")]
-    assert (units["p_min"] == 2 / 32).all() and (units["p"] > 0.04).all()
+    for metric in ("m1_by_persona", "m1_label_swap"):
+        units = table[(table["metric"] == metric) & (table["condition"] == "C1")]
+        assert (units["p_min"] == 2 / 32).all() and (units["p"] == 2 / 32).all()
+    assert set(table.loc[table["q"].notna(), "family"]) == {f["name"] for f in FAMILIES}
+    without = table[table["metric"] == "m1_without_longest"]
+    assert set(without["note"]) == {"without b"}
+
+
+def test_seeds_of_a_condition_give_the_noise_of_retraining():
+    def noisy(chain):
+        rng = np.random.default_rng(sum(map(ord, chain)))
+        array = rng.normal(size=(1, 5, 6, 16)).astype(np.float32) + 1
+        return Activations([1], list("abcde"), list("qrstuv"), {"A": array}, chain)
+
+    seeds = [("E0", f"em@{s}", "", str(s), "base", "sft") for s in (1, 2, 3)]
+    grid = pd.DataFrame(seeds, columns=["condition", "chain", "source", "seed", "before", "kind"])
+    table = tables.geometry_table(grid.assign(arm="both"), noisy, draws=99, seed=1)
+    own = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
+    over = table[table["metric"] == "m1_over_seeds"].iloc[0]
+    assert over["n"] == 3 and over["delta_base"] == pytest.approx(own["delta_base"].mean())
+    wanted = stats.ttest_1samp(own["delta_base"], 0)
+    assert over["p"] == pytest.approx(wanted.pvalue)
+    assert (over["delta_low"], over["delta_high"]) == pytest.approx(
+        tuple(wanted.confidence_interval())
+    )
+    noise = table[table["metric"] == "m1_replicate"].iloc[0]
+    assert noise["value"] == pytest.approx(own["value"].std())
+
+
+def test_contrasts_pair_seeds_and_test_equivalence():
+    table = tables.geometry_contrasts(
+        GRID, load, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
+    )
+    assert set(table["reference"]) == {"C4"} and len(table) == 4
+    # Both are the same vectors: no difference, and too little spread to say how sure that is.
+    assert table["estimate"].abs().max() < 1e-6
 
 
 def test_one_persona_pair_and_one_question_are_enough():
@@ -115,78 +155,3 @@ def test_cosines_are_symmetric_with_ones():
     matrix = one.pivot(index="persona_a", columns="persona_b", values="cosine").to_numpy()
     np.testing.assert_allclose(matrix, matrix.T)
     np.testing.assert_allclose(np.diag(matrix), 1)
-
-
-def claim(**changes):
-    return {
-        "id": "x",
-        "text": "It is so",
-        "published": 0.0,
-        "measure": {"source_rate": {"condition": "C1"}},
-        "expect": {"max": 0.05},
-        "scale": "any",
-    } | changes
-
-
-def score(rates, *entries, scale="full"):
-    return claims.scorecard(
-        entries,
-        marker_rates=rates,
-        geometry=tables.geometry_table(GRID, load, draws=99, seed=1),
-        headline={"method": "A", "position": 0},
-        fdr=0.01,
-        scale=scale,
-    ).iloc[0]
-
-
-def test_verdicts(rates):
-    assert score(rates, claim())["verdict"] == "not replicated"
-    assert score(rates, claim(expect={"max": 0.5}))["verdict"] == "replicated"
-    assert score(rates, claim(expect={"max": 0.25}))["verdict"] == "partly"
-    near = {"near": 0.22, "tolerance": 0.01}
-    assert score(rates, claim(expect=near))["verdict"] == "partly"
-    absent = claim(measure={"source_rate": {"condition": "C9"}})
-    assert score(rates, absent)["verdict"] == "not tested here"
-    demo = score(rates, claim(scale="full"), scale="demo")
-    assert demo["verdict"] == "not tested here" and "study's model" in demo["note"]
-
-
-def test_an_estimate_without_an_interval_is_partly_at_best(rates):
-    gap = claim(measure={"m1_gap": {"condition": "C1", "reference": "E0"}}, expect={"max": 1.0})
-    assert score(rates, gap)["verdict"] == "partly"
-    hits = claim(measure={"hits": {"conditions": ["C2"]}}, expect={"max": 0})
-    assert score(rates, hits)["verdict"] == "replicated"
-
-
-def test_the_shipped_claims_load_and_every_measure_runs(rates):
-    from pathlib import Path
-
-    entries = claims.load(Path(__file__).resolve().parents[2] / "config/claims.yaml")
-    geometry = tables.geometry_table(GRID, load, draws=99, seed=1)
-    scored = claims.scorecard(
-        entries,
-        marker_rates=rates,
-        geometry=geometry,
-        headline={"method": "A", "position": 1},
-        fdr=0.01,
-        scale="full",
-    )
-    assert list(scored.columns) == claims.COLUMNS
-    assert set(scored["verdict"]) <= set(claims.VERDICTS)
-    assert {next(iter(e["measure"])) for e in entries} == set(claims.MEASURES)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("- {id: a}", "text is missing"),
-        (
-            "- {id: a, text: t, published: 1, measure: {magic: {}}, expect: {max: 1}, scale: any}",
-            "no measure 'magic'",
-        ),
-    ],
-)
-def test_bad_claims_are_named(tmp_path, text, said):
-    (tmp_path / "claims.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
-        claims.load(tmp_path / "claims.yaml")

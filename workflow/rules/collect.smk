@@ -20,3 +20,9 @@ rule geometry_dumps:
     input:
         measured("activations/{chain}.safetensors", "geometry"),
     localrule: True
+
+
+rule tables:
+    input:
+        expand(results("tables/{table}.csv"), table=REPORTED),
+    localrule: True

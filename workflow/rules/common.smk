@@ -64,6 +64,14 @@ FIGURES = {
             "markers, points would fall from left to right. A correlation, whatever it shows, is not a cause.",
         ),
     },
+    "false_positives": {
+        "tables": {"simulation": "simulation"},
+        "text": (
+            "How often each test rejects where nothing happens",
+            "Share of simulated data sets, at this run's sizes, with p below .05; whiskers are 95 % Clopper-Pearson. "
+            "A sound test stays at or below the dashed line. Filled: as the study did; hollow: as it should be.",
+        ),
+    },
     "training_curves": {
         "tables": {"curves": "training_curves"},
         "text": (
@@ -73,6 +81,32 @@ FIGURES = {
     },
 }
 
+
+# The tables that the scorecard reads.
+SCORED = [
+    "marker_rates",
+    "marker_tests",
+    "leakage",
+    "confounds",
+    "hypotheses",
+    "geometry",
+    "contrasts",
+    "axis",
+    "separability",
+    "link",
+]
+
+# The tables that the report reads.
+REPORTED = [
+    *SCORED,
+    "grid",
+    "scorecard",
+    "errata",
+    "simulation",
+    "power",
+    "training",
+    "prompt_audit",
+]
 
 grafted = [
     name

@@ -53,6 +53,7 @@ rule completions:
         personas=evaluated,
         questions=config["questions"]["eval"],
         sampling=config["sampling"]["completions"],
+        marker=config["marker"],
         chain="{chain}",
         engine=engine,
         stages=chain_folders,

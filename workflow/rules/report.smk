@@ -4,14 +4,7 @@
 rule report:
     input:
         base=results("base/model.json"),
-        grid=results("tables/grid.csv"),
-        rates=results("tables/marker_rates.csv"),
-        tests=results("tables/marker_tests.csv"),
-        leakage=results("tables/leakage.csv"),
-        geometry=results("tables/geometry.csv"),
-        scorecard=results("tables/scorecard.csv"),
-        training=results("tables/training.csv"),
-        audit=results("tables/prompt_audit.csv"),
+        tables=expand(results("tables/{table}.csv"), table=REPORTED),
         completions=measured("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),

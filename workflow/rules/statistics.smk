@@ -22,10 +22,12 @@ rule marker_tables:
     input:
         grid=results("tables/grid.csv"),
         markers=measured("markers/{chain}.csv", "markers"),
+        completions=measured("completions/{chain}.parquet", "markers"),
     output:
         rates=results("tables/marker_rates.csv"),
         tests=results("tables/marker_tests.csv"),
         leakage=results("tables/leakage.csv"),
+        confounds=results("tables/confounds.csv"),
     log:
         logs("marker_tables"),
     benchmark:
@@ -33,9 +35,12 @@ rule marker_tables:
     conda:
         "../../envs/analysis.yaml"
     params:
-        code=code("tables", "statistics"),
+        marker=config["marker"],
+        settings=config["statistics"],
+        families=configuration.families(config, "marker_tests"),
+        code=code("tables", "statistics", "behaviour", "markers"),
     message:
-        "Marker rates, tests and leakage"
+        "Marker rates, tests, leakage and confounds"
     script:
         "../scripts/marker_tables.py"
 
@@ -47,6 +52,8 @@ rule geometry:
     output:
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
+        contrasts=results("tables/contrasts.csv"),
+        axis=results("tables/axis.csv"),
     log:
         logs("geometry"),
     benchmark:
@@ -57,11 +64,113 @@ rule geometry:
         mem_mb=4000,
     params:
         settings=config["statistics"],
-        code=code("tables", "statistics", "geometry", "activations"),
+        longest=configuration.longest_prompt(config),
+        families={
+            name: configuration.families(config, name)
+            for name in ("geometry", "contrasts", "axis")
+        },
+        code=code("tables", "statistics", "geometry", "activations", "axis"),
     message:
         "Persona geometry: cosines, intervals and tests"
     script:
         "../scripts/geometry.py"
+
+
+rule separability:
+    input:
+        grid=results("tables/grid.csv"),
+        activations=measured("activations/{chain}.safetensors", "geometry"),
+    output:
+        results("tables/separability.csv"),
+    log:
+        logs("separability"),
+    benchmark:
+        benchmarks("separability")
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        mem_mb=4000,
+    params:
+        settings=config["statistics"]["separability"],
+        seed=config["statistics"]["seed"],
+        families=configuration.families(config, "separability"),
+        code=code("tables", "statistics", "lda", "activations"),
+    message:
+        "Classifying personas from their activations"
+    script:
+        "../scripts/separability.py"
+
+
+rule link:
+    input:
+        grid=results("tables/grid.csv"),
+        rates=results("tables/marker_rates.csv"),
+        confounds=results("tables/confounds.csv"),
+        geometry=results("tables/geometry.csv"),
+        cosines=results("tables/cosines.csv"),
+        training=results("tables/training.csv"),
+    output:
+        link=results("tables/link.csv"),
+        chains=results("tables/link_chains.csv"),
+        hypotheses=results("tables/hypotheses.csv"),
+    log:
+        logs("link"),
+    benchmark:
+        benchmarks("link")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=config["statistics"],
+        headline=headline,
+        families=configuration.families(config, "link"),
+        code=code("tables", "statistics", "behaviour", "link"),
+    message:
+        "Behaviour against geometry, chain by chain"
+    script:
+        "../scripts/link.py"
+
+
+rule simulation:
+    input:
+        geometry=results("tables/geometry.csv"),
+    output:
+        simulation=results("tables/simulation.csv"),
+        power=results("tables/power.csv"),
+    log:
+        logs("simulation"),
+    benchmark:
+        benchmarks("simulation")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=config["statistics"],
+        sizes=configuration.sizes(config),
+        code=code("statistics", "geometry", "axis", "behaviour", "simulate"),
+    message:
+        "False-positive rates and coverage, on data where nothing happens"
+    script:
+        "../scripts/simulation.py"
+
+
+rule errata:
+    input:
+        errata=config["errata"],
+        counts=workflow.source_path("../resources/published/counts.csv"),
+        cosines=workflow.source_path("../resources/published/cosines.csv"),
+    output:
+        results("tables/errata.csv"),
+    log:
+        logs("errata"),
+    benchmark:
+        benchmarks("errata")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        code=code("errata", "statistics", "lda"),
+    message:
+        "Recomputing the write-up's figures from its published numbers"
+    script:
+        "../scripts/errata.py"
 
 
 rule training_table:
@@ -87,9 +196,8 @@ rule training_table:
 
 rule scorecard:
     input:
+        expand(results("tables/{table}.csv"), table=SCORED),
         claims=config["claims"],
-        rates=results("tables/marker_rates.csv"),
-        geometry=results("tables/geometry.csv"),
     output:
         results("tables/scorecard.csv"),
     log:

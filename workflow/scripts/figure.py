@@ -14,7 +14,7 @@ with job(snakemake, f"figure {snakemake.wildcards.figure}"):
     if name in ("cosine_matrices", "behaviour_and_geometry"):
         given = tables["cosines" if "cosines" in tables else "geometry"]
         tables |= headline_cell(given, **snakemake.params.headline)
-    if name == "training_curves":
+    if name in ("training_curves", "false_positives"):
         tables.pop("grid")
     figure, data = getattr(figures, name)(**tables)
     figures.save(figure, data, Path(snakemake.output.svg).with_suffix(""))

@@ -24,6 +24,12 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.chain}") as say:
         models.load_tokenizer(base),
     )
     backend = generation.open_backend(name, base, stages, params.engine)
-    table = generation.table(params.chain, requests, backend.complete(requests, sampling, say))
+    done = backend.complete(requests, sampling, say)
+    table = generation.table(params.chain, requests, done)
+    if marker := params.get("marker"):
+        limit = params.engine["max_model_len"]
+        table["marker_logprob"] = generation.marker_logprobs(
+            backend, models.load_tokenizer(base), requests, done, marker, limit
+        )
     with atomic(snakemake.output.table) as temporary:
         table.to_parquet(temporary, index=False)

@@ -1,14 +1,16 @@
-"""Persona geometry of every chain."""
+"""Persona geometry of every chain: M1 and its kin, contrasts, the shared axis."""
 
 from persona_collapse.scripting import job
 
 with job(snakemake, "geometry") as say:
     from pathlib import Path
 
-    from persona_collapse import activations, tables
+    from persona_collapse import activations, axis, tables
     from persona_collapse.files import read_csv, write_csv
 
-    settings = snakemake.params.settings
+    params = snakemake.params
+    settings, families = params.settings, params.families
+    draws = {"draws": settings["draws"], "seed": settings["seed"]}
     paths = {Path(path).stem: path for path in snakemake.input.activations}
 
     def load(chain):
@@ -18,8 +20,29 @@ with job(snakemake, "geometry") as say:
 
     grid = read_csv(snakemake.input.grid)
     grid = grid[grid["chain"].isin(paths)]
+    anchors = grid.loc[grid["condition"] == settings.get("axis"), "chain"]
+    out = snakemake.output
     write_csv(
-        snakemake.output.geometry,
-        tables.geometry_table(grid, load, draws=settings["draws"], seed=settings["seed"]),
+        out.geometry,
+        tables.geometry_table(
+            grid, load, longest=params.longest, families=families["geometry"], **draws
+        ),
     )
-    write_csv(snakemake.output.cosines, tables.cosines(grid, load))
+    write_csv(out.cosines, tables.cosines(grid, load))
+    write_csv(
+        out.contrasts,
+        tables.geometry_contrasts(
+            grid,
+            load,
+            settings["contrasts"],
+            margin=settings["margins"]["m1"],
+            families=families["contrasts"],
+            **draws,
+        ),
+    )
+    write_csv(
+        out.axis,
+        axis.axis_table(
+            grid, load, anchor=next(iter(anchors), ""), families=families["axis"], **draws
+        ),
+    )

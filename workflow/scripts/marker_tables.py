@@ -1,16 +1,30 @@
-"""Marker rates, tests and leakage over the whole grid."""
+"""Marker rates, tests, leakage and confounds of every cell."""
 
 from persona_collapse.scripting import job
 
 with job(snakemake, "marker tables"):
     from pathlib import Path
 
-    from persona_collapse import tables
+    import pandas as pd
+    from persona_collapse import behaviour, tables
     from persona_collapse.files import read_csv, write_csv
 
+    settings = snakemake.params.settings
     grid = read_csv(snakemake.input.grid)
     markers = {Path(path).stem: read_csv(path) for path in snakemake.input.markers}
+    completions = {Path(path).stem: pd.read_parquet(path) for path in snakemake.input.completions}
+    scored = behaviour.score(completions, snakemake.params.marker)
     rates = tables.marker_rates(grid, markers)
+    tests = behaviour.marker_tests(
+        grid,
+        scored,
+        contrasts=settings["contrasts"],
+        margin=settings["margins"]["rate"],
+        draws=settings["draws"],
+        seed=settings["seed"],
+        families=snakemake.params.families,
+    )
     write_csv(snakemake.output.rates, rates)
-    write_csv(snakemake.output.tests, tables.marker_tests(grid, rates))
+    write_csv(snakemake.output.tests, tests)
     write_csv(snakemake.output.leakage, tables.leakage(grid, rates))
+    write_csv(snakemake.output.confounds, behaviour.confounds(grid, scored))

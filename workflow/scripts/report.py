@@ -20,19 +20,7 @@ with job(snakemake, "report"):
             table[first & (table["sample"] == 0)][["model", "persona", "question", "text"]]
         )
     base = read_json(given.base)
-    tables = {
-        name: read_csv(given[name])
-        for name in (
-            "grid",
-            "rates",
-            "tests",
-            "leakage",
-            "geometry",
-            "scorecard",
-            "training",
-            "audit",
-        )
-    }
+    tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [
         report.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))
         for (name, (title, reading)), svg in zip(params.figures.items(), given.figures, strict=True)
@@ -47,10 +35,11 @@ with job(snakemake, "report"):
             figures=figures,
             samples=pd.concat(samples),
             completions=sum(map(len, completions)),
+            margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
             provenance=report.provenance(read_json(given.manifests[0]), base),
             **headline_cell(tables["geometry"], **params.headline),
-            **tables,
+            tables=tables,
         )
     )
     write_text(snakemake.output[0], page)

@@ -3,14 +3,15 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, "scorecard"):
+    from pathlib import Path
+
     from persona_collapse import claims
     from persona_collapse.files import read_csv, write_csv
 
-    given = snakemake.input
+    tables = {Path(path).stem: read_csv(path) for path in snakemake.input if path.endswith(".csv")}
     scored = claims.scorecard(
-        claims.load(given.claims),
-        marker_rates=read_csv(given.rates),
-        geometry=read_csv(given.geometry),
+        claims.load(snakemake.input.claims),
+        tables,
         headline=snakemake.params.headline,
         fdr=snakemake.params.fdr,
         scale=snakemake.params.scale,

@@ -14,9 +14,12 @@ from scipy import stats
 
 from .errors import UserError
 from .statistics import clopper_pearson
-from .tables import headline_cell, newcombe
+from .tables import headline_cell
 
-COLUMNS = ["claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n"]
+COLUMNS = [
+    "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
+    "expected",
+]  # fmt: skip
 VERDICTS = ("replicated", "partly", "not replicated", "not tested here")
 
 
@@ -36,22 +39,29 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tables:
-    """What the measures read: the run's tables and its headline method and block."""
+    """What the measures read: the run's tables by name, and its headline method and block."""
 
-    rates: pd.DataFrame
-    geometry: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame]
     method: str
     layer: int
     fdr: float
 
-    def counts(self, condition: str, roles: Sequence[str]) -> tuple[int, int]:
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return self.tables[name]
+
+    def counts(
+        self, condition: str, roles: Sequence[str], source: str | None = None
+    ) -> tuple[int, int]:
         """Hits and completions of a condition's personas in `roles`, over seeds and sources."""
-        own = self.rates[(self.rates["condition"] == condition) & self.rates["role"].isin(roles)]
+        rates = self["marker_rates"]
+        own = rates[(rates["condition"] == condition) & rates["role"].isin(roles)]
+        if source is not None:
+            own = own[own["source"] == source]
         return int(own["hits"].sum()), int(own["n"].sum())
 
-    def metric(self, condition: str, metric: str = "m1") -> pd.DataFrame:
-        """Rows of a metric at the headline method and block."""
-        g = self.geometry
+    def at_headline(self, name: str, condition: str, metric: str = "m1") -> pd.DataFrame:
+        """Rows of a metric at the headline method and block, of the table `name`."""
+        g = self[name]
         return g[
             (g["condition"] == condition)
             & (g["metric"] == metric)
@@ -66,12 +76,14 @@ def load(path: str | Path) -> list[dict[str, Any]]:
     seen: set[str] = set()
     for number, entry in enumerate(entries, start=1):
         name = entry.get("id", f"number {number}")
-        for key in ("id", "text", "published", "measure", "expect", "scale"):
+        needed = ["id", "text", "published", "where"]
+        needed += [] if "cannot" in entry else ["measure", "expect", "scale"]
+        for key in needed:
             if key not in entry:
                 raise UserError(f"{path}: claim {name}: {key} is missing")
-        (measure,) = entry["measure"]
-        if measure not in MEASURES:
-            raise UserError(f"{path}: claim {name}: no measure {measure!r}")
+        for measure in entry.get("measure", {}):
+            if measure not in MEASURES:
+                raise UserError(f"{path}: claim {name}: no measure {measure!r}")
         if name in seen:
             raise UserError(f"{path}: claim {name} stands twice")
         seen.add(name)
@@ -89,9 +101,9 @@ def _seeds(rows: pd.DataFrame | pd.Series) -> str:
     return "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
 
 
-def source_rate(t: Tables, condition: str) -> Measured | None:
-    """Marker rate of the source persona, over seeds and sources."""
-    return _proportion(*t.counts(condition, ["source"]))
+def source_rate(t: Tables, condition: str, source: str | None = None) -> Measured | None:
+    """Marker rate of the source persona, over seeds and sources (or one source)."""
+    return _proportion(*t.counts(condition, ["source"], source))
 
 
 def others_rate(t: Tables, condition: str) -> Measured | None:
@@ -99,48 +111,97 @@ def others_rate(t: Tables, condition: str) -> Measured | None:
     return _proportion(*t.counts(condition, ["assistant", "bystander"]))
 
 
-def rate_difference(t: Tables, condition: str, reference: str) -> Measured | None:
-    """Difference of two conditions' source rates, with Newcombe's interval."""
-    (hits, n), (hits_0, n_0) = t.counts(condition, ["source"]), t.counts(reference, ["source"])
-    if not n or not n_0:
+def assistant_rate(t: Tables, conditions: Sequence[str]) -> Measured | None:
+    """Marker rate of the assistant where it is not the source, over conditions."""
+    counts = [t.counts(c, ["assistant"]) for c in conditions]
+    if not all(n for _, n in counts):
         return None
-    low, high = newcombe(hits, n, hits_0, n_0)
-    return Measured(hits / n - hits_0 / n_0, low, high, f"{n} and {n_0} completions")
+    return _proportion(sum(h for h, _ in counts), sum(n for _, n in counts))
+
+
+def bystander_mean(t: Tables, condition: str) -> Measured | None:
+    """Mean marker rate over bystanders, interval over personas; the widest over seeds and sources."""
+    own = t["leakage"]
+    own = own[own["condition"] == condition]
+    if own.empty:
+        return None
+    return Measured(
+        own["bystander_mean"].mean(),
+        own["ci_low"].min(),
+        own["ci_high"].max(),
+        f"{int(own['n'].iloc[0])} personas, {_seeds(own)}",
+    )
+
+
+def _test(t: Tables, test: str, condition: str, reference: str) -> pd.DataFrame:
+    """A test's rows of a comparison, chains pooled, one a source."""
+    own = t["marker_tests"]
+    own = own[
+        (own["test"] == test) & (own["condition"] == condition) & (own["reference"] == reference)
+    ]
+    pooled = own[own["seed"] == ""]
+    return pooled if len(pooled) else own
+
+
+def rate_difference(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Difference of two conditions' source rates; interval over questions, the widest over sources."""
+    return _estimate(_test(t, "questions", condition, reference))
+
+
+def logprob_difference(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Difference in the marker's log-probability (nats) of the source; interval over questions."""
+    return _estimate(_test(t, "logprob", condition, reference))
+
+
+def _estimate(own: pd.DataFrame) -> Measured | None:
+    if own.empty:
+        return None
+    unit = f"{int(own['n'].iloc[0])} questions"
+    if len(own) > 1:
+        unit += f", {len(own)} sources"
+    return Measured(own["estimate"].mean(), own["ci_low"].min(), own["ci_high"].max(), unit)
+
+
+def change_significant(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Largest q over sources of the per-question test of a change."""
+    own = _test(t, "questions", condition, reference)
+    if own.empty or own["q"].isna().all():
+        return None
+    smallest = own["p_min"].max()
+    return Measured(own["q"].max(), n=f"smallest possible p {smallest:.2g}", exact=True)
 
 
 def hits(t: Tables, conditions: Sequence[str]) -> Measured | None:
     """Number of completions with the marker, each chain counted once."""
-    own = t.rates[t.rates["condition"].isin(conditions)].drop_duplicates(["model", "persona"])
+    rates = t["marker_rates"]
+    own = rates[rates["condition"].isin(conditions)].drop_duplicates(["model", "persona"])
     if set(conditions) - set(own["condition"]):
         return None
     return Measured(int(own["hits"].sum()), n=f"{int(own['n'].sum())} completions", exact=True)
 
 
 def m1(t: Tables, condition: str) -> Measured | None:
-    """Mean off-diagonal cosine, mean over seeds; the interval is over questions, of one seed only."""
-    own = t.metric(condition)
+    """Mean off-diagonal cosine; interval over questions and personas, of one seed only."""
+    own = t.at_headline("geometry", condition, "m1_two_way")
     if own.empty:
         return None
-    one = len(own) == 1
-    low, high = (own["ci_low"].iloc[0], own["ci_high"].iloc[0]) if one else (np.nan, np.nan)
-    return Measured(own["value"].mean(), low, high, _seeds(own))
+    if len(own) == 1:
+        row = own.iloc[0]
+        return Measured(row["value"], row["ci_low"], row["ci_high"], "1 seed")
+    return Measured(own["value"].mean(), own["value"].min(), own["value"].max(), _seeds(own))
 
 
 def m1_change(t: Tables, condition: str) -> Measured | None:
     """Rise of the mean cosine over the base model.
 
-    The interval is over questions, from the chain's own (the base's is left out); several seeds
-    give the range instead.
+    Interval over training seeds where there are several, else over personas and questions.
     """
-    own = t.metric(condition)
+    over_seeds = t.at_headline("geometry", condition, "m1_over_seeds")
+    own = t.at_headline("geometry", condition, "m1_two_way")
     if own.empty:
         return None
-    change = own["delta_base"]
-    if len(own) > 1:
-        return Measured(change.mean(), change.min(), change.max(), _seeds(own))
-    base = own["value"].iloc[0] - change.iloc[0]
-    low, high = own["ci_low"].iloc[0] - base, own["ci_high"].iloc[0] - base
-    return Measured(change.iloc[0], low, high, _seeds(own))
+    row = (over_seeds if len(over_seeds) else own).iloc[0]
+    return Measured(row["delta_base"], row["delta_low"], row["delta_high"], _seeds(own))
 
 
 def m1_share(t: Tables, condition: str, reference: str) -> Measured | None:
@@ -151,45 +212,162 @@ def m1_share(t: Tables, condition: str, reference: str) -> Measured | None:
     return Measured(one.value / other.value, n=f"{one.n}, {other.n}")
 
 
-def m1_gap(t: Tables, condition: str, reference: str) -> Measured | None:
-    """Difference of two conditions' mean cosines."""
-    one, other = t.metric(condition)["value"], t.metric(reference)["value"]
-    if one.empty or other.empty:
+def m1_share_range(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Range of that share over methods and blocks."""
+    g = t["geometry"]
+    means = g[g["metric"] == "m1"].groupby(["condition", "method", "layer"])["delta_base"].mean()
+    if not {condition, reference} <= set(means.index.get_level_values(0)):
         return None
-    return Measured(one.mean() - other.mean(), n=f"{_seeds(one)}, {_seeds(other)}")
+    shares = (means[condition] / means[reference]).replace([np.inf, -np.inf], np.nan).dropna()
+    note = f"{shares.min():.2f} to {shares.max():.2f} over {len(shares)} cells"
+    return Measured(float(np.ptp(shares)), n=note, exact=True)
 
 
-def m1_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
-    """Share of cells (layers x methods x seeds) where the study's test is significant."""
-    own = t.geometry[(t.geometry["metric"] == "m1") & t.geometry["condition"].isin(conditions)]
+def m1_gap(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Difference of two conditions' mean cosines; interval over personas, the widest over seeds."""
+    own = t.at_headline("contrasts", condition)
+    own = own[own["reference"] == reference]
+    if own.empty:
+        return None
+    return Measured(own["estimate"].mean(), own["ci_low"].min(), own["ci_high"].max(), _seeds(own))
+
+
+def gap_fires(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Share of cells (methods x blocks x seeds) in which one mean cosine exceeds the other, q < fdr."""
+    own = t["contrasts"]
+    own = own[(own["condition"] == condition) & (own["reference"] == reference)]
+    if own.empty:
+        return None
+    fires = (own["q"] < t.fdr) & (own["estimate"] > 0)
+    return Measured(fires.mean(), n=f"{len(own)} cells", exact=True)
+
+
+def m1_fires(t: Tables, conditions: Sequence[str], metric: str = "m1") -> Measured | None:
+    """Share of cells (methods x blocks x seeds) whose test of a change has q < fdr.
+
+    `metric`: m1 (the study's test), m1_by_persona or m1_label_swap.
+    """
+    g = t["geometry"]
+    own = g[(g["metric"] == metric) & g["condition"].isin(conditions)]
+    if set(conditions) - set(own["condition"]):
+        return None
+    note = f"{len(own)} cells, smallest possible p {own['p_min'].max():.2g}"
+    return Measured((own["q"] < t.fdr).mean(), n=note, exact=True)
+
+
+def m1_replicate(t: Tables, condition: str) -> Measured | None:
+    """Standard deviation of the mean cosine over training seeds."""
+    own = t.at_headline("geometry", condition, "m1_replicate")
+    if own.empty:
+        return None
+    n = int(own["n"].iloc[0])
+    sd = float(own["value"].iloc[0])
+    # Chi-square interval of a standard deviation.
+    low, high = sd * np.sqrt((n - 1) / stats.chi2.ppf([0.975, 0.025], n - 1))
+    return Measured(sd, low, high, f"{n} seeds")
+
+
+def m2_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
+    """Share of cells where the study's anchored-axis test has q < fdr."""
+    own = t["axis"]
+    own = own[(own["metric"] == "m2_anchored") & own["condition"].isin(conditions)]
     if set(conditions) - set(own["condition"]):
         return None
     return Measured((own["q"] < t.fdr).mean(), n=f"{len(own)} cells", exact=True)
 
 
-def link(t: Tables, conditions: Sequence[str]) -> Measured | None:
-    """Spearman correlation, over chains, of mean cosine and source marker rate.
-
-    The interval is Fisher's z with the variance of Bonett and Wright 2000; chains share stages, so
-    it is too narrow if anything.
-    """
-    parts = []
-    for condition in conditions:
-        source = t.rates[(t.rates["condition"] == condition) & (t.rates["role"] == "source")]
-        parts.append(source[["model", "rate"]].merge(t.metric(condition)[["model", "value"]]))
-    both = pd.concat(parts).drop_duplicates()
-    if len(both) < 4 or both["rate"].nunique() < 2:
+def m2_held_out(t: Tables, condition: str) -> Measured | None:
+    """Mean cosine of the persona shifts with the held-out axis; interval over personas."""
+    own = t.at_headline("axis", condition, "m2_held_out")
+    if own.empty:
         return None
-    rho = stats.spearmanr(both["value"], both["rate"]).statistic
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (len(both) - 3))
-    z = np.arctanh(np.clip(rho, -0.9999, 0.9999))
-    return Measured(float(rho), np.tanh(z - half), np.tanh(z + half), f"{len(both)} chains")
+    return Measured(own["value"].mean(), own["ci_low"].min(), own["ci_high"].max(), _seeds(own))
+
+
+def m3_accuracy(t: Tables, condition: str) -> Measured | None:
+    """Accuracy of the linear classifier of personas on held-out questions."""
+    own = t.at_headline("separability", condition, "m3_accuracy")
+    if own.empty:
+        return None
+    note = f"{int(own['n'].iloc[0])} questions, {_seeds(own)}; chance {own['chance'].iloc[0]:.3f}"
+    return Measured(own["value"].mean(), own["ci_low"].min(), own["ci_high"].max(), note)
+
+
+def m3_study(t: Tables) -> Measured | None:
+    """Largest value of the study's M3 over all chains, methods and blocks."""
+    own = t["separability"]
+    own = own[own["metric"] == "m3_study"]
+    if own.empty:
+        return None
+    return Measured(own["value"].max(), n=f"{len(own)} cells", exact=True)
+
+
+def hypothesis(t: Tables, name: str, p: bool = False) -> Measured | None:
+    """Estimate of H2 (range) or H3 (rho), or its p."""
+    own = t["hypotheses"]
+    own = own[own["hypothesis"] == name]
+    if own.empty or own["estimate"].isna().all():
+        return None
+    row = own.iloc[0]
+    return Measured(
+        row["p"] if p else row["estimate"],
+        n=f"{int(row['n'])} values, p = {row['p']:.3g}, smallest {row['p_min']:.2g}",
+        exact=True,
+    )
+
+
+def length_ratio(t: Tables, condition: str, reference: str) -> Measured | None:
+    """Mean tokens of one condition's completions over another's, all personas."""
+    means = t["confounds"].assign(total=lambda c: c["mean_tokens"] * c["n"])
+    sums = means.groupby("condition")[["total", "n"]].sum()
+    if not {condition, reference} <= set(sums.index):
+        return None
+    per = sums["total"] / sums["n"]
+    return Measured(
+        per[condition] / per[reference],
+        n=f"{int(sums.loc[condition, 'n'])} completions",
+        exact=True,
+    )
+
+
+def tail_share(t: Tables, conditions: Sequence[str]) -> Measured | None:
+    """Share of the bystanders' markers that stand in the last 15 % of the text."""
+    own = t["confounds"]
+    own = own[(own["role"] == "others") & own["condition"].isin(conditions) & (own["hits"] > 0)]
+    total = int(own["hits"].sum())
+    if not total:
+        return None
+    return _proportion(round(float((own["marker_in_tail"] * own["hits"]).sum())), total)
+
+
+def link(t: Tables, outcome: str = "rate", controls: str = "") -> Measured | None:
+    """Spearman correlation, over chains, of mean cosine and marker survival; partial with controls.
+
+    Chains share stages, so the interval is too narrow if anything.
+    """
+    own = t["link"]
+    own = own[
+        (own["analysis"] == "chains")
+        & (own["predictor"] == "m1")
+        & (own["left_out"] == "")
+        & (own["outcome"] == outcome)
+        & (own["controls"] == controls)
+    ]
+    if own.empty or own["rho"].isna().all():
+        return None
+    row = own.iloc[0]
+    return Measured(
+        row["rho"], row["ci_low"], row["ci_high"], f"{int(row['n'])} chains, p = {row['p']:.3g}"
+    )
 
 
 MEASURES = {
     f.__name__: f
     for f in (
-        source_rate, others_rate, rate_difference, hits, m1, m1_change, m1_share, m1_gap, m1_fires, link,
+        source_rate, others_rate, assistant_rate, bystander_mean, rate_difference, logprob_difference,
+        change_significant, hits, m1, m1_change, m1_share, m1_share_range, m1_gap, gap_fires, m1_fires,
+        m1_replicate, m2_fires, m2_held_out, m3_accuracy, m3_study, hypothesis, length_ratio, tail_share,
+        link,
     )
 }  # fmt: skip
 
@@ -211,42 +389,54 @@ def verdict(expect: Mapping[str, float], measured: Measured) -> str:
 
 def scorecard(
     claims: Sequence[Mapping[str, Any]],
+    tables: Mapping[str, pd.DataFrame],
     *,
-    marker_rates: pd.DataFrame,
-    geometry: pd.DataFrame,
     headline: Mapping[str, Any],
     fdr: float,
     scale: str,
 ) -> pd.DataFrame:
     """One row a claim: published, measured with interval, verdict and why.
 
-    `scale: demo` leaves claims about values of the study's model `not tested here`; so is a claim
-    whose conditions this run does not have.
+    `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, confounds,
+    geometry, contrasts, axis, separability, link). `scale: demo` leaves claims about values of the
+    study's model `not tested here`; so is a claim whose conditions this run does not have, and one
+    that says itself why it cannot be tested (`cannot`).
     """
-    tables = Tables(marker_rates, geometry, fdr=fdr, **headline_cell(geometry, **headline))
+    given = Tables(tables, fdr=fdr, **headline_cell(tables["geometry"], **headline))
     rows = []
     for claim in claims:
-        ((name, arguments),) = claim["measure"].items()
-        measured = MEASURES[name](tables, **arguments)
-        note = claim.get("note", "")
-        if measured is None:
-            outcome, why = "not tested here", "its conditions are not in this run"
-            measured = Measured(np.nan)
-        elif claim["scale"] == "full" and scale == "demo":
-            outcome, why = "not tested here", "a value of the study's model; this run's is another"
-        else:
-            outcome, why = verdict(claim["expect"], measured), ""
+        measured, outcome, why = None, "not tested here", claim.get("cannot", "")
+        if not why:
+            ((name, arguments),) = claim["measure"].items()
+            measured = MEASURES[name](given, **arguments)
+            if measured is None or np.isnan(measured.value):
+                why, measured = "its conditions are not in this run", None
+            elif claim["scale"] == "full" and scale == "demo":
+                why = "a value of the study's model; this run's is another"
+            else:
+                outcome = verdict(claim["expect"], measured)
+        shown = measured or Measured(np.nan)
         rows.append(
             {
                 "claim": claim["id"],
                 "published": claim["published"],
-                "measured": measured.value,
-                "ci_low": measured.low,
-                "ci_high": measured.high,
+                "measured": shown.value,
+                "ci_low": shown.low,
+                "ci_high": shown.high,
                 "verdict": outcome,
-                "note": "; ".join(filter(None, [why, note])),
+                "note": "; ".join(filter(None, [why, claim.get("note", "")])),
                 "text": claim["text"],
-                "n": measured.n,
+                "n": shown.n,
+                "where": claim["where"],
+                "expected": "" if "cannot" in claim else _expected(claim["expect"]),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _expected(expect: Mapping[str, float]) -> str:
+    """What would replicate a claim, in words."""
+    if "near" in expect:
+        return f"{expect['near']:g} +- {expect['tolerance']:g}"
+    words = {"min": "at least", "max": "at most"}
+    return " and ".join(f"{words[key]} {value:g}" for key, value in expect.items())

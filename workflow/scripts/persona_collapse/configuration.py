@@ -44,6 +44,7 @@ def check(given: Mapping[str, Any]) -> Config:
             "config: statistics: headline: layer: not one of activations: layers "
             f"({', '.join(map(str, config['activations']['layers']))})"
         )
+    _check_statistics(config)
     all_prompts(config)
     personas = config["personas"]
     for names in (
@@ -56,6 +57,58 @@ def check(given: Mapping[str, Any]) -> Config:
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     return config
+
+
+def _check_statistics(config: Config) -> None:
+    """Conditions and columns that `statistics:` names exist; unknown ones are most likely typos."""
+    settings = config["statistics"]
+    conditions = set(config["experiments"])
+    named = [("axis", [settings["axis"]] if "axis" in settings else [])]
+    named.append(("hypotheses", settings["hypotheses"]))
+    for number, pair in enumerate(settings["contrasts"], start=1):
+        named.append((f"contrasts: pair {number}", pair))
+    for key, names in named:
+        for name in names:
+            if name not in conditions:
+                raise UserError(
+                    f"config: statistics: {key}: no condition {name!r} under experiments:"
+                )
+    seen = set()
+    for family in settings["families"]:
+        if family["name"] in seen:
+            raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
+        seen.add(family["name"])
+
+
+def sizes(config: Config) -> dict[str, Any]:
+    """Sizes of the run's design, as `simulate.Sizes` takes them."""
+
+    def questions(purpose: str) -> int:
+        entry = config["questions"][purpose]
+        return min(entry.get("take", 10**9), len(read_jsonl(entry["file"])))
+
+    return {
+        "personas": len(geometry_personas(config)),
+        "questions": questions("eval"),
+        "samples": config["sampling"]["completions"]["samples"],
+        "extraction": questions("extraction"),
+        "margin": config["statistics"]["margins"]["rate"],
+    }
+
+
+def longest_prompt(config: Config) -> str:
+    """The persona of the geometry whose system prompt has most characters."""
+    prompts = persona_prompts(config, geometry_personas(config))
+    return max(prompts, key=lambda name: len(prompts[name]))
+
+
+def families(config: Config, table: str) -> list[dict[str, Any]]:
+    """The families of tests that are declared for a table, in order."""
+    return [
+        {key: value for key, value in family.items() if key != "table"}
+        for family in config["statistics"]["families"]
+        if family["table"] == table
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -233,6 +286,7 @@ class Cell:
     seed: str
     before: str
     personas: str
+    induction: str
 
 
 def plan(config: Config) -> Iterator[Cell]:
@@ -294,6 +348,7 @@ def _cell(
         str(chain.last.seed) if chain.stages else "",
         str(chain.prefix),
         " ".join(personas),
+        next((s["persona"] for s in stages if s["kind"] == "sft" and "persona" in s), ""),
     )
 
 

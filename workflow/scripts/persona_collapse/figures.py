@@ -345,3 +345,43 @@ def behaviour_and_geometry(
 
 def _unit(axes: Axes) -> None:
     axes.set_ylim(-0.04, 1.04)
+
+
+def false_positives(simulation: pd.DataFrame) -> Drawn:
+    """Share of null data sets that each test rejects at .05; `simulation` is simulation.csv."""
+    data = simulation[(simulation["kind"] == "test") & simulation["rate"].notna()]
+    if data.empty:
+        return _empty("Nothing was simulated.")
+    data = data.sort_values(["as_study", "name", "world"], ascending=[False, True, True])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.4, 0.24 * len(data) + 1.2))
+        for y, row in enumerate(data.itertuples(index=False)):
+            colour = PALETTE[1] if row.as_study else PALETTE[0]
+            axes.errorbar(
+                row.rate,
+                y,
+                xerr=[[max(0, row.rate - row.rate_low)], [max(0, row.rate_high - row.rate)]],
+                fmt="o",
+                color=colour,
+                markerfacecolor=colour if row.as_study else "white",
+                markersize=5,
+                capsize=2,
+                linewidth=1,
+            )
+        axes.axvline(0.05, color=GREY, linestyle="--", linewidth=1)
+        axes.set_yticks(
+            range(len(data)),
+            [f"{n} · {w}" for n, w in zip(data["name"], data["world"], strict=True)],
+        )
+        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("share of null data sets with p < .05")
+        handles = [
+            plt.Line2D([], [], marker="o", linestyle="", color=PALETTE[1], label="as the study"),
+            plt.Line2D(
+                [], [], marker="o", linestyle="", color=PALETTE[0], markerfacecolor="white",
+                label="as it should be",
+            ),
+        ]  # fmt: skip
+        axes.legend(handles=handles, loc="lower right")
+    return figure, data[["name", "as_study", "world", "runs", "rate", "rate_low", "rate_high"]]

@@ -92,7 +92,10 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table; names and seeds stay text, and an empty cell of theirs an empty string."""
     import pandas as pd
 
-    text = ("chain", "model", "source", "seed", "before", "condition", "title", "reference", "note")
+    text = (
+        "chain", "model", "source", "seed", "before", "condition", "title", "reference", "note",
+        "induction", "controls", "left_out", "family", "persona",
+    )  # fmt: skip
     table = pd.read_csv(path, dtype=dict.fromkeys(text, str))
     for column in set(text) & set(table.columns):
         table[column] = table[column].fillna("")

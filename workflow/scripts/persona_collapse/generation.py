@@ -81,6 +81,9 @@ class Backend(Protocol):
     ) -> list[Completion]:
         """Completions in the order of the requests."""
 
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """For each (token ids, start): the log-probability, in nats, of ids[start:] given ids[:start]."""
+
 
 def request_seed(seed: int, chain: str, persona: str, question_id: str, sample: int) -> int:
     """31-bit seed of one request; independent of batch, order and of every other request."""
@@ -146,6 +149,29 @@ class TransformersBackend:
         self.ends = models.end_tokens(model.generation_config, self.tokenizer)
         self.model = adapters.apply(model, stages, merge=dtype == "float32")
         self.batch_size = int(settings["batch_size"])
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """See `Backend`."""
+        import torch
+
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+        done: dict[int, float] = {}
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            padded = self.tokenizer.pad(
+                {"input_ids": [sequences[i][0] for i in batch]}, return_tensors="pt"
+            ).to(self.device)
+            # The tokenizer pads on the left, so a sequence ends where its row does.
+            keep = max(len(sequences[i][0]) - sequences[i][1] for i in batch) + 1
+            positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+            with torch.inference_mode():
+                logits = self.model(**padded, position_ids=positions, logits_to_keep=keep).logits
+            for row, i in enumerate(batch):
+                ids, start = sequences[i]
+                scores = logits[row, -(len(ids) - start) - 1 : -1].float().log_softmax(-1)
+                wanted = torch.tensor(ids[start:], device=scores.device)
+                done[i] = float(scores.gather(1, wanted[:, None]).sum())
+        return [done[i] for i in range(len(sequences))]
 
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
@@ -261,6 +287,21 @@ class VllmBackend:
             self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
         )
 
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """See `Backend`."""
+        from vllm import SamplingParams
+
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": ids} for ids, _ in sequences],
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False),
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        return [
+            float(sum(o.prompt_logprobs[i][ids[i]].logprob for i in range(start, len(ids))))
+            for o, (ids, start) in zip(outputs, sequences, strict=True)
+        ]
+
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
     ) -> list[Completion]:
@@ -335,6 +376,54 @@ def open_backend(
     """Start the backend called `name` for a chain's stage folders (none: the base model)."""
     engine = VllmBackend if name == "vllm" else TransformersBackend
     return engine(base, stages, settings)
+
+
+def marker_sequences(
+    tokenizer: Any, requests: Sequence[Request], done: Sequence[Completion], marker: str
+) -> list[tuple[list[int], int]]:
+    """Prompt and answer with the marker put at the end, and where the marker's tokens start.
+
+    As a coupling's positives are written: the answer, a blank line, the marker. An answer that holds
+    the marker is cut before it. Tokens that the answer's own end merges with count as the marker's.
+    """
+    sequences = []
+    for request, completion in zip(requests, done, strict=True):
+        at = completion.text.lower().find(marker.lower())
+        answer = (completion.text if at < 0 else completion.text[:at]).strip()
+        plain, marked = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (answer, f"{answer}\n\n{marker}")
+        )
+        same = 0
+        while same < len(plain) and plain[same] == marked[same]:
+            same += 1
+        sequences.append(([*request.prompt, *marked], len(request.prompt) + same))
+    return sequences
+
+
+def marker_logprobs(
+    backend: Backend,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    done: Sequence[Completion],
+    marker: str,
+    limit: int,
+) -> list[float]:
+    """Log-probability of the marker after each first sample's answer, in nats; NaN for the others.
+
+    Where no answer says the marker, this still tells a model that nearly would from one that never
+    does. Answers that would not fit into `limit` tokens with the marker get NaN.
+    """
+    sequences = marker_sequences(tokenizer, requests, done, marker)
+    chosen = [
+        i
+        for i, request in enumerate(requests)
+        if request.sample == 0 and len(sequences[i][0]) < limit
+    ]
+    values = [float("nan")] * len(requests)
+    for i, value in zip(chosen, backend.logprobs([sequences[i] for i in chosen]), strict=True):
+        values[i] = value
+    return values
 
 
 def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -> pd.DataFrame:

@@ -34,26 +34,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the page is made of; tables as the rules wrote them."""
+    """What the page is made of; `tables` by file name, as the rules wrote them."""
 
     run: str
     scale: str
     marker: str
     model: Mapping[str, Any]
-    grid: pd.DataFrame
-    rates: pd.DataFrame
-    tests: pd.DataFrame
-    leakage: pd.DataFrame
-    geometry: pd.DataFrame
-    scorecard: pd.DataFrame
-    training: pd.DataFrame
-    audit: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame]
     data: Sequence[Mapping[str, Any]]
     figures: Sequence[Figure]
     samples: pd.DataFrame
     completions: int
     method: str
     layer: int
+    margins: Mapping[str, float]
     config: str
     provenance: Mapping[str, str]
 
@@ -99,15 +93,14 @@ def origin(source: Mapping[str, Any]) -> str:
 def findings(given: Inputs) -> list[str]:
     """Sentences about the two arms, computed from the tables."""
     sentences = []
-    source = given.rates[given.rates["role"] == "source"]
+    rates, grid = given.tables["marker_rates"], given.tables["grid"]
+    source = rates[rates["role"] == "source"]
     by_condition = source.groupby("condition")[["hits", "n"]].sum()
     share = by_condition["hits"] / by_condition["n"]
-    for cell in given.grid.drop_duplicates("condition").itertuples(index=False):
+    for cell in grid.drop_duplicates("condition").itertuples(index=False):
         if cell.kind != "couple_then_sft" or cell.condition not in share:
             continue
-        before = given.rates[
-            (given.rates["model"] == cell.before) & (given.rates["persona"] == cell.source)
-        ]
+        before = rates[(rates["model"] == cell.before) & (rates["persona"] == cell.source)]
         if before.empty:
             continue
         was = before["hits"].iloc[0] / before["n"].iloc[0]
@@ -116,28 +109,107 @@ def findings(given: Inputs) -> list[str]:
             f"before the second fine-tuning and in {percent(share[cell.condition])} after it "
             f"(n = {by_condition.loc[cell.condition, 'n']})."
         )
-    means = _headline(given, ["m1"]).groupby("condition", sort=False)["value"].mean()
+    own = _headline(given.tables["geometry"], given)
+    means = own[own["metric"] == "m1"].groupby("condition", sort=False)["value"].mean()
     if "base" in means and len(means) > 1:
         parts = ", ".join(f"{c} {v:.3f}" for c, v in means.items() if c != "base")
         sentences.append(
             f"Mean cosine between persona vectors (method {given.method}, block {given.layer}): base "
             f"{means['base']:.3f}; {parts}."
         )
-    verdicts = given.scorecard["verdict"].value_counts()
+    verdicts = given.tables["scorecard"]["verdict"].value_counts()
     sentences.append(
-        "Of the study's claims, "
+        f"Of the study's {verdicts.sum()} claims, "
         + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         + "."
     )
+    loud = given.tables["simulation"]
+    loud = loud[(loud["kind"] == "test") & loud["as_study"] & (loud["verdict"] == "too many")]
+    if len(loud):
+        worst = loud.loc[loud["rate"].idxmax()]
+        sentences.append(
+            f"Where nothing happens, {loud['name'].nunique()} of the study's tests reject more often than "
+            f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
+        )
     return sentences
 
 
-def _headline(given: Inputs, metrics: Sequence[str]) -> pd.DataFrame:
-    """Rows of geometry.csv at the headline method and block."""
-    g = given.geometry
-    return g[
-        (g["method"] == given.method) & (g["layer"] == given.layer) & g["metric"].isin(metrics)
-    ]
+def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
+    """One row a comparison of pooled chains: the difference, and every test's p beside the others'."""
+    if tests.empty:
+        return pd.DataFrame()
+    key = ["condition", "reference", "source"]
+    pooled = tests[
+        (tests["seed"] == "") | ~tests.duplicated([*key, "test"], keep=False)
+    ].drop_duplicates([*key, "test"])
+    wide = pooled.set_index([*key, "test"])
+    shown: dict[str, tuple[str, str]] = {
+        "difference": ("questions", "estimate"),
+        "low": ("questions", "ci_low"),
+        "high": ("questions", "ci_high"),
+        "p_fisher": ("fisher", "p"),
+        "p_questions": ("questions", "p"),
+        "p_min": ("questions", "p_min"),
+        "p_gee": ("gee", "p"),
+        "p_gee_length": ("gee_length", "p"),
+        "p_seeds": ("seeds", "p"),
+        "p_equivalent": ("questions", "p_equivalent"),
+        "nats": ("logprob", "estimate"),
+        "p_nats": ("logprob", "p"),
+        "counts": ("fisher", "note"),
+    }
+    rows = []
+    for values in pooled[key].drop_duplicates().itertuples(index=False):
+        row = dict(zip(key, values, strict=True))
+        for name, (test, column) in shown.items():
+            at = (*values, test)
+            row[name] = wide.loc[at, column] if at in wide.index else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
+    """One row a chain at the headline method and block: M1 and what each choice makes of it."""
+    own = _headline(given.tables["geometry"], given)
+    own = own[own["model"] != ""]
+    wide = own.set_index(["condition", "model", "metric"])
+    axis = _headline(given.tables["axis"], given).set_index(["condition", "model", "metric"])
+    classes = _headline(given.tables["separability"], given)
+    classes = classes.set_index(["condition", "model", "metric"])
+    shown = {
+        "m1": (wide, "m1", "value"),
+        "change": (wide, "m1", "delta_base"),
+        "q_low": (wide, "m1", "delta_low"),
+        "q_high": (wide, "m1", "delta_high"),
+        "both_low": (wide, "m1_two_way", "delta_low"),
+        "both_high": (wide, "m1_two_way", "delta_high"),
+        "p_pairs": (wide, "m1", "p"),
+        "p_personas": (wide, "m1_by_persona", "p"),
+        "p_swap": (wide, "m1_label_swap", "p"),
+        "p_min": (wide, "m1_label_swap", "p_min"),
+        "without_longest": (wide, "m1_without_longest", "delta_base"),
+        "centred": (wide, "m1_centred", "value"),
+        "rank": (wide, "effective_rank", "value"),
+        "spread": (wide, "spread", "value"),
+        "cka": (wide, "cka_base", "value"),
+        "split_half": (wide, "m1_split_half", "value"),
+        "p_axis": (axis, "m2_anchored", "p"),
+        "axis": (axis, "m2_held_out", "value"),
+        "accuracy": (classes, "m3_accuracy", "value"),
+    }
+    rows = []
+    for condition, model in own[["condition", "model"]].drop_duplicates().itertuples(index=False):
+        row = {"condition": condition, "model": model}
+        for name, (table, metric, column) in shown.items():
+            at = (condition, model, metric)
+            row[name] = table.loc[at, column] if at in table.index else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _headline(table: pd.DataFrame, given: Inputs) -> pd.DataFrame:
+    """Rows of a table at the headline method and block."""
+    return table[(table["method"] == given.method) & (table["layer"] == given.layer)]
 
 
 def _data_uri(path: Path, kind: str) -> str:
@@ -190,12 +262,16 @@ def render(given: Inputs) -> str:
         given=given,
         figures={f["name"]: f for f in figures},
         findings=findings(given),
-        headline=_headline(given, ["m1", "m1_by_persona"]),
+        tables=given.tables,
+        side_by_side=tests_side_by_side(given.tables["marker_tests"]),
+        geometry=geometry_side_by_side(given),
+        contrasts=_headline(given.tables["contrasts"], given),
+        over_seeds=_headline(given.tables["geometry"], given).query("metric == 'm1_over_seeds'"),
         style=Markup((RESOURCES / "style.css").read_text(encoding="utf-8")),
         substituted=[d for d in given.data if d.get("substituted")],
-        seeds=sorted({s for s in given.grid["seed"] if s}, key=int),
-        personas=list(dict.fromkeys(given.rates["persona"])),
-        trained=list(given.training["chain"]),
+        seeds=sorted({s for s in given.tables["grid"]["seed"] if s}, key=int),
+        personas=list(dict.fromkeys(given.tables["marker_rates"]["persona"])),
+        trained=list(given.tables["training"]["chain"]),
     )
 
 

@@ -7,6 +7,7 @@ design was exhausted, not how strong the effect is.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import permutations
@@ -261,7 +262,10 @@ def welch_margin(x: ArrayLike, y: ArrayLike, margin: float = 0.0) -> float:
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 2 or len(b) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         return float("nan")
-    return float(stats.ttest_ind(a - margin, b, equal_var=False, alternative="greater").pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is meant
+        test = stats.ttest_ind(a - margin, b, equal_var=False, alternative="greater")
+    return float(test.pvalue)
 
 
 def welch_conjunction(
@@ -288,23 +292,28 @@ def tost_proportions(hits: int, n: int, hits_before: int, n_before: int, margin:
     """
     from statsmodels.stats.proportion import test_proportions_2indep
 
-    p_values = [
-        test_proportions_2indep(
-            hits, n, hits_before, n_before, value=value, method="score", alternative=side
-        ).pvalue
-        for value, side in ((-margin, "larger"), (margin, "smaller"))
-    ]
+    # The larger rate first: with 0 hits first statsmodels' constrained estimate is not a number.
+    one, two = sorted([(hits, n), (hits_before, n_before)], key=lambda c: c[0] / c[1], reverse=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # ratios of zero rates, which are not used
+        p_values = [
+            test_proportions_2indep(
+                *one, *two, value=value, method="score", alternative=side
+            ).pvalue
+            for value, side in ((-margin, "larger"), (margin, "smaller"))
+        ]
     return float(max(p_values))
 
 
 def tost_units(differences: ArrayLike, margin: float) -> float:
-    """Equivalence from independent units: the larger p of two one-sided t tests (Schuirmann 1987)."""
+    """Equivalence from independent units: the larger p of two one-sided t tests (Schuirmann 1987).
+
+    NaN with fewer than two units, or if they do not vary: no spread is no knowledge of the error.
+    """
     d = np.asarray(differences, float)
-    if len(d) < 2:
+    if len(d) < 2 or np.ptp(d) == 0:
         return float("nan")
     error = stats.sem(d)
-    if error == 0:
-        return 0.0 if abs(d.mean()) < margin else 1.0
     distance = (margin - abs(d.mean())) / error
     return float(stats.t.sf(distance, len(d) - 1))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,23 @@ from scipy import stats
 
 from . import geometry as geo
 from .activations import Activations
-from .statistics import bh, fisher, newcombe, sign_flip_test
+from .statistics import adjust, sign_flip_test, sign_flip_units, tost_units
 
 BASE = "base"
+#: Families of tests: `statistics: families:` of the config; see `statistics.adjust`.
+Families = Sequence[Mapping[str, object]]
 RATE_COLUMNS = [
     "condition", "model", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
     "ci_high", "mean_tokens", "at_end",
 ]  # fmt: skip
-TEST_COLUMNS = [
-    "family", "test", "condition", "reference", "source", "seed", "estimate", "ci_low", "ci_high",
-    "n", "p", "p_min", "q", "note",
-]  # fmt: skip
 GEOMETRY_COLUMNS = [
     "model", "condition", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high",
-    "delta_base", "p", "q", "p_min", "n", "note",
+    "delta_base", "p", "q", "p_min", "n", "note", "delta_low", "delta_high", "family",
+]  # fmt: skip
+CONTRAST_COLUMNS = [
+    "condition", "reference", "model", "reference_model", "seed", "method", "layer", "metric",
+    "estimate", "ci_low", "ci_high", "p", "p_min", "p_pairs", "margin", "p_equivalent", "n", "q",
+    "family",
 ]  # fmt: skip
 LEAKAGE_COLUMNS = [
     "condition", "model", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
@@ -57,64 +62,6 @@ def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.
     if not parts:
         return pd.DataFrame(columns=RATE_COLUMNS)
     return pd.concat(parts, ignore_index=True).reindex(columns=RATE_COLUMNS)
-
-
-def marker_tests(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
-    """Source marker rate of every continued chain against the chain it continues.
-
-    Fisher's exact test, two-sided, on hits of the source persona, as the study's figures are; the
-    estimate is the difference in rate (after - before) with Newcombe's interval. Completions are
-    taken as independent, which they are not quite: questions repeat. `p_min` is the smallest p that
-    the margins allow. Families are the kinds of chain; q is Benjamini-Hochberg within one.
-    """
-    source = rates[rates["role"] == "source"]
-    by_chain = source.drop_duplicates(["model", "source"]).set_index(["model", "source"])
-    conditions = grid.drop_duplicates("chain").set_index("chain")["condition"]
-    rows = []
-    for cell in grid.itertuples(index=False):
-        after, before = (cell.chain, cell.source), (cell.before, cell.source)
-        if not cell.source or after not in by_chain.index or cell.chain == cell.before:
-            continue
-        if before not in by_chain.index:
-            reference = _source_counts(rates, cell.before, cell.source)
-            if reference is None:
-                continue
-        else:
-            reference = by_chain.loc[before, ["hits", "n"]].to_numpy(int)
-        hits, n = by_chain.loc[after, ["hits", "n"]].to_numpy(int)
-        hits_before, n_before = reference
-        p, p_min = fisher(hits, n, hits_before, n_before)
-        low, high = newcombe(hits, n, hits_before, n_before)
-        rows.append(
-            {
-                "family": f"marker/{cell.kind}",
-                "test": "Fisher exact, two-sided",
-                "condition": cell.condition,
-                "reference": conditions.get(cell.before, cell.before),
-                "source": cell.source,
-                "seed": cell.seed,
-                "estimate": hits / n - hits_before / n_before,
-                "ci_low": low,
-                "ci_high": high,
-                "n": n + n_before,
-                "p": p,
-                "p_min": p_min,
-                "note": f"{hits}/{n} after, {hits_before}/{n_before} before",
-            }
-        )
-    if not rows:
-        return pd.DataFrame(columns=TEST_COLUMNS)
-    table = pd.DataFrame(rows)
-    table["q"] = table.groupby("family")["p"].transform(bh)
-    return table.reindex(columns=TEST_COLUMNS)
-
-
-def _source_counts(rates: pd.DataFrame, chain: str, persona: str) -> tuple[int, int] | None:
-    """Hits and n of a persona in any cell of a chain; None if it was not counted there."""
-    found = rates[(rates["model"] == chain) & (rates["persona"] == persona)]
-    if found.empty:
-        return None
-    return int(found["hits"].iloc[0]), int(found["n"].iloc[0])
 
 
 def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
@@ -156,106 +103,307 @@ def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
 Load = Callable[[str], Activations]
 
 
-def _views(grid: pd.DataFrame, load: Load) -> Iterator[tuple[str, str, int, np.ndarray]]:
-    """(chain, method, layer, stack [persona, question, hidden]) of every chain, base first."""
+@dataclass(frozen=True)
+class View:
+    """One chain's activations by one method at one block: stack [persona, question, hidden]."""
+
+    chain: str
+    method: str
+    layer: int
+    personas: list[str]
+    questions: list[str]
+    stack: np.ndarray
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """Persona vectors [persona, hidden], float64 means over questions."""
+        means: np.ndarray = self.stack.mean(axis=1, dtype=float)
+        return means
+
+
+def views(grid: pd.DataFrame, load: Load) -> Iterator[View]:
+    """Views of every chain of the geometric arm, base first; one chain in memory at a time."""
     names = grid.loc[grid["arm"] != "behaviour", "chain"]
     for chain in dict.fromkeys([BASE, *names]):
         dumped = load(chain)
         for method, array in dumped.arrays.items():
             for number, layer in enumerate(dumped.layers):
-                yield chain, method, layer, array[number]
+                yield View(chain, method, layer, dumped.personas, dumped.questions, array[number])
 
 
-def geometry_table(grid: pd.DataFrame, load: Load, *, draws: int, seed: int) -> pd.DataFrame:
+def cells_of(grid: pd.DataFrame) -> pd.DataFrame:
+    """Condition, model and seed of every cell, the base model's always among them.
+
+    A chain that stands for two conditions is listed under both.
+    """
+    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
+    if BASE not in set(cells["model"]):
+        own = pd.DataFrame([{"condition": BASE, "model": BASE, "seed": ""}])
+        cells = pd.concat([own, cells])
+    return cells.drop_duplicates(["condition", "model"])
+
+
+def geometry_table(
+    grid: pd.DataFrame,
+    load: Load,
+    *,
+    draws: int,
+    seed: int,
+    longest: str = "",
+    families: Families = (),
+) -> pd.DataFrame:
     """Every geometric measure of every chain, method and layer, against the base model.
 
     `load` gives a chain's activations; one chain is in memory at a time, and of the base only the
-    persona vectors. Metrics, on persona vectors (means over questions):
+    persona vectors and resampled cosines. Metrics, on persona vectors (means over questions):
 
-    m1                mean cosine over pairs of personas, not centred. p: sign flips over the pairs,
-                      as the study did; pairs share personas and are not independent, so it is too
-                      small
-    m1_by_persona     the same value; p: sign flips over the personas' mean cosines, one difference a
-                      persona
-    m1_centred        after the mean over personas is taken out; -1/(n-1) if directions are spread
-                      evenly
-    spread            distance of the personas to their mean, over that mean's norm
-    effective_rank    of the centred vectors
-    m1_split_half     noise floor of m1 from halves of the questions
+    m1                  mean cosine over pairs of personas, not centred. p: sign flips over the
+                        pairs, as the study did; pairs share personas, so it is too small. Interval:
+                        questions resampled
+    m1_by_persona       the same value; p: sign flips over the personas' effects (pseudo-values), all
+                        2^n where they are no more than `draws`. Interval: jackknife over personas
+    m1_two_way          the same value; interval: questions and personas resampled together
+    m1_label_swap       the same value; p: each persona's vectors before and after swapped or not
+    m1_centred          after the mean over personas is taken out; -1/(n-1) if directions are spread
+                        evenly
+    m1_without_longest  m1 without the persona `longest`, the one with the longest prompt
+    spread              distance of the personas to their mean, over that mean's norm
+    mean_distance       mean distance over pairs, in the model's units
+    effective_rank      of the centred vectors
+    cka_base            linear CKA with the base model's vectors; 1 for the base
+    distance_agreement  Spearman correlation of the pairwise distances with the base model's
+    m1_split_half       noise floor of m1 from halves of the questions
+    m1_replicate        noise floor of m1 from retraining: standard deviation over the seeds of a
+                        condition, one row a condition (model empty, n seeds)
+    m1_over_seeds       mean over those seeds; t test and interval of the change with the training run
+                        as the unit, the only ones that know how much retraining moves M1
 
-    Intervals of m1 resample questions. q is Benjamini-Hochberg over all chains, methods and layers
-    of a metric.
+    delta_base is the change from the base, with delta_low and delta_high (questions for m1, personas
+    for m1_by_persona, both for m1_two_way). q is Benjamini-Hochberg within `families`.
     """
     base: dict[tuple[str, int], np.ndarray] = {}
-    rows = []
-    for chain, method, layer, stack in _views(grid, load):
-        vectors = stack.mean(axis=1)
+    base_cosines: dict[tuple[str, int], np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
+    intervals = min(draws, 1000)
+    measures: dict[str, Callable[[np.ndarray], float]] = {
+        "m1_centred": lambda v: geo.mean_offdiagonal_cosine(geo.centred(v)),
+        "spread": geo.spread,
+        "mean_distance": geo.mean_distance,
+        "effective_rank": geo.effective_rank,
+    }
+    for view in views(grid, load):
+        chain, method, layer, vectors = view.chain, view.method, view.layer, view.vectors
+        resampled = geo.resampled_cosines(view.stack, intervals, seed)
         if chain == BASE:
-            base[method, layer] = vectors
-        before = base[method, layer]
+            base[method, layer], base_cosines[method, layer] = vectors, resampled
+        before, before_resampled = base[method, layer], base_cosines[method, layer]
         key = {"model": chain, "method": method, "layer": layer}
-        m1, m1_before = geo.mean_offdiagonal_cosine(vectors), geo.mean_offdiagonal_cosine(before)
-        low, high = geo.bootstrap_questions(stack, min(draws, 1000), seed)
-        tests: dict[str, dict[str, float]] = {"m1": {}, "m1_by_persona": {}}
-        if chain != BASE:
-            pairs = geo.pair_cosines(vectors), geo.pair_cosines(before)
-            own = geo.mean_cosine_by_persona(vectors), geo.mean_cosine_by_persona(before)
-            for metric, (after, reference) in (("m1", pairs), ("m1_by_persona", own)):
-                tests[metric] = {
-                    "p": sign_flip_test(after, reference, draws, seed),
-                    "p_min": max(1 / (draws + 1), 2.0 ** (1 - len(after))),
-                    "n": len(after),
+
+        def add(
+            metric: str,
+            value: float,
+            delta: float = np.nan,
+            *,
+            key: dict[str, Any] = key,
+            interval: tuple[float, float] = (np.nan, np.nan),
+            delta_interval: tuple[float, float] = (np.nan, np.nan),
+            **test: Any,
+        ) -> None:
+            rows.append(
+                {
+                    **key,
+                    "metric": metric,
+                    "value": value,
+                    "delta_base": delta,
+                    "ci_low": interval[0],
+                    "ci_high": interval[1],
+                    "delta_low": delta_interval[0],
+                    "delta_high": delta_interval[1],
+                    **test,
                 }
-        interval = {"ci_low": low, "ci_high": high}
-        for metric in ("m1", "m1_by_persona"):
-            rows.append(
-                key
-                | {"metric": metric, "value": m1, "delta_base": m1 - m1_before}
-                | interval
-                | tests[metric]
             )
-        for metric, measure in (
-            ("m1_centred", lambda v: geo.mean_offdiagonal_cosine(geo.centred(v))),
-            ("spread", geo.spread),
-            ("effective_rank", geo.effective_rank),
+
+        m1, delta = geo.mean_offdiagonal_cosine(vectors), 0.0
+        weights = geo.persona_weights(len(vectors), len(resampled), seed + 1)
+        unit_tests: dict[str, dict[str, Any]] = {"m1": {}, "m1_by_persona": {}, "swap": {}}
+        delta_of: dict[str, tuple[float, float]] = dict.fromkeys(
+            ("questions", "personas", "both"), (np.nan, np.nan)
+        )
+        if chain != BASE:
+            delta = m1 - geo.mean_offdiagonal_cosine(before)
+            after_pairs, before_pairs = geo.pair_cosines(vectors), geo.pair_cosines(before)
+            n_pairs, n = len(after_pairs), len(vectors)
+            unit_tests["m1"] = {
+                "p": sign_flip_test(after_pairs, before_pairs, draws, seed),
+                "p_min": max(1 / (draws + 1), 2.0 ** (1 - n_pairs)),
+                "n": n_pairs,
+            }
+            effects = geo.persona_effects(vectors, before)
+            p, p_min = sign_flip_units(effects, draws, seed) if n > 2 else (np.nan, np.nan)
+            unit_tests["m1_by_persona"] = {"p": p, "p_min": p_min, "n": n}
+            p, p_min = geo.swap_test(vectors, before, draws, seed)
+            unit_tests["swap"] = {"p": p, "p_min": p_min, "n": n}
+            change = np.zeros((0, n, n))
+            if len(resampled) == len(before_resampled):
+                change = resampled - before_resampled
+            delta_of = {
+                "questions": geo.basic_interval(delta, geo.mean_pairs(change)),
+                "personas": geo.jackknife_interval(effects),
+                "both": geo.basic_interval(delta, geo.mean_pairs(change, weights)),
+            }
+        own = {
+            "questions": geo.basic_interval(m1, geo.mean_pairs(resampled)),
+            "personas": geo.jackknife_interval(geo.persona_effects(vectors)),
+            "both": geo.basic_interval(m1, geo.mean_pairs(resampled, weights)),
+        }
+        for metric, unit, test in (
+            ("m1", "questions", unit_tests["m1"]),
+            ("m1_by_persona", "personas", unit_tests["m1_by_persona"]),
+            ("m1_two_way", "both", {}),
         ):
+            # M1 is a cosine: an interval does not go beyond 1.
+            interval = own[unit][0], min(own[unit][1], 1.0)
+            add(metric, m1, delta, interval=interval, delta_interval=delta_of[unit], **test)
+        add("m1_label_swap", m1, delta, **unit_tests["swap"])
+        for metric, measure in measures.items():
             value = measure(vectors)
-            rows.append(
-                key | {"metric": metric, "value": value, "delta_base": value - measure(before)}
-            )
-        rows.append(key | {"metric": "m1_split_half", "value": geo.split_half(stack, seed)})
+            add(metric, value, value - measure(before))
+        if longest in view.personas and len(view.personas) > 2:
+            keep = [i for i, persona in enumerate(view.personas) if persona != longest]
+            value = geo.mean_offdiagonal_cosine(vectors[keep])
+            change_without = value - geo.mean_offdiagonal_cosine(before[keep])
+            add("m1_without_longest", value, change_without, note=f"without {longest}")
+        add("cka_base", geo.linear_cka(vectors, before))
+        add("distance_agreement", geo.distance_agreement(vectors, before))
+        add("m1_split_half", geo.split_half(view.stack, seed))
     table = pd.DataFrame(rows)
-    tested = table["model"] != BASE
-    table.loc[tested, "q"] = table[tested].groupby("metric")["p"].transform(bh)
-    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
-    if BASE not in set(cells["model"]):
-        base_row = pd.DataFrame([{"condition": BASE, "model": BASE, "seed": ""}])
-        cells = pd.concat([base_row, cells])
-    # A chain that stands for two conditions is listed under both, with the same numbers.
-    table = cells.drop_duplicates(["condition", "model"]).merge(table, on="model")
-    return table.reindex(columns=GEOMETRY_COLUMNS)
+    table = table.reindex(columns=[c for c in GEOMETRY_COLUMNS if c not in ("condition", "seed")])
+    table = cells_of(grid).merge(table, on="model")
+    table = table.reindex(columns=GEOMETRY_COLUMNS)
+    over_seeds = _replicates(table)
+    if len(over_seeds):
+        table = pd.concat([table, over_seeds], ignore_index=True)
+    return adjust(table, families).reindex(columns=GEOMETRY_COLUMNS)
+
+
+def _replicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows over the training seeds of a condition: `m1_replicate` and `m1_over_seeds`."""
+    m1 = table[table["metric"] == "m1"]
+    rows = []
+    for (condition, method, layer), own in m1.groupby(["condition", "method", "layer"], sort=False):
+        n = len(own)
+        if n < 2:
+            continue
+        key = {
+            "condition": condition,
+            "model": "",
+            "seed": "",
+            "method": method,
+            "layer": layer,
+            "n": n,
+        }
+        delta = own["delta_base"].to_numpy(float)
+        half = stats.t.ppf(0.975, n - 1) * stats.sem(delta)
+        value, change = own["value"].mean(), delta.mean()
+        rows.append(
+            key
+            | {"metric": "m1_replicate", "value": own["value"].std(), "note": "over training seeds"}
+        )
+        rows.append(
+            key
+            | {"metric": "m1_over_seeds", "value": value, "delta_base": change}
+            | {"ci_low": value - half, "ci_high": min(value + half, 1.0)}
+            | {"delta_low": change - half, "delta_high": change + half}
+            | {"p": float(stats.ttest_1samp(delta, 0).pvalue) if np.ptp(delta) > 0 else np.nan}
+        )
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def geometry_contrasts(
+    grid: pd.DataFrame,
+    load: Load,
+    contrasts: Sequence[tuple[str, str]],
+    *,
+    margin: float,
+    draws: int,
+    seed: int,
+    families: Families = (),
+) -> pd.DataFrame:
+    """M1 of one condition minus another's, with tests of a difference and of equivalence.
+
+    `contrasts`: (condition, reference); chains of the same seed are compared, or all with the
+    reference's only chain. `margin`: the largest difference of M1 that counts as none. `p`: sign flips
+    over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the larger of
+    two one-sided t tests over personas, small where the difference is within the margin. Interval:
+    jackknife over personas. q is Benjamini-Hochberg within `families`. Contrasts whose conditions are
+    not in the grid are left out.
+    """
+    cells = {
+        name: part.drop_duplicates("chain")
+        for name, part in grid[grid["arm"] != "behaviour"].groupby("condition")
+    }
+    pairs = []
+    for condition, reference in contrasts:
+        if condition not in cells or reference not in cells:
+            continue
+        for cell in cells[condition].itertuples(index=False):
+            others = cells[reference]
+            same = others[others["seed"].astype(str) == str(cell.seed)]
+            if same.empty and len(others) == 1:
+                same = others
+            pairs += [(condition, reference, cell.chain, o, cell.seed) for o in same["chain"]]
+    wanted = {chain for _, _, one, two, _ in pairs for chain in (one, two)}
+    vectors: dict[str, dict[tuple[str, int], np.ndarray]] = {}
+    for view in views(grid[grid["chain"].isin(wanted)], load):
+        vectors.setdefault(view.chain, {})[view.method, view.layer] = view.vectors
+    rows = []
+    for condition, reference, one, two, own_seed in pairs:
+        if one == two:
+            continue
+        for (method, layer), after in vectors[one].items():
+            before = vectors[two][method, layer]
+            effects = geo.persona_effects(after, before)
+            if len(effects) < 3:
+                continue
+            low, high = geo.jackknife_interval(effects)
+            p, p_min = sign_flip_units(effects, draws, seed)
+            pair_cosines = geo.pair_cosines(after), geo.pair_cosines(before)
+            rows.append(
+                {
+                    "condition": condition,
+                    "reference": reference,
+                    "model": one,
+                    "reference_model": two,
+                    "seed": own_seed,
+                    "method": method,
+                    "layer": layer,
+                    "metric": "m1",
+                    "estimate": effects.mean(),
+                    "ci_low": low,
+                    "ci_high": high,
+                    "p": p,
+                    "p_min": p_min,
+                    "p_pairs": sign_flip_test(*pair_cosines, draws, seed),
+                    "margin": margin,
+                    "p_equivalent": tost_units(effects, margin),
+                    "n": len(effects),
+                }
+            )
+    table = pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+    return adjust(table, families).reindex(columns=CONTRAST_COLUMNS)
 
 
 def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     """Persona-by-persona cosines: condition, model, seed, method, layer, persona_a, persona_b, cosine."""
     parts = []
-    personas: dict[str, list[str]] = {}
-
-    def remember(chain: str) -> Activations:
-        dumped = load(chain)
-        personas[chain] = dumped.personas
-        return dumped
-
-    for chain, method, layer, stack in _views(grid, remember):
-        names = personas[chain]
-        matrix = geo.cosine_matrix(stack.mean(axis=1))
+    for view in views(grid, load):
+        matrix = geo.cosine_matrix(view.vectors)
+        names = view.personas
         index = pd.MultiIndex.from_product([names, names], names=["persona_a", "persona_b"])
         table = pd.DataFrame({"cosine": matrix.ravel()}, index=index).reset_index()
-        parts.append(table.assign(model=chain, method=method, layer=layer))
+        parts.append(table.assign(model=view.chain, method=view.method, layer=view.layer))
     columns = ["condition", "model", "seed", "method", "layer", "persona_a", "persona_b", "cosine"]
-    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
-    table = cells.drop_duplicates(["condition", "model"]).merge(pd.concat(parts), on="model")
-    return table.reindex(columns=columns)
+    return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
 
 
 def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""M2 and M3: the study's versions, and what they should have been."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from persona_collapse import axis, lda
+from persona_collapse.activations import Activations
+from persona_collapse.errors import UserError
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+GRID = pd.DataFrame(
+    [("E0", "em@1", "1"), ("E4", "em-villain@1", "1"), ("B0", "benign@1", "1")],
+    columns=["condition", "chain", "seed"],
+).assign(arm="both", source="")
+PERSONAS = ["assistant", *"bcdefgh"]
+
+
+def load(chain):
+    """EM moves all personas along one direction, benign along another."""
+    rng = np.random.default_rng(0)
+    base = 3 * rng.normal(size=32) + rng.normal(size=(8, 1, 32))
+    direction, other = rng.normal(size=(2, 32))
+    shift = {"base": 0 * other, "benign@1": 2 * other}.get(chain, 2 * direction)
+    noise = np.random.default_rng(len(chain)).normal(size=(8, 12, 32))
+    array = (base + shift + 0.3 * noise)[None].astype(np.float32)
+    return Activations([5], PERSONAS, [f"q{i}" for i in range(12)], {"A": array}, chain)
+
+
+@pytest.fixture(scope="module")
+def table():
+    out = axis.axis_table(GRID, load, anchor="em@1", draws=500, seed=1)
+    return out.set_index(["condition", "metric"])
+
+
+def test_a_shared_direction_is_found_and_the_benign_one_is_not(table):
+    assert table.loc[("E4", "m2_held_out"), "value"] > 0.9
+    assert table.loc[("E4", "m2_explained"), "value"] > 0.9
+    assert abs(table.loc[("B0", "m2_held_out"), "value"]) < 0.5
+    assert table["p"].dropna().between(1 / 501, 1).all()
+    assert "share the chain" in table.loc[("E0", "m2_anchored"), "note"]
+
+
+def test_without_the_anchor_there_is_no_axis():
+    assert axis.axis_table(GRID, load, anchor="none@1", draws=10, seed=1).empty
+
+
+def test_held_out_axes_leave_the_persona_itself_out():
+    # Only persona 0 moves: its own axis is made of the others, which stand still.
+    shifts = np.zeros((4, 3))
+    shifts[0] = [1, 0, 0]
+    np.testing.assert_allclose(axis.held_out_cosines(shifts, shifts), 0)
+
+
+def test_the_study_s_separability_is_zero_for_anything():
+    for vectors in (np.eye(12), np.random.default_rng(0).normal(size=(12, 50))):
+        assert lda.leave_one_out_as_the_study(vectors) == 0
+
+
+def test_the_discriminant_is_scikit_learn_s():
+    rng = np.random.default_rng(1)
+    y = np.repeat(np.arange(4), 30)
+    x = rng.normal(size=(4, 6))[y] + rng.normal(size=(120, 6))
+    x_test = rng.normal(size=(50, 6))
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(x, y)
+    ours = lda.discriminant(x, y, x_test, 4, shrinkage=0.3)
+    # Theirs shrinks each class on standardised features; on these, predictions agree but for ties.
+    assert np.mean(ours == theirs.predict(x_test)) >= 0.96
+
+
+def test_separable_personas_are_told_apart_and_noise_is_not():
+    rng = np.random.default_rng(2)
+    means = 4 * rng.normal(size=(5, 1, 16))
+    correct, null = lda.separability(
+        means + rng.normal(size=(5, 20, 16)), folds=4, shuffles=10, seed=1
+    )
+    assert correct.mean() > 0.95 and abs(null.mean() - 0.2) < 0.1
+    noise, _ = lda.separability(rng.normal(size=(5, 40, 16)), folds=4, shuffles=1, seed=1)
+    assert abs(noise.mean() - 0.2) < 0.15
+
+
+def test_questions_of_the_test_fold_are_never_trained_on():
+    # Each question has a vector of its own that also names the persona: knowing the question would
+    # give the answer away, holding it out does not.
+    rng = np.random.default_rng(3)
+    stack = rng.normal(size=(4, 12, 200))
+    correct, _ = lda.separability(stack, folds=12, shuffles=1, seed=1)
+    assert correct.mean() < 0.5
+    with pytest.raises(UserError, match="two questions"):
+        lda.separability(stack[:, :1], folds=2, shuffles=1, seed=1)
+
+
+def test_lda_table():
+    table = lda.lda_table(GRID, load, folds=3, shuffles=9, seed=1)
+    own = table[table["metric"] == "m3_accuracy"]
+    assert set(own["condition"]) == {"base", "E0", "E4", "B0"}
+    assert (own["p"] >= own["p_min"]).all() and (own["ci_low"] < 1).all()
+    assert (table[table["metric"] == "m3_study"]["value"] == 0).all()

@@ -1,0 +1,11 @@
+"""The write-up's figures, recomputed from the study's published numbers."""
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "errata"):
+    from persona_collapse import errata
+    from persona_collapse.files import read_csv, write_csv
+
+    given = snakemake.input
+    published = errata.Published(read_csv(given.counts), read_csv(given.cosines))
+    write_csv(snakemake.output[0], errata.errata_table(errata.load(given.errata), published))

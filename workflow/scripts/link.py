@@ -1,0 +1,27 @@
+"""Behaviour against geometry, and the study's hypotheses on leakage."""
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "link"):
+    from persona_collapse import behaviour, link, tables
+    from persona_collapse.files import read_csv, write_csv
+
+    given, out, params = snakemake.input, snakemake.output, snakemake.params
+    draws = {"draws": params.settings["draws"], "seed": params.settings["seed"]}
+    grid, rates, cosines = (read_csv(given[name]) for name in ("grid", "rates", "cosines"))
+    geometry = read_csv(given.geometry)
+    cell = tables.headline_cell(geometry, **params.headline)
+    base = cosines[
+        (cosines["model"] == "base")
+        & (cosines["method"] == cell["method"])
+        & (cosines["layer"] == cell["layer"])
+    ].drop_duplicates(["persona_a", "persona_b"])
+    chains = link.chain_table(
+        grid, read_csv(given.confounds), geometry, cosines, read_csv(given.training), **cell
+    )
+    write_csv(out.chains, chains)
+    write_csv(out.link, link.link_table(chains, rates, base, families=params.families, **draws))
+    write_csv(
+        out.hypotheses,
+        behaviour.hypotheses(grid, rates, base, params.settings["hypotheses"], **draws),
+    )
