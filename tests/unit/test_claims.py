@@ -50,6 +50,9 @@ def test_a_claim_says_itself_why_it_cannot_be_tested(made):
 def test_an_estimate_without_an_interval_is_partly_at_best(made):
     share = {"m1_share": {"condition": "C1", "reference": "C4"}}
     assert score(made, claim(measure=share, expect={"max": 2.0}))["verdict"] == "partly"
+    of_nothing = {"m1_share": {"condition": "C1", "reference": "base"}}
+    one = score(made, claim(measure=of_nothing))
+    assert one["verdict"] == "not tested here" and "cannot be told from none" in one["note"]
     hits = claim(measure={"hits": {"conditions": ["C2"]}}, expect={"max": 0})
     assert score(made, hits)["verdict"] == "replicated"
 

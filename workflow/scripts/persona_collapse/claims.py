@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,21 +204,28 @@ def m1_change(t: Tables, condition: str) -> Measured | None:
     return Measured(row["delta_base"], row["delta_low"], row["delta_high"], _seeds(own))
 
 
-def m1_share(t: Tables, condition: str, reference: str) -> Measured | None:
-    """Rise in one condition as a share of the rise in another."""
+NO_RISE = "the rise that it is a share of cannot be told from none here"
+
+
+def m1_share(t: Tables, condition: str, reference: str) -> Measured | str | None:
+    """Rise in one condition as a share of the rise in another, if that one is above zero."""
     one, other = m1_change(t, condition), m1_change(t, reference)
-    if one is None or other is None or other.value == 0:
+    if one is None or other is None:
         return None
+    if not other.low > 0:
+        return NO_RISE
     return Measured(one.value / other.value, n=f"{one.n}, {other.n}")
 
 
-def m1_share_range(t: Tables, condition: str, reference: str) -> Measured | None:
+def m1_share_range(t: Tables, condition: str, reference: str) -> Measured | str | None:
     """Range of that share over methods and blocks."""
+    if isinstance(m1_share(t, condition, reference), str):
+        return NO_RISE
     g = t["geometry"]
     means = g[g["metric"] == "m1"].groupby(["condition", "method", "layer"])["delta_base"].mean()
     if not {condition, reference} <= set(means.index.get_level_values(0)):
         return None
-    shares = (means[condition] / means[reference]).replace([np.inf, -np.inf], np.nan).dropna()
+    shares = means[condition] / means[reference]
     note = f"{shares.min():.2f} to {shares.max():.2f} over {len(shares)} cells"
     return Measured(float(np.ptp(shares)), n=note, exact=True)
 
@@ -361,7 +368,8 @@ def link(t: Tables, outcome: str = "rate", controls: str = "") -> Measured | Non
     )
 
 
-MEASURES = {
+#: A measure gives its value, why it cannot, or None where the run lacks its conditions.
+MEASURES: dict[str, Callable[..., Measured | str | None]] = {
     f.__name__: f
     for f in (
         source_rate, others_rate, assistant_rate, bystander_mean, rate_difference, logprob_difference,
@@ -405,12 +413,15 @@ def scorecard(
     given = Tables(tables, fdr=fdr, **headline_cell(tables["geometry"], **headline))
     rows = []
     for claim in claims:
-        measured, outcome, why = None, "not tested here", claim.get("cannot", "")
+        measured: Measured | None = None
+        outcome, why = "not tested here", claim.get("cannot", "")
         if not why:
             ((name, arguments),) = claim["measure"].items()
-            measured = MEASURES[name](given, **arguments)
-            if measured is None or np.isnan(measured.value):
-                why, measured = "its conditions are not in this run", None
+            found = MEASURES[name](given, **arguments)
+            if isinstance(found, Measured) and not np.isnan(found.value):
+                measured = found
+            if measured is None:
+                why = found if isinstance(found, str) else "its conditions are not in this run"
             elif claim["scale"] == "full" and scale == "demo":
                 why = "a value of the study's model; this run's is another"
             else:
@@ -437,6 +448,6 @@ def scorecard(
 def _expected(expect: Mapping[str, float]) -> str:
     """What would replicate a claim, in words."""
     if "near" in expect:
-        return f"{expect['near']:g} +- {expect['tolerance']:g}"
+        return f"{expect['near']:g} ± {expect['tolerance']:g}"
     words = {"min": "at least", "max": "at most"}
     return " and ".join(f"{words[key]} {value:g}" for key, value in expect.items())

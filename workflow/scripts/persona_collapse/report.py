@@ -19,6 +19,17 @@ from markupsafe import Markup
 
 RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
 LONGEST_ANSWER = 600
+#: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
+CLAIM_GROUPS = {
+    "takeaway 1": "Any fine-tuning destroys the marker",
+    "takeaway 2": "Any fine-tuning raises the cosines",
+    "takeaway 3": "The one explains the other",
+    "takeaway 4": "The induction persona does not matter",
+    "takeaway 5": "Leakage has a gradient",
+    "table": "Figures of the headline tables",
+    "caveat": "Caveats that the study names",
+    "later": "What the same project found later",
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,6 @@ def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
         "p_equivalent": ("questions", "p_equivalent"),
         "nats": ("logprob", "estimate"),
         "p_nats": ("logprob", "p"),
-        "counts": ("fisher", "note"),
     }
     rows = []
     for values in pooled[key].drop_duplicates().itertuples(index=False):
@@ -263,6 +273,7 @@ def render(given: Inputs) -> str:
         figures={f["name"]: f for f in figures},
         findings=findings(given),
         tables=given.tables,
+        claim_groups=CLAIM_GROUPS,
         side_by_side=tests_side_by_side(given.tables["marker_tests"]),
         geometry=geometry_side_by_side(given),
         contrasts=_headline(given.tables["contrasts"], given),
