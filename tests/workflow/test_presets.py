@@ -35,7 +35,11 @@ JOBS = {
     "geometry": 1,
     "training_table": 1,
     "scorecard": 1,
-    "figure": 6,
+    "figure": 7,
+    "separability": 1,
+    "link": 1,
+    "simulation": 1,
+    "errata": 1,
     "report": 1,
     "all": 1,
 }

@@ -263,7 +263,10 @@ def _axes(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]
         if world == "unrelated shift":
             cosines = held_out_cosines(own, anchor)
             p, _ = sign_flip_units(cosines, draws, int(rng.integers(2**31)))
-            yield ("test", "held-out axis, sign flips (M2, not used)", world, False, WORLDS[world]), p
+            yield (
+                ("test", "held-out axis, sign flips (M2, not used)", world, False, WORLDS[world]),
+                p,
+            )
 
 
 def power_table(
