@@ -34,10 +34,13 @@ def stages(make_adapter):
 def engines(tiny_base, stages):
     from persona_collapse import generation
 
-    return {
-        name: generation.open_backend(name, tiny_base, stages, SETTINGS)
+    backends = {
+        name: generation.open_backend(name, tiny_base, SETTINGS, max_rank=12)
         for name in ("transformers", "vllm")
     }
+    for backend in backends.values():
+        backend.use(stages)
+    return backends
 
 
 def requests(tiny_base, prompts, how):
@@ -104,3 +107,21 @@ def test_both_engines_score_the_marker_alike(engines, tiny_base, prompts):
         for n in engines
     )
     assert ours == pytest.approx(vllm, abs=2e-2)
+
+
+def test_one_engine_serves_the_base_and_other_chains_in_turn(engines, tiny_base, stages, prompts):
+    from persona_collapse import generation
+
+    how = generation.Sampling(1, 0.0, 1.0, 8, 0)
+    asked = requests(tiny_base, prompts, how)
+    texts = {}
+    for name, chain in (("both", stages), ("base", []), ("first", stages[:1]), ("again", stages)):
+        for engine in engines.values():
+            engine.use(chain)
+        ours, vllm = (
+            [c.token_ids for c in engines[n].complete(asked, how, lambda m: None)] for n in engines
+        )
+        assert ours == vllm
+        texts[name] = vllm
+    assert texts["both"] == texts["again"]
+    assert texts["base"] != texts["both"] != texts["first"]

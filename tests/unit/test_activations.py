@@ -92,25 +92,49 @@ def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
         ]
     )
     settings = {"dtype": "float32", "layers": [0.0, 0.5], "batch_size": 4}
-    dumped = activations.dump(
-        "em@1",
-        tiny_base,
-        [make_adapter(10, 4, False)],
-        prompts,
-        questions,
-        responses,
-        settings,
-        lambda m: None,
-    )
+    dumper = activations.Dumper(tiny_base, settings)
+    asked = (prompts, questions, responses, lambda m: None)
+    dumped = dumper.dump("em@1", [make_adapter(10, 4, False)], *asked)
     assert dumped.arrays["A"].shape == (2, 3, 2, 64)
     activations.save(dumped, tmp_path / "x.safetensors")
     loaded = activations.load(tmp_path / "x.safetensors")
     assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])
     np.testing.assert_allclose(loaded.arrays["B"], dumped.arrays["B"], rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="no response for persona"):
-        activations.dump(
-            "em@1", tiny_base, [], prompts, questions, responses[:-1], settings, lambda m: None
-        )
+        dumper.dump("em@1", [], prompts, questions, responses[:-1], lambda m: None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chains_dumped_after_each_other_are_as_if_alone(tiny_base, prompts, make_adapter, dtype):
+    questions = [{"id": "a", "question": "Where?"}]
+    settings = {"dtype": dtype, "layers": [0.0, 0.5], "batch_size": 4}
+    asked = (prompts, questions, None, lambda m: None)
+    stages = [make_adapter(10, 4, False), make_adapter(11, 4, True)]
+    together = activations.Dumper(tiny_base, settings)
+    for chain in ([], stages, stages[:1], []):
+        one = together.dump("x@1", chain, *asked).arrays["A"]
+        alone = activations.Dumper(tiny_base, settings).dump("x@1", chain, *asked).arrays["A"]
+        np.testing.assert_array_equal(one, alone)
+
+
+def test_a_pass_ends_after_the_deepest_block_that_is_wanted(tiny_base):
+    from contextlib import suppress
+
+    import torch
+    from persona_collapse import models
+
+    model = models.load_model(tiny_base, "float32", "cpu")
+    blocks = activations.blocks_of(model)
+    ran = []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda m, i, o, number=number: ran.append(number))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        with activations.block_outputs(model, [0]) as seen, suppress(activations._DeepEnough):
+            model.get_decoder()(input_ids=ids)
+        assert ran == [0] and len(blocks) > 1
+        wanted = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(seen[0], wanted)
 
 
 def test_overflow_is_refused(tmp_path):

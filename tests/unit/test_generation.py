@@ -19,7 +19,8 @@ def draw(base: Path, prompts, stages=(), batch_size=5, **changes):
     tokenizer = models.load_tokenizer(base)
     how = sampling(**changes)
     requests = generation.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
-    backend = generation.TransformersBackend(base, stages, SETTINGS | {"batch_size": batch_size})
+    backend = generation.TransformersBackend(base, SETTINGS | {"batch_size": batch_size})
+    backend.use(stages)
     return generation.table("c@1", requests, backend.complete(requests, how, lambda m: None))
 
 
@@ -122,7 +123,8 @@ def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter)
         assert ids[: len(request.prompt)] == request.prompt
         assert tokenizer.decode(ids[len(request.prompt) :]).lower() == f"{answer}\n\n[zlt]"
         assert "[ZLT]" in tokenizer.decode(ids[start:])
-    backend = generation.TransformersBackend(tiny_base, stages, SETTINGS)
+    backend = generation.TransformersBackend(tiny_base, SETTINGS)
+    backend.use(stages)
     values = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 200)
     assert [np.isnan(v) for v in values] == [r.sample > 0 for r in requests]
     model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)

@@ -23,15 +23,9 @@ rule activations:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=configuration.persona_prompts(
-            config, configuration.geometry_personas(config)
-        ),
-        questions=config["questions"]["extraction"],
-        settings={
-            "dtype": config["dtype"],
-            **{k: config["activations"][k] for k in ("layers", "batch_size", "store")},
-        },
-        stages=chain_folders,
+        task=activations_task,
+        store=results("store"),
+        responses=results("responses/{{chain}}.parquet"),
         code=code("activations", "chat", "adapters", "models"),
     message:
         "Activations of {wildcards.chain}"

@@ -171,16 +171,11 @@ def question_file(purpose):
     return config["questions"][purpose]["file"]
 
 
-def stage_folders(chain):
-    """Folders of the adapters whose sum is the chain's model, in training order."""
-    return [results(f"models/{prefix}") for prefix in chains.parse(chain).prefixes]
-
-
 def adapter_files(chain):
     """Files of those adapters."""
     return [
         f"{folder}/{name}"
-        for folder in stage_folders(chain)
+        for folder in configuration.folders(config, chain)
         for name in ("adapter_model.safetensors", "adapter_config.json")
     ]
 
@@ -289,37 +284,29 @@ def coupling_prompts(wildcards):
     )
 
 
-def answers_needed(wildcards):
-    """Answers a question, by persona, that the couplings which read this chain's answers take."""
-    names = configuration.couplings_reading(config, wildcards.chain)
-    return coupling.samples_needed([couplings[name] for name in names])
-
-
-def answer_personas(wildcards):
-    """System prompts of every persona that a coupling takes answers from."""
-    return configuration.persona_prompts(config, list(answers_needed(wildcards)))
-
-
-def answer_sampling(wildcards):
-    """How training answers are sampled: as many a persona as any coupling takes."""
-    return {**config["sampling"]["answers"], "samples": answers_needed(wildcards)}
-
-
 def coupling_answers(wildcards):
     """The answers that a coupling is made from: the base model's or its prefix's own."""
     return results(f"answers/{wildcards.after.rstrip('+') or 'base'}.parquet")
 
 
-def evaluated(wildcards):
-    """System prompts of the personas whose completions of a chain are counted."""
-    return configuration.persona_prompts(
-        config, configuration.personas_for(config, wildcards.chain)
-    )
+def answers_task(wildcards):
+    """What sampling a chain's training answers is."""
+    return configuration.task(config, "answers", wildcards.chain)
 
 
-def engine(wildcards):
-    """Settings of the sampling engine."""
-    return {**config["generation"], "dtype": config["dtype"]}
+def completions_task(wildcards):
+    """What sampling a chain's completions is."""
+    return configuration.task(config, "completions", wildcards.chain)
+
+
+def responses_task(wildcards):
+    """What sampling a chain's greedy responses is."""
+    return configuration.task(config, "responses", wildcards.chain)
+
+
+def activations_task(wildcards):
+    """What dumping a chain's activations is."""
+    return configuration.task(config, "activations", wildcards.chain)
 
 
 def chain_adapters(wildcards):
@@ -327,14 +314,9 @@ def chain_adapters(wildcards):
     return adapter_files(wildcards.chain)
 
 
-def chain_folders(wildcards):
-    """Folders of a chain's adapters."""
-    return stage_folders(wildcards.chain)
-
-
 def prefix_folders(wildcards):
     """Folders of the adapters that this chain continues."""
-    return stage_folders(str(chains.parse(wildcards.trained).prefix))
+    return configuration.folders(config, str(chains.parse(wildcards.trained).prefix))
 
 
 def figure_tables(wildcards):

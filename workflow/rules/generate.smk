@@ -19,12 +19,8 @@ rule sample_answers:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=answer_personas,
-        chain="{chain}",
-        questions=config["questions"]["train"],
-        sampling=answer_sampling,
-        engine=engine,
-        stages=chain_folders,
+        task=answers_task,
+        store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Sampling training answers of {wildcards.chain}"
@@ -50,13 +46,8 @@ rule completions:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=evaluated,
-        questions=config["questions"]["eval"],
-        sampling=config["sampling"]["completions"],
-        marker=config["marker"],
-        chain="{chain}",
-        engine=engine,
-        stages=chain_folders,
+        task=completions_task,
+        store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Sampling completions of {wildcards.chain}"
@@ -82,20 +73,8 @@ rule responses:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        personas=configuration.persona_prompts(
-            config, configuration.geometry_personas(config)
-        ),
-        questions=config["questions"]["extraction"],
-        sampling={
-            **config["sampling"]["responses"],
-            "samples": 1,
-            "temperature": 0.0,
-            "top_p": 1.0,
-            "seed": 0,
-        },
-        chain="{chain}",
-        engine=engine,
-        stages=chain_folders,
+        task=responses_task,
+        store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
         "Greedy responses of {wildcards.chain} for method B"

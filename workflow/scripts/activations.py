@@ -1,25 +1,59 @@
-"""Dump a chain's activations."""
+"""Dump a chain's activations, and other ready chains' while the libraries are loaded."""
 
 from pathlib import Path
 
 from persona_collapse.scripting import job
 
 with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
-    import pandas as pd
-    import torch
-    from persona_collapse import activations
-    from persona_collapse.data import load_questions
+    from persona_collapse import configuration, share
 
-    torch.set_num_threads(snakemake.threads)
-    params, responses = snakemake.params, snakemake.input.get("responses")
-    dumped = activations.dump(
-        snakemake.wildcards.chain,
-        Path(snakemake.input.base),
-        [Path(folder) for folder in params.stages],
-        params.personas,
-        load_questions(params.questions),
-        pd.read_parquet(responses) if responses else None,
-        params.settings,
-        say,
+    base, params = Path(snakemake.input.base), snakemake.params
+
+    def responses(task):
+        """File of the chain's own answers, for method B."""
+        return Path(params.responses.format(chain=task["chain"]))
+
+    def key(task):
+        """Key of a task; None while adapters or answers of its chain are missing."""
+        folders = [Path(folder) / "manifest.json" for folder in task["stages"]]
+        wanted = [responses(task)] if task["with_answers"] else []
+        if not all(path.is_file() for path in [*folders, *wanted]):
+            return None
+        return share.key_of({**task, "code": params.code}, base, wanted)
+
+    def open_engine():
+        """Load the base model once."""
+        import torch
+        from persona_collapse import activations
+
+        torch.set_num_threads(snakemake.threads)
+        return activations.Dumper(base, params.task["settings"])
+
+    def work(engine, task, path):
+        """Dump one chain's activations into a file."""
+        import pandas as pd
+        from persona_collapse import activations
+        from persona_collapse.data import load_questions
+
+        dumped = engine.dump(
+            task["chain"],
+            [Path(folder) for folder in task["stages"]],
+            task["personas"],
+            load_questions(task["questions"]),
+            pd.read_parquet(responses(task)) if task["with_answers"] else None,
+            say,
+        )
+        activations.save(dumped, path, task["settings"]["store"])
+
+    config = configuration.check(snakemake.config)
+    share.run(
+        share.Store(params.store),
+        params.task,
+        configuration.tasks(config, ["activations"]),
+        key=key,
+        open_engine=open_engine,
+        work=work,
+        limit=config["generation"]["chains_per_engine"],
+        output=snakemake.output[0],
+        say=say,
     )
-    activations.save(dumped, snakemake.output[0], params.settings["store"])

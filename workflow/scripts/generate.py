@@ -1,35 +1,47 @@
-"""Sample answers from a chain: training answers, completions or greedy responses."""
+"""Sample answers from a chain, and from other ready chains while the engine is up."""
 
 from pathlib import Path
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"{snakemake.rule} {snakemake.params.chain}") as say:
-    import torch
-    from persona_collapse import generation, models
-    from persona_collapse.data import load_questions
-    from persona_collapse.files import atomic
+with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
+    from persona_collapse import configuration, share
 
-    torch.set_num_threads(snakemake.threads)
-    params = snakemake.params
-    base, stages = Path(snakemake.input.base), [Path(folder) for folder in params.stages]
-    sampling = generation.Sampling(**params.sampling)
-    name, reason = generation.choose_backend(params.engine["backend"])
-    say(f"backend {name} ({reason})")
-    requests = generation.requests_for(
-        params.chain,
-        params.personas,
-        load_questions(params.questions),
-        sampling,
-        models.load_tokenizer(base),
+    base, params = Path(snakemake.input.base), snakemake.params
+
+    def key(task):
+        """Key of a task; None while adapters of its chain are missing."""
+        if not all((Path(folder) / "manifest.json").is_file() for folder in task["stages"]):
+            return None
+        return share.key_of({**task, "code": params.code}, base)
+
+    def open_engine():
+        """Start the engine; imports are done here, for most jobs find their work done."""
+        import torch
+        from persona_collapse import generation, models
+
+        torch.set_num_threads(snakemake.threads)
+        name, reason = generation.choose_backend(params.task["engine"]["backend"])
+        say(f"backend {name} ({reason})")
+        rank = max(configuration.rank(config, task["chain"]) for task in [params.task, *planned])
+        backend = generation.open_backend(name, base, params.task["engine"], rank)
+        return backend, models.load_tokenizer(base), generation
+
+    def work(engine, task, path):
+        """Sample one task's answers into a file."""
+        backend, tokenizer, generation = engine
+        generation.answer(backend, task, tokenizer, say).to_parquet(path, index=False)
+
+    config = configuration.check(snakemake.config)
+    planned = configuration.tasks(config, ["completions", "responses"])
+    share.run(
+        share.Store(params.store),
+        params.task,
+        planned,
+        key=key,
+        open_engine=open_engine,
+        work=work,
+        limit=config["generation"]["chains_per_engine"],
+        output=snakemake.output.table,
+        say=say,
     )
-    backend = generation.open_backend(name, base, stages, params.engine)
-    done = backend.complete(requests, sampling, say)
-    table = generation.table(params.chain, requests, done)
-    if marker := params.get("marker"):
-        limit = params.engine["max_model_len"]
-        table["marker_logprob"] = generation.marker_logprobs(
-            backend, models.load_tokenizer(base), requests, done, marker, limit
-        )
-    with atomic(snakemake.output.table) as temporary:
-        table.to_parquet(temporary, index=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,16 @@ def blocks_of(model: Any) -> Any:
     return inner.get_decoder().layers
 
 
+class _DeepEnough(Exception):
+    """The last block that is wanted has run."""
+
+
 @contextmanager
 def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Inside the block, each forward pass leaves {layer: [batch, tokens, hidden]} in the dict."""
+    """Inside the block, each forward pass leaves {layer: [batch, tokens, hidden]} in the dict.
+
+    A pass ends after the deepest of `layers` by raising `_DeepEnough`; run it inside `suppress`.
+    """
     seen: dict[int, torch.Tensor] = {}
     handles = []
     blocks = blocks_of(model)
@@ -76,6 +83,8 @@ def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch
     def keep(layer: int) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             seen[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _DeepEnough
 
         return hook
 
@@ -128,9 +137,10 @@ def extract(
                     own -= 1
                 answers[row, len(prompt) : len(prompt) + own] = 1
             # The decoder alone: the vocabulary projection is not needed.
-            model.get_decoder()(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-            )
+            with suppress(_DeepEnough):
+                model.get_decoder()(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+                )
             weights = answers.to(device)
             counts = weights.sum(dim=1).clamp_min(1)
             for number, layer in enumerate(layers):
@@ -143,59 +153,73 @@ def extract(
     return out
 
 
-def dump(
-    chain: str,
-    base: Path,
-    stages: Sequence[Path],
-    personas: Mapping[str, str],
-    questions: Sequence[Mapping[str, Any]],
-    responses: pd.DataFrame | None,
-    settings: Mapping[str, Any],
-    progress: Callable[[str], None],
-) -> Activations:
-    """Activations of a chain for every persona and extraction question.
+class Dumper:
+    """The base model, loaded once; each chain's adapter is put on it for its dump and taken off."""
 
-    `responses` are the chain's own greedy answers (method B); None leaves method B out.
-    """
-    tokenizer = models.load_tokenizer(base)
-    device = models.pick_device()
-    model = models.load_model(base, settings["dtype"], device)
-    layers = resolve_layers(settings["layers"], len(blocks_of(model)))
-    model = adapters.apply(model, stages, merge=settings["dtype"] == "float32")
-    answers: dict[tuple[str, str], list[int]] = {}
-    if responses is not None:
-        answers = {
-            (row.persona, row.question_id): list(row.token_ids)
-            for row in responses.itertuples(index=False)
-        }
-    sequences = []
-    for name, prompt in personas.items():
-        for question in questions:
-            ids = chat.prompt_ids(tokenizer, prompt, question["question"])
-            if responses is not None and (name, question["id"]) not in answers:
-                raise UserError(
-                    f"{chain}: no response for persona {name!r}, question {question['id']!r}; "
-                    "delete the chain's responses file and rerun"
-                )
-            sequences.append((ids, answers.get((name, question["id"]), [])))
-    flat = extract(
-        model,
-        sequences,
-        layers,
-        end_tokens=models.end_tokens(model.generation_config, tokenizer),
-        pad=tokenizer.pad_token_id,
-        batch_size=settings["batch_size"],
-        progress=progress,
-    )
-    shape = (len(layers), len(personas), len(questions), -1)
-    methods = METHODS if responses is not None else METHODS[:1]
-    return Activations(
-        layers,
-        list(personas),
-        [q["id"] for q in questions],
-        {m: flat[m].reshape(shape) for m in methods},
-        chain,
-    )
+    def __init__(self, base: Path, settings: Mapping[str, Any]):
+        self.base, self.settings = base, settings
+        self.tokenizer = models.load_tokenizer(base)
+        self.device = models.pick_device()
+        self.model: Any = None
+
+    def _with(self, stages: Sequence[Path]) -> Any:
+        """The chain's model. In float32 the sum is merged, so the base is read anew each time."""
+        dtype = self.settings["dtype"]
+        if self.model is None or dtype == "float32":
+            self.model = models.load_model(self.base, dtype, self.device)
+        return adapters.apply(self.model, stages, merge=dtype == "float32")
+
+    def dump(
+        self,
+        chain: str,
+        stages: Sequence[Path],
+        personas: Mapping[str, str],
+        questions: Sequence[Mapping[str, Any]],
+        responses: pd.DataFrame | None,
+        progress: Callable[[str], None],
+    ) -> Activations:
+        """Activations of a chain for every persona and extraction question.
+
+        `responses` are the chain's own greedy answers (method B); None leaves method B out.
+        """
+        answers: dict[tuple[str, str], list[int]] = {}
+        if responses is not None:
+            answers = {
+                (row.persona, row.question_id): list(row.token_ids)
+                for row in responses.itertuples(index=False)
+            }
+        sequences = []
+        for name, prompt in personas.items():
+            for question in questions:
+                ids = chat.prompt_ids(self.tokenizer, prompt, question["question"])
+                if responses is not None and (name, question["id"]) not in answers:
+                    raise UserError(
+                        f"{chain}: no response for persona {name!r}, question {question['id']!r}; "
+                        "delete the chain's responses file and rerun"
+                    )
+                sequences.append((ids, answers.get((name, question["id"]), [])))
+        model = self._with(stages)
+        layers = resolve_layers(self.settings["layers"], len(blocks_of(model)))
+        flat = extract(
+            model,
+            sequences,
+            layers,
+            end_tokens=models.end_tokens(model.generation_config, self.tokenizer),
+            pad=self.tokenizer.pad_token_id,
+            batch_size=self.settings["batch_size"],
+            progress=progress,
+        )
+        if model is not self.model and hasattr(model, "unload"):
+            self.model = model.unload()
+        shape = (len(layers), len(personas), len(questions), -1)
+        methods = METHODS if responses is not None else METHODS[:1]
+        return Activations(
+            layers,
+            list(personas),
+            [q["id"] for q in questions],
+            {m: flat[m].reshape(shape) for m in methods},
+            chain,
+        )
 
 
 def save(activations: Activations, path: str | Path, dtype: str = "float16") -> None:

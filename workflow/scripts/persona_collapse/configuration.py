@@ -7,7 +7,7 @@ that names the key.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from . import chains
+from .coupling import samples_needed
 from .data import check_disjoint
 from .errors import UserError
 from .files import read_jsonl, sha256
@@ -78,6 +79,70 @@ def _check_statistics(config: Config) -> None:
         if family["name"] in seen:
             raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
         seen.add(family["name"])
+
+
+def folders(config: Config, chain: str) -> list[str]:
+    """Folders of the adapters whose sum is the chain's model, in training order."""
+    return [f"results/{config['run']}/models/{p}" for p in chains.parse(chain).prefixes]
+
+
+def rank(config: Config, chain: str) -> int:
+    """Rank of a chain's sum: its stages' ranks together."""
+    ranks = []
+    for prefix in chains.parse(chain).prefixes:
+        settings = stage_settings(config, prefix.last.name)
+        if settings["kind"] == "graft":
+            settings = stage_settings(config, chains.parse(settings["of"]).last.name)
+        ranks.append(settings["r"])
+    return sum(ranks)
+
+
+def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
+    """What one chain's job does: `answers`, `completions`, `responses` or `activations`.
+
+    Everything that its result depends on but files' contents and code: plain values, hashable as
+    JSON (see `share.key_of`).
+    """
+    geometry = persona_prompts(config, geometry_personas(config))
+    out: dict[str, Any] = {
+        "kind": kind,
+        "chain": chain,
+        "stages": folders(config, chain),
+        "suffix": ".parquet",
+        "marker": "",
+    }
+    if kind == "activations":
+        keys = ("layers", "batch_size", "store")
+        settings = {"dtype": config["dtype"], **{k: config["activations"][k] for k in keys}}
+        with_answers = "B" in config["activations"]["methods"]
+        out |= {"personas": geometry, "questions": config["questions"]["extraction"]}
+        return out | {"suffix": ".safetensors", "settings": settings, "with_answers": with_answers}
+    # How many chains share an engine changes none of them.
+    engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
+    out["engine"] = {**engine, "dtype": config["dtype"]}
+    out["limit"] = config["generation"]["max_model_len"]
+    sampling = config["sampling"]
+    if kind == "responses":
+        greedy = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+        out |= {"personas": geometry, "questions": config["questions"]["extraction"]}
+        return out | {"sampling": {**sampling["responses"], **greedy}}
+    if kind == "completions":
+        personas = persona_prompts(config, personas_for(config, chain))
+        out |= {"personas": personas, "questions": config["questions"]["eval"]}
+        return out | {"sampling": sampling["completions"], "marker": config["marker"]}
+    names = couplings_reading(config, chain)
+    needed = samples_needed([stage_settings(config, name) for name in names])
+    out |= {"personas": persona_prompts(config, list(needed))}
+    out |= {"questions": config["questions"]["train"]}
+    return out | {"sampling": {**sampling["answers"], "samples": needed}}
+
+
+def tasks(config: Config, kinds: Iterable[str]) -> list[dict[str, Any]]:
+    """The planned tasks of some kinds, chain by chain in plan order."""
+    measures = {"completions": "markers", "responses": "geometry", "activations": "geometry"}
+    chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds}
+    names = dict.fromkeys([*chains_for(config, "markers"), *chains_for(config, "geometry")])
+    return [task(config, kind, name) for name in names for kind in kinds if name in chosen[kind]]
 
 
 def sizes(config: Config) -> dict[str, Any]:

@@ -72,9 +72,12 @@ class Completion:
 
 
 class Backend(Protocol):
-    """An engine that holds one base model and samples from it with one adapter."""
+    """An engine that holds one base model and samples from it with one chain's adapter at a time."""
 
     name: str
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """Sample from the chain of these stage folders from now on (none: the base model)."""
 
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
@@ -141,14 +144,19 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def __init__(self, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]):
+    def __init__(self, base: Path, settings: Mapping[str, Any], max_rank: int = 0):
+        self.base, self.dtype = base, settings["dtype"]
         self.tokenizer = models.load_tokenizer(base)
         self.device = models.pick_device()
-        dtype = settings["dtype"]
-        model = models.load_model(base, dtype, self.device)
-        self.ends = models.end_tokens(model.generation_config, self.tokenizer)
-        self.model = adapters.apply(model, stages, merge=dtype == "float32")
         self.batch_size = int(settings["batch_size"])
+        self.model: Any = None
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """See `Backend`. The model is read anew: merging is not undone exactly."""
+        self.model = None
+        model = models.load_model(self.base, self.dtype, self.device)
+        self.ends = models.end_tokens(model.generation_config, self.tokenizer)
+        self.model = adapters.apply(model, stages, merge=self.dtype == "float32")
 
     def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
         """See `Backend`."""
@@ -252,11 +260,11 @@ def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
 
 
 class VllmBackend:
-    """vLLM's offline engine with the chain's sum as one LoRA."""
+    """vLLM's offline engine; each chain's sum is one LoRA on the one base."""
 
     name = "vllm"
 
-    def __init__(self, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]):
+    def __init__(self, base: Path, settings: Mapping[str, Any], max_rank: int = 0):
         cpu = models.pick_device() == "cpu"
         # One process: the script needs no main guard, and nothing is left behind when it ends.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -265,11 +273,15 @@ class VllmBackend:
         from vllm import LLM
 
         self.tokenizer = models.load_tokenizer(base)
-        self.lora = None
+        self.lora: Any = None
+        self.folder: Any = None
         options: dict[str, Any] = {}
-        if stages:
-            self.lora, rank = _serve(stages)
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _allowed_rank(rank)}
+        if max_rank:
+            options = {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": _allowed_rank(max_rank),
+            }
         if cpu:
             options |= {"enforce_eager": True, "dtype": "float32"}
         else:
@@ -286,6 +298,14 @@ class VllmBackend:
         self.ends = models.end_tokens(
             self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
         )
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """See `Backend`. vLLM keys its caches by the adapter's name, so that is its content's hash."""
+        if self.folder is not None:
+            self.folder.cleanup()
+        self.lora = self.folder = None
+        if stages:
+            self.lora, self.folder = _serve(stages)
 
     def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
         """See `Backend`."""
@@ -351,31 +371,23 @@ def _allowed_rank(rank: int) -> int:
     raise UserError(f"a chain's ranks add up to {rank}; vLLM serves at most {allowed[-1]}")
 
 
-def _serve(stages: Sequence[Path]) -> tuple[Any, int]:
-    """LoRARequest for the chain's sum, named by its content, and its rank.
-
-    vLLM keys caches by adapter name, so the name is a hash of the weights. The files live in a
-    temporary folder until the process ends.
-    """
-    import atexit
+def _serve(stages: Sequence[Path]) -> tuple[Any, Any]:
+    """LoRARequest for the chain's sum, named by its content, and the temporary folder that holds it."""
     import tempfile
 
     from vllm.lora.request import LoRARequest
 
     folder = tempfile.TemporaryDirectory(prefix="chain-")
-    atexit.register(folder.cleanup)
     config, tensors = adapters.concatenate(stages)
     adapters.save(config, tensors, Path(folder.name))
     name = adapters.content_hash(stages)
-    return LoRARequest(name, 1 + int(name, 16) % (2**31 - 2), folder.name), config["r"]
+    return LoRARequest(name, 1 + int(name, 16) % (2**31 - 2), folder.name), folder
 
 
-def open_backend(
-    name: str, base: Path, stages: Sequence[Path], settings: Mapping[str, Any]
-) -> Backend:
-    """Start the backend called `name` for a chain's stage folders (none: the base model)."""
+def open_backend(name: str, base: Path, settings: Mapping[str, Any], max_rank: int = 0) -> Backend:
+    """Start the backend called `name`; `max_rank`: the largest rank of a chain it shall serve."""
     engine = VllmBackend if name == "vllm" else TransformersBackend
-    return engine(base, stages, settings)
+    return engine(base, settings, max_rank)
 
 
 def marker_sequences(
@@ -424,6 +436,30 @@ def marker_logprobs(
     for i, value in zip(chosen, backend.logprobs([sequences[i] for i in chosen]), strict=True):
         values[i] = value
     return values
+
+
+def answer(
+    backend: Backend, task: Mapping[str, Any], tokenizer: Any, progress: Progress
+) -> pd.DataFrame:
+    """A task's completions as a table (see `table`), with `marker_logprob` if the task has a marker.
+
+    `task`: chain, stages, personas, questions, sampling, marker and limit, as
+    `configuration.task` makes it.
+    """
+    from .data import load_questions
+
+    sampling = Sampling(**task["sampling"])
+    requests = requests_for(
+        task["chain"], task["personas"], load_questions(task["questions"]), sampling, tokenizer
+    )
+    backend.use([Path(folder) for folder in task["stages"]])
+    done = backend.complete(requests, sampling, progress)
+    out = table(task["chain"], requests, done)
+    if task["marker"]:
+        out["marker_logprob"] = marker_logprobs(
+            backend, tokenizer, requests, done, task["marker"], task["limit"]
+        )
+    return out
 
 
 def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -> pd.DataFrame:

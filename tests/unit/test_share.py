@@ -1,0 +1,159 @@
+"""One engine for many chains: exact reuse, locks, and what is left when an engine dies."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from persona_collapse import share
+from persona_collapse.errors import UserError
+
+
+@pytest.fixture
+def store(tmp_path):
+    return share.Store(tmp_path / "store")
+
+
+def task(chain):
+    return {"kind": "completions", "chain": chain, "suffix": ".txt"}
+
+
+class Engine:
+    """Counts its starts, and fails for chains that it is told to."""
+
+    def __init__(self, fails=()):
+        self.starts, self.worked, self.fails = 0, [], set(fails)
+
+    def open(self):
+        self.starts += 1
+        return self
+
+    def work(self, engine, one, path):
+        if one["chain"] in self.fails:
+            raise RuntimeError("engine died")
+        self.worked.append(one["chain"])
+        path.write_text(f"result of {one['chain']}")
+
+
+def run(store, engine, own, planned, output, keys, limit=10):
+    return share.run(
+        store,
+        task(own),
+        [task(chain) for chain in planned],
+        key=lambda one: keys.get(one["chain"]),
+        open_engine=engine.open,
+        work=engine.work,
+        limit=limit,
+        output=output,
+        say=lambda message: None,
+    )
+
+
+def test_one_start_serves_all_chains_and_their_own_jobs_start_none(store, tmp_path):
+    keys = {c: f"key {c}" for c in "abc"}
+    engine = Engine()
+    assert run(store, engine, "a", "abc", tmp_path / "a.txt", keys) == 3
+    for chain in "bc":
+        assert run(store, engine, chain, "abc", tmp_path / f"{chain}.txt", keys) == 0
+    assert engine.starts == 1 and engine.worked == ["a", "b", "c"]
+    assert [(tmp_path / f"{c}.txt").read_text() for c in "abc"] == [f"result of {c}" for c in "abc"]
+
+
+def test_one_changed_chain_is_done_again_alone(store, tmp_path):
+    keys = {c: f"key {c}" for c in "abc"}
+    run(store, Engine(), "a", "abc", tmp_path / "a.txt", keys)
+    engine = Engine()
+    changed = keys | {"b": "another key"}
+    assert run(store, engine, "b", "abc", tmp_path / "b.txt", changed) == 1
+    assert engine.worked == ["b"]
+    assert run(store, engine, "c", "abc", tmp_path / "c.txt", changed) == 0
+
+
+def test_chains_that_are_not_ready_and_those_beyond_the_limit_are_left(store, tmp_path):
+    engine = Engine()
+    keys = {"a": "1", "c": "3", "d": "4"}
+    assert run(store, engine, "a", "abcd", tmp_path / "a.txt", keys, limit=2) == 2
+    assert engine.worked == ["a", "c"]
+    with pytest.raises(UserError, match="adapter of the chain is missing"):
+        run(store, engine, "b", "abcd", tmp_path / "b.txt", keys)
+
+
+def test_an_engine_that_dies_keeps_what_it_finished(store, tmp_path):
+    keys = {c: c for c in "abcd"}
+    engine = Engine(fails="c")
+    assert run(store, engine, "a", "abcd", tmp_path / "a.txt", keys) == 2
+    healthy = Engine()
+    assert run(store, healthy, "b", "abcd", tmp_path / "b.txt", keys) == 0
+    assert run(store, healthy, "c", "abcd", tmp_path / "c.txt", keys) == 2
+    assert healthy.worked == ["c", "d"]
+
+
+def test_a_chain_that_fails_fails_its_own_job_and_leaves_nothing(store, tmp_path):
+    with pytest.raises(RuntimeError, match="engine died"):
+        run(store, Engine(fails="a"), "a", "ab", tmp_path / "a.txt", {"a": "1", "b": "2"})
+    assert not (tmp_path / "a.txt").exists()
+    assert not store.holds(task("a"), "1")
+
+
+@pytest.mark.parametrize("damage", ["edit", "cut", "record"])
+def test_a_result_that_was_changed_is_not_used(store, tmp_path, damage):
+    run(store, Engine(), "a", "a", tmp_path / "a.txt", {"a": "1"})
+    kept = tmp_path / "store/completions/a.txt"
+    if damage == "edit":
+        kept.write_text("result of b")
+    elif damage == "cut":
+        kept.write_text("resu")
+    else:
+        kept.with_name("a.json").write_text('{"key": "1"')
+    engine = Engine()
+    assert run(store, engine, "a", "a", tmp_path / "a.txt", {"a": "1"}) == 1
+    assert (tmp_path / "a.txt").read_text() == "result of a"
+
+
+def test_editing_an_output_in_place_does_not_reach_the_next_one(store, tmp_path):
+    run(store, Engine(), "a", "a", tmp_path / "a.txt", {"a": "1"})
+    with open(tmp_path / "a.txt", "a", encoding="utf-8") as handle:  # the same inode as the store's
+        handle.write(" and more")
+    (tmp_path / "a.txt").unlink()
+    run(store, Engine(), "a", "a", tmp_path / "a.txt", {"a": "1"})
+    assert (tmp_path / "a.txt").read_text() == "result of a"
+
+
+def hold(root, ready, seconds):
+    with share.Store(root).claimed(task("b"), wait=True):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_a_chain_that_another_job_works_on_is_passed_over(store, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    other = context.Process(target=hold, args=(store.root, ready, 60))
+    other.start()
+    try:
+        assert ready.wait(10)
+        engine = Engine()
+        assert run(store, engine, "a", "abc", tmp_path / "a.txt", {c: c for c in "abc"}) == 2
+        assert engine.worked == ["a", "c"]
+        # Killed without a chance to tidy up: the kernel lets go of its lock.
+        os.kill(other.pid, signal.SIGKILL)
+        other.join(10)
+        assert run(store, engine, "b", "abc", tmp_path / "b.txt", {c: c for c in "abc"}) == 1
+    finally:
+        other.kill()
+
+
+def test_keys_follow_every_input(tmp_path, make_adapter):
+    base, questions = tmp_path / "model.json", tmp_path / "q.jsonl"
+    base.write_text("{}")
+    questions.write_text("one\n")
+    one = {"stages": [], "questions": {"file": str(questions)}, "sampling": {"seed": 1}}
+    first = share.key_of(one, base)
+    assert share.key_of(dict(one), base) == first
+    assert share.key_of(one | {"sampling": {"seed": 2}}, base) != first
+    assert share.key_of(one | {"stages": [str(make_adapter(1, 4, False))]}, base) != first
+    assert share.key_of(one, base, [Path(questions)]) != first
+    questions.write_text("two\n")
+    assert share.key_of(one, base) != first

@@ -1,0 +1,156 @@
+"""One engine start for many chains, while each chain keeps a file and a job of its own.
+
+Starting an engine, or importing PyTorch, takes as long as the work for several chains. So the job
+that has started one also does the work of other planned chains that are ready, and leaves the
+results in a store; their own jobs then find them there and end at once. A result is keyed by the
+content of everything it was made from (adapters, base, questions, settings, code), so what the
+store holds for a chain that has changed since is never used: only that chain is done again. What an
+engine finished before it died is kept.
+
+Jobs that run side by side share the chains out among themselves by file locks. Where the file
+system has none, every job does its own chain alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import adapters
+from .errors import UserError
+from .files import atomic, sha256, write_json
+
+Task = Mapping[str, Any]
+
+
+def key_of(task: Task, base: str | Path, more: Sequence[str | Path] = ()) -> str:
+    """Hash of what a task's result depends on: the task, its files' contents, and `more` files.
+
+    `base` is the base model's record (model.json, which holds the hashes of its files). Raises
+    OSError if a file is missing.
+    """
+    parts: dict[str, Any] = {
+        "task": task,
+        "base": sha256(base),
+        "questions": sha256(task["questions"]["file"]),
+        "adapters": adapters.content_hash(task["stages"]) if task["stages"] else "",
+        "more": [sha256(path) for path in more],
+    }
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """Results by kind and chain, each with its key and checksum beside it; one a chain is kept."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def _paths(self, task: Task) -> tuple[Path, Path]:
+        folder = self.root / task["kind"]
+        return folder / f"{task['chain']}{task['suffix']}", folder / f"{task['chain']}.json"
+
+    def holds(self, task: Task, key: str) -> bool:
+        """Is there a result for this key, with the bytes that were put?"""
+        path, record = self._paths(task)
+        try:
+            known = json.loads(record.read_text(encoding="utf-8"))
+            return bool(known["key"] == key and known["sha256"] == sha256(path))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def put(self, task: Task, key: str, write: Callable[[Path], None]) -> None:
+        """Keep a result: `write` gets the path to write to. It replaces the chain's former one."""
+        path, record = self._paths(task)
+        # The record goes first and comes back last, so it never speaks of other bytes.
+        record.unlink(missing_ok=True)
+        with atomic(path) as temporary:
+            write(temporary)
+        write_json(record, {"key": key, "sha256": sha256(path)})
+
+    def take(self, task: Task, output: str | Path) -> None:
+        """Put the chain's result at `output`: a hard link where possible, else a copy."""
+        path, _ = self._paths(task)
+        with atomic(output) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
+        os.utime(output)
+
+    @contextmanager
+    def claimed(self, task: Task, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock on a chain's result; yields False if another job has it and `wait` is off.
+
+        The kernel lets go of the lock when its job ends, however it ends.
+        """
+        folder = self.root / task["kind"]
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f".{task['chain']}.lock", "w", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                # No locks on this file system: do what one was asked to do, and no more.
+                yield wait
+                return
+            yield True
+
+
+def run(
+    store: Store,
+    own: Task,
+    planned: Sequence[Task],
+    *,
+    key: Callable[[Task], str | None],
+    open_engine: Callable[[], Any],
+    work: Callable[[Any, Task, Path], None],
+    limit: int,
+    output: str | Path,
+    say: Callable[[str], None],
+) -> int:
+    """Do `own`, and up to `limit` - 1 of the `planned` tasks that are ready; returns how many.
+
+    `key` gives a task's key, or None if its inputs are not there yet. `open_engine` is called once,
+    and only if something is left to do; `work(engine, task, path)` writes a task's result. A
+    planned task that fails is left to its own job, which will say why; `own` failing ends the job.
+    """
+    own_key = key(own)
+    if own_key is None:
+        raise UserError(f"{own['kind']} {own['chain']}: an adapter of the chain is missing; rerun")
+    done = 0
+    with store.claimed(own, wait=True):
+        if store.holds(own, own_key):
+            say(f"{own['chain']}: {own['kind']} made by an earlier job")
+            store.take(own, output)
+            return 0
+        engine = open_engine()
+        store.put(own, own_key, lambda path: work(engine, own, path))
+        store.take(own, output)
+        done += 1
+    for task in planned:
+        if done >= limit:
+            break
+        if (task["kind"], task["chain"]) == (own["kind"], own["chain"]):
+            continue
+        with store.claimed(task, wait=False) as mine:
+            ready = key(task) if mine else None
+            if ready is None or store.holds(task, ready):
+                continue
+            say(f"{task['chain']}: {task['kind']} by the same engine")
+            try:
+                store.put(task, ready, lambda path, task=task: work(engine, task, path))  # type: ignore[misc]
+            except Exception as error:
+                say(f"{task['chain']}: {type(error).__name__}: {error}; left to its own job")
+                break
+            done += 1
+    return done
