@@ -12,7 +12,10 @@ def fake(tmp_path, monkeypatch):
     # The job redirects both streams to its log; give them back afterwards.
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
-    return SimpleNamespace(log=[str(tmp_path / "job.log")]), tmp_path / "job.log"
+    given = SimpleNamespace(
+        log=[str(tmp_path / "job.log")], resources=SimpleNamespace(gpu=0), config={}
+    )
+    return given, tmp_path / "job.log"
 
 
 def test_progress_goes_to_the_log_and_the_terminal(fake, capsys):

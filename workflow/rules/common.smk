@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, configuration, coupling
+from persona_collapse import chains, configuration, devices
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -16,6 +16,12 @@ except UserError as error:
     # One line and no traceback: the message says what is wrong and where.
     print(f"persona-collapse: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+if config["gpus"] and "gpu" not in workflow.global_resources:
+    # As many GPU jobs at a time as this machine has places for; a profile or --resources gpu=N goes first.
+    places = len(devices.visible()) * config["jobs_per_gpu"]
+    workflow.register_resource("gpu", max(1, places))
 
 
 couplings = {

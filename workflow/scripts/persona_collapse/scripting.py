@@ -9,9 +9,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from . import devices
 from .errors import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,6 +22,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def _device(snakemake: Any) -> Any:
+    """A GPU for a job that asks for one; nothing for others."""
+    if not getattr(snakemake.resources, "gpu", 0):
+        return nullcontext()
+    return devices.lease(snakemake.config.get("jobs_per_gpu", 1))
+
+
 @contextmanager
 def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[str], None]]:
     """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
@@ -28,6 +36,8 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
     Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it: without
     the switch, look-ups of local models retry the network. Libraries read it when they are
     imported, so the body imports them.
+
+    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other.
 
     Yields a function that says one line of progress; the terminal gets at most one in five
     seconds. A UserError ends the job with its one line and status 1; anything else leaves its
@@ -51,7 +61,8 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
             print(f"  [{name}] {message}", file=terminal, flush=True)
 
     try:
-        yield say
+        with _device(snakemake):
+            yield say
     except UserError as error:
         print(f"error: {error}", file=log)
         print(f"  [{name}] error: {error}", file=terminal, flush=True)

@@ -1,0 +1,90 @@
+"""Jobs of one machine get a GPU each; the devices are fake, the locks are not."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from persona_collapse import devices
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "folder", lambda: tmp_path / "locks")
+    for name in devices.SCHEDULERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def worker(places, pipe):
+    with devices.lease(places, poll=0.05) as device:
+        pipe.send((os.getpid(), device, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        time.sleep(60)
+
+
+@pytest.fixture
+def start():
+    """Start jobs; each answers through a pipe of its own, which a killed job cannot jam."""
+    context = multiprocessing.get_context("fork")
+    running = []
+
+    def begin(count, places=1):
+        ends = []
+        for _ in range(count):
+            ours, theirs = context.Pipe(duplex=False)
+            running.append(context.Process(target=worker, args=(places, theirs)))
+            running[-1].start()
+            ends.append(ours)
+        return ends
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.join(10)
+
+
+def answer(pipe, seconds=10):
+    return pipe.recv() if pipe.poll(seconds) else None
+
+
+def test_two_jobs_get_two_devices_and_a_third_waits_for_one(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
+    first, second = map(answer, start(2))
+    assert {first[1], second[1]} == {"3", "GPU-5"}
+    assert all(device == seen for _, device, seen in (first, second))
+    (third,) = start(1)
+    assert answer(third, 0.5) is None
+    # Killed without a chance to tidy up: its device is free at once.
+    os.kill(first[0], signal.SIGKILL)
+    assert answer(third)[1] == first[1]
+
+
+def test_several_jobs_on_a_gpu_spread_over_the_devices_first(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    for _ in range(2):
+        assert {answer(pipe)[1] for pipe in start(2, places=2)} == {"0", "1"}
+
+
+def test_without_a_gpu_or_under_a_scheduler_nothing_is_done(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with devices.lease() as device:
+        assert device is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with devices.lease() as device:
+        assert device is None and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_the_environment_is_as_before_afterwards(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    with devices.lease() as device:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == device == "2"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_device_files_are_counted_from_0(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia2", "nvidia5", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert devices.visible(tmp_path) == ["0", "1"]
+    assert devices.visible(tmp_path / "none") == []

@@ -1,0 +1,72 @@
+"""Which GPU a job of this machine runs on: Snakemake counts devices but hands none out.
+
+Each job takes a free place on a GPU by a file lock that the kernel lets go of when the job ends,
+however it ends. The locks lie in one folder for every run of a user on a host, so two runs side by
+side share the devices too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Schedulers that hand out devices themselves.
+SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+
+
+def visible(dev: str | Path = "/dev") -> list[str]:
+    """Devices that jobs here may use, as CUDA_VISIBLE_DEVICES names them; empty without a GPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [part.strip() for part in named.split(",") if part.strip() not in ("", "-1")]
+    found = [p for p in Path(dev).glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)]
+    # CUDA counts from 0, whatever numbers a container's device files kept.
+    return [str(number) for number in range(len(found))]
+
+
+def folder() -> Path:
+    """Where the locks lie: the same for every run of this user on this host."""
+    return Path("/tmp") / f"persona-collapse-{os.getuid()}"
+
+
+@contextmanager
+def lease(places: int = 1, poll: float = 0.5) -> Iterator[str | None]:
+    """Hold one place on one GPU and let this process see that GPU alone; None where there is none.
+
+    `places`: jobs that may share a GPU. Waits while all are taken, and takes the emptiest device
+    first. Call it before PyTorch is imported. Inside a cluster's job nothing is done: its scheduler
+    has chosen.
+    """
+    devices = visible()
+    if not devices or any(name in os.environ for name in SCHEDULERS):
+        yield None
+        return
+    root = folder()
+    root.mkdir(mode=0o700, exist_ok=True)
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    while True:
+        for place in range(places):
+            for device in devices:
+                name = re.sub(r"[^\w.-]", "_", f"gpu-{device}-{place}")
+                handle = open(root / name, "w")  # noqa: SIM115
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    handle.close()
+                    continue
+                os.environ["CUDA_VISIBLE_DEVICES"] = device
+                try:
+                    yield device
+                finally:
+                    if before is None:
+                        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+                    else:
+                        os.environ["CUDA_VISIBLE_DEVICES"] = before
+                    handle.close()
+                return
+        time.sleep(poll)
