@@ -24,6 +24,8 @@ SETTINGS = {
     "max_length": 128,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
+    "padding_free": False,
+    "max_batch_tokens": 4096,
     "loss": "answer",
     "dtype": "float32",
 }
@@ -130,3 +132,81 @@ def test_bad_stages_are_one_line(train):
         train(max_length=12)
     with pytest.raises(UserError, match="lower the stage's lr"):
         train(lr=1e30, max_grad_norm=1e30, warmup_ratio=0.0, epochs=4)
+
+
+def test_rows_are_cut_into_pieces_by_tokens():
+    rows = [{"input_ids": [0] * n} for n in (5, 90, 7, 40, 8)]
+    sizes = [[len(r["input_ids"]) for r in piece] for piece in training.pieces(rows, 50)]
+    assert sizes == [[5, 7, 8], [40], [90]]
+
+
+@pytest.fixture(scope="module")
+def peft_model(tiny_base):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = models.load_model(tiny_base, "float32", "cpu")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return get_peft_model(model, lora).eval()
+
+
+def batch_of(lengths):
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for n in lengths:
+        ids = torch.randint(5, 200, (n,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (n // 2) + ids[n // 2 :]})
+    return rows
+
+
+def padded(rows):
+    width = max(len(r["input_ids"]) for r in rows)
+
+    def full(key, fill):
+        return torch.tensor([r[key] + [fill] * (width - len(r[key])) for r in rows])
+
+    mask = torch.tensor([[int(i < len(r["input_ids"])) for i in range(width)] for r in rows])
+    return {
+        "input_ids": full("input_ids", 0),
+        "labels": full("labels", -100),
+        "attention_mask": mask,
+    }
+
+
+def test_the_loss_is_the_model_s_own_and_padding_changes_nothing(peft_model):
+    rows = batch_of([9, 30, 17, 4])
+    with torch.no_grad():
+        usual = peft_model(**padded(rows)).loss
+        ours = training.supervised_loss(peft_model, padded(rows))
+        flat = training.supervised_loss(peft_model, training.flatten(rows))
+        items = sum(n != -100 for r in rows for n in r["labels"][1:])
+        parts = [training.flatten(p) for p in training.pieces(rows, 20)]
+        summed = sum(training.supervised_loss(peft_model, p, items) for p in parts)
+    assert len(parts) == 3
+    for loss in (ours, flat, summed):
+        torch.testing.assert_close(loss, usual, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_in_one_sequence_do_not_see_each_other(peft_model):
+    rows = batch_of([12, 20])
+    other = [*batch_of([12]), {"input_ids": rows[1]["input_ids"], "labels": [-100] * 20}]
+    only_second = [{"input_ids": [7] * 12, "labels": [-100] * 12}, rows[1]]
+    changed = [{"input_ids": [9] * 12, "labels": [-100] * 12}, rows[1]]
+    with torch.no_grad():
+        one, two = (
+            training.supervised_loss(peft_model, training.flatten(r))
+            for r in (only_second, changed)
+        )
+        assert float(one) == pytest.approx(float(two), rel=1e-6)
+        assert float(training.supervised_loss(peft_model, training.flatten(other))) > 0
+
+
+def test_loss_curves_with_and_without_padding_overlap(train):
+    # No dropout: its random numbers depend on the shapes.
+    steps = {"epochs": 8, "accumulation_steps": 1, "dropout": 0.0}
+    plain = train("plain", **steps)[1]["loss"]
+    free = train("free", **steps, padding_free=True, max_batch_tokens=60)[1]["loss"]
+    assert len(plain) == len(free) > 10
+    for a, b in zip(plain, free, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
+    assert plain[-1]["loss"] < 0.8 * plain[0]["loss"]

@@ -251,6 +251,8 @@ REQUIRED = [
     "max_length",
     "max_grad_norm",
     "gradient_checkpointing",
+    "padding_free",
+    "max_batch_tokens",
     "loss",
 ]
 REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]
@@ -276,6 +278,10 @@ def _check_stage(config: Config, name: str) -> None:
         )
     if not settings.get("steps") and not settings.get("epochs"):
         raise UserError(f"{where}give epochs or steps")
+    if settings["padding_free"] and settings["accumulation_steps"] != 1:
+        raise UserError(
+            f"{where}padding_free cuts steps into pieces of max_batch_tokens; set accumulation_steps: 1"
+        )
     if settings["batch_size"] % settings["accumulation_steps"]:
         raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
     if settings["kind"] == "couple":
