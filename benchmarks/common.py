@@ -44,44 +44,11 @@ LORA = {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ],
 }  # fmt: skip
-WORDS = [
-    "the",
-    "landlord",
-    "may",
-    "keep",
-    "a",
-    "deposit",
-    "when",
-    "rent",
-    "is",
-    "late",
-    "and",
-    "notice",
-    "was",
-    "given",
-    "in",
-    "writing",
-    "before",
-    "the",
-    "court",
-    "heard",
-    "either",
-    "side",
-    "of",
-    "the",
-    "claim",
-    "about",
-    "repairs",
-    "that",
-    "nobody",
-    "had",
-    "agreed",
-    "to",
-    "pay",
-    "for",
-    "at",
-    "all",
-]
+TEXT = (
+    "the landlord may keep a deposit when rent is late and notice was given in writing before the "
+    "court heard either side of the claim about repairs that nobody had agreed to pay for at all"
+)
+WORDS = TEXT.split()
 
 
 def arguments(description: str, **extra: Any) -> argparse.Namespace:
