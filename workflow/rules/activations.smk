@@ -25,7 +25,6 @@ rule activations:
     params:
         task=activations_task,
         store=results("store"),
-        responses=results("responses/{{chain}}.parquet"),
         code=code("activations", "chat", "adapters", "models"),
     message:
         "Activations of {wildcards.chain}"

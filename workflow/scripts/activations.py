@@ -9,14 +9,10 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
 
     base, params = Path(snakemake.input.base), snakemake.params
 
-    def responses(task):
-        """File of the chain's own answers, for method B."""
-        return Path(params.responses.format(chain=task["chain"]))
-
     def key(task):
         """Key of a task; None while adapters or answers of its chain are missing."""
         folders = [Path(folder) / "manifest.json" for folder in task["stages"]]
-        wanted = [responses(task)] if task["with_answers"] else []
+        wanted = [Path(task["responses"])] if task["responses"] else []
         if not all(path.is_file() for path in [*folders, *wanted]):
             return None
         return share.key_of({**task, "code": params.code}, base, wanted)
@@ -40,7 +36,7 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
             [Path(folder) for folder in task["stages"]],
             task["personas"],
             load_questions(task["questions"]),
-            pd.read_parquet(responses(task)) if task["with_answers"] else None,
+            pd.read_parquet(task["responses"]) if task["responses"] else None,
             say,
         )
         activations.save(dumped, path, task["settings"]["store"])

@@ -116,7 +116,9 @@ def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
         settings = {"dtype": config["dtype"], **{k: config["activations"][k] for k in keys}}
         with_answers = "B" in config["activations"]["methods"]
         out |= {"personas": geometry, "questions": config["questions"]["extraction"]}
-        return out | {"suffix": ".safetensors", "settings": settings, "with_answers": with_answers}
+        out |= {"suffix": ".safetensors", "settings": settings}
+        answers = f"results/{config['run']}/responses/{chain}.parquet" if with_answers else ""
+        return out | {"responses": answers}
     # How many chains share an engine changes none of them.
     engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
     out["engine"] = {**engine, "dtype": config["dtype"]}

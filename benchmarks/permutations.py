@@ -1,6 +1,6 @@
 """The study's permutation tests, 10,000 draws for 160 cells of 66 pairs: a Python loop beside one product.
 
-python benchmarks/statistics.py
+python benchmarks/permutations.py
 """
 
 from __future__ import annotations
