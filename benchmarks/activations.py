@@ -68,8 +68,8 @@ def main() -> None:
             tokens_per_second=round(tokens / seconds),
         )
 
-    time_it("A, batch 64", sequences(args.prompts, 0), 64, model)
-    time_it("A and B, batch 64", sequences(args.prompts, 150), 64, model)
+    time_it("A, batch 256", sequences(args.prompts, 0), 256, model)
+    time_it("A and B, batch 256", sequences(args.prompts, 150), 256, model)
     time_it("A, batch 1 (the study)", sequences(args.single, 0), 1, model)
     with TemporaryDirectory() as scratch:
         lora = LoraConfig(
@@ -91,7 +91,7 @@ def main() -> None:
             model=args.label,
             seconds=round(synchronised() - started, 2),
         )
-        time_it("A and B, batch 64, one adapter", sequences(args.prompts, 150), 64, chain)
+        time_it("A and B, batch 256, one adapter", sequences(args.prompts, 150), 256, chain)
     del torch
 
 

@@ -89,21 +89,25 @@ def pieces(features: Features, most: int) -> list[list[Mapping[str, Sequence[int
     return groups
 
 
-def flatten(features: Features) -> dict[str, Any]:
-    """Rows as one sequence without padding: input_ids, labels and position_ids, each [1, tokens].
+def flatten(features: Features, multiple: int = 64) -> dict[str, Any]:
+    """Rows as one sequence: input_ids, labels and position_ids, each [1, tokens].
 
-    Positions start anew with each row, by which transformers' masks keep the rows apart.
+    Positions start anew with each row, by which transformers' masks keep the rows apart. A last row
+    without labels fills up to a `multiple` of tokens, which GPU kernels are fastest at.
     """
     import torch
+
+    filler = [0] * (-sum(len(f["input_ids"]) for f in features) % multiple)
+    rows = [*features, {"input_ids": filler, "labels": [-100] * len(filler)}]
 
     def joined(parts: Iterable[Sequence[int]]) -> Any:
         return torch.tensor([[token for part in parts for token in part]])
 
     return {
-        "input_ids": joined(f["input_ids"] for f in features),
+        "input_ids": joined(f["input_ids"] for f in rows),
         # A row's first token is nobody's to predict.
-        "labels": joined([-100, *f["labels"][1:]] for f in features),
-        "position_ids": joined(range(len(f["input_ids"])) for f in features),
+        "labels": joined([-100, *f["labels"][1:]] if f["labels"] else [] for f in rows),
+        "position_ids": joined(range(len(f["input_ids"])) for f in rows),
     }
 
 
@@ -171,6 +175,14 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
             parameter.requires_grad_(".default." in name)
     else:
         model = get_peft_model(model, lora)
+
+    if settings["compile"]:
+        from .activations import blocks_of
+
+        # Block by block: all blocks share the compiled code, and small kernels are fused. A step of
+        # a small batch is otherwise bound by launching them, whatever the model's size.
+        for block in blocks_of(model):
+            block.compile(dynamic=True)
 
     tokens_a_row = sum(len(r.input_ids) for r in rows) / len(rows)
     curve: list[dict[str, float]] = []
