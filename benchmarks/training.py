@@ -26,7 +26,6 @@ SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
     "padding_free": True,
     "max_batch_tokens": 4096,
-    "compile": True,
     "loss": "answer",
     "dtype": "bfloat16",
 }
@@ -131,16 +130,14 @@ def main() -> None:
         plain_steps={"type": int, "default": 40},
         label={"default": "qwen2.5-7b shape"},
         only={"default": ""},
-        exactly={"action": "store_true", "help": "only the variant of that very name"},
     )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows(folder / "rows.jsonl", 6000)
         variants: dict[str, Any] = {
             "ours": lambda n: ours(args, folder, args.steps, n),
-            "ours, not compiled": lambda n: ours(args, folder, args.plain_steps, n, compile=False),
-            "ours, not compiled, padded batch of 16": lambda n: ours(
-                args, folder, args.plain_steps, n, compile=False, padding_free=False
+            "ours, padded batch of 16": lambda n: ours(
+                args, folder, args.plain_steps, n, padding_free=False
             ),
             "plain TRL, batch 16": lambda n: plain(
                 args, folder, args.plain_steps, n, per_device_train_batch_size=16,
@@ -152,7 +149,7 @@ def main() -> None:
             ),
         }  # fmt: skip
         for name, run in variants.items():
-            wanted = name == args.only if args.exactly else args.only in name
+            wanted = args.only in name
             if not wanted:
                 continue
             started = time.monotonic()

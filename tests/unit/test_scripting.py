@@ -58,3 +58,15 @@ def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, online, valu
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with job(fake[0], "data em", online):
         assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(fake, capsys):
+    class OutOfMemoryError(RuntimeError):
+        """As PyTorch calls it."""
+
+    snakemake, log = fake
+    with pytest.raises(SystemExit), job(snakemake, "train x"):
+        raise OutOfMemoryError("tried to allocate 2 GiB")
+    shown = capsys.readouterr().err
+    assert "max_batch_tokens" in shown and "Traceback" not in shown
+    assert "tried to allocate" in log.read_text()

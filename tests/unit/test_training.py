@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 import torch
@@ -27,7 +26,6 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "padding_free": False,
     "max_batch_tokens": 4096,
-    "compile": False,
     "loss": "answer",
     "dtype": "float32",
 }
@@ -210,16 +208,6 @@ def test_loss_curves_with_and_without_padding_overlap(train):
     for a, b in zip(plain, free, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
     assert plain[-1]["loss"] < 0.8 * plain[0]["loss"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_loss_curves_with_compiled_blocks_overlap(train):
-    steps = {"epochs": 4, "accumulation_steps": 1, "dropout": 0.0, "padding_free": True}
-    plain = train("eager", **steps)[1]["loss"]
-    compiled = train("compiled", **steps, compile=True)[1]["loss"]
-    for a, b in zip(plain, compiled, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
 
 
 def test_a_flat_batch_is_filled_up_with_what_carries_no_loss():

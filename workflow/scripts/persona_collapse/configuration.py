@@ -255,7 +255,6 @@ REQUIRED = [
     "gradient_checkpointing",
     "padding_free",
     "max_batch_tokens",
-    "compile",
     "loss",
 ]
 REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]
@@ -285,8 +284,6 @@ def _check_stage(config: Config, name: str) -> None:
         raise UserError(
             f"{where}padding_free cuts steps into pieces of max_batch_tokens; set accumulation_steps: 1"
         )
-    if settings["compile"] and settings["gradient_checkpointing"]:
-        raise UserError(f"{where}compile and gradient_checkpointing exclude each other")
     if settings["batch_size"] % settings["accumulation_steps"]:
         raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
     if settings["kind"] == "couple":

@@ -20,6 +20,12 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 SECONDS_BETWEEN_LINES = 5.0
+#: PyTorch's and vLLM's exception is OutOfMemoryError, whichever device it is about.
+OUT_OF_MEMORY = (
+    "the GPU's memory is full; in the config lower, for training, max_batch_tokens (or batch_size with "
+    "more accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
+    "batch_size, for activations batch_size; or jobs_per_gpu"
+)
 
 
 def _device(snakemake: Any) -> Any:
@@ -70,7 +76,10 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
     except Exception as error:
         traceback.print_exc(file=log)
         kind = type(error).__name__
-        print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
+        if kind == "OutOfMemoryError":
+            print(f"  [{name}] error: {OUT_OF_MEMORY}", file=terminal, flush=True)
+        else:
+            print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
         sys.exit(1)
     finally:
         # Libraries may print while Python shuts down: leave the log as their stream.

@@ -176,14 +176,6 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
     else:
         model = get_peft_model(model, lora)
 
-    if settings["compile"]:
-        from .activations import blocks_of
-
-        # Block by block: all blocks share the compiled code, and small kernels are fused. A step of
-        # a small batch is otherwise bound by launching them, whatever the model's size.
-        for block in blocks_of(model):
-            block.compile(dynamic=True)
-
     tokens_a_row = sum(len(r.input_ids) for r in rows) / len(rows)
     curve: list[dict[str, float]] = []
 
