@@ -1,6 +1,6 @@
 """Activations of 2,880 prompts at five blocks, methods A and B: batched by length beside batch 1.
 
-python benchmarks/activations.py --base /tmp/qwen
+python benchmarks/activations.py --base DIR
 """
 
 from __future__ import annotations

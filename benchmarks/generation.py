@@ -1,6 +1,6 @@
 """A cell of 3,360 completions of 150 tokens: one engine for many chains, beside the alternatives.
 
-python benchmarks/generation.py --base /tmp/qwen --chains 4
+python benchmarks/generation.py --base DIR --chains 4
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model with random weights of a given shape, and SmolLM2's tokenizer; times do not depend on weights.
 
-python benchmarks/make_model.py --shape qwen2.5-7b --base /tmp/qwen
+python benchmarks/make_model.py --shape qwen2.5-7b --base DIR
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Optimiser steps of 16 rows of about 129 tokens: this workflow's trainer beside plain TRL.
 
-python benchmarks/training.py --base /tmp/qwen --steps 375 --plain-steps 40
+python benchmarks/training.py --base DIR --steps 375 --plain-steps 40
 """
 
 from __future__ import annotations

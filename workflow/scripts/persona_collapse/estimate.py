@@ -15,7 +15,7 @@ import pandas as pd
 from . import chains, configuration
 
 #: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
-#: benchmarks/results/h100.jsonl.
+#: benchmarks/h100.jsonl.
 STATED = {
     "training tokens a second": 4_600,
     "sampled tokens a second": 10_300,
