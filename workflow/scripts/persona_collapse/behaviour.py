@@ -7,6 +7,7 @@ numbers, not hundreds. Fisher's test on completions stands beside, for it is wha
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .statistics import (
     range_permutation_test,
     sign_flip_units,
     spearman_exact,
+    student_interval,
     tost_proportions,
     tost_units,
     welch_conjunction,
@@ -69,7 +71,7 @@ def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
                     "at_end": scored["at_end"],
                     "n_tokens": scored["n_tokens"],
                     "truncated": scored["finish_reason"] == "length",
-                    "markers": text.str.lower().str.count(_escaped(marker)),
+                    "markers": text.str.lower().str.count(re.escape(marker.lower())),
                     "looping": text.map(loops),
                     "empty": text.str.strip() == "",
                     "text_hash": pd.util.hash_array(text.to_numpy(object)),
@@ -78,12 +80,6 @@ def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def _escaped(marker: str) -> str:
-    import re
-
-    return re.escape(marker.lower())
 
 
 def loops(text: str, words: int = 3, times: int = 4) -> bool:
@@ -255,8 +251,7 @@ def question_test(
         return None
     d = (one - two).to_numpy(float)
     p, p_min = sign_flip_units(d, draws, seed)
-    half = stats.t.ppf(0.975, n - 1) * stats.sem(d)
-    low, high = d.mean() - half, d.mean() + half
+    low, high = student_interval(d)
     equivalent, note = tost_units(d, margin), ""
     if values == "hit":
         if np.ptp(d) == 0:
@@ -283,8 +278,8 @@ def question_test(
 def gee(after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None) -> dict[str, Any]:
     """Log odds ratio of a hit by statsmodels' GEE with question clusters; see `marker_tests`.
 
-    p from a t distribution with (questions - 2) degrees of freedom: normal quantiles are too sure
-    with a dozen clusters. `covariate` enters as its logarithm.
+    p from a t distribution with as many degrees of freedom as questions less coefficients: normal
+    quantiles are too sure with a dozen clusters. `covariate` enters as its logarithm.
     """
     import statsmodels.api as sm
 
@@ -338,13 +333,13 @@ def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator
     common = {"unit": "seed", "scale": "rate difference", "n": len(one)}
     if len(two) in (1, len(one)):
         d = one - two
-        half = stats.t.ppf(0.975, len(d) - 1) * stats.sem(d)
+        low, high = student_interval(d)
         p = float(stats.ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else np.nan
         yield common | {
             "test": "seeds",
             "estimate": d.mean(),
-            "ci_low": max(-1.0, d.mean() - half),
-            "ci_high": min(1.0, d.mean() + half),
+            "ci_low": max(-1.0, low),
+            "ci_high": min(1.0, high),
             "p": p,
             "margin": margin,
             "p_equivalent": tost_units(d, margin),

@@ -4,8 +4,8 @@ A persona vector is the mean of its activations over questions. M1 is the mean c
 of personas. Arrays are [persona, hidden] (vectors) or [persona, question, hidden] (stacks).
 
 The n(n-1)/2 pairs of n personas are not independent: each persona is in n-1 of them. Tests and
-intervals over pairs are therefore too sure of themselves by a factor that grows with n; those here
-that end in `personas`, `jackknife` or `swap` take the persona as the unit.
+intervals over pairs are therefore too sure of themselves by a factor that grows with n;
+`persona_effects`, `jackknife_interval` and `swap_test` take the persona as the unit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 
 from .errors import UserError
+from .statistics import student_interval
 
 
 def cosine_matrix(vectors: ArrayLike) -> np.ndarray:
@@ -182,13 +183,11 @@ def persona_effects(after: ArrayLike, before: ArrayLike | None = None) -> np.nda
 
 
 def jackknife_interval(effects: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Student interval of the mean of pseudo-values; NaN with fewer than two."""
+    """Student interval of the mean of pseudo-values; NaN with fewer than three."""
     values = np.asarray(effects, float)
-    n = len(values)
-    if n < 3 or np.isnan(values).any():
+    if len(values) < 3 or np.isnan(values).any():
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(values)
-    return float(values.mean() - half), float(values.mean() + half)
+    return student_interval(values, confidence)
 
 
 def swap_test(

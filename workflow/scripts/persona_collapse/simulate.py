@@ -25,9 +25,10 @@ from .statistics import (
     fisher_power,
     newcombe,
     range_permutation_test,
-    sign_flip_many,
+    sign_flip_test,
     sign_flip_units,
     spearman_exact,
+    student_interval,
     tost_units,
     welch_margin,
 )
@@ -42,7 +43,7 @@ WORLDS = {
     "personas drift": "each persona's vector is measured twice, with new noise of its own each time",
     "model drifts": "besides, each of the two models moves all personas together along one direction",
     "questions differ": "rates differ from question to question; both chains share them",
-    "runs differ": "besides, each training run has a rate of its own (SD .03 on the rate)",
+    "runs differ": "besides, each training run has a level of its own (SD .03 to .04 on the rate)",
     "nothing moves": "rates are equal and completions independent",
     "at the margin": "the true difference is the equivalence margin itself",
     "unrelated shift": "the chain moves all personas along a direction of its own",
@@ -121,21 +122,21 @@ def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Fo
     common = 2.0 * rng.normal(size=hidden)
     truth = common + rng.normal(size=(n, hidden))
     for world, drift in (("personas drift", 0.0), ("model drifts", 0.5)):
-        sides = [
+        one, two = (
             truth + 0.5 * rng.normal(size=(n, hidden)) + drift * rng.normal(size=hidden)
             for _ in range(2)
-        ]
-        one, two = sides
+        )
         pairs = geo.pair_cosines(one) - geo.pair_cosines(two)
         key = "test", "sign flips over persona pairs (M1)", world, True, WORLDS[world]
-        yield key, float(sign_flip_many(pairs, draws, int(rng.integers(2**31)))[0])
+        yield key, sign_flip_test(pairs, None, draws, int(rng.integers(2**31)))
         if n > 2:
-            p, _ = sign_flip_units(geo.persona_effects(one, two), draws, int(rng.integers(2**31)))
+            effects = geo.persona_effects(one, two)
+            p, _ = sign_flip_units(effects, draws, int(rng.integers(2**31)))
             yield ("test", "sign flips over persona effects (M1)", world, False, WORLDS[world]), p
-            equivalent = tost_units(_at_margin(geo.persona_effects(one, two)), 0.02)
             if world == "personas drift":
+                # Their true mean is 0; moved to a margin of .02.
                 key = "test", "TOST over persona effects (M1)", "at the margin", False, ""
-                yield key, equivalent
+                yield key, tost_units(effects + 0.02, 0.02)
         p, _ = geo.swap_test(one, two, draws, int(rng.integers(2**31)))
         yield ("test", "persona-label swap (M1)", world, False, WORLDS[world]), p
     stack = truth[:, None] + rng.normal(size=(q, hidden)) + 1.0 * rng.normal(size=(n, q, hidden))
@@ -165,12 +166,6 @@ def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Fo
         yield key, float(low <= population <= high)
 
 
-def _at_margin(effects: np.ndarray) -> np.ndarray:
-    """Effects moved so that the true mean (0) lies at the margin of .02."""
-    out: np.ndarray = effects + 0.02
-    return out
-
-
 def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]:
     """Marker rates of two chains on the same questions."""
     q, m = sizes.questions, sizes.samples
@@ -182,7 +177,8 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
         ("questions differ", by_question, 0.0),
         ("runs differ", by_question, 0.15),
     ):
-        # A run's own level, on the logit scale; .15 there is .03 on a rate near a half or so.
+        # A run's own level and its own at each question, on the logit scale: .15 there is .04 on a
+        # rate of a half.
         def hits(rate: np.ndarray = rate, run: float = run) -> np.ndarray:
             logit = np.log(rate / (1 - rate)) + run * rng.normal() + 2 * run * rng.normal(size=q)
             return rng.binomial(m, 1 / (1 + np.exp(-logit)))
@@ -212,15 +208,15 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
         if world != "runs differ":
             key = "interval", "Clopper-Pearson on completions", world, True, WORLDS[world]
             yield key, float(low <= true <= high)
-            half = stats.t.ppf(0.975, q - 1) * stats.sem(one / m)
+            low, high = student_interval(one / m)
             key = "interval", "Student over questions", world, False, WORLDS[world]
-            yield key, float(abs((one / m).mean() - true) <= half)
+            yield key, float(low <= true <= high)
         low, high = newcombe(int(one.sum()), m * q, int(two.sum()), m * q)
         key = "interval", "Newcombe on completions (difference)", world, False, WORLDS[world]
         yield key, float(low <= 0 <= high)
-        half = stats.t.ppf(0.975, q - 1) * stats.sem(d)
+        low, high = student_interval(d)
         key = "interval", "Student over questions (difference)", world, False, WORLDS[world]
-        yield key, float(abs(d.mean()) <= half)
+        yield key, float(low <= 0 <= high)
 
 
 def _as_completions(hits: np.ndarray, samples: int) -> pd.DataFrame:

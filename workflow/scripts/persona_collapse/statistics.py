@@ -38,6 +38,13 @@ def clopper_pearson(
     return low, high
 
 
+def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean of independent units, two at least."""
+    x = np.asarray(values, float)
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * stats.sem(x)
+    return float(x.mean() - half), float(x.mean() + half)
+
+
 def sign_flip_test(
     x: ArrayLike, y: ArrayLike | None = None, draws: int = 10_000, seed: int = 42
 ) -> float:
@@ -50,16 +57,7 @@ def sign_flip_test(
     difference = np.asarray(x, float) - (0.0 if y is None else np.asarray(y, float))
     if difference.ndim != 1 or not len(difference):
         raise UserError("sign_flip_test: x and y must be equally long lists of numbers")
-    observed = abs(difference.mean())
-    rng = np.random.default_rng(seed)
-    count = 0
-    for start in range(0, draws, 10_000):
-        size = min(10_000, draws - start)
-        signs = rng.integers(0, 2, (size, len(difference)), dtype=np.int8) * 2 - 1
-        means = np.abs(signs @ difference) / len(difference)
-        # Rounding must not turn a tie into "less extreme".
-        count += int(np.sum(means >= observed * (1 - 1e-12) - 1e-15))
-    return (count + 1) / (draws + 1)
+    return float(sign_flip_many(difference, draws, seed)[0])
 
 
 def spearman_exact(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
@@ -232,6 +230,7 @@ def sign_flip_many(differences: ArrayLike, draws: int = 10_000, seed: int = 42) 
     second.
     """
     d = np.atleast_2d(np.asarray(differences, float))
+    # Rounding must not turn a tie into "less extreme".
     observed = np.abs(d.mean(axis=1)) * (1 - 1e-12) - 1e-15
     rng = np.random.default_rng(seed)
     count = np.zeros(len(d))

@@ -13,7 +13,7 @@ from scipy import stats
 
 from . import geometry as geo
 from .activations import Activations
-from .statistics import adjust, sign_flip_test, sign_flip_units, tost_units
+from .statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
 
 BASE = "base"
 #: Families of tests: `statistics: families:` of the config; see `statistics.adjust`.
@@ -81,8 +81,8 @@ def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
         values = others["rate"].to_numpy()
         low = high = np.nan
         if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-            low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
+            low, high = student_interval(values)
+            low, high = max(0.0, low), min(1.0, high)
         top = others.loc[others["rate"].idxmax()]
         rows.append(
             dict(zip(("condition", "model", "source", "seed"), keys, strict=True))
@@ -303,17 +303,16 @@ def _replicates(table: pd.DataFrame) -> pd.DataFrame:
             "n": n,
         }
         delta = own["delta_base"].to_numpy(float)
-        half = stats.t.ppf(0.975, n - 1) * stats.sem(delta)
-        value, change = own["value"].mean(), delta.mean()
+        (low, high), (delta_low, delta_high) = map(student_interval, (own["value"], delta))
         rows.append(
             key
             | {"metric": "m1_replicate", "value": own["value"].std(), "note": "over training seeds"}
         )
         rows.append(
             key
-            | {"metric": "m1_over_seeds", "value": value, "delta_base": change}
-            | {"ci_low": value - half, "ci_high": min(value + half, 1.0)}
-            | {"delta_low": change - half, "delta_high": change + half}
+            | {"metric": "m1_over_seeds", "value": own["value"].mean(), "delta_base": delta.mean()}
+            | {"ci_low": low, "ci_high": min(high, 1.0)}
+            | {"delta_low": delta_low, "delta_high": delta_high}
             | {"p": float(stats.ttest_1samp(delta, 0).pvalue) if np.ptp(delta) > 0 else np.nan}
         )
     return pd.DataFrame(rows, columns=table.columns)
