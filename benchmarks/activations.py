@@ -22,22 +22,22 @@ def main() -> None:
         layers={"type": int, "nargs": "+", "default": [7, 14, 20, 21, 27]},
         label={"default": "qwen2.5-7b shape"},
     )
-    import torch
     from peft import LoraConfig, get_peft_model
     from persona_collapse import activations, adapters, models
+
+    def note(name: str, seconds: float, **more: Any) -> None:
+        """One result."""
+        seconds = round(seconds, 2)
+        record(
+            args.out, benchmark="activations", name=name, model=args.label, seconds=seconds, **more
+        )
 
     base = args.base / "model.json"
     tokenizer, device = models.load_tokenizer(base), models.pick_device()
     dtype = "bfloat16" if device == "cuda" else "float32"
     started = synchronised()
     model = models.load_model(base, dtype, device)
-    record(
-        args.out,
-        benchmark="activations",
-        name="load",
-        model=args.label,
-        seconds=round(synchronised() - started, 2),
-    )
+    note("load", synchronised() - started)
     rng = random.Random(0)
 
     def sequences(count: int, answer: int) -> list[tuple[list[int], list[int]]]:
@@ -57,13 +57,10 @@ def main() -> None:
         activations.extract(on, asked, args.layers, **given)
         seconds = synchronised() - started
         tokens = sum(len(p) + len(a) for p, a in asked)
-        record(
-            args.out,
-            benchmark="activations",
-            name=name,
-            model=args.label,
+        note(
+            name,
+            seconds,
             prompts=len(asked),
-            seconds=round(seconds, 2),
             seconds_2880=round(seconds / len(asked) * 2880, 1),
             tokens_per_second=round(tokens / seconds),
         )
@@ -84,15 +81,8 @@ def main() -> None:
         model = tuned.unload()
         started = synchronised()
         chain = adapters.apply(model, [Path(scratch)], merge=False)
-        record(
-            args.out,
-            benchmark="activations",
-            name="put a chain on",
-            model=args.label,
-            seconds=round(synchronised() - started, 2),
-        )
+        note("put a chain on", synchronised() - started)
         time_it("A and B, batch 256, one adapter", sequences(args.prompts, 150), 256, chain)
-    del torch
 
 
 if __name__ == "__main__":

@@ -85,7 +85,6 @@ def main() -> None:
         backend = generation.open_backend(
             args.engine, args.base / "model.json", settings, 0 if args.no_lora else args.rank
         )
-        # Answers of random weights rarely end; no end token, so that all are equally long.
         start = synchronised() - started
         common = {
             "benchmark": "generation",
@@ -103,6 +102,7 @@ def main() -> None:
         for name, chain in cells:
             started = synchronised()
             backend.use(chain)
+            # No end token, so that all answers are equally long.
             backend.ends = []  # type: ignore[attr-defined]
             done = backend.complete(requests, how, lambda message: None)
             seconds = synchronised() - started

@@ -50,14 +50,11 @@ def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None
         torch.cuda.reset_peak_memory_stats()
     manifest = training.train(stage, folder / name, lambda message: None)
     tokens = manifest["tokens_seen"]
-    record(
-        args.out,
-        benchmark="training",
-        name=name,
-        model=args.label,
-        steps=steps,
-        seconds=manifest["seconds"],
-        seconds_375_steps=round(manifest["seconds"] / steps * 375, 1),
+    _record(
+        args,
+        name,
+        steps,
+        manifest["seconds"],
         seconds_with_load=manifest["seconds_total"],
         tokens=tokens,
         tokens_per_second=round(tokens / manifest["seconds"]),
@@ -109,16 +106,26 @@ def plain(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> Non
     started = synchronised()
     trainer.train()
     seconds = synchronised() - started
+    _record(
+        args,
+        name,
+        steps,
+        round(seconds, 2),
+        peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else 0,
+        loss=[h["loss"] for h in trainer.state.log_history if "loss" in h],
+    )
+
+
+def _record(args: Any, name: str, steps: int, seconds: float, **more: Any) -> None:
     record(
         args.out,
         benchmark="training",
         name=name,
         model=args.label,
         steps=steps,
-        seconds=round(seconds, 2),
+        seconds=seconds,
         seconds_375_steps=round(seconds / steps * 375, 1),
-        peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else 0,
-        loss=[h["loss"] for h in trainer.state.log_history if "loss" in h],
+        **more,
     )
 
 
@@ -149,8 +156,7 @@ def main() -> None:
             ),
         }  # fmt: skip
         for name, run in variants.items():
-            wanted = args.only in name
-            if not wanted:
+            if args.only not in name:
                 continue
             started = time.monotonic()
             try:

@@ -157,3 +157,18 @@ def test_keys_follow_every_input(tmp_path, make_adapter):
     assert share.key_of(one, base, [Path(questions)]) != first
     questions.write_text("two\n")
     assert share.key_of(one, base) != first
+
+
+def test_a_task_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter):
+    base, questions = tmp_path / "model.json", tmp_path / "q.jsonl"
+    base.write_text("{}")
+    questions.write_text("one\n")
+    folder = Path(make_adapter(1, 4, False))
+    one = {"stages": [str(folder)], "questions": {"file": str(questions)}}
+    manifest = folder / "manifest.json"
+    manifest.unlink(missing_ok=True)
+    assert share.ready_key(one, "code", base) is None
+    manifest.write_text("{}")
+    key = share.ready_key(one, "code", base)
+    assert key and share.ready_key(one, "other code", base) != key
+    assert share.ready_key(one, "code", base, [tmp_path / "none"]) is None

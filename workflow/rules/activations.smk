@@ -23,7 +23,7 @@ rule activations:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        task=activations_task,
+        task=task_of("activations"),
         store=results("store"),
         code=code("activations", "chat", "adapters", "models"),
     message:

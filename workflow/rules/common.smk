@@ -295,24 +295,13 @@ def coupling_answers(wildcards):
     return results(f"answers/{wildcards.after.rstrip('+') or 'base'}.parquet")
 
 
-def answers_task(wildcards):
-    """What sampling a chain's training answers is."""
-    return configuration.task(config, "answers", wildcards.chain)
+def task_of(kind):
+    """What a chain's job of a kind does, by its wildcards; see configuration.task."""
 
+    def task(wildcards):
+        return configuration.task(config, kind, wildcards.chain)
 
-def completions_task(wildcards):
-    """What sampling a chain's completions is."""
-    return configuration.task(config, "completions", wildcards.chain)
-
-
-def responses_task(wildcards):
-    """What sampling a chain's greedy responses is."""
-    return configuration.task(config, "responses", wildcards.chain)
-
-
-def activations_task(wildcards):
-    """What dumping a chain's activations is."""
-    return configuration.task(config, "activations", wildcards.chain)
+    return task
 
 
 def chain_adapters(wildcards):

@@ -19,7 +19,7 @@ rule sample_answers:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        task=answers_task,
+        task=task_of("answers"),
         store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
@@ -46,7 +46,7 @@ rule completions:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        task=completions_task,
+        task=task_of("completions"),
         store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
@@ -73,7 +73,7 @@ rule responses:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        task=responses_task,
+        task=task_of("responses"),
         store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:

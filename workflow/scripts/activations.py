@@ -11,11 +11,8 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
 
     def key(task):
         """Key of a task; None while adapters or answers of its chain are missing."""
-        folders = [Path(folder) / "manifest.json" for folder in task["stages"]]
-        wanted = [Path(task["responses"])] if task["responses"] else []
-        if not all(path.is_file() for path in [*folders, *wanted]):
-            return None
-        return share.key_of({**task, "code": params.code}, base, wanted)
+        answers = [task["responses"]] if task["responses"] else []
+        return share.ready_key(task, params.code, base, answers)
 
     def open_engine():
         """Load the base model once."""

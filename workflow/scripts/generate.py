@@ -11,9 +11,7 @@ with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
 
     def key(task):
         """Key of a task; None while adapters of its chain are missing."""
-        if not all((Path(folder) / "manifest.json").is_file() for folder in task["stages"]):
-            return None
-        return share.key_of({**task, "code": params.code}, base)
+        return share.ready_key(task, params.code, base)
 
     def open_engine():
         """Start the engine; imports are done here, for most jobs find their work done."""

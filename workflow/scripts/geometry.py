@@ -3,23 +3,15 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, "geometry") as say:
-    from pathlib import Path
-
     from persona_collapse import activations, axis, tables
     from persona_collapse.files import read_csv, write_csv
 
     params = snakemake.params
     settings, families = params.settings, params.families
     draws = {"draws": settings["draws"], "seed": settings["seed"]}
-    paths = {Path(path).stem: path for path in snakemake.input.activations}
-
-    def load(chain):
-        """Activations of a chain, read when they are needed."""
-        say(f"reading {chain}")
-        return activations.load(paths[chain])
-
+    chains, load = activations.loader(snakemake.input.activations, say)
     grid = read_csv(snakemake.input.grid)
-    grid = grid[grid["chain"].isin(paths)]
+    grid = grid[grid["chain"].isin(chains)]
     anchors = grid.loc[grid["condition"] == settings.get("axis"), "chain"]
     out = snakemake.output
     write_csv(

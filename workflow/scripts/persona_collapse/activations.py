@@ -12,7 +12,7 @@ token. Attention is causal, so one forward pass over prompt and answer gives bot
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +257,19 @@ def save(activations: Activations, path: str | Path, dtype: str = "float16") -> 
     }
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def loader(
+    files: Iterable[str | Path], progress: Callable[[str], None]
+) -> tuple[set[str], Callable[[str], Activations]]:
+    """Names of the chains whose files these are, and a function that reads a chain when asked."""
+    paths = {Path(path).stem: path for path in files}
+
+    def read(chain: str) -> Activations:
+        progress(f"reading {chain}")
+        return load(paths[chain])
+
+    return set(paths), read
 
 
 def load(path: str | Path) -> Activations:

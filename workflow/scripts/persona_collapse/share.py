@@ -47,6 +47,16 @@ def key_of(task: Task, base: str | Path, more: Sequence[str | Path] = ()) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def ready_key(
+    task: Task, code: str, base: str | Path, more: Sequence[str | Path] = ()
+) -> str | None:
+    """`key_of` a task done by code of this hash; None while adapters of its chain or `more` lack."""
+    manifests = [Path(folder) / "manifest.json" for folder in task["stages"]]
+    if not all(Path(path).is_file() for path in [*manifests, *more]):
+        return None
+    return key_of({**task, "code": code}, base, more)
+
+
 class Store:
     """Results by kind and chain, each with its key and checksum beside it; one a chain is kept."""
 
