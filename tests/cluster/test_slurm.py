@@ -55,7 +55,7 @@ class Workflow:
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.folder,
-            stdout=open(self.said, "w"),  # noqa: SIM115
+            stdout=open(self.said, "w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
             # A test runner in the background ignores SIGINT, and so would what it starts.
