@@ -190,7 +190,7 @@ def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(sm
     assert rules(jobs.values()) == sorted(["prepare", "train_one", "train_two", *twice])
     assert jobs[cancelled]["state"] == "CANCELLED"
     first, second = (j["memory"] for j in jobs.values() if j["comment"].endswith("hangs"))
-    assert (first, second) == ("32000M", "64000M")
+    assert (first, second) == ("32000M", "62.50G")  # that is 64000M
     # A GPU for each job with a model, none for others, and both were in use.
     asked = {job["comment"]: job["gpus"] for job in jobs.values()}
     assert asked.pop("rule_prepare") == "N/A"
