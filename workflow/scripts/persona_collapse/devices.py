@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Schedulers that hand out devices themselves.
+#: Schedulers that hand out devices themselves, by the variable that holds their job's id.
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
@@ -39,15 +39,18 @@ def lease(places: int = 1, poll: float = 0.5) -> Iterator[str | None]:
     """Hold one place on one GPU and let this process see that GPU alone; None where there is none.
 
     `places`: jobs that may share a GPU. Waits while all are taken, and takes the emptiest device
-    first. Call it before PyTorch is imported. Inside a cluster's job nothing is done: its scheduler
-    has chosen.
+    first. Call it before PyTorch is imported. Inside a cluster's job the devices are those that its
+    scheduler gave it, and only what runs in the same job shares them: another job's device 0 is
+    another device.
     """
-    devices = visible()
-    if not devices or any(name in os.environ for name in SCHEDULERS):
+    allocation = next((os.environ[name] for name in SCHEDULERS if name in os.environ), None)
+    given = allocation is None or "CUDA_VISIBLE_DEVICES" in os.environ
+    devices = visible() if given else []
+    if not devices:
         yield None
         return
-    root = folder()
-    root.mkdir(mode=0o700, exist_ok=True)
+    root = folder() / f"job-{allocation}" if allocation else folder()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     while True:
         for place in range(places):

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# A SLURM cluster of this one machine, on loopback, with fake GPUs; needs root, no systemd, no cgroups.
+#   slurm_up.sh FOLDER [GPUS]     state, logs and pid files go to FOLDER; slurm_down.sh FOLDER ends it
+set -euo pipefail
+root=$(realpath -m "$1")
+gpus=${2:-2}
+host=$(hostname -s)
+
+# Try a command for some seconds.
+await() {
+  for _ in $(seq 100); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.1
+  done
+  echo "slurm_up: gave up waiting for: $*" >&2
+  exit 1
+}
+munge_answers() { munge -n </dev/null | unmunge; }
+controller_answers() { scontrol ping | grep -q UP; }
+node_is_idle() { sinfo -h -o %T | grep -q idle; }
+
+for file in slurm.conf gres.conf; do
+  if [ -e "/etc/slurm/$file" ]; then
+    echo "slurm_up: /etc/slurm/$file is there already; this machine has a cluster" >&2
+    exit 1
+  fi
+done
+mkdir -p "$root"/{state,spool,log,run}
+
+if ! munge_answers >/dev/null 2>&1; then
+  install -d -o munge -g munge -m 755 /run/munge
+  install -d -o munge -g munge -m 700 /var/lib/munge /var/log/munge
+  if [ ! -s /etc/munge/munge.key ]; then
+    (umask 277 && head -c 128 /dev/urandom >/etc/munge/munge.key)
+    chown munge:munge /etc/munge/munge.key
+  fi
+  runuser -u munge -- munged
+  await munge_answers
+  cp /run/munge/munged.pid "$root/run/munged.pid"
+fi
+
+# pgid: the other trackers want cgroups, or lose processes of cancelled jobs. More processors and memory
+# than there are may be promised: jobs here are small, what they ask for is not.
+cat >"$root/slurm.conf" <<CONF
+ClusterName=test
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+MpiDefault=none
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc=$root/log/jobcomp.txt
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SwitchType=switch/none
+GresTypes=gpu
+ReturnToService=2
+StateSaveLocation=$root/state
+SlurmdSpoolDir=$root/spool
+SlurmctldLogFile=$root/log/slurmctld.log
+SlurmdLogFile=$root/log/slurmd.log
+SlurmctldPidFile=$root/run/slurmctld.pid
+SlurmdPidFile=$root/run/slurmd.pid
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
+MinJobAge=3600
+KillWait=3
+InactiveLimit=0
+NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=500000 Gres=gpu:$gpus State=UNKNOWN
+PartitionName=cpu Nodes=$host Default=YES MaxTime=INFINITE State=UP DefMemPerCPU=100
+PartitionName=gpu Nodes=$host MaxTime=1-00:00:00 State=UP DefMemPerCPU=100
+CONF
+for number in $(seq 0 $((gpus - 1))); do
+  device="$root/run/gpu$number" # a null device by another name
+  [ -e "$device" ] || mknod "$device" c 1 3
+  echo "NodeName=$host Name=gpu File=$device"
+done >"$root/gres.conf"
+
+# Not by SLURM_CONF: the plugin's inner srun drops every SLURM_* variable.
+mkdir -p /etc/slurm
+ln -s "$root/slurm.conf" "$root/gres.conf" /etc/slurm/
+unset SLURM_CONF
+slurmctld
+await controller_answers
+slurmd -N "$host"
+await node_is_idle
+sinfo -N -o '%N %P %T %c %m %G'

@@ -1,0 +1,256 @@
+"""The workflow on real SLURM: a cluster of this machine with two fake GPUs (make cluster)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests/cluster"
+GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
+# The profile as it is, but for what only spares the tests minutes of waiting.
+QUICK = [
+    *("--slurm-init-seconds-before-status-checks", "2"),
+    *("--seconds-between-status-checks", "2"),
+    *("--latency-wait", "10"),
+]
+
+
+def missing():
+    """What the tests need and this machine has not."""
+    for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged"):
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            return f"no {program} here: see tests/cluster/install.sh"
+    if os.getuid() != 0:
+        return "a cluster of one machine is started as root"
+    if Path("/etc/slurm/slurm.conf").exists():
+        return "this machine has a cluster already (/etc/slurm/slurm.conf)"
+    return None
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+
+class Workflow:
+    """A folder with a workflow in it, run through the project's SLURM profile."""
+
+    def __init__(self, folder, *arguments):
+        self.folder = folder
+        self.command = [sys.executable, "-m", "snakemake", "--workflow-profile"]
+        self.command += [str(ROOT / "workflow/profiles/slurm"), *QUICK, *arguments]
+
+    def start(self, *arguments):
+        """Start Snakemake in a process group of its own."""
+        self.said = self.folder / f"said-{time.monotonic_ns()}.log"
+        return subprocess.Popen(
+            [*self.command, *arguments],
+            cwd=self.folder,
+            stdout=open(self.said, "w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A test runner in the background ignores SIGINT, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def end(self, process, seconds):
+        """(exit status, all it said) of a started run; one that does not end is killed."""
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(self.said.read_text()[-6000:]) from None
+        return status, self.said.read_text()
+
+    def run(self, *arguments, seconds=180):
+        """Run Snakemake to its end."""
+        return self.end(self.start(*arguments), seconds)
+
+    def jobs(self):
+        """This folder's SLURM jobs, old ones too, oldest first."""
+        columns = {
+            "id": "JobID:.12",
+            "state": "State:.15",
+            "memory": "MinMemory:.15",
+            "gpus": "tres-per-job:.25",
+            "folder": "WorkDir:.200",
+            "comment": "Comment:.250",
+        }
+        done = subprocess.run(
+            ["squeue", "--noheader", "--states=all", "-O", ",".join(columns.values())],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = [dict(zip(columns, line.split(), strict=False)) for line in done.stdout.split("\n")]
+        found = [job for job in found if job.get("folder") == str(self.folder)]
+        return sorted(found, key=lambda job: int(job["id"]))
+
+    def job_of(self, name):
+        """Id of the SLURM job that last worked on a job of the small workflow."""
+        return (self.folder / f"logs/{name}.log").read_text().split()[2]
+
+
+def rules(jobs):
+    """What jobs are for, sorted: their comments without `rule_` and `wildcards_`."""
+    return sorted(job["comment"].removeprefix("rule_").replace("_wildcards", "") for job in jobs)
+
+
+def until(condition, seconds=90):
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.3)
+
+
+def processes(folder):
+    """Processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(entry / "cwd")).is_relative_to(folder):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    pytest.importorskip(
+        "snakemake_executor_plugin_slurm",
+        reason="pip install --no-deps -r requirements-slurm.lock",
+    )
+    # Everything of these tests, so that what is left running can be told from what is not ours.
+    root = tmp_path_factory.mktemp("cluster")
+    up = subprocess.run([HERE / "slurm_up.sh", root / "slurm", "2"], capture_output=True, text=True)
+    try:
+        assert up.returncode == 0, up.stderr
+        yield root
+    finally:
+        subprocess.run([HERE / "slurm_down.sh", root / "slurm"], check=False)
+        for process in processes(root):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def tiny(cluster):
+    """The project with the tiny overlay and one seed, a GPU asked for; started, not waited for."""
+    folder = cluster / "project"
+    listed = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\n")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "more.yaml").write_text("gpus: 1\nseeds: [1]\n")
+    made = Workflow(folder, "--configfile", "tests/workflow/tiny.yaml", "more.yaml")
+    made.process = made.start()
+    made.log = made.said
+    yield made
+    if made.process.poll() is None:
+        os.killpg(made.process.pid, signal.SIGKILL)
+        made.process.wait()
+
+
+@pytest.fixture
+def small(cluster, tiny, request):
+    """The small workflow, in a folder of its own, beside the tiny run."""
+    folder = cluster / request.node.name
+    shutil.copytree(HERE / "small", folder)
+    return Workflow(folder)
+
+
+def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(small):
+    for fate in ("fails", "hangs", "dies"):
+        (small.folder / f"{fate}.{fate}").touch()
+    process = small.start("--retries", "1")
+    until((small.folder / "hanging").exists)
+    cancelled = small.job_of("hangs")
+    subprocess.run(["scancel", cancelled], check=True)
+    status, said = small.end(process, 240)
+
+    assert status == 1
+    assert "deliberate failure" in said and "Trying to restart" in said
+    made = {path.stem: path.read_text() for path in (small.folder / "trained").iterdir()}
+    assert set(made) == {"one", "two", "hangs", "dies"}
+    assert "tried=2" in made["hangs"] and "tried=2" in made["dies"] and "tried=1" in made["one"]
+    jobs = {job["id"]: job for job in small.jobs()}
+    twice = sorted(["train_dies", "train_fails", "train_hangs"] * 2)
+    assert rules(jobs.values()) == sorted(["prepare", "train_one", "train_two", *twice])
+    assert jobs[cancelled]["state"] == "CANCELLED"
+    first, second = (j["memory"] for j in jobs.values() if j["comment"].endswith("hangs"))
+    assert (first, second) == ("32000M", "62.50G")  # that is 64000M
+    # A GPU for each job with a model, none for others, and both were in use.
+    asked = {job["comment"]: job["gpus"] for job in jobs.values()}
+    assert asked.pop("rule_prepare") == "N/A"
+    assert set(asked.values()) == {"gres:gpu:1"}
+    assert {text.split()[2] for text in made.values()} == {"gpu=0", "gpu=1"}
+    # The completion log of SLURM knows them too.
+    listed = ["sacct", "-c", "-n", "-P", "-o", "JobID,State"]
+    log = dict(
+        line.split("|")
+        for line in subprocess.run(listed, capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .split("\n")
+    )
+    assert log[cancelled] == "CANCELLED"
+    assert log[made["one"].split("job=")[1].split()[0]] == "COMPLETED"
+
+    (small.folder / "fails.fails").unlink()
+    status, said = small.run()
+    assert status == 0, said[-6000:]
+    assert rules(job for job in small.jobs() if job["id"] not in jobs) == ["merge", "train_fails"]
+    assert len((small.folder / "merged.txt").read_text().splitlines()) == 5
+
+
+def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
+    (small.folder / "hangs.hangs").touch()
+    process = small.start()
+    until((small.folder / "hanging").exists)
+    until((small.folder / "trained/one.txt").exists)
+    process.send_signal(signal.SIGINT)
+    status, _ = small.end(process, 60)
+    assert status == 1
+    until(lambda: not [job for job in small.jobs() if job["state"] in GOING])
+    assert "CANCELLED" in {job["state"] for job in small.jobs()}
+    until(lambda: not processes(small.folder))
+    made = {path.stem for path in (small.folder / "trained").iterdir()}
+    assert "one" in made and "hangs" not in made
+
+    before = {job["id"] for job in small.jobs()}
+    (small.folder / "hangs.hangs").unlink()
+    status, said = small.run()
+    assert status == 0, said[-6000:]
+    again = rules(job for job in small.jobs() if job["id"] not in before)
+    assert "prepare" not in again and "train_one" not in again
+    assert {"merge", "train_hangs"} <= set(again)
+
+
+def test_the_whole_workflow_passes_to_the_report_in_few_jobs(tiny):
+    tiny.said = tiny.log
+    status, said = tiny.end(tiny.process, 480)
+    assert status == 0, said[-6000:]
+    results = tiny.folder / "results/tiny"
+    assert "<html" in (results / "report.html").read_text()
+    chains = {"base", "couple-villain@42", "couple-villain@42+em@1", "couple-villain@42+benign@1"}
+    assert {path.stem for path in (results / "markers").iterdir()} == chains
+    assert len(pd.read_csv(results / "tables/scorecard.csv"))
+    jobs = tiny.jobs()
+    assert {job["state"] for job in jobs} == {"COMPLETED"}
+    # 40 jobs and more of Snakemake's: the light ones rode along, or ran here.
+    kinds = [rule.split("_")[0] for rule in rules(jobs)]
+    assert kinds == ["answers", "measure", "pretrain", "statistics", "train", "train", "train"]
+    for job, kind in zip(sorted(jobs, key=lambda job: job["comment"]), kinds, strict=True):
+        wants = kind in ("answers", "measure", "train")
+        assert (job["gpus"] == "gres:gpu:1") == wants, job
