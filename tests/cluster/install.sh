@@ -9,5 +9,6 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
+timeout 120 apt-get update -qq &&
+  timeout 300 apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null ||
+  echo "cluster tests: apt-get could not install slurm-wlm and munge; they are skipped now"
