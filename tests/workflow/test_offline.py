@@ -1,0 +1,27 @@
+"""A machine that computes without internet: fetch first, then nothing needs the network."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_fetch_makes_the_model_and_the_data_and_nothing_else(project):
+    assert {"base/model.json", "data/em.jsonl", "data/benign.jsonl"} <= project.fetched
+    assert not [name for name in project.fetched if name.startswith(("models/", "data/couple"))]
+
+
+def test_all_that_follows_runs_where_there_is_no_network(project):
+    # The fixture ran it; with the kernel's own word for "no network" where that may be had.
+    assert project.path("report.html").is_file()
+    if not project.isolated:
+        pytest.skip("unshare -n is not permitted here; the next test's watch is all there is")
+
+
+def test_no_later_job_even_tries_a_connection_or_listens(project):
+    assert project.watched.count("started") > 30  # one a job at least: the watch was there
+    tried = [line for line in project.watched if line != "started"]
+    # Unix sockets have a path for an address; an empty bind is loopback's or none.
+    inet = [line for line in tried if re.search(r"socket\.\w+ .*[(,] ?\d+|getaddrinfo|gethost", line)]
+    assert inet == []
