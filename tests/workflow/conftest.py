@@ -104,7 +104,7 @@ def project(tmp_path_factory) -> Project:
     """
     folder = copy_project(tmp_path_factory.mktemp("project"))
     made = Project(folder, ROOT / "tests/workflow/tiny.yaml")
-    made.snakemake("fetch")
+    made.snakemake("--", "fetch")
     made.fetched = {str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")}
     hook = tmp_path_factory.mktemp("watcher")
     (hook / "sitecustomize.py").write_text(WATCHER)
