@@ -25,8 +25,8 @@ RUN pip install --no-cache-dir -r requirements.lock \
 COPY Snakefile ./
 COPY config config
 COPY envs envs
-COPY profiles profiles
 COPY workflow workflow
+RUN ln -s workflow/profiles profiles
 
 # Caches of libraries and, where the container is read-only but for a bind mount, the home folder.
 ENV HOME=/tmp PYTHONUNBUFFERED=1

@@ -22,7 +22,7 @@ def test_it_copies_files_that_git_holds_and_all_that_a_run_reads():
     copied = [word for step, rest in STEPS if step == "COPY" for word in rest.split()[:-1]]
     for name in copied:
         assert any(f == name or f.startswith(f"{name}/") for f in listed), name
-    assert {"Snakefile", "config", "envs", "profiles", "workflow", "requirements.lock"} <= set(copied)
+    assert {"Snakefile", "config", "envs", "workflow", "requirements.lock"} <= set(copied)
 
 
 def test_it_installs_the_lock_and_vllm_at_the_environment_s_version_alone():

@@ -15,6 +15,7 @@ SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
 #: Not in the lock, which runs on machines without a GPU.
 GPU_ONLY = {"vllm"}
+KNOWN = packages_distributions() | {"vllm": ["vllm"]}
 
 
 def pins(name):
@@ -102,6 +103,5 @@ def test_every_rule_with_a_script_has_an_environment():
 
 @pytest.mark.parametrize(("rule", "environment", "script"), RULES)
 def test_a_rule_s_environment_holds_what_its_script_imports(rule, environment, script):
-    known = packages_distributions() | {"vllm": ["vllm"]}
-    wanted = {known[name][0].lower() for name in needed(SCRIPTS / f"{script}.py")}
+    wanted = {KNOWN[name][0].lower() for name in needed(SCRIPTS / f"{script}.py")}
     assert wanted - set(pins(environment)) == set()
