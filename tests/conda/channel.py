@@ -67,7 +67,9 @@ def make(channel):
     """Write the channel: two packages and their index."""
     library = HOME / "lib" / NAME
     python = files_below(library, f"lib/{NAME}", UNUSED)
-    python |= {f"bin/{name}": (HOME / "bin" / NAME).resolve() for name in (NAME, "python", "python3")}
+    python |= {
+        f"bin/{name}": (HOME / "bin" / NAME).resolve() for name in (NAME, "python", "python3")
+    }
     python |= {f"lib/{p.name}": p.resolve() for p in (HOME / "lib").glob("libpython*.so*")}
     about = next((library / "site-packages").glob("pip-*.dist-info"))
     pip = files_below(library / "site-packages/pip", "site-packages/pip")

@@ -11,7 +11,16 @@ STEPS = [line.split(maxsplit=1) for line in TEXT.splitlines() if line and line[0
 
 def test_only_known_instructions_from_a_slim_python():
     assert STEPS[0] == ["FROM", "python:3.11-slim"]
-    assert {s for s, _ in STEPS} <= {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "ENV", "ENTRYPOINT", "CMD"}
+    assert {s for s, _ in STEPS} <= {
+        "FROM",
+        "ARG",
+        "RUN",
+        "WORKDIR",
+        "COPY",
+        "ENV",
+        "ENTRYPOINT",
+        "CMD",
+    }
     assert ["ENTRYPOINT", '["snakemake"]'] in STEPS
 
 
@@ -27,7 +36,7 @@ def test_it_copies_files_that_git_holds_and_all_that_a_run_reads():
 
 def test_it_installs_the_lock_and_vllm_at_the_environment_s_version_alone():
     installs = re.findall(r"pip install --no-cache-dir ([^;&]+)", TEXT)
-    assert [i.split() for i in installs][0] == ["-r", "requirements.lock"]
+    assert installs[0].split() == ["-r", "requirements.lock"]
     assert len(installs) == 2 and "-c requirements.lock" in installs[1]
     asked = re.search(r"\$\((grep .*?)\)", installs[1]).group(1)
     found = subprocess.run(["sh", "-c", asked], cwd=ROOT, capture_output=True, text=True).stdout

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -136,7 +137,20 @@ def test_a_chat_template_runs_in_a_sandbox(model, tmp_path):
 
 # --- the config -----------------------------------------------------------------------------------
 
-NAMES = ["x;$(touch sprung)", "a b", "../up", "a/b", "a\n", "a\nb", "-rf", "", ".", "..", "`id`", "a'b"]
+NAMES = [
+    "x;$(touch sprung)",
+    "a b",
+    "../up",
+    "a/b",
+    "a\n",
+    "a\nb",
+    "-rf",
+    "",
+    ".",
+    "..",
+    "`id`",
+    "a'b",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -226,7 +240,7 @@ with job(given, what, online=True) as say:
 class Echo(http.server.BaseHTTPRequestHandler):
     """A hub that fails, and repeats the caller's token in every place an error has."""
 
-    asked: list[str] = []
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self):
         said = self.headers.get("authorization", "")

@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import Project, copy_project
 
 pytestmark = pytest.mark.slow
 
 CONDA = Path(__file__).resolve().parents[1] / "conda"
 #: Notes which interpreter runs; what the environment's python imports is its own or, last, Snakemake's.
 WITNESS = 'import os, sys; open(os.environ["WITNESS"], "a").write(f"{sys.prefix}\\n")\n'
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A copy of the project in which nothing has run: the rule that is tried needs no other."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    return Project(folder, folder / "tests/workflow/tiny.yaml")
 
 
 @pytest.fixture
@@ -30,29 +38,28 @@ def conda(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_use_conda_is_the_same_dag_and_a_rule_runs_in_its_environment(project, conda):
-    without, _ = project.planned("--forceall")
-    assert project.planned("--forceall", "--use-conda")[0] == without
+def test_use_conda_is_the_same_dag_and_a_rule_runs_in_its_environment(fresh, conda):
+    without, _ = fresh.planned("--forceall")
+    assert fresh.planned("--forceall", "--use-conda")[0] == without
 
-    table = project.path("tables/errata.csv")
-    before = pd.read_csv(table)
+    table = fresh.path("tables/errata.csv")
     (conda / "sitecustomize.py").write_text(WITNESS)
-    project.snakemake(
-        *("--use-conda", "--forcerun", "errata", "--", str(table.relative_to(project.folder))),
+    fresh.snakemake(
+        *("--use-conda", "--", str(table.relative_to(fresh.folder))),
         env={"PYTHONPATH": str(conda), "WITNESS": str(conda / "seen")},
     )
-    [made] = (project.folder / ".snakemake/conda").glob("*_/")
+    [made] = (fresh.folder / ".snakemake/conda").glob("*_/")
     assert str(made) in (conda / "seen").read_text().splitlines()
     assert (made / "conda-meta").is_dir() and list(made.glob("lib/python*/site-packages/scipy"))
-    pd.testing.assert_frame_equal(pd.read_csv(table), before)
+    assert len(pd.read_csv(table)) > 3
 
 
-def test_an_unknown_version_stops_the_run_before_any_job(project, conda):
-    file = project.folder / "envs/analysis.yaml"
+def test_an_unknown_version_stops_the_run_before_any_job(fresh, conda):
+    file = fresh.folder / "envs/analysis.yaml"
     before = file.read_text()
     file.write_text(before.replace("python =3.11", "python =9.99"))
     try:
-        done = project.snakemake(
+        done = fresh.snakemake(
             *("--use-conda", "--forcerun", "errata", "--", "results/tiny/tables/errata.csv"),
             check=False,
         )
