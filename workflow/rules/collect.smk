@@ -9,7 +9,6 @@ rule fetch:
     localrule: True
 
 
-
 rule adapters:
     input:
         expand(

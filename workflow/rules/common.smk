@@ -118,9 +118,7 @@ REPORTED = [
 ]
 
 # The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
-fetched = [
-    name for name in configuration.data_used(config) if name in config["data"]
-]
+fetched = [name for name in configuration.data_used(config) if name in config["data"]]
 
 grafted = [
     name
