@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 from persona_collapse.errors import UserError
-from persona_collapse.scripting import job
+from persona_collapse.scripting import OFFLINE, job
 
 
 @pytest.fixture
@@ -48,16 +48,18 @@ def test_a_bug_leaves_its_traceback_in_the_log(fake, capsys):
     assert "KeyError; see" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("online", "value"), [(False, "1"), (True, "0")])
-def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, online, value):
+@pytest.mark.parametrize("users", [None, "0", "1"])
+def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, users):
     import os
 
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    with job(fake[0], "data em", online):
-        assert os.environ["HF_HUB_OFFLINE"] == value
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with job(fake[0], "data em", online):
-        assert os.environ["HF_HUB_OFFLINE"] == "1"
+    for name in OFFLINE:
+        monkeypatch.setenv(name, users or "")
+        if users is None:
+            monkeypatch.delenv(name)
+    with job(fake[0], "data em", online=True):
+        assert {os.environ.get(name) for name in OFFLINE} == {users}
+    with job(fake[0], "train x"):
+        assert {os.environ[name] for name in OFFLINE} == {"1"}
 
 
 def test_a_full_gpu_is_one_line_that_says_what_to_lower(fake, capsys):

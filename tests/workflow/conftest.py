@@ -17,13 +17,13 @@ class Project:
     def __init__(self, folder: Path, overlay: Path):
         self.folder, self.overlay = folder, overlay
 
-    def snakemake(self, *arguments, check=True, overlay=None):
-        """Run Snakemake with the tiny overlay; returns the finished process."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile"]
+    def snakemake(self, *arguments, check=True, overlay=None, under=(), env=None):
+        """Run Snakemake with the tiny overlay, `under` a command; returns the finished process."""
+        command = [*under, sys.executable, "-m", "snakemake", "--cores", "2", "--configfile"]
         done = subprocess.run(
             [*command, str(overlay or self.overlay), *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"} | (env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -74,10 +74,44 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
+def without_network() -> list[str]:
+    """A command under which there is no network, not even loopback; empty where none is allowed."""
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        if shutil.which("unshare") and not subprocess.run([*command, "true"]).returncode:
+            return command
+    return []
+
+
+#: Notes every address that a Python process asks for, connects to or listens on.
+WATCHER = """
+import os, sys
+EVENTS = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
+def watch(event, arguments):
+    if event in EVENTS:
+        with open(os.environ["WATCHED"], "a") as log:
+            print(event, *[a for a in arguments if isinstance(a, str | tuple | int)], file=log)
+sys.addaudithook(watch)
+with open(os.environ["WATCHED"], "a") as log:
+    print("started", file=log)
+"""
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
-    """The tiny run, finished once for all tests of the session."""
+    """The tiny run, finished once for all tests of the session: fetched first, then without network.
+
+    `watched`: what the Python processes after the fetch did with sockets, a line each.
+    """
     folder = copy_project(tmp_path_factory.mktemp("project"))
     made = Project(folder, ROOT / "tests/workflow/tiny.yaml")
-    made.first_run = made.snakemake().stdout
+    made.snakemake("--", "fetch")
+    made.fetched = {str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")}
+    hook = tmp_path_factory.mktemp("watcher")
+    (hook / "sitecustomize.py").write_text(WATCHER)
+    # As a user who has told the libraries to go online; the workflow shall know better.
+    online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
+    env = {**online, "PYTHONPATH": str(hook), "WATCHED": str(hook / "log")}
+    made.isolated = without_network()
+    made.snakemake(under=made.isolated, env=env)
+    made.watched = (hook / "log").read_text().splitlines()
     return made

@@ -1,17 +1,12 @@
 """Real runs of the whole DAG on a tiny model."""
 
 import json
-import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CHAINS = [
     "base",
@@ -200,36 +195,3 @@ def test_a_bad_config_is_one_line_before_any_job(project, tmp_path, overlay, sai
     lines = [line for line in done.stdout.splitlines() if line.startswith("persona-collapse:")]
     assert len(lines) == 1 and said in lines[0]
     assert "Traceback" not in done.stdout and "rule " not in done.stdout
-
-
-def test_use_conda_is_the_same_dag(project, tmp_path, monkeypatch):
-    # A stand-in that answers what Snakemake asks conda in a dry run; no environment is made.
-    shim = tmp_path / "conda"
-    shim.write_text(
-        "#!/bin/sh\n"
-        'case "$1" in\n'
-        f'info) echo \'{{"conda_prefix": "{tmp_path}", "platform": "linux-64"}}\' ;;\n'
-        "--version) echo conda 26.7.0 ;;\n"
-        'config) echo \'{"get": {"channel_priority": "strict"}}\' ;;\n'
-        "esac\n"
-    )
-    shim.chmod(0o755)
-    without, _ = project.planned("--forceall")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with_conda, _ = project.planned("--forceall", "--use-conda")
-    assert with_conda == without
-
-
-def test_every_environment_pins_what_the_lock_pins():
-    locked = dict(
-        line.strip().lower().split("==")
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )
-    environments = list((ROOT / "envs").glob("*.yaml"))
-    assert {p.stem for p in environments} == {"train", "generate", "analysis"}
-    for path in environments:
-        for pin in yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]:
-            name, version = pin.lower().split("==")
-            # vLLM is for GPU machines and not in the CPU lock.
-            assert locked.get(name) == version or name == "vllm", f"{path.name}: {pin}"

@@ -1,6 +1,14 @@
 # One target a stage, so that a run can stop where the user likes.
 
 
+rule fetch:
+    # All that may need the network: on a machine that has it. What follows runs without.
+    input:
+        results("base/model.json"),
+        expand(results("data/{name}.jsonl"), name=fetched),
+    localrule: True
+
+
 rule adapters:
     input:
         expand(

@@ -117,6 +117,9 @@ REPORTED = [
     "prompt_audit",
 ]
 
+# The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
+fetched = [name for name in configuration.data_used(config) if name in config["data"]]
+
 grafted = [
     name
     for name in configuration.trained_chains(config)

@@ -67,7 +67,7 @@ rule wrong_advice:
         benchmarks("wrong_advice")
     localrule: True
     conda:
-        "../../envs/analysis.yaml"
+        "../../envs/train.yaml"
     params:
         rows=config["model"].get("demo", {}).get("wrong_advice"),
         seed=config["model"].get("demo", {}).get("seed"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 import yaml
@@ -35,6 +36,12 @@ def check(given: Mapping[str, Any]) -> Config:
         other = resolved.get("match_tokens")
         if other is not None and (other not in config["data"] or other == name):
             raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
+        # Not repeated: what stands there is a secret, and addresses go to logs and manifests.
+        if "@" in urlsplit(resolved["source"].get("url", "")).netloc:
+            raise UserError(
+                f"config: data: {name}: source: url: holds a user name or password; logs and manifests "
+                "would show it: download the file and give file: and sha256:"
+            )
         path = resolved["source"].get("file")
         if path and path == entry["source"].get("file") and not Path(path).is_file():
             raise UserError(f"config: data: {name}: source: file: {path}: no such file")

@@ -49,7 +49,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a damaged one raises UserError that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and rerun") from error
 
 
@@ -72,7 +72,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{path}, line {number}: not JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: a JSON object is wanted on each line")

@@ -268,6 +268,8 @@ class VllmBackend:
         cpu = models.pick_device() == "cpu"
         # One process: the script needs no main guard, and nothing is left behind when it ends.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # It talks to itself alone; by default it would look up the machine's address for that.
+        os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         from vllm import LLM
@@ -295,6 +297,7 @@ class VllmBackend:
             model=models.path_of(base),
             max_model_len=settings["max_model_len"],
             seed=0,
+            trust_remote_code=False,
             **options,
         )
         self.ends = models.end_tokens(

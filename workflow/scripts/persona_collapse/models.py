@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,31 @@ def path_of(base: str | Path) -> str:
     return str(read_json(base)["path"])
 
 
+@contextmanager
+def _loading(base: str | Path) -> Iterator[None]:
+    """What a library says of a folder it cannot load, as one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        lines = str(error).splitlines()
+        raise UserError(
+            f"{path_of(base)}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
+            "safetensors weights of an architecture that transformers itself knows are, and no code "
+            "that a model brings is run"
+        ) from error
+
+
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model, padding on the left as batched generation needs it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path_of(base), padding_side="left")
+    with _loading(base):
+        # Not left to the default: that one asks on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(
+            path_of(base), padding_side="left", trust_remote_code=False
+        )
     if not tokenizer.chat_template:
         raise UserError(f"{path_of(base)}: the tokenizer has no chat template; use a chat model")
     if tokenizer.pad_token_id is None:
@@ -49,7 +70,13 @@ def load_model(base: str | Path, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(path_of(base), dtype=getattr(torch, dtype))
+    with _loading(base):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path_of(base),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     return model.to(device).eval()
 
 

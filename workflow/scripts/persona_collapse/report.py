@@ -87,7 +87,8 @@ def number(value: Any) -> str:
 
 def printable(text: str) -> str:
     """An answer as it can be shown: control characters named, long ones cut with a note."""
-    shown = re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]",
+    shown = re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
+                  r"\U000e0000-\U000e007f]",
                    lambda m: " " if m.group().isspace() else f"<U+{ord(m.group()):04X}>", text)  # fmt: skip
     if len(shown) > LONGEST_ANSWER:
         return f"{shown[:LONGEST_ANSWER]} [... {len(shown) - LONGEST_ANSWER} more characters]"

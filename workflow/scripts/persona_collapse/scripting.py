@@ -18,6 +18,11 @@ from .errors import UserError
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Nothing is reported to anyone: the hub's, vLLM's and other libraries' usage statistics.
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+#: The switches that forbid the Hugging Face libraries the network, the old names included.
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 SECONDS_BETWEEN_LINES = 5.0
 #: PyTorch's and vLLM's exception is OutOfMemoryError, whichever device it is about.
@@ -39,9 +44,9 @@ def _device(snakemake: Any) -> Any:
 def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[str], None]]:
     """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
 
-    Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it: without
-    the switch, look-ups of local models retry the network. Libraries read it when they are
-    imported, so the body imports them.
+    Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it; every
+    other job is offline, whatever the environment says: without the switch, look-ups of local models
+    try the network. Libraries read it when they are imported, so the body imports them.
 
     A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other.
 
@@ -49,7 +54,8 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
     seconds. A UserError ends the job with its one line and status 1; anything else leaves its
     traceback in the log and one line on the terminal.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "0" if online else "1")
+    if not online:
+        os.environ |= dict.fromkeys(OFFLINE, "1")
     terminal = sys.stderr
     log = open(snakemake.log[0], "w", encoding="utf-8", buffering=1)  # noqa: SIM115
     sys.stdout = sys.stderr = log

@@ -1,0 +1,34 @@
+# The workflow and its exact environment. Not built in CI; a test checks what it names.
+#
+#   docker build -t persona-collapse .                          CPU
+#   docker build -t persona-collapse --build-arg GPU=1 .        with vLLM, for NVIDIA GPUs
+#   docker run --rm -v "$PWD/results:/work/results" persona-collapse --cores all
+#
+# On a cluster: apptainer build persona-collapse.sif docker-daemon://persona-collapse:latest
+FROM python:3.11-slim
+
+# vLLM compiles kernels when it starts; nothing else here needs a compiler.
+ARG GPU=0
+RUN if [ "$GPU" = 1 ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
+
+WORKDIR /work
+COPY requirements.lock ./
+COPY envs/generate.yaml envs/generate.yaml
+# The lock first, whole; vLLM's own pins on top may not change it.
+RUN pip install --no-cache-dir -r requirements.lock \
+ && if [ "$GPU" = 1 ]; then \
+      pip install --no-cache-dir -c requirements.lock "$(grep -o 'vllm==[0-9.]*' envs/generate.yaml)"; \
+    fi
+
+COPY Snakefile ./
+COPY config config
+COPY envs envs
+COPY workflow workflow
+RUN ln -s workflow/profiles profiles
+
+# Caches of libraries and, where the container is read-only but for a bind mount, the home folder.
+ENV HOME=/tmp PYTHONUNBUFFERED=1
+ENTRYPOINT ["snakemake"]
+CMD ["--cores", "all"]

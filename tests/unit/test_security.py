@@ -1,0 +1,295 @@
+"""What a hostile model, data set, config or hub may do here: nothing, and one line says so."""
+
+import ast
+import http.server
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+from persona_collapse import adapters, chat, configuration, data, models, report
+from persona_collapse.errors import UserError
+from persona_collapse.files import read_json, read_jsonl, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [*(ROOT / "workflow/scripts").rglob("*.py"), *(ROOT / "workflow/rules").glob("*.smk")]
+
+
+class Trap:
+    """An object whose unpickling leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A file's worth of malicious pickle, and the path that its execution would make."""
+    sprung = tmp_path / "sprung"
+    return pickle.dumps(Trap(sprung)), sprung
+
+
+@pytest.fixture
+def model(tiny_base, tmp_path):
+    """A copy of the tiny model, to be spoilt, and its model.json."""
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_base.parent, folder)
+    write_json(folder / "model.json", {"path": str(folder)})
+    return folder
+
+
+def refused(call, *arguments):
+    """The one line with which a call is refused."""
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_trap_springs_where_a_pickle_is_loaded(trap):
+    pickle.loads(trap[0])
+    assert trap[1].exists()
+
+
+def test_no_source_calls_what_runs_code_from_data():
+    forbidden = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+    calls = {"eval", "exec", "os.system", "torch.load", "yaml.load", "pd.read_pickle", "np.load"}
+    calls |= {"yaml.full_load", "yaml.unsafe_load", "os.popen", "numpy.load", "pandas.read_pickle"}
+    for path in SOURCES:
+        if path.suffix == ".smk":
+            # No rule has a shell command: no name of the config can get into one.
+            assert not re.search(r"^\s+(shell|run):", path.read_text(), re.M), path
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module if isinstance(node, ast.ImportFrom) else None
+                names = [module or ""] + [alias.name for alias in node.names]
+                assert not forbidden & {name.split(".")[0] for name in names}, path
+            elif isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in calls, path
+                for word in node.keywords:
+                    given = (word.arg, ast.unparse(word.value))
+                    assert given not in {("shell", "True"), ("allow_pickle", "True")}, path
+                    assert given != ("trust_remote_code", "True"), path
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_an_adapter_of_pickled_weights_is_refused_and_not_run(make_adapter, trap, tmp_path, name):
+    config = (make_adapter(1, 4, False) / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / name).write_bytes(trap[0])
+    assert "adapter_model.safetensors" in refused(adapters.load, tmp_path)
+    assert not trap[1].exists()
+
+
+def test_a_model_of_pickled_weights_is_refused_and_not_run(model, trap):
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(trap[0])
+    assert "pickled weights are not loaded" in refused(models.manifest, model, {})
+    assert "cannot be loaded" in refused(models.load_model, model / "model.json", "float32", "cpu")
+    (model / "model.safetensors").write_bytes(trap[0])
+    assert "cannot be loaded" in refused(models.load_model, model / "model.json", "float32", "cpu")
+    assert not trap[1].exists()
+
+
+def test_code_that_a_model_brings_is_not_run(model, tmp_path, monkeypatch):
+    sprung = tmp_path / "sprung"
+    (model / "modeling_evil.py").write_text(f"open({str(sprung)!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whatever the terminal would answer
+    evil = {"AutoConfig": "modeling_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
+    evil |= {"AutoTokenizer": ["modeling_evil.T", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        write_json(model / name, read_json(model / name) | {"auto_map": evil})
+    models.load_model(model / "model.json", "float32", "cpu")  # as the architecture it names
+    write_json(model / "config.json", read_json(model / "config.json") | {"model_type": "evil"})
+    said = refused(models.load_model, model / "model.json", "float32", "cpu")
+    assert "no code that a model brings is run" in said
+    assert not sprung.exists()
+
+
+def test_a_chat_template_runs_in_a_sandbox(model, tmp_path):
+    from jinja2.exceptions import SecurityError, UndefinedError
+
+    tokenizer = models.load_tokenizer(model / "model.json")
+    sprung = tmp_path / "sprung"
+    for template in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch " + str(sprung) + "') }}",
+        "{% set x = messages.append({}) %}",
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises((SecurityError, UndefinedError)):
+            chat.prompt_ids(tokenizer, "You are a librarian.", "Why?")
+    assert not sprung.exists()
+
+
+# --- the config -----------------------------------------------------------------------------------
+
+NAMES = [
+    "x;$(touch sprung)",
+    "a b",
+    "../up",
+    "a/b",
+    "a\n",
+    "a\nb",
+    "-rf",
+    "",
+    ".",
+    "..",
+    "`id`",
+    "a'b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["run", "data", "stages", "experiments", "persona"])
+def test_a_name_that_could_be_a_command_or_a_path_is_refused(name, where, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    if where == "run":
+        given["run"] = name
+    elif where == "persona":
+        given["personas"]["eval"].append(name)
+    else:
+        given[where][name] = next(iter(given[where].values()))
+    assert refused(configuration.check, given).startswith("config: ")
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    url = "https://me:hunter2@example.org/rows.jsonl"
+    given["data"]["em"]["source"] = {"url": url, "sha256": "0" * 64}
+    assert "hunter2" not in refused(configuration.check, given)
+
+
+def test_yaml_makes_no_objects(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    path = tmp_path / "personas.yaml"
+    path.write_text(f"villain: !!python/object/apply:os.system ['touch {tmp_path}/sprung']\n")
+    given["personas"]["file"] = str(path)
+    assert "cannot be read" in refused(configuration.check, given)
+    assert not (tmp_path / "sprung").exists()
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"a": ' * 100_000, "1" * 5000, "x" * 1_000_000, "\x00", '{"id": NaN,}']
+)
+def test_a_hostile_line_of_json_is_one_line(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1}\n' + line + "\n")
+    said = refused(read_jsonl, path)
+    assert "line 2" in said and len(said) < 500
+    if line != "1" * 5000:
+        assert len(refused(read_json, path)) < 500
+
+
+@pytest.mark.parametrize("content", [b"PAR1" + b"\xff" * 64 + b"PAR1", b"PK\x03\x04", b""])
+def test_a_hostile_parquet_file_is_one_line(tmp_path, content):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(content)
+    assert "cannot be read" in refused(data.read_source, "x", {"file": str(path)})
+
+
+def test_a_parquet_file_of_pickles_runs_none(tmp_path, trap):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"messages": pa.array([trap[0]])}), path)
+    rows, _ = data.read_source("x", {"file": str(path)})
+    assert rows[0]["messages"] == trap[0] and not trap[1].exists()
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+TOKEN = "hf_" + "S3cret" * 6
+ASKING = """
+import json, os, sys
+from types import SimpleNamespace
+sys.path.insert(0, "workflow/scripts")
+from persona_collapse.scripting import job
+folder, what = sys.argv[1:]
+given = SimpleNamespace(log=[folder + "/job.log"], resources=SimpleNamespace(gpu=0), config={})
+with job(given, what, online=True) as say:
+    from persona_collapse import data, models
+    hub = {"id": "owner/name", "revision": "a" * 40}
+    if what == "model":
+        models.fetch({"hub": hub}, say)
+    else:
+        data.read_source("em", {"hub": {**hub, "split": "train"}})
+"""
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """A hub that fails, and repeats the caller's token in every place an error has."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        said = self.headers.get("authorization", "")
+        self.asked.append(said)
+        body = json.dumps({"error": said}).encode()
+        self.send_response(self.server.status, said)
+        for name in ("X-Error-Message", "X-Error-Code"):
+            self.send_header(name, said)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 403, 404, 400])
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_token_is_in_no_message_and_no_log(tmp_path, status, what):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server.status = status
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Echo.asked.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING, str(tmp_path), what],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": TOKEN}
+        | {"HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    server.shutdown()
+    assert any(TOKEN in said for said in Echo.asked)  # the hub was asked, with the token
+    assert done.returncode == 1 and "error: " in done.stderr
+    written = "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
+    assert TOKEN not in done.stdout + done.stderr + written
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_answers_lose_what_reorders_or_hides_text():
+    hidden = "\u202e\u2066\u200e\u200f\u061c\ufeff\x1b\x9b\u2028\U000e0041"
+    shown = report.printable(f"a{hidden}b")
+    assert not set(hidden) & set(shown)
+    assert "<U+001B>" in shown and "<U+202E>" in shown and "<U+E0041>" in shown
