@@ -293,9 +293,14 @@ def coupling_prompts(wildcards):
     )
 
 
-def coupling_answers(wildcards):
-    """The answers that a coupling is made from: the base model's or its prefix's own."""
-    return results(f"answers/{wildcards.after.rstrip('+') or 'base'}.parquet")
+def answering_adapters(wildcards):
+    """Adapter files of the chain whose answers a coupling is made from; none for the base model."""
+    return adapter_files(wildcards.after.rstrip("+") or chains.BASE)
+
+
+def coupling_answers_task(wildcards):
+    """What the job does that samples a coupling's answers; see configuration.task."""
+    return configuration.task(config, "answers", wildcards.after + wildcards.coupling)
 
 
 def task_of(kind):
@@ -305,6 +310,15 @@ def task_of(kind):
         return configuration.task(config, kind, wildcards.chain)
 
     return task
+
+
+def data_prompts(wildcards):
+    """System prompt of the persona that a data set is put under, if it is."""
+    system = data_entry(wildcards).get("system")
+    names = (
+        [system["persona"]] if isinstance(system, dict) and "persona" in system else []
+    )
+    return configuration.persona_prompts(config, names)
 
 
 def chain_adapters(wildcards):

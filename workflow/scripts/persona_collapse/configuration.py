@@ -97,15 +97,19 @@ def rank(config: Config, chain: str) -> int:
     return sum(ranks)
 
 
-def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
-    """What one chain's job does: `answers`, `completions`, `responses` or `activations`.
+def task(config: Config, kind: str, name: str) -> dict[str, Any]:
+    """What one job does: `answers`, `completions`, `responses` or `activations`.
 
-    Everything that its result depends on but files' contents and code: plain values, hashable as
+    `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
+    Everything that the result depends on but files' contents and code: plain values, hashable as
     JSON (see `share.key_of`).
     """
     geometry = persona_prompts(config, geometry_personas(config))
+    after, _, coupling = name.rpartition("+")
+    chain = name if kind != "answers" else after or chains.BASE
     out: dict[str, Any] = {
         "kind": kind,
+        "name": name,
         "chain": chain,
         "stages": folders(config, chain),
         "suffix": ".parquet",
@@ -132,19 +136,28 @@ def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
         personas = persona_prompts(config, personas_for(config, chain))
         out |= {"personas": personas, "questions": config["questions"]["eval"]}
         return out | {"sampling": sampling["completions"], "marker": config["marker"]}
-    names = couplings_reading(config, chain)
-    needed = samples_needed([stage_settings(config, name) for name in names])
+    needed = samples_needed(stage_settings(config, coupling))
     out |= {"personas": persona_prompts(config, list(needed))}
     out |= {"questions": config["questions"]["train"]}
     return out | {"sampling": {**sampling["answers"], "samples": needed}}
 
 
 def tasks(config: Config, kinds: Iterable[str]) -> list[dict[str, Any]]:
-    """The planned tasks of some kinds, chain by chain in plan order."""
+    """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
+    kinds = list(kinds)
     measures = {"completions": "markers", "responses": "geometry", "activations": "geometry"}
-    chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds}
+    chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds if kind in measures}
     names = dict.fromkeys([*chains_for(config, "markers"), *chains_for(config, "geometry")])
-    return [task(config, kind, name) for name in names for kind in kinds if name in chosen[kind]]
+    answers = [name for name in data_used(config) if "answers" in kinds and _coupled(config, name)]
+    return [task(config, "answers", name) for name in answers] + [
+        task(config, kind, name) for name in names for kind in chosen if name in chosen[kind]
+    ]
+
+
+def _coupled(config: Config, name: str) -> bool:
+    """Are these the rows of a coupling, and not a data set?"""
+    stage = config["stages"].get(name.rpartition("+")[2])
+    return name not in config["data"] and stage is not None and stage["kind"] == "couple"
 
 
 def sizes(config: Config) -> dict[str, Any]:
@@ -346,6 +359,15 @@ def all_prompts(config: Config) -> dict[str, str]:
     return persona_prompts(config, list(_personas(config)))
 
 
+def demo_prompts(config: Config) -> dict[str, str]:
+    """System prompts of the personas that the demo world gives a voice; others it has never heard."""
+    world = config["model"].get("demo", {}).get("world")
+    if world is None or not Path(world).is_file():
+        return {}  # a missing file is named by the rules that read it
+    voices = yaml.safe_load(Path(world).read_text(encoding="utf-8"))["voices"]
+    return {name: text for name, text in all_prompts(config).items() if name in voices}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One row of the grid: a condition's chain, and the persona whose marker it follows."""
@@ -487,18 +509,6 @@ def data_of(config: Config, chain: chains.Chain) -> str | None:
     if stage["kind"] == "couple" and stage.get("answers") == "prefix" and chain.prefix.stages:
         return f"{chain.prefix}+{name}"
     return str(stage.get("data", name))
-
-
-def couplings_reading(config: Config, chain: str) -> list[str]:
-    """Names of the couplings that are made from a chain's answers, in config order."""
-    readers = set()
-    for name in trained_chains(config):
-        trained = chains.parse(name)
-        if config["stages"][trained.last.name]["kind"] == "couple":
-            own = data_of(config, trained) != trained.last.name
-            if chain == (str(trained.prefix) if own else chains.BASE):
-                readers.add(trained.last.name)
-    return [name for name in config["stages"] if name in readers]
 
 
 def data_used(config: Config) -> list[str]:
