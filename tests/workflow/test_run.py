@@ -122,7 +122,7 @@ def test_a_new_persona_and_its_coupling_run_alone(project, tmp_path):
     overlay = tmp_path / "pirate.yaml"
     overlay.write_text(
         project.overlay.read_text()
-        .replace("  eval: ", "  by_source: {pirate: [assistant, librarian, pirate]}\n  eval: ")
+        .replace("  eval: ", "  by_source: {pirate: [assistant, librarian, pirate]}\n  eval: ", 1)
         .replace("stages:\n", "stages:\n  couple-pirate: {kind: couple, persona: pirate}\n")
         .replace("experiments:\n", "experiments:\n  P: {title: new, chain: couple-pirate@42}\n")
     )

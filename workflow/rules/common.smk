@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, configuration, devices
+from persona_collapse import chains, configuration, devices, objectives
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -213,6 +213,13 @@ def last_stage(wildcards):
     """Settings of the stage that a chain trains last."""
     return configuration.stage_settings(
         config, chains.parse(wildcards.trained).last.name
+    )
+
+
+def objective_code(wildcards):
+    """Hash of the function that a chain's last stage minimises."""
+    return objectives.code_of(
+        last_stage(wildcards).get("objective", objectives.DEFAULT)
     )
 
 

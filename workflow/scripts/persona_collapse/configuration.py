@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import chains
+from . import chains, objectives
 from .coupling import samples_needed
 from .data import check_disjoint
 from .errors import UserError
@@ -299,6 +299,12 @@ def _check_stage(config: Config, name: str) -> None:
         )
     if settings["batch_size"] % settings["accumulation_steps"]:
         raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
+    objective = settings.get("objective", objectives.DEFAULT)
+    if objective not in objectives.OBJECTIVES:
+        raise UserError(
+            f"{where}objective: {objective!r} is not in persona_collapse/objectives.py; there are "
+            + ", ".join(sorted(objectives.OBJECTIVES))
+        )
     if settings["kind"] == "couple":
         if "data" in settings:
             raise UserError(f"{where}a couple stage makes its own data; remove data")
