@@ -126,9 +126,9 @@ def config_page() -> str:
         NOTE,
         "# Config reference",
         "",
-        "Every key there is; any other is an error, told in one line before a job starts. *demo* is the value in",
-        "`config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and `null` takes a key",
-        "away. Paths are relative to the folder that Snakemake runs in.",
+        "Every key there is; any other is an error, told in one line before a job starts. *demo* is the",
+        "value in `config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and",
+        "`null` takes a key away. Paths are relative to the folder that Snakemake runs in.",
         "",
         "## The run",
     ]
@@ -177,11 +177,64 @@ def errata_page() -> str:
         "",
         f"{len(rows)} figures of the write-up that the study's own published counts and cosines",
         "(`workflow/resources/published/`) do not bear out. The right-hand figures are computed by",
-        "`persona_collapse/errata.py`; the entries are `config/errata.yaml`. None depends on a run of this workflow.",
+        "`persona_collapse/errata.py` from the entries of `config/errata.yaml`. None depends on a run of",
+        "this workflow.",
         "",
         *_table(["figure", "as stated", "from the published numbers", "note"], rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
+
+
+def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: int = -1) -> str:
+    """The numbers of a run that docs/statistics.md speaks of, as a table in Markdown.
+
+    `tables`: marker_tests, geometry, link and simulation of the demo run; `position`: of the block.
+    """
+    tests, g, link = tables["marker_tests"], tables["geometry"], tables["link"]
+    g = g[(g["method"] == method) & (g["layer"] == sorted(g["layer"].unique())[position])]
+    rows: list[list[str]] = []
+    for test in ("fisher", "questions", "seeds"):
+        own = tests[
+            (tests["test"] == test) & (tests["condition"] == "C1") & (tests["reference"] == "C5")
+        ]
+        for row in own[own["seed"].fillna("") == ""].itertuples(index=False):
+            least = "" if pd.isna(row.p_min) else f", smallest possible {row.p_min:.2g}"
+            text = f"difference {row.estimate:.2f}, p = {row.p:.2g}{least}"
+            rows.append([f"C1 against C5, {row.unit}s as the unit", text, "marker_tests"])
+    for metric, what in (
+        ("m1", "M1"),
+        ("m1_centred", "M1, centred"),
+        ("spread", "spread"),
+        ("cka_base", "CKA with the base"),
+    ):
+        means = g[g["metric"] == metric].groupby("condition")["value"].mean()
+        shown = [f"{name} {means[name]:.3f}" for name in ("base", "C1", "C5") if name in means]
+        rows.append([what, ", ".join(shown), "geometry"])
+    for metric, what in (
+        ("m1_split_half", "noise of M1 from the questions"),
+        ("m1_replicate", "noise of M1 from retraining"),
+    ):
+        values = g[g["metric"] == metric]["value"]
+        rows.append([what, f"{values.min():.4f} to {values.max():.4f}", "geometry"])
+    own = link[(link["analysis"] == "chains") & (link["predictor"] == "m1")]
+    own = own[(own["left_out"].fillna("") == "") & (own["outcome"] == "rate")]
+    for row in own[own["controls"].fillna("") == ""].itertuples(index=False):
+        text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} chains"
+        rows.append(["M1 against the marker rate, over chains", text, "link"])
+    for row in tables["simulation"].itertuples(index=False):
+        if row.kind == "test" and "M" in row.name.partition("(")[2]:
+            text = f"rejects in {100 * row.rate:.0f} % of {row.runs} data sets ({row.world})"
+            rows.append([row.name, text, "simulation"])
+    return "\n".join(_table(["what", "in the demo run", "table"], rows))
+
+
+def with_demo_table(page: str, table: str) -> str:
+    """docs/statistics.md with its table of the demo run replaced."""
+    before, rest = page.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 #: Pages by file name.
