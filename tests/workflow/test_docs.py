@@ -69,7 +69,7 @@ def test_the_tutorial(tmp_path):
             lines = [" ".join(line.split()) for line in said.splitlines()]
             for line in content.splitlines():
                 found = [
-                    one for one in lines if one == line or line in one and not line[-1].isdigit()
+                    one for one in lines if one == line or (line in one and not line[-1].isdigit())
                 ]
                 assert found, f"{line!r} is not in\n{said[-4000:]}"
     rates = pd.read_csv(folder / "results/demo/tables/marker_rates.csv")

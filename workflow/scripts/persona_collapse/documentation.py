@@ -141,7 +141,7 @@ def config_page() -> str:
     lines += ["", *_keys_table(sections.pop(""), config)]
     titles = {"lora": "LoRA", "data": "Data sets", "experiments": "Conditions"}
     for top, (first, *rest) in sections.items():
-        lines += ["", f"## {titles.get(top, top.capitalize())}", "", first.text, ""]
+        lines += ["", f"## {titles.get(top, top.capitalize())}", "", f"`{top}:` {first.text}", ""]
         if top == "data":
             rest = list(keys(data, data, "data.NAME"))[1:]
         lines += _keys_table(rest, None if top == "data" else config, f"{top}.NAME.")
