@@ -4,6 +4,7 @@ import doctest
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from persona_collapse import claims, configuration, documentation, geometry, tables
@@ -107,3 +108,21 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
         scale="demo",
     ).iloc[0]
     assert row["verdict"] == "replicated" and row["n"] == "1 seed"
+
+
+def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
+    one = {"kind": "test", "name": "flips (M1)", "rate": 0.384, "runs": 300, "world": "drift"}
+    tests = made["marker_tests"].assign(reference="C5")
+    given = made | {"marker_tests": tests, "simulation": pd.DataFrame([one])}
+    table = documentation.demo_table(given)
+    assert "| flips (M1) | rejects in 38 % of 300 data sets (drift) | simulation |" in table
+    g = made["geometry"]
+    cell = g[(g["metric"] == "spread") & (g["method"] == "A") & (g["layer"] == 3)]
+    base, after = cell.set_index("condition")["value"][["base", "C1"]]
+    assert f"| spread | base {base:.3f}, C1 {after:.3f} | geometry |" in table
+    page = (ROOT / "docs/statistics.md").read_text()
+    assert table in documentation.with_demo_table(page, table)
+    # The page's own has a line for everything that is said of the demo.
+    shipped = page.split(documentation.MARKS[0])[1]
+    names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]
+    assert names and all(name in shipped for name in names[2:] if "unit" not in name)

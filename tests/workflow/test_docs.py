@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Project, copy_project
+from persona_collapse import configuration, simulate
 from snakemake.utils import update_config
 
 pytestmark = pytest.mark.slow
@@ -116,3 +117,23 @@ def test_the_examples_of_extending(project, tmp_path):
         .mean()
         .iloc[-1]
     )
+
+
+def test_the_false_positives_that_the_pages_quote(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = configuration.check(yaml.safe_load(Path("config/config.yaml").read_text()))
+    settings = config["statistics"]
+    found = simulate.simulate(
+        simulate.Sizes(**configuration.sizes(config)),
+        runs=settings["simulations"],
+        draws=999,
+        seed=settings["seed"],
+    )
+    quoted = re.findall(
+        r"\| (.+) \| rejects in (\d+) % of \d+ data sets \((.+)\) \| simulation",
+        (ROOT / "docs/statistics.md").read_text(),
+    )
+    assert len(quoted) > 5
+    rates = found[found["kind"] == "test"].set_index(["name", "world"])["rate"]
+    for name, percent, world in quoted:
+        assert rates[name, world] == pytest.approx(int(percent) / 100, abs=0.02), name

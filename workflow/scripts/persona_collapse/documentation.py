@@ -207,6 +207,7 @@ def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: 
     for metric, what in (
         ("m1", "M1"),
         ("m1_centred", "M1, centred"),
+        ("mean_distance", "mean distance"),
         ("spread", "spread"),
         ("cka_base", "CKA with the base"),
     ):
