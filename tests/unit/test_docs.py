@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from persona_collapse import claims, configuration, documentation, geometry, tables
+from persona_collapse import claims, configuration, documentation, geometry, statistics, tables
 from snakemake.utils import update_config
 from test_tables import GRID, load
 
@@ -76,6 +76,14 @@ def test_the_examples_on_the_statistics_page_give_what_it_says():
         optionflags=doctest.NORMALIZE_WHITESPACE,
     )
     assert result.attempted > 8 and not result.failed
+
+
+def test_the_readme_quotes_the_errata_and_the_bound_of_a_zero():
+    readme = (ROOT / "README.md").read_text()
+    hits, total = re.search(r"(\d+) hits of ([\d,]+)", readme).groups()
+    assert f"{hits} of {total}" in (ROOT / "docs/errata.md").read_text()
+    percent = re.search(r"zero in 24 answers still allows (\d+) %", readme).group(1)
+    assert int(percent) == round(100 * statistics.clopper_pearson(0, 24)[1].item())
 
 
 def test_the_overlays_are_sound(monkeypatch):
