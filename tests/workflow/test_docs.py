@@ -36,11 +36,13 @@ def merged(*layers):
 
 
 def clone(folder):
-    """A fresh copy whose demo is the tiny run, with this environment as its .venv."""
+    """A fresh copy whose demo is the tiny run with one seed, and this environment its .venv."""
     copy_project(folder)
     config = folder / "config/config.yaml"
     tiny = (ROOT / "tests/workflow/tiny.yaml").read_text()
-    config.write_text(yaml.safe_dump(merged(config.read_text(), tiny) | {"run": "demo"}))
+    config.write_text(
+        yaml.safe_dump(merged(config.read_text(), tiny) | {"run": "demo", "seeds": [1]})
+    )
     (folder / ".venv").mkdir()
     for part in Path(sys.prefix).iterdir():
         (folder / ".venv" / part.name).symlink_to(part)
