@@ -194,10 +194,13 @@ def families(config: Config, table: str) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """The config in plain types, keys whose value is null left out.
 
-    Overlays can only add to a mapping or replace in it; null lets them take away.
+    Overlays can only add to a mapping or replace in it; null lets them take away. Settings, mappings
+    without a mapping in them, are sorted: Snakemake would take another order for a change.
     """
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+        out = {str(k): _plain(v) for k, v in value.items() if v is not None}
+        named = any(isinstance(v, Mapping) for v in out.values())
+        return out if named else dict(sorted(out.items()))
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
