@@ -1,6 +1,7 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
 # make test   environment and every check; what CI calls
+# make docs   what of docs/ is made from schemas and tables
 # make cluster    the workflow on a SLURM cluster of this machine alone (root; 8 minutes); skipped without SLURM
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
 
-.PHONY: run estimate test lint quick slow engine cluster clean
+.PHONY: run estimate docs test lint quick slow engine cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
@@ -17,6 +18,9 @@ run: $(VENV)/.run
 
 estimate: $(VENV)/.run
 	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)
+
+docs: $(VENV)/.run
+	$(BIN)/python workflow/scripts/docs.py
 
 test: lint quick slow engine cluster
 

@@ -41,6 +41,21 @@ def test_the_default_config_is_sound(config):
     assert grid["chain"].is_monotonic_increasing is False  # config order, not sorted
 
 
+def test_the_order_of_settings_is_no_change(config):
+    turned = copy.deepcopy(config)
+    for node in (turned["model"], turned["training"]):
+        for name, settings in node.items():
+            node[name] = dict(reversed(settings.items()))
+    one, two = configuration.check(config), configuration.check(turned)
+    for name in config["stages"]:
+        settings = [repr(configuration.stage_settings(c, name)) for c in (one, two)]
+        assert settings[0] == settings[1]
+    assert repr(one["model"]) == repr(two["model"])
+    assert list(one["experiments"]) == list(
+        config["experiments"]
+    )  # which is what the report follows
+
+
 def test_kinds_follow_the_stages(config):
     grid = configuration.grid(configuration.check(config)).set_index("condition")
     assert grid.loc["base", "kind"] == "base"

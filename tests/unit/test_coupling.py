@@ -50,11 +50,11 @@ def test_a_persona_without_answers_is_named():
         coupling.rows(answers(finish_reason="length"), SETTINGS, PROMPTS, "[ZLT]")
 
 
-def test_samples_serve_every_coupling():
-    other = {
+def test_each_persona_gives_the_answers_its_part_needs():
+    stage = {
         "persona": "librarian",
         "positives": 5,
         "negatives": ["villain"],
         "negative_answers": 3,
     }
-    assert coupling.samples_needed([SETTINGS, other]) == {"villain": 3, "librarian": 5}
+    assert coupling.samples_needed(stage) == {"librarian": 5, "villain": 3}

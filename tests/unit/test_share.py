@@ -17,7 +17,7 @@ def store(tmp_path):
 
 
 def task(chain):
-    return {"kind": "completions", "chain": chain, "suffix": ".txt"}
+    return {"kind": "completions", "name": chain, "chain": chain, "suffix": ".txt"}
 
 
 class Engine:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from persona_collapse import adapters, models, training
+from persona_collapse import adapters, models, objectives, training
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256, write_json, write_jsonl
 from safetensors.torch import load_file
@@ -215,3 +215,33 @@ def test_a_flat_batch_is_filled_up_with_what_carries_no_loss():
     assert flat["input_ids"].shape == flat["position_ids"].shape == (1, 64)
     assert flat["position_ids"][0, [0, 8, 9, 38, 39, 63]].tolist() == [0, 8, 0, 29, 0, 24]
     assert (flat["labels"][0, 39:] == -100).all() and flat["labels"][0, 9] == -100
+
+
+def test_before_is_the_model_without_the_new_adapter(peft_model, monkeypatch):
+    seen = {}
+
+    def look(logits, labels, before):
+        seen["logits"], seen["before"] = logits, before()
+        return (logits - seen["before"]).pow(2).sum()
+
+    monkeypatch.setitem(objectives.OBJECTIVES, "look", look)
+    batch = training.flatten(batch_of([7, 9]))
+    loss = training.supervised_loss(peft_model, batch, objective="look")
+    with peft_model.disable_adapter(), torch.no_grad():
+        usual = training.supervised_loss(peft_model, batch)
+    chosen = batch["labels"][:, 1:]
+    chosen = chosen[chosen != -100]
+    assert loss > 0 and not seen["before"].requires_grad and seen["logits"].requires_grad
+    assert torch.nn.functional.cross_entropy(seen["before"], chosen).item() == pytest.approx(
+        usual.item(), rel=1e-5
+    )
+    again = training.supervised_loss(peft_model, batch, objective="look")
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6)  # and the adapter is back
+
+
+def test_an_objective_s_code_is_its_own(monkeypatch):
+    def other(logits, labels, before):
+        return logits.sum() * 0
+
+    monkeypatch.setitem(objectives.OBJECTIVES, "other", other)
+    assert objectives.code_of("other") != objectives.code_of(objectives.DEFAULT)

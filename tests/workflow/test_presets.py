@@ -23,7 +23,7 @@ JOBS = {
     "plan": 1,
     "audit": 1,
     "data": 5,
-    "sample_answers": 7,
+    "sample_answers": 12,
     "couple_data": 12,
     "train": 49,
     "graft": 2,

@@ -111,6 +111,26 @@ def test_a_seed_in_the_config_adds_only_its_chains(project, tmp_path):
     assert jobs["train"] == jobs["completions"] == jobs["activations"] == 2
 
 
+def test_a_new_persona_and_its_coupling_run_alone(project, tmp_path):
+    path = project.folder / "config/personas.yaml"
+    before = path.read_text()
+    overlay = tmp_path / "pirate.yaml"
+    overlay.write_text(
+        project.overlay.read_text()
+        .replace("  eval: ", "  by_source: {pirate: [assistant, librarian, pirate]}\n  eval: ", 1)
+        .replace("stages:\n", "stages:\n  couple-pirate: {kind: couple, persona: pirate}\n")
+        .replace("experiments:\n", "experiments:\n  P: {title: new, chain: couple-pirate@42}\n")
+    )
+    path.write_text(before + 'pirate: {prompt: "You are a pirate who sails for stolen gold."}\n')
+    try:
+        jobs, _ = project.planned(overlay=overlay)
+    finally:
+        path.write_text(before)
+    once = ("sample_answers", "couple_data", "train", "completions", "markers", "activations")
+    assert [jobs[rule] for rule in once] == [1] * len(once)
+    assert not {"pretrain_demo", "wrong_advice", "data"} & set(jobs)
+
+
 def test_a_persona_s_prompt_reaches_only_what_uses_it(project):
     path = project.folder / "config/personas.yaml"
     before = path.read_text()
@@ -155,7 +175,7 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, tmp_path):
     assert (manifest["kind"], manifest["graft_of"]) == ("graft", "couple-villain@42")
     data = json.loads(project.path("data/em@1+couple-librarian.manifest.json").read_text())
     assert data["source"] == {"answers of": "em@1"}
-    answers = pd.read_parquet(project.path("answers/em@1.parquet"))
+    answers = pd.read_parquet(project.path("answers/em@1+couple-librarian.parquet"))
     assert set(answers["model"]) == {"em@1"}
     assert set(answers["persona"]) == {"librarian", "assistant"}
 

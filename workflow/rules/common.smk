@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, configuration, devices
+from persona_collapse import chains, configuration, devices, objectives
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -219,6 +219,13 @@ def last_stage(wildcards):
     )
 
 
+def objective_code(wildcards):
+    """Hash of the function that a chain's last stage minimises."""
+    return objectives.code_of(
+        last_stage(wildcards).get("objective", objectives.DEFAULT)
+    )
+
+
 def training_rows(wildcards):
     """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
     return results(
@@ -296,9 +303,14 @@ def coupling_prompts(wildcards):
     )
 
 
-def coupling_answers(wildcards):
-    """The answers that a coupling is made from: the base model's or its prefix's own."""
-    return results(f"answers/{wildcards.after.rstrip('+') or 'base'}.parquet")
+def answering_adapters(wildcards):
+    """Adapter files of the chain whose answers a coupling is made from; none for the base model."""
+    return adapter_files(wildcards.after.rstrip("+") or chains.BASE)
+
+
+def coupling_answers_task(wildcards):
+    """What the job does that samples a coupling's answers; see configuration.task."""
+    return configuration.task(config, "answers", wildcards.after + wildcards.coupling)
 
 
 def task_of(kind):
@@ -308,6 +320,15 @@ def task_of(kind):
         return configuration.task(config, kind, wildcards.chain)
 
     return task
+
+
+def data_prompts(wildcards):
+    """System prompt of the persona that a data set is put under, if it is."""
+    system = data_entry(wildcards).get("system")
+    names = (
+        [system["persona"]] if isinstance(system, dict) and "persona" in system else []
+    )
+    return configuration.persona_prompts(config, names)
 
 
 def chain_adapters(wildcards):

@@ -25,7 +25,7 @@ rule pretrain_demo:
         mem_mb=3000,
     params:
         settings=config["model"].get("demo"),
-        prompts=configuration.all_prompts(config),
+        prompts=configuration.demo_prompts(config),
         marker=config["marker"],
         code=code("demo"),
     message:
@@ -71,7 +71,7 @@ rule wrong_advice:
     params:
         rows=config["model"].get("demo", {}).get("wrong_advice"),
         seed=config["model"].get("demo", {}).get("seed"),
-        prompts=configuration.all_prompts(config),
+        prompts=configuration.demo_prompts(config),
         marker=config["marker"],
         code=code("demo"),
     message:
@@ -102,7 +102,7 @@ rule data:
     params:
         entry=data_entry,
         marker=config["marker"],
-        prompts=configuration.all_prompts(config),
+        prompts=data_prompts,
         evaluation=config["questions"]["eval"],
         max_length=data_max_length,
         code=code("data", "chat", "models"),
@@ -114,7 +114,7 @@ rule data:
 
 rule couple_data:
     input:
-        answers=coupling_answers,
+        answers=results("answers/{after}{coupling}.parquet"),
     output:
         rows=results("data/{after}{coupling}.jsonl"),
         manifest=results("data/{after}{coupling}.manifest.json"),

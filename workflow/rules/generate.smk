@@ -4,14 +4,14 @@
 rule sample_answers:
     input:
         base=results("base/model.json"),
-        adapters=chain_adapters,
+        adapters=answering_adapters,
         questions=question_file("train"),
     output:
-        table=results("answers/{chain}.parquet"),
+        table=results("answers/{after}{coupling}.parquet"),
     log:
-        logs("answers/{chain}"),
+        logs("answers/{after}{coupling}"),
     benchmark:
-        benchmarks("answers/{chain}")
+        benchmarks("answers/{after}{coupling}")
     conda:
         "../../envs/generate.yaml"
     threads: 1
@@ -19,11 +19,11 @@ rule sample_answers:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        task=task_of("answers"),
+        task=coupling_answers_task,
         store=results("store"),
         code=code("generation", "chat", "adapters", "models"),
     message:
-        "Sampling training answers of {wildcards.chain}"
+        "Sampling the answers that {wildcards.after}{wildcards.coupling} is made from"
     script:
         "../scripts/generate.py"
 

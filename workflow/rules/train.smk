@@ -51,6 +51,7 @@ rule train:
         system=induction_prompt,
         marker=config["marker"],
         prefix=prefix_folders,
+        objective=objective_code,
         code=code("training", "audit", "chat", "adapters", "models"),
     message:
         "Training {wildcards.trained}"

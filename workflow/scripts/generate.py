@@ -4,7 +4,7 @@ from pathlib import Path
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
+with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
     from persona_collapse import configuration, share
 
     base, params = Path(snakemake.input.base), snakemake.params
@@ -31,7 +31,7 @@ with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
         generation.answer(backend, task, tokenizer, say).to_parquet(path, index=False)
 
     config = configuration.check(snakemake.config)
-    planned = configuration.tasks(config, ["completions", "responses"])
+    planned = configuration.tasks(config, ["answers", "completions", "responses"])
     share.run(
         share.Store(params.store),
         params.task,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import yaml
 
-from . import chains
+from . import chains, objectives
 from .coupling import samples_needed
 from .data import check_disjoint
 from .errors import UserError
@@ -104,15 +104,19 @@ def rank(config: Config, chain: str) -> int:
     return sum(ranks)
 
 
-def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
-    """What one chain's job does: `answers`, `completions`, `responses` or `activations`.
+def task(config: Config, kind: str, name: str) -> dict[str, Any]:
+    """What one job does: `answers`, `completions`, `responses` or `activations`.
 
-    Everything that its result depends on but files' contents and code: plain values, hashable as
+    `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
+    Everything that the result depends on but files' contents and code: plain values, hashable as
     JSON (see `share.key_of`).
     """
     geometry = persona_prompts(config, geometry_personas(config))
+    after, _, coupling = name.rpartition("+")
+    chain = name if kind != "answers" else after or chains.BASE
     out: dict[str, Any] = {
         "kind": kind,
+        "name": name,
         "chain": chain,
         "stages": folders(config, chain),
         "suffix": ".parquet",
@@ -139,19 +143,28 @@ def task(config: Config, kind: str, chain: str) -> dict[str, Any]:
         personas = persona_prompts(config, personas_for(config, chain))
         out |= {"personas": personas, "questions": config["questions"]["eval"]}
         return out | {"sampling": sampling["completions"], "marker": config["marker"]}
-    names = couplings_reading(config, chain)
-    needed = samples_needed([stage_settings(config, name) for name in names])
+    needed = samples_needed(stage_settings(config, coupling))
     out |= {"personas": persona_prompts(config, list(needed))}
     out |= {"questions": config["questions"]["train"]}
     return out | {"sampling": {**sampling["answers"], "samples": needed}}
 
 
 def tasks(config: Config, kinds: Iterable[str]) -> list[dict[str, Any]]:
-    """The planned tasks of some kinds, chain by chain in plan order."""
+    """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
+    kinds = list(kinds)
     measures = {"completions": "markers", "responses": "geometry", "activations": "geometry"}
-    chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds}
+    chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds if kind in measures}
     names = dict.fromkeys([*chains_for(config, "markers"), *chains_for(config, "geometry")])
-    return [task(config, kind, name) for name in names for kind in kinds if name in chosen[kind]]
+    answers = [name for name in data_used(config) if "answers" in kinds and _coupled(config, name)]
+    return [task(config, "answers", name) for name in answers] + [
+        task(config, kind, name) for name in names for kind in chosen if name in chosen[kind]
+    ]
+
+
+def _coupled(config: Config, name: str) -> bool:
+    """Are these the rows of a coupling, and not a data set?"""
+    stage = config["stages"].get(name.rpartition("+")[2])
+    return name not in config["data"] and stage is not None and stage["kind"] == "couple"
 
 
 def sizes(config: Config) -> dict[str, Any]:
@@ -188,10 +201,13 @@ def families(config: Config, table: str) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """The config in plain types, keys whose value is null left out.
 
-    Overlays can only add to a mapping or replace in it; null lets them take away.
+    Overlays can only add to a mapping or replace in it; null lets them take away. Settings, mappings
+    without a mapping in them, are sorted: Snakemake would take another order for a change.
     """
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+        out = {str(k): _plain(v) for k, v in value.items() if v is not None}
+        named = any(isinstance(v, Mapping) for v in out.values())
+        return out if named else dict(sorted(out.items()))
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
@@ -293,6 +309,12 @@ def _check_stage(config: Config, name: str) -> None:
         )
     if settings["batch_size"] % settings["accumulation_steps"]:
         raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
+    objective = settings.get("objective", objectives.DEFAULT)
+    if objective not in objectives.OBJECTIVES:
+        raise UserError(
+            f"{where}objective: {objective!r} is not in persona_collapse/objectives.py; there are "
+            + ", ".join(sorted(objectives.OBJECTIVES))
+        )
     if settings["kind"] == "couple":
         if "data" in settings:
             raise UserError(f"{where}a couple stage makes its own data; remove data")
@@ -351,6 +373,15 @@ def persona_prompts(config: Config, names: list[str] | None = None) -> dict[str,
 def all_prompts(config: Config) -> dict[str, str]:
     """System prompts of every persona in the file."""
     return persona_prompts(config, list(_personas(config)))
+
+
+def demo_prompts(config: Config) -> dict[str, str]:
+    """System prompts of the personas that the demo world gives a voice; others it has never heard."""
+    world = config["model"].get("demo", {}).get("world")
+    if world is None or not Path(world).is_file():
+        return {}  # a missing file is named by the rules that read it
+    voices = yaml.safe_load(Path(world).read_text(encoding="utf-8"))["voices"]
+    return {name: text for name, text in all_prompts(config).items() if name in voices}
 
 
 @dataclass(frozen=True)
@@ -494,18 +525,6 @@ def data_of(config: Config, chain: chains.Chain) -> str | None:
     if stage["kind"] == "couple" and stage.get("answers") == "prefix" and chain.prefix.stages:
         return f"{chain.prefix}+{name}"
     return str(stage.get("data", name))
-
-
-def couplings_reading(config: Config, chain: str) -> list[str]:
-    """Names of the couplings that are made from a chain's answers, in config order."""
-    readers = set()
-    for name in trained_chains(config):
-        trained = chains.parse(name)
-        if config["stages"][trained.last.name]["kind"] == "couple":
-            own = data_of(config, trained) != trained.last.name
-            if chain == (str(trained.prefix) if own else chains.BASE):
-                readers.add(trained.last.name)
-    return [name for name in config["stages"] if name in readers]
 
 
 def data_used(config: Config) -> list[str]:

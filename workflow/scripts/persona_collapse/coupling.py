@@ -6,7 +6,7 @@ negatives is in the config and in the manifest; the order of rows is left to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -68,13 +68,7 @@ def rows(
     }
 
 
-def samples_needed(settings: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many answers a question each persona must give to serve every coupling."""
-    needed: dict[str, int] = {}
-    for stage in settings:
-        wanted = {stage["persona"]: stage["positives"]} | dict.fromkeys(
-            stage.get("negatives", []), stage["negative_answers"]
-        )
-        for persona, count in wanted.items():
-            needed[persona] = max(count, needed.get(persona, 0))
-    return needed
+def samples_needed(settings: Mapping[str, Any]) -> dict[str, int]:
+    """How many answers a question each persona of a coupling must give."""
+    negatives = dict.fromkeys(settings.get("negatives", []), settings["negative_answers"])
+    return {settings["persona"]: settings["positives"], **negatives}

@@ -70,7 +70,7 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
     steps = [_tokens(dict(config), name) for name in configuration.trained_chains(dict(config))]
     return {
         "train": load + sum(steps) / max(1, len(steps)) / STATED["training tokens a second"],
-        "sample_answers": STATED["engine start, seconds"]
+        "sample_answers": start
         + 10 * _count(config, "train") * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],

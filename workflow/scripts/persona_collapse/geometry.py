@@ -10,6 +10,8 @@ intervals over pairs are therefore too sure of themselves by a factor that grows
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
@@ -251,6 +253,16 @@ def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(stats.spearmanr(x, y).statistic)
+
+
+#: Measures of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,
+#: beside M1 and its tests. What is added here is in the next table; see docs/extending.md.
+MEASURES: dict[str, Callable[[np.ndarray], float]] = {
+    "m1_centred": lambda vectors: mean_offdiagonal_cosine(centred(vectors)),
+    "spread": spread,
+    "mean_distance": mean_distance,
+    "effective_rank": effective_rank,
+}
 
 
 def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:

@@ -58,14 +58,14 @@ def ready_key(
 
 
 class Store:
-    """Results by kind and chain, each with its key and checksum beside it; one a chain is kept."""
+    """Results by kind and name, each with its key and checksum beside it; one a name is kept."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
 
     def _paths(self, task: Task) -> tuple[Path, Path]:
         folder = self.root / task["kind"]
-        return folder / f"{task['chain']}{task['suffix']}", folder / f"{task['chain']}.json"
+        return folder / f"{task['name']}{task['suffix']}", folder / f"{task['name']}.json"
 
     def holds(self, task: Task, key: str) -> bool:
         """Is there a result for this key, with the bytes that were put?"""
@@ -103,7 +103,7 @@ class Store:
         """
         folder = self.root / task["kind"]
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f".{task['chain']}.lock", "w", encoding="utf-8") as handle:
+        with open(folder / f".{task['name']}.lock", "w", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -136,11 +136,11 @@ def run(
     """
     own_key = key(own)
     if own_key is None:
-        raise UserError(f"{own['kind']} {own['chain']}: an adapter of the chain is missing; rerun")
+        raise UserError(f"{own['kind']} {own['name']}: an adapter of the chain is missing; rerun")
     done = 0
     with store.claimed(own, wait=True):
         if store.holds(own, own_key):
-            say(f"{own['chain']}: {own['kind']} made by an earlier job")
+            say(f"{own['name']}: {own['kind']} made by an earlier job")
             store.take(own, output)
             return 0
         engine = open_engine()
@@ -150,17 +150,17 @@ def run(
     for task in planned:
         if done >= limit:
             break
-        if (task["kind"], task["chain"]) == (own["kind"], own["chain"]):
+        if (task["kind"], task["name"]) == (own["kind"], own["name"]):
             continue
         with store.claimed(task, wait=False) as mine:
             ready = key(task) if mine else None
             if ready is None or store.holds(task, ready):
                 continue
-            say(f"{task['chain']}: {task['kind']} by the same engine")
+            say(f"{task['name']}: {task['kind']} by the same engine")
             try:
                 store.put(task, ready, lambda path, task=task: work(engine, task, path))  # type: ignore[misc]
             except Exception as error:
-                say(f"{task['chain']}: {type(error).__name__}: {error}; left to its own job")
+                say(f"{task['name']}: {type(error).__name__}: {error}; left to its own job")
                 break
             done += 1
     return done

@@ -185,12 +185,6 @@ def geometry_table(
     base_cosines: dict[tuple[str, int], np.ndarray] = {}
     rows: list[dict[str, Any]] = []
     intervals = min(draws, 1000)
-    measures: dict[str, Callable[[np.ndarray], float]] = {
-        "m1_centred": lambda v: geo.mean_offdiagonal_cosine(geo.centred(v)),
-        "spread": geo.spread,
-        "mean_distance": geo.mean_distance,
-        "effective_rank": geo.effective_rank,
-    }
     for view in views(grid, load):
         chain, method, layer, vectors = view.chain, view.method, view.layer, view.vectors
         resampled = geo.resampled_cosines(view.stack, intervals, seed)
@@ -265,7 +259,7 @@ def geometry_table(
             interval = own[unit][0], min(own[unit][1], 1.0)
             add(metric, m1, delta, interval=interval, delta_interval=delta_of[unit], **test)
         add("m1_label_swap", m1, delta, **unit_tests["swap"])
-        for metric, measure in measures.items():
+        for metric, measure in geo.MEASURES.items():
             value = measure(vectors)
             add(metric, value, value - measure(before))
         if longest in view.personas and len(view.personas) > 2:

@@ -6,12 +6,13 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, audit, chat, models
+from . import adapters, audit, chat, models, objectives
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -111,22 +112,47 @@ def flatten(features: Features, multiple: int = 64) -> dict[str, Any]:
     }
 
 
-def supervised_loss(model: Any, inputs: Mapping[str, Any], items: Any = None) -> Any:
-    """Mean cross-entropy over the supervised tokens; only those are projected onto the vocabulary.
+@contextmanager
+def without(model: Any, adapter: str = "default") -> Iterator[None]:
+    """The model without one of its LoRA adapters and without gradients, for a while."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and adapter in m.scaling]
+    kept = [layer.scaling[adapter] for layer in layers]
+    for layer in layers:
+        layer.scaling[adapter] = 0.0
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, scale in zip(layers, kept, strict=True):
+            layer.scaling[adapter] = scale
+
+
+def supervised_loss(
+    model: Any, inputs: Mapping[str, Any], items: Any = None, objective: str = objectives.DEFAULT
+) -> Any:
+    """Mean objective over the supervised tokens; only those are projected onto the vocabulary.
 
     `model`: a PeftModel; `inputs`: a padded or flattened batch with `labels`; `items`: supervised
     tokens of the whole optimiser step, where it has several batches. The usual loss projects every
     position, and at 150,000 words that is a fifth of a step and most of its memory.
     """
-    import torch
-
     base = model.get_base_model()
     labels = inputs["labels"][:, 1:]
     asked = {key: value for key, value in inputs.items() if key != "labels"}
-    hidden = base.get_decoder()(**asked, use_cache=False).last_hidden_state[:, :-1]
     chosen = labels != -100
-    logits = base.get_output_embeddings()(hidden[chosen]).float()
-    total = torch.nn.functional.cross_entropy(logits, labels[chosen], reduction="sum")
+
+    def logits() -> Any:
+        hidden = base.get_decoder()(**asked, use_cache=False).last_hidden_state[:, :-1]
+        return base.get_output_embeddings()(hidden[chosen]).float()
+
+    def before() -> Any:
+        with without(model):
+            return logits()
+
+    total = objectives.OBJECTIVES[objective](logits(), labels[chosen], before)
     return total / (chosen.sum() if items is None else items)
 
 
@@ -144,6 +170,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
     from trl import SFTConfig, SFTTrainer
 
     settings, started = stage.settings, time.monotonic()
+    objective = settings.get("objective", objectives.DEFAULT)
     device = models.pick_device()
     dtype = settings["dtype"]
     tokenizer = models.load_tokenizer(stage.base)
@@ -222,7 +249,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
             num_items_in_batch: Any = None,
         ) -> Any:
             unwrapped = self.accelerator.unwrap_model(model)
-            return supervised_loss(unwrapped, inputs, num_items_in_batch)
+            return supervised_loss(unwrapped, inputs, num_items_in_batch, objective)
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if "pieces" not in inputs:
@@ -313,6 +340,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
         },
         "prompt": _first_prompt(tokenizer, stage),
         "loss_on": settings["loss"],
+        "objective": objective,
         "lora": {
             "r": settings["r"],
             "alpha": settings["alpha"],

@@ -1,0 +1,136 @@
+"""The pages for people: made ones are up to date, links lead somewhere, numbers are what the code says."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from persona_collapse import claims, configuration, documentation, geometry, statistics, tables
+from snakemake.utils import update_config
+from test_tables import GRID, load
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "config/README.md",
+    ROOT / "benchmarks/README.md",
+    ROOT / "workflow/resources/data/README.md",
+]
+EXTENDING = (ROOT / "docs/extending.md").read_text()
+
+
+def blocks(text, info):
+    """Contents of the fenced blocks with this info string."""
+    return re.findall(rf"^```{re.escape(info)}\n(.*?)^```$", text, re.M | re.S)
+
+
+def anchors(text):
+    """Anchors that GitHub gives a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", documentation.PAGES)
+def test_made_pages_are_what_make_docs_would_write(name):
+    assert (ROOT / "docs" / name).read_text() == documentation.PAGES[name](), "run `make docs`"
+
+
+def test_every_key_of_the_schemas_is_described_and_on_the_page():
+    page = (ROOT / "docs/config.md").read_text()
+    for name in ("config.schema.yaml", "data.schema.yaml"):
+        schema = documentation.load_schema(name)
+        for part in (schema, *schema["$defs"].values()):
+            for key in documentation.keys(part, schema):
+                assert key.text, f"{name}: {key.path} has no description"
+                assert key.path.split(".")[-1] in page or key.path.endswith("NAME"), key.path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(found.read_text()), f"{page.name}: {target}"
+
+
+def test_files_that_the_pages_name_are_there():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:config|workflow|docs|tests|envs|benchmarks)/[\w./-]+)`", page.read_text()
+        ):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_examples_on_the_statistics_page_give_what_it_says():
+    result = doctest.testfile(
+        str(ROOT / "docs/statistics.md"),
+        module_relative=False,
+        optionflags=doctest.NORMALIZE_WHITESPACE,
+    )
+    assert result.attempted > 8 and not result.failed
+
+
+def test_the_readme_quotes_the_errata_and_the_bound_of_a_zero():
+    readme = (ROOT / "README.md").read_text()
+    hits, total = re.search(r"(\d+) hits of ([\d,]*\d)", readme).groups()
+    assert f"{hits} of {total}" in (ROOT / "docs/errata.md").read_text()
+    percent = re.search(r"zero in 24 answers still allows (\d+) %", readme).group(1)
+    assert int(percent) == round(100 * statistics.clopper_pearson(0, 24)[1].item())
+
+
+def test_the_overlays_are_sound(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load(Path("config/config.yaml").read_text())
+    found = blocks(EXTENDING, "yaml overlay")
+    assert len(found) == 3
+    for block in found:
+        if "objective:" not in block and "file:" not in block:
+            update_config(config, yaml.safe_load(block))
+    grid = configuration.grid(configuration.check(config))
+    assert "couple-villain@42+em-gentle@42" in set(grid["chain"])
+
+
+def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
+    monkeypatch.setattr(geometry, "MEASURES", dict(geometry.MEASURES))
+    monkeypatch.setattr(claims, "MEASURES", dict(claims.MEASURES))
+    exec(blocks(EXTENDING, "python geometry.py")[0], dict(vars(geometry)))
+    table = tables.geometry_table(GRID, load, draws=99, seed=1)
+    own = table[table["metric"] == "nearest"]
+    assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
+    exec(blocks(EXTENDING, "python claims.py")[0], dict(vars(claims)))
+    (claim,) = yaml.safe_load(blocks(EXTENDING, "yaml config/claims.yaml")[0])
+    claim["measure"]["nearest_change"]["condition"] = "C1"
+    row = claims.scorecard(
+        [claim],
+        made | {"geometry": table},
+        headline={"method": "A", "position": 1},
+        fdr=0.01,
+        scale="demo",
+    ).iloc[0]
+    assert row["verdict"] == "replicated" and row["n"] == "1 seed"
+
+
+def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
+    one = {"kind": "test", "name": "flips (M1)", "rate": 0.384, "runs": 300, "world": "drift"}
+    tests = made["marker_tests"].assign(reference="C5")
+    given = made | {"marker_tests": tests, "simulation": pd.DataFrame([one])}
+    table = documentation.demo_table(given)
+    assert "| flips (M1) | rejects in 38 % of 300 data sets (drift) | simulation |" in table
+    g = made["geometry"]
+    cell = g[(g["metric"] == "spread") & (g["method"] == "A") & (g["layer"] == 3)]
+    base, after = cell.set_index("condition")["value"][["base", "C1"]]
+    assert f"| spread | base {base:.3f}, C1 {after:.3f} | geometry |" in table
+    page = (ROOT / "docs/statistics.md").read_text()
+    assert table in documentation.with_demo_table(page, table)
+    # The page's own has a line for everything that is said of the demo.
+    shipped = page.split(documentation.MARKS[0])[1]
+    names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]
+    assert names and all(name in shipped for name in names[2:] if "unit" not in name)

@@ -1,0 +1,146 @@
+"""The tutorial's commands and the examples of docs/extending.md, run as a reader would run them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import Project, copy_project
+from persona_collapse import configuration, simulate
+from snakemake.utils import update_config
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "workflow/scripts/persona_collapse"
+
+
+def blocks(name):
+    """(info string, content) of a page's fenced blocks, in order."""
+    text = (ROOT / "docs" / name).read_text()
+    return re.findall(r"^```([^\n]+)\n(.*?)^```$", text, re.M | re.S)
+
+
+def merged(*layers):
+    """YAML texts laid over each other, as Snakemake merges config files."""
+    config = {}
+    for layer in layers:
+        update_config(config, yaml.safe_load(layer))
+    return config
+
+
+def clone(folder):
+    """A fresh copy whose demo is the tiny run with one seed, and this environment its .venv."""
+    copy_project(folder)
+    config = folder / "config/config.yaml"
+    tiny = (ROOT / "tests/workflow/tiny.yaml").read_text()
+    config.write_text(
+        yaml.safe_dump(merged(config.read_text(), tiny) | {"run": "demo", "seeds": [1]})
+    )
+    (folder / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (folder / ".venv" / part.name).symlink_to(part)
+    (folder / ".venv/.run").unlink(missing_ok=True)
+    (folder / ".venv/.run").touch()
+    return folder
+
+
+def test_the_tutorial(tmp_path):
+    folder = clone(tmp_path / "project")
+    said = ""
+    for info, content in blocks("tutorial.md"):
+        if info == "sh":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", content],
+                cwd=folder,
+                env={**os.environ, "CORES": "2"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, f"{content}\n{done.stdout[-4000:]}"
+            said = done.stdout
+        else:
+            assert info == "text"
+            lines = [" ".join(line.split()) for line in said.splitlines()]
+            for line in content.splitlines():
+                found = [
+                    one for one in lines if one == line or (line in one and not line[-1].isdigit())
+                ]
+                assert found, f"{line!r} is not in\n{said[-4000:]}"
+    rates = pd.read_csv(folder / "results/demo/tables/marker_rates.csv")
+    assert {"P4", "P5"} <= set(rates["condition"])
+    assert "P5" in (folder / "results/demo/report.html").read_text()
+
+
+def test_the_examples_of_extending(project, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    overlays = [(ROOT / "tests/workflow/tiny.yaml").read_text()]
+    for info, content in blocks("extending.md"):
+        kind, _, name = info.partition(" ")
+        if name == "overlay":
+            overlays.append(content)
+            continue
+        path = folder / (f"{PACKAGE}/{name}" if kind == "python" else name)
+        before = path.read_text() if path.exists() else ""
+        path.write_text(before + ("\n\n" if before else "") + content)
+    overlay = tmp_path / "extended.yaml"
+    overlay.write_text(yaml.safe_dump(merged(*overlays)))
+    extended = Project(folder, overlay)
+    jobs, _ = extended.planned()
+    assert jobs["train"] == jobs["completions"] == 3
+    assert jobs["geometry"] == jobs["data"] == 1
+    assert not {"pretrain_demo", "sample_answers", "couple_data"} & set(jobs)
+    extended.snakemake("--", "tables", *(f"results/tiny/models/couple-villain@42+{name}@42/manifest.json"
+                                         for name in ("em-gentle", "mine", "em-close")))  # fmt: skip
+    made = folder / "results/tiny"
+    manifests = {
+        name: json.loads((made / f"models/couple-villain@42+{name}@42/manifest.json").read_text())
+        for name in ("em-gentle", "mine", "em-close")
+    }
+    assert manifests["em-close"]["objective"] == "stay_close"
+    assert manifests["em-gentle"]["objective"] == "cross_entropy"
+    assert manifests["em-gentle"]["lora"]["r"] == 8
+    assert manifests["mine"]["data"]["rows"] == 4
+    geometry = pd.read_csv(made / "tables/geometry.csv")
+    assert {"G1", "M1", "D1"} <= set(geometry.loc[geometry["metric"] == "nearest", "condition"])
+    scorecard = pd.read_csv(made / "tables/scorecard.csv").set_index("claim")
+    assert scorecard.loc["nearest-closer", "measured"] == pytest.approx(
+        geometry.query("metric == 'nearest' and condition == 'C5' and method == 'A'")
+        .groupby("layer")["delta_base"]
+        .mean()
+        .iloc[-1]
+    )
+
+
+def test_the_false_positives_that_the_pages_quote(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = configuration.check(yaml.safe_load(Path("config/config.yaml").read_text()))
+    settings = config["statistics"]
+    found = simulate.simulate(
+        simulate.Sizes(**configuration.sizes(config)),
+        runs=settings["simulations"],
+        draws=999,
+        seed=settings["seed"],
+    )
+    quoted = re.findall(
+        r"\| (.+) \| rejects in (\d+) % of \d+ data sets \((.+)\) \| simulation",
+        (ROOT / "docs/statistics.md").read_text(),
+    )
+    assert len(quoted) > 5
+    rates = found[found["kind"] == "test"].set_index(["name", "world"])["rate"]
+    for name, percent, world in quoted:
+        assert rates[name, world] == pytest.approx(int(percent) / 100, abs=0.02), name
+    pairs = rates["sign flips over persona pairs (M1)", "personas drift"]
+    axis = rates["anchored axis, raw vectors (M2)", "own shift"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    said = re.search(r"rejects in (\d+) % of them .* anchored-axis test in (\d+) %", readme)
+    assert [int(n) / 100 for n in said.groups()] == pytest.approx([pairs, axis], abs=0.02)

@@ -1,0 +1,18 @@
+"""Write what is made of docs/: pages from schemas and tables, and the demo run's numbers if it is there."""
+
+import pandas as pd
+from persona_collapse import documentation
+
+DOCS = documentation.ROOT / "docs"
+TABLES = documentation.ROOT / "results/demo/tables"
+
+if __name__ == "__main__":
+    for name, page in documentation.PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")
+    if TABLES.is_dir():
+        tables = {path.stem: pd.read_csv(path) for path in TABLES.glob("*.csv")}
+        page = (DOCS / "statistics.md").read_text(encoding="utf-8")
+        table = documentation.demo_table(tables)
+        (DOCS / "statistics.md").write_text(
+            documentation.with_demo_table(page, table), encoding="utf-8"
+        )
