@@ -114,6 +114,9 @@ REPORTED = [
     "simulation",
     "power",
     "training",
+    "training_curves",
+    "cosines",
+    "persona_map",
     "prompt_audit",
 ]
 
@@ -323,6 +326,11 @@ def figure_tables(wildcards):
         k: results(f"tables/{v}.csv")
         for k, v in FIGURES[wildcards.figure]["tables"].items()
     }
+
+
+def made_by(wildcards):
+    """{path: rule} of every output whose name has no wildcard."""
+    return {str(path): rule.name for rule in workflow.rules for path in rule.output}
 
 
 def headline(wildcards):
