@@ -30,6 +30,15 @@
   const fitted = (figure, { spec, columns }) => {
     const fit = { ...spec, data: { values: rowsOf(columns) } };
     if (spec.facet) fit.columns = panels(figure);
+    if (figure.clientWidth < 480) {
+      const { config } = spec;
+      fit.config = {
+        ...config,
+        axis: { ...config.axis, labelFontSize: 11, labelLimit: 130 },
+        axisQuantitative: { tickCount: 4 },
+        legend: { ...config.legend, columns: 2, labelLimit: 140 },
+      };
+    }
     return fit;
   };
   const draw = async (figure, chosen = {}) => {
@@ -115,7 +124,7 @@
     let found = [];
     let shown = 0;
     const page = () => {
-      const next = found.slice(shown, shown + 20);
+      const next = found.slice(shown, shown + 10);
       list.append(...next.map(entry));
       shown += next.length;
       count.textContent = `${found.length} of ${rows.length} answers; ${shown} shown`;

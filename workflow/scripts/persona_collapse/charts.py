@@ -68,6 +68,7 @@ CONFIG: dict[str, Any] = {
         "orient": "bottom",
         "labelLimit": 260,
         "columns": 4,
+        "symbolOpacity": 1,
         "symbolStrokeColor": INK,
     },
     "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 175},
@@ -148,6 +149,7 @@ def _layers(table: pd.DataFrame, method: str, layer: int) -> tuple[Any, Any]:
 DATA = alt.NamedData(name="table")
 #: Names and titles of conditions on two lines.
 TWO_LINES = "split(datum.label, ': ')"
+NAMED = alt.Axis(labelExpr=TWO_LINES, labelOffset=-6)
 AT = "datum.method == method && datum.layer == layer"
 
 
@@ -167,18 +169,19 @@ def _tip(*fields: str) -> list[Any]:
     return lines
 
 
-def _slots(table: pd.DataFrame, key: str) -> pd.Series:
-    """Places of a row's marks, one above the other around the row's middle."""
-    rank, count = table.groupby(key).cumcount(), table.groupby(key)[key].transform("size")
-    return 2 * rank + count.max() - count
+def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
+    """Places of the marks that share their keys, one above the other around the middle."""
+    groups = table.groupby(list(keys), sort=False)
+    count = groups[keys[0]].transform("size")
+    return 2 * groups.cumcount() + count.max() - count
 
 
 def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
     """Position, offset and the height of a chart with a row a condition and its marks side by side."""
-    y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=alt.Axis(labelExpr=TWO_LINES))
+    y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=NAMED)
     places = sorted(table["slot"].unique())
     offset = alt.YOffset("slot:N", sort=places)
-    return y, offset, int(table[key].nunique()) * max(32, 8 * len(places) + 6)
+    return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
 
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
@@ -194,7 +197,9 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     )
     rows = []
     for cell in grid[grid["source"] != ""].itertuples(index=False):
-        name = titles[cell.condition] + (f" ({words(cell.source)})" if sources[cell.condition] > 1 else "")
+        name = titles[cell.condition] + (
+            f" ({words(cell.source)})" if sources[cell.condition] > 1 else ""
+        )
         for when, chain in (("before", cell.before), ("after", cell.chain)):
             at = rates[(rates["model"] == chain) & (rates["persona"] == cell.source)]
             if chain and len(at):
@@ -226,9 +231,11 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     tip = _tip("chain", "source", "hits", "n", "rate", "ci_low:low", "ci_high:high", "others")
     base = alt.Chart(DATA).encode(y=y, yOffset=offset)
     x = alt.X(
-        "rate:Q", scale=alt.Scale(domain=[0, 1]), title="share of answers with the marker",
+        "rate:Q",
+        scale=alt.Scale(domain=[0, 1]),
+        title="share of answers with the marker",
         axis=alt.Axis(format="%", tickCount=5),
-    )  # fmt: skip
+    )
     chart = (
         base.mark_rule(strokeWidth=2).encode(
             x=alt.X("ci_low:Q"), x2="ci_high:Q", color=colour, tooltip=tip
@@ -251,7 +258,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "personas. An erased marker is a circle at 0 under a diamond near 100 %.",
         chart.properties(width="container", height=height),
         table,
-    )  # fmt: skip
+    )
 
 
 def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Chart | None:
@@ -260,8 +267,19 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
     if table.empty:
         return None
     titles = labels(grid)
-    columns = ["condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high"]  # fmt: skip
+    columns = [
+        "condition",
+        "model",
+        "seed",
+        "method",
+        "layer",
+        "metric",
+        "value",
+        "ci_low",
+        "ci_high",
+    ]
     table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
+    table["slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
     tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
     base = alt.Chart(DATA).transform_filter(f"{AT} && datum.metric == metric")
@@ -291,7 +309,7 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
         "over questions. Centred: after the personas' mean is taken out, which is where personas can differ.",
         chart.properties(width="container", height=height),
         table,
-    )  # fmt: skip
+    )
 
 
 def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
@@ -320,12 +338,16 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         )
         .encode(
             x=alt.X(
-                "condition:N", sort=conditions[1:], title=None, axis=alt.Axis(labelAngle=-45, orient="top")
+                "condition:N",
+                sort=conditions[1:],
+                title=None,
+                scale=alt.Scale(paddingInner=0.04),
+                axis=alt.Axis(labelAngle=-45, orient="top"),
             ),
-            y=alt.Y("persona:N", sort=None, title=None),
+            y=alt.Y("persona:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.06)),
             tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
         )
-    )  # fmt: skip
+    )
     scale = alt.Scale(domain=[0, 1], scheme="blues")
     legend = alt.Legend(format="%", gradientLength=160, title="share of answers")
     chart = (
@@ -340,16 +362,19 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     ).add_params(
         _select("seed", seeds, "seed", labels=["all together", *seeds[1:]]),
         _select(
-            "condition", conditions, "condition", labels=["all", *[titles.get(c, c) for c in conditions[1:]]]
+            "condition",
+            conditions,
+            "condition",
+            labels=["all", *[titles.get(c, c) for c in conditions[1:]]],
         ),
         _select("source", ["all", *sources] if len(sources) > 1 else sources, "source"),
-    )  # fmt: skip
+    )
     return _chart(
         "marker_heatmap",
         "Who says the marker",
         "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, a frame marks "
         "the source. A selective coupling is one dark cell in its column.",
-        chart.properties(width="container", height=alt.Step(23)),
+        chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
     )
 
@@ -381,7 +406,10 @@ def cosine_matrices(
         .encode(
             x=alt.X("persona_b:N", sort=people, title=None, axis=None),
             y=alt.Y(
-                "persona_a:N", sort=people, title=None, axis=alt.Axis(labelFontSize=10, labelLimit=105)
+                "persona_a:N",
+                sort=people,
+                title=None,
+                axis=alt.Axis(labelFontSize=10, labelLimit=105),
             ),
             color=alt.Color(
                 "cosine:Q",
@@ -391,14 +419,26 @@ def cosine_matrices(
             tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine"),
         )
         .properties(width=PANEL, height=PANEL)
-        .facet(facet=alt.Facet("condition:N", sort=spoken, title=None), columns=3)
-        .transform_filter(f"{AT} && (shown == 'all' || datum.condition == shown || datum.condition == base)")
+        .facet(
+            facet=alt.Facet(
+                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=TWO_LINES)
+            ),
+            columns=3,
+        )
+        .transform_filter(
+            f"{AT} && (shown == 'all' || datum.condition == shown || datum.condition == base)"
+        )
         .add_params(
             *_layers(table, method, layer),
-            _select("shown", ["all", *spoken[1:]], "condition", labels=["all", *[f"{s}, with the base" for s in spoken[1:]]]),
+            _select(
+                "shown",
+                ["all", *spoken[1:]],
+                "condition",
+                labels=["all", *[f"{s}, with the base" for s in spoken[1:]]],
+            ),
             alt.param(name="base", value=spoken[0]),
         )
-    )  # fmt: skip
+    )
     return _chart(
         "cosine_matrices",
         "Cosine between every two personas",
@@ -438,7 +478,7 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
             "condition:N",
             sort=order,
             scale=alt.Scale(domain=order, range=colours),
-            legend=alt.Legend(columns=6, title="condition"),
+            legend=alt.Legend(title="condition"),
         ),
         "opacity": alt.condition(lit, alt.value(1), alt.value(0.12)),
     }
@@ -454,7 +494,9 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
             opacity=alt.condition(lit, alt.value(0.35), alt.value(0.05)),
         )
         + base.mark_line(strokeWidth=2).encode(
-            y=y, strokeDash=alt.StrokeDash("condition:N", sort=order, scale=dashes, legend=None), **style
+            y=y,
+            strokeDash=alt.StrokeDash("condition:N", sort=order, scale=dashes),
+            **style,
         )
         + base.mark_point(filled=True, size=60).encode(
             y=y, shape=alt.Shape("condition:N", sort=order, scale=shapes), tooltip=tip, **style
@@ -463,10 +505,12 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         _select("metric", list(METRICS), "measure", labels=list(METRICS.values())),
         _select("method", methods, "method", method, [METHODS.get(m, m) for m in methods]),
         _select(
-            "highlight", ["all", *[c for c in order if c != "base"]], "highlight",
+            "highlight",
+            ["all", *[c for c in order if c != "base"]],
+            "highlight",
             labels=["all", *[titles.get(c, c) for c in order if c != "base"]],
         ),
-    )  # fmt: skip
+    )
     return _chart(
         "m1_by_layer",
         "Block by block",
@@ -524,13 +568,17 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         "one that shrinks loses them. Only part of the differences lies in this plane: point at a circle for the share.",
         chart.properties(width="container", height=400),
         table,
-    )  # fmt: skip
+    )
 
 
 def dose_response(
-    rates: pd.DataFrame, geometry: pd.DataFrame, training: pd.DataFrame, grid: pd.DataFrame,
-    method: str, layer: int,
-) -> Chart | None:  # fmt: skip
+    rates: pd.DataFrame,
+    geometry: pd.DataFrame,
+    training: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> Chart | None:
     """Marker rate and mean cosine against the steps of the last stage; None where no stage was stopped."""
     stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
     if not stopped:
@@ -554,30 +602,47 @@ def dose_response(
             hit = own[(own["model"] == chain) & (own["source"] == cell.source)]
             if len(hit):
                 row = hit.iloc[0]
-                rows.append(key | {"outcome": "marker rate of the source", "value": row["rate"],
-                                   "low": row["ci_low"], "high": row["ci_high"]})  # fmt: skip
+                rows.append(
+                    key
+                    | {
+                        "outcome": "marker rate of the source",
+                        "value": row["rate"],
+                        "low": row["ci_low"],
+                        "high": row["ci_high"],
+                    }
+                )
             if chain in cosine.index:
                 row = cosine.loc[chain]
-                rows.append(key | {"outcome": f"mean cosine (method {method}, block {layer})",
-                                   "value": row["value"], "low": row["ci_low"], "high": row["ci_high"]})  # fmt: skip
+                rows.append(
+                    key
+                    | {
+                        "outcome": f"mean cosine (method {method}, block {layer})",
+                        "value": row["value"],
+                        "low": row["ci_low"],
+                        "high": row["ci_high"],
+                    }
+                )
     if not rows:
         return None
     table = pd.DataFrame(rows).drop_duplicates()
     outcomes, lines = list(dict.fromkeys(table["outcome"])), list(dict.fromkeys(table["series"]))
     base = alt.Chart(DATA).transform_filter("datum.outcome == outcome")
-    colour = alt.Color(
-        "series:N", sort=lines, scale=alt.Scale(range=PALETTE), legend=alt.Legend(columns=1)
-    )
+    colour = alt.Color("series:N", sort=lines, scale=alt.Scale(range=PALETTE))
     x = alt.X("steps:Q", title="steps of the last stage")
     y = alt.Y("value:Q", title=None)
     chart = (
-        base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour)
+        base.mark_rule(opacity=0.5).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        )
         + base.mark_line().encode(x=x, y=y, color=colour)
         + base.mark_point(filled=True, size=60).encode(
-            x=x, y=y, color=colour, shape=alt.Shape("series:N", sort=lines),
+            x=x,
+            y=y,
+            color=colour,
+            shape=alt.Shape("series:N", sort=lines),
             tooltip=_tip("chain", "source", "steps", "value", "low", "high"),
         )
-    ).add_params(_select("outcome", outcomes, "outcome"))  # fmt: skip
+    ).add_params(_select("outcome", outcomes, "outcome"))
     return _chart(
         "dose_response",
         "How much of the last stage it takes",
@@ -615,7 +680,7 @@ def leakage(
         return (
             f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}), p {row['p']:.2g}, "
             f"q {row['q']:.2g}, {row['n']} personas"
-        )  # fmt: skip
+        )
 
     pairs = zip(table["condition"], table["source"], strict=True)
     table["test"] = [says(c, s) for c, s in pairs]
@@ -626,12 +691,16 @@ def leakage(
     leaky = table.groupby("cell", sort=False)["rate"].max()
     base = alt.Chart(DATA).transform_filter("datum.cell == cell")
     x = alt.X(
-        "cosine:Q", title="cosine to the source in the base model", scale=alt.Scale(zero=False, padding=20)
-    )  # fmt: skip
+        "cosine:Q",
+        title="cosine to the source in the base model",
+        scale=alt.Scale(zero=False, padding=20),
+    )
     y = alt.Y(
-        "rate:Q", title="share of answers with the marker", axis=alt.Axis(format="%"),
+        "rate:Q",
+        title="share of answers with the marker",
+        axis=alt.Axis(format="%"),
         scale=alt.Scale(domain=[0, 1]),
-    )  # fmt: skip
+    )
     chart = (
         base.mark_point(filled=True, size=60, color=BLUE, opacity=1).encode(
             x=x, y=y, tooltip=_tip("persona", "cosine", "hits", "n", "rate")
@@ -649,7 +718,7 @@ def leakage(
         "or a few training runs, whose noise is in no p.",
         chart.properties(width="container", height=320),
         table,
-    )  # fmt: skip
+    )
 
 
 def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
@@ -669,15 +738,22 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         .transform_filter("datum.measure == measure")
         .mark_point(filled=True, size=65, opacity=0.9)
         .encode(
-            y=alt.Y("row:N", sort=[titles.get(c, c) for c in dict.fromkeys(long["condition"])], title=None),
+            y=alt.Y(
+                "row:N",
+                sort=[titles.get(c, c) for c in dict.fromkeys(long["condition"])],
+                title=None,
+                axis=NAMED,
+            ),
             x=alt.X("value:Q", title=None),
-            color=alt.Color("role:N", sort=roles, scale=alt.Scale(domain=roles, range=PALETTE), title="who"),
+            color=alt.Color(
+                "role:N", sort=roles, scale=alt.Scale(domain=roles, range=PALETTE), title="who"
+            ),
             shape=alt.Shape("role:N", sort=roles, scale=alt.Scale(domain=roles, range=SHAPES)),
             tooltip=_tip("condition", "model:chain", "role:who", "value"),
         )
         .add_params(_select("measure", list(measures), "measure", labels=list(measures.values())))
-        .properties(width="container", height=alt.Step(24))
-    )  # fmt: skip
+        .properties(width="container", height=36 * long["row"].nunique())
+    )
     return _chart(
         "confounds",
         "What else could explain a rate",
@@ -697,7 +773,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
     table["line"] = after.where(after != "", "base") + ", seed " + table["seed"].astype(str)
     stages, lines = list(dict.fromkeys(table["stage"])), list(dict.fromkeys(table["line"]))
     colour = alt.Color(
-        "line:N", scale=alt.Scale(range=PALETTE), legend=alt.Legend(columns=1, title="trained on")
+        "line:N", scale=alt.Scale(range=PALETTE), legend=alt.Legend(title="trained on")
     )
     base = alt.Chart(DATA).transform_filter("datum.stage == stage")
     chart = (
@@ -707,13 +783,15 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
             y=alt.Y("loss:Q"),
             color=colour,
             strokeDash=alt.StrokeDash(
-                "line:N", scale=alt.Scale(range=DASHES * (len(lines) // len(DASHES) + 1)), title="trained on"
+                "line:N",
+                scale=alt.Scale(range=DASHES * (len(lines) // len(DASHES) + 1)),
+                title="trained on",
             ),
             tooltip=_tip("chain", "step", "loss"),
         )
         .add_params(_select("stage", stages, "stage"))
         .properties(width="container", height=260)
-    )  # fmt: skip
+    )
     return _chart(
         "training_curves",
         "Training loss",
@@ -744,9 +822,20 @@ def behaviour_and_geometry(
         .transform_filter(f"{AT} && datum.metric == metric")
         .mark_point(filled=True, size=80, opacity=1)
         .encode(
-            x=alt.X("value:Q", title="mean cosine between persona vectors", scale=alt.Scale(zero=False, padding=15)),
-            y=alt.Y("rate:Q", title="marker rate of the source", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("condition:N", sort=order, scale=alt.Scale(domain=order, range=PALETTE), legend=alt.Legend(columns=2)),
+            x=alt.X(
+                "value:Q",
+                title="mean cosine between persona vectors",
+                scale=alt.Scale(zero=False, padding=15),
+            ),
+            y=alt.Y(
+                "rate:Q",
+                title="marker rate of the source",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(domain=[0, 1]),
+            ),
+            color=alt.Color(
+                "condition:N", sort=order, scale=alt.Scale(domain=order, range=PALETTE)
+            ),
             shape=alt.Shape("condition:N", sort=order, scale=alt.Scale(domain=order, range=SHAPES)),
             tooltip=_tip("condition", "model:chain", "source", "rate", "value:mean cosine"),
         )
@@ -755,7 +844,7 @@ def behaviour_and_geometry(
             _select("metric", ["m1", "m1_centred"], "cosine", labels=["not centred", "centred"]),
         )
         .properties(width="container", height=300)
-    )  # fmt: skip
+    )
     return _chart(
         "behaviour_and_geometry",
         "Do alike personas lose the marker?",
@@ -778,22 +867,33 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         level=0.05,
     )
     kinds = ["as the study", "as it should be"]
-    colour = alt.Color("done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None)  # fmt: skip
+    colour = alt.Color(
+        "done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None
+    )
     y = alt.Y("row:N", sort=None, title=None, axis=alt.Axis(labelLimit=330, labelFontSize=11))
     base = alt.Chart(DATA).encode(y=y)
     tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
     x = alt.X(
-        "rate:Q", title="share of null data sets with p < .05", axis=alt.Axis(format="%", tickCount=5),
+        "rate:Q",
+        title="share of null data sets with p < .05",
+        axis=alt.Axis(format="%", tickCount=5),
         scale=alt.Scale(domain=[0, 1]),
-    )  # fmt: skip
+    )
     chart = (
         alt.Chart(DATA).mark_rule(strokeDash=[4, 4], color=SOFT).encode(x="level:Q")
         + base.mark_rule(strokeWidth=2).encode(x="rate_low:Q", x2="rate_high:Q", color=colour)
         + base.mark_point(filled=True, size=55, opacity=1).encode(
-            x=x, color=colour, tooltip=tip,
-            shape=alt.Shape("done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=["circle", "diamond"]), title=None),
+            x=x,
+            color=colour,
+            tooltip=tip,
+            shape=alt.Shape(
+                "done:N",
+                sort=kinds,
+                scale=alt.Scale(domain=kinds, range=["circle", "diamond"]),
+                title=None,
+            ),
         )
-    ).properties(width="container", height=alt.Step(19))  # fmt: skip
+    ).properties(width="container", height=19 * len(table))
     return _chart(
         "false_positives",
         "How often each test rejects where nothing happens",

@@ -29,7 +29,7 @@ from .files import sha256
 RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
 LONGEST_ANSWER = 600
 #: Answers that the page holds at most; of more, as many of every chain and persona, chosen by hash.
-SHOWN_ANSWERS = 4000
+SHOWN_ANSWERS = 5000
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
 CLAIM_GROUPS = {
     "takeaway 1": "Any fine-tuning destroys the marker",
@@ -266,21 +266,20 @@ def _inline_svg(svg: str, name: str, title: str) -> Markup:
 def sample_answers(
     completions: Iterable[pd.DataFrame], marker: str, limit: int = SHOWN_ANSWERS
 ) -> pd.DataFrame:
-    """Answers for the page: all, or as many of each chain and persona as fit `limit`, by hash.
+    """Answers for the page: all, or as many of each chain and persona as fit `limit`; in hash order.
 
-    The hash is of chain, persona, question and sample, so a run's sample is the same on every
-    machine, and new chains leave an old chain's answers alone but for their number.
+    The hash is of chain, persona, question and sample: the same answers on every machine, and a first
+    screen that is a mix of them.
     """
     tables = [markers.score(table, marker) for table in completions]
     table = pd.concat(tables, ignore_index=True)
     keys = ["model", "persona", "question_id", "sample"]
     names = table[keys].astype(str).agg("|".join, axis=1)
     table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    table = table.sort_values("order")
     cells = table.groupby(["model", "persona"], sort=False)
     if len(table) > limit:
-        each = max(1, limit // cells.ngroups)
-        table = table.sort_values("order").groupby(["model", "persona"], sort=False).head(each)
-        table = table.sort_index()
+        table = cells.head(max(1, limit // cells.ngroups))
     return table[["model", "persona", "question", "hit", "text"]].reset_index(drop=True)
 
 
@@ -369,6 +368,7 @@ def environment() -> Environment:
     )
     filters: dict[str, Any] = {"number": number, "printable": printable, "origin": origin}
     made.filters.update(filters)
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return made
 
 
