@@ -22,11 +22,19 @@ from persona_collapse import (
     tables,
 )
 from test_claims import HEADLINE, claim
-from test_tables import FAMILIES, GRID, MARKERS, completions, load, scored
+from test_tables import FAMILIES, GRID, MARKERS, completions, scored
+from test_tables import load as load_alike
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)></noscript> \x07\u202eevil\n" + "x" * 5000
 )
+
+
+def load(chain):
+    """A chain's activations whose methods differ."""
+    found = load_alike(chain)
+    found.arrays["B"] = found.arrays["B"] + 1
+    return found
 
 
 def answers(chain):
