@@ -167,7 +167,7 @@ def page(everything, drawn, tmp_path_factory):
             ],
             figures=shown,
             samples=report.sample_answers([answers(chain) for chain in MARKERS], "[ZLT]"),
-            completions=120,
+            completions=480,
             method="A",
             layer=3,
             margins={"rate": 0.15, "m1": 0.02},

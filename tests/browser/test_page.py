@@ -152,6 +152,9 @@ def test_downloads_hold_what_is_shown(page, visit):
 @pytest.mark.parametrize(("name", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
 def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, scheme):
     opened = visit(page, size, scheme)
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)
     for fold in opened.query_selector_all("details"):
         fold.evaluate("fold => { fold.open = true; }")
     wide = "document.documentElement.scrollWidth"
@@ -161,9 +164,6 @@ def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, sche
     ink = opened.evaluate("getComputedStyle(document.body).color")
     label = opened.locator("#m1 .vega svg text").first
     assert label.evaluate("text => getComputedStyle(text).fill") == ink
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    opened.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)
 
 
 def test_a_resized_window_keeps_what_was_chosen(page, visit):

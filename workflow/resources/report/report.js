@@ -17,7 +17,10 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
   // A chart takes the room it has; panels of a facet wrap by it.
-  const panels = (figure) => Math.max(1, Math.floor((figure.querySelector(".canvas").clientWidth - 115) / 185));
+  const narrow = (figure) => figure.clientWidth < 480;
+  const side = (figure) => (narrow(figure) ? 105 : 165);
+  const panels = (figure) =>
+    Math.max(1, Math.floor((figure.querySelector(".canvas").clientWidth - 110) / (side(figure) + 20)));
   const rowsOf = (columns) => {
     const [names, values] = [Object.keys(columns), Object.values(columns)];
     return (values[0] || []).map((_, i) => Object.fromEntries(names.map((name, j) => [name, values[j][i]])));
@@ -29,12 +32,15 @@
   };
   const fitted = (figure, { spec, columns }) => {
     const fit = { ...spec, data: { values: rowsOf(columns) } };
-    if (spec.facet) fit.columns = panels(figure);
-    if (figure.clientWidth < 480) {
+    if (spec.facet) {
+      fit.columns = panels(figure);
+      fit.spec = { ...spec.spec, width: side(figure), height: side(figure) };
+    }
+    if (narrow(figure)) {
       const { config } = spec;
       fit.config = {
         ...config,
-        axis: { ...config.axis, labelFontSize: 11, labelLimit: 130 },
+        axis: { ...config.axis, labelFontSize: 11, labelLimit: 150 },
         axisQuantitative: { tickCount: 4 },
         legend: { ...config.legend, columns: 2, labelLimit: 140 },
       };

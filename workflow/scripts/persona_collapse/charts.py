@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -53,7 +54,7 @@ CONFIG: dict[str, Any] = {
         "titleFontWeight": "normal",
         "labelFontSize": 12,
         "titleFontSize": 12,
-        "labelLimit": 210,
+        "labelLimit": 250,
         "gridColor": LINE,
         "domainColor": SOFT,
         "tickColor": SOFT,
@@ -111,11 +112,12 @@ class Chart:
         return str(vl_convert.vegalite_to_svg(self.with_data()))
 
 
+@cache
 def javascript() -> str:
     """Vega, Vega-Lite and Vega-Embed (BSD-3-Clause) as one script; sets window.vegaEmbed."""
     import vl_convert
 
-    return f"(()=>{{{vl_convert.javascript_bundle()}}})();"
+    return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();"
 
 
 def _chart(name: str, title: str, reading: str, chart: Any, table: pd.DataFrame) -> Chart:
@@ -282,7 +284,15 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
     table["slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
     tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
-    base = alt.Chart(DATA).transform_filter(f"{AT} && datum.metric == metric")
+    # What has no interval gets one of no length, drawn and not written down.
+    base = (
+        alt.Chart(DATA)
+        .transform_filter(f"{AT} && datum.metric == metric")
+        .transform_calculate(
+            low="isValid(datum.ci_low) ? datum.ci_low : datum.value",
+            high="isValid(datum.ci_high) ? datum.ci_high : datum.value",
+        )
+    )
     y, offset, height = _rows(table, "row")
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=alt.Scale(zero=False))
     kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
@@ -292,7 +302,7 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
         .mark_rule(strokeDash=[4, 4], color=SOFT)
         .encode(x=x)
         + base.mark_rule(strokeWidth=2).encode(
-            x=alt.X("ci_low:Q"), x2="ci_high:Q", y=y, yOffset=offset, color=kind, tooltip=tip
+            x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=offset, color=kind, tooltip=tip
         )
         + base.mark_point(size=60, filled=True, opacity=1).encode(
             x=x, y=y, yOffset=offset, color=kind, shape=shape, tooltip=tip
@@ -304,9 +314,11 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
     return _chart(
         "m1",
         "How alike the personas are inside",
-        "Mean cosine over all pairs of persona vectors, a circle a training run; higher is more alike, 1 is "
+        "Mean cosine over all pairs of persona vectors, a circle a training run; higher is more "
+        "alike, 1 is "
         "the same direction. The diamond and the dashed line are the base model. Lines are 95 % intervals "
-        "over questions. Centred: after the personas' mean is taken out, which is where personas can differ.",
+        "over questions. Centred: after the personas' mean is taken out, which is where personas "
+        "can differ.",
         chart.properties(width="container", height=height),
         table,
     )
@@ -372,7 +384,8 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     return _chart(
         "marker_heatmap",
         "Who says the marker",
-        "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, a frame marks "
+        "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, "
+        "a frame marks "
         "the source. A selective coupling is one dark cell in its column.",
         chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
@@ -442,8 +455,10 @@ def cosine_matrices(
     return _chart(
         "cosine_matrices",
         "Cosine between every two personas",
-        "A panel a condition, seeds averaged, all on one colour scale; personas stand in the same order down "
-        "and across, and a cell is the pair of its row and column. Bright panels are personas that became alike.",
+        "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
+        "same order down "
+        "and across, and a cell is the pair of its row and column. Bright panels are personas "
+        "that became alike.",
         chart,
         table,
     )
@@ -514,7 +529,8 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
     return _chart(
         "m1_by_layer",
         "Block by block",
-        "A line a condition, mean over seeds; thick bars span the seeds. Mean cosine: higher is more alike. "
+        "A line a condition, mean over seeds; thick bars span the seeds. Mean cosine: higher is "
+        "more alike. "
         "Distance to the mean, relative to it: lower is more alike. Conditions that move together at every "
         "block move for a common reason.",
         chart.properties(width="container", height=300),
@@ -563,9 +579,12 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
     return _chart(
         "persona_map",
         "Where the personas stand, before and after",
-        "Persona vectors in the plane of the base model's first two principal components: hollow diamonds before "
-        "the last stage, filled circles after it, joined by a line. A cloud that moves keeps its personas apart; "
-        "one that shrinks loses them. Only part of the differences lies in this plane: point at a circle for the share.",
+        "Persona vectors in the plane of the base model's first two principal components: hollow "
+        "diamonds before "
+        "the last stage, filled circles after it, joined by a line. A cloud that moves keeps its "
+        "personas apart; "
+        "one that shrinks loses them. Only part of the differences lies in this plane: point at "
+        "a circle for the share.",
         chart.properties(width="container", height=400),
         table,
     )
@@ -646,8 +665,10 @@ def dose_response(
     return _chart(
         "dose_response",
         "How much of the last stage it takes",
-        "A line a chain: the model before its last stage (step 0), stopped on the way, and whole; lines are 95 % "
-        "intervals. A slow fall says the marker is unlearnt by degrees, a cliff that a few steps are enough.",
+        "A line a chain: the model before its last stage (step 0), stopped on the way, and "
+        "whole; lines are 95 % "
+        "intervals. A slow fall says the marker is unlearnt by degrees, a cliff that a few steps "
+        "are enough.",
         chart.properties(width="container", height=300),
         table,
     )
@@ -678,7 +699,7 @@ def leakage(
         if row is None or pd.isna(row["rho"]):
             return "no correlation: no spread, or too few personas"
         return (
-            f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}), p {row['p']:.2g}, "
+            f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}); p {row['p']:.2g}, "
             f"q {row['q']:.2g}, {row['n']} personas"
         )
 
@@ -707,14 +728,16 @@ def leakage(
         )
         + base.mark_text(dy=-10).encode(x=x, y=y, text="persona:N")
         + base.transform_aggregate(points="count()", groupby=["test"])
-        .mark_text(align="left", baseline="top", fontWeight="bold")
+        .mark_text(align="left", baseline="top", fontWeight="bold", lineBreak="; ")
         .encode(x=alt.value(4), y=alt.value(2), text="test:N")
     ).add_params(_select("cell", cells, "condition", str(leaky.idxmax())))
     return _chart(
         "leakage",
         "Does the marker leak to the personas that were close?",
-        "A point a persona other than the source, seeds together. Points that rise to the right would be a leakage "
-        "gradient. The p permutes personas within one condition and is corrected over conditions; each condition is one "
+        "A point a persona other than the source, seeds together. Points that rise to the right "
+        "would be a leakage "
+        "gradient. The p permutes personas within one condition and is corrected over "
+        "conditions; each condition is one "
         "or a few training runs, whose noise is in no p.",
         chart.properties(width="container", height=320),
         table,
@@ -757,7 +780,8 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     return _chart(
         "confounds",
         "What else could explain a rate",
-        "A point a chain. If a stage makes answers shorter, cut off or repetitive, a marker that used to stand at "
+        "A point a chain. If a stage makes answers shorter, cut off or repetitive, a marker that "
+        "used to stand at "
         "their end can be gone without being unlearnt.",
         chart,
         long,
@@ -795,7 +819,8 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
     return _chart(
         "training_curves",
         "Training loss",
-        "A line a chain that ends in this stage. Losses of different stages are on different data and cannot be compared.",
+        "A line a chain that ends in this stage. Losses of different stages are on different "
+        "data and cannot be compared.",
         chart,
         table,
     )
@@ -848,7 +873,8 @@ def behaviour_and_geometry(
     return _chart(
         "behaviour_and_geometry",
         "Do alike personas lose the marker?",
-        "A point a chain whose marker was coupled. If collapse erased markers, points would fall from left to right. "
+        "A point a chain whose marker was coupled. If collapse erased markers, points would fall "
+        "from left to right. "
         "A correlation, whatever it shows, is not a cause.",
         chart,
         table,
@@ -870,12 +896,17 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
     colour = alt.Color(
         "done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None
     )
-    y = alt.Y("row:N", sort=None, title=None, axis=alt.Axis(labelLimit=330, labelFontSize=11))
+    y = alt.Y(
+        "row:N",
+        sort=None,
+        title=None,
+        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelFontSize=11),
+    )
     base = alt.Chart(DATA).encode(y=y)
     tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
     x = alt.X(
         "rate:Q",
-        title="share of null data sets with p < .05",
+        title="share of data sets with p < .05",
         axis=alt.Axis(format="%", tickCount=5),
         scale=alt.Scale(domain=[0, 1]),
     )
@@ -893,11 +924,12 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
                 title=None,
             ),
         )
-    ).properties(width="container", height=19 * len(table))
+    ).properties(width="container", height=30 * len(table))
     return _chart(
         "false_positives",
         "How often each test rejects where nothing happens",
-        "Share of simulated data sets, at this run's sizes, with p below .05; lines are 95 % Clopper-Pearson. "
+        "Share of simulated data sets, at this run's sizes, with p below .05; lines are 95 % "
+        "Clopper-Pearson. "
         "A sound test stays at or below the dashed line.",
         chart,
         table,
