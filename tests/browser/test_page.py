@@ -193,3 +193,22 @@ def test_paper_shows_what_is_folded(page, visit):
     assert opened.locator("details:not([open])").count() == 0
     opened.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert opened.locator("details:not([open])").count() > 5
+
+
+def test_two_runs_stand_side_by_side_on_one_axis(everything, visit, tmp_path):
+    from persona_collapse import compare
+
+    runs = [compare.Run(name, "synthetic", everything) for name in ("one", "two")]
+    path = tmp_path / "compare.html"
+    path.write_text(compare.render(runs), encoding="utf-8")
+    opened = visit(path)
+    assert opened.locator(".vega svg").count() == 4
+    left, right = (opened.locator(f"#m1_{s}").bounding_box() for s in "ab")
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    ends = [
+        opened.evaluate(f"document.getElementById('m1_{s}').chart.view.scale('x').domain()")
+        for s in "ab"
+    ]
+    assert ends[0] == ends[1]
+    phone = visit(path, PHONE, "dark")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

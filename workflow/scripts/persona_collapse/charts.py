@@ -263,8 +263,17 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     )
 
 
-def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Chart | None:
-    """Mean off-diagonal cosine of every chain, a row a condition; method, block, centring to choose."""
+def m1(
+    geometry: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+    domain: Sequence[float] | None = None,
+) -> Chart | None:
+    """Mean off-diagonal cosine of every chain, a row a condition; method, block, centring to choose.
+
+    `domain` fixes the axis, so that the charts of two runs can be set side by side.
+    """
     table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["model"] != "")]
     if table.empty:
         return None
@@ -294,7 +303,8 @@ def m1(geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> C
         )
     )
     y, offset, height = _rows(table, "row")
-    x = alt.X("value:Q", title="mean cosine between persona vectors", scale=alt.Scale(zero=False))
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
     kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
     shape = alt.condition("datum.model == 'base'", alt.value("diamond"), alt.value("circle"))
     chart = (

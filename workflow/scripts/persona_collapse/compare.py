@@ -102,7 +102,15 @@ def rates(runs: Sequence[Run]) -> pd.DataFrame:
     return both.assign(difference=both["rate_b"] - both["rate_a"])
 
 
-def _charts(run: Run, suffix: str) -> list[dict[str, Any]]:
+def _extent(runs: Sequence[Run]) -> tuple[float, float]:
+    """Smallest and largest mean cosine of the runs, with their intervals: one axis for both."""
+    tables = [run.tables["geometry"] for run in runs]
+    parts = [table[table["metric"].isin(["m1", "m1_centred"])] for table in tables]
+    values = pd.concat(parts)[["value", "ci_low", "ci_high"]]
+    return float(values.min().min()), float(values.max().max())
+
+
+def _charts(run: Run, suffix: str, extent: tuple[float, float]) -> list[dict[str, Any]]:
     """A run's headline charts, named apart from the other run's."""
     tables = run.tables
     geometry = tables["geometry"]
@@ -110,22 +118,25 @@ def _charts(run: Run, suffix: str) -> list[dict[str, Any]]:
     if len(geometry):
         # The deepest measured block to start with; the page can show the others.
         at = headline_cell(geometry, str(geometry["method"].min()), geometry["layer"].nunique() - 1)
-        made.append(charts.m1(geometry, tables["grid"], **at))
+        made.append(charts.m1(geometry, tables["grid"], **at, domain=extent))
     return [report.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart]
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page that compares two runs, as HTML."""
-    page = report.environment().get_template("compare.html.j2")
-    return page.render(
-        runs=runs,
-        facts=[facts(run) for run in runs],
-        figures=list(
-            zip(*(_charts(run, s) for run, s in zip(runs, "ab", strict=True)), strict=False)
-        ),
-        summaries=[report.summary(run.tables["scorecard"]) for run in runs],
-        scorecards=scorecards(runs),
-        rates=rates(runs),
-        grids=grids(runs),
-        **report.page_parts(),
+    extent = _extent(runs)
+    drawn = [_charts(run, suffix, extent) for run, suffix in zip(runs, "ab", strict=True)]
+    return (
+        report.environment()
+        .get_template("compare.html.j2")
+        .render(
+            runs=runs,
+            facts=[facts(run) for run in runs],
+            figures=list(zip(*drawn, strict=False)),
+            summaries=[report.summary(run.tables["scorecard"]) for run in runs],
+            scorecards=scorecards(runs),
+            rates=rates(runs),
+            grids=grids(runs),
+            **report.page_parts(),
+        )
     )
