@@ -221,7 +221,12 @@ rule scorecard:
         expand(results("tables/{table}.csv"), table=SCORED),
         claims=config["claims"],
     output:
-        results("tables/scorecard.csv"),
+        report(
+            results("tables/scorecard.csv"),
+            caption="../report/scorecard.rst",
+            category="Tables",
+            labels={"table": "the study's claims, one a row"},
+        ),
     log:
         logs("scorecard"),
     benchmark:
