@@ -39,7 +39,7 @@ rule report:
         headline=headline,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
         made_by=made_by,
-        code=code("report", "charts", "tables"),
+        code=code("report", "charts", "estimate", "figures", "markers", "tables"),
     message:
         "Writing the report"
     script:
