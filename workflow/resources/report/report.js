@@ -81,7 +81,9 @@
     csv.addEventListener("click", () => save(figure.id + ".csv", "text/csv", csvOf(data("data-" + figure.id).columns)));
     const svg = make("button", "SVG", { type: "button", "aria-label": "Download the chart as shown, as SVG" });
     svg.addEventListener("click", async () => {
-      if (figure.chart) save(figure.id + ".svg", "image/svg+xml", await figure.chart.view.toSVG());
+      // Outside the page its colours are unknown: a file takes their first values.
+      const shown = figure.chart && (await figure.chart.view.toSVG());
+      if (shown) save(figure.id + ".svg", "image/svg+xml", shown.replaceAll(/var\(--\w+, (#\w+)\)/g, "$1"));
     });
     buttons.replaceChildren(csv, svg);
   }

@@ -1,7 +1,7 @@
 """Interactive charts: each function turns tables into a Vega-Lite specification and what it shows.
 
 A chart's controls are Vega-Lite parameters bound to selects. Ink and lines take the page's own colours
-(`currentColor`, `var(--line)`), so a chart follows the page into dark mode and onto paper. Colours are
+(`currentColor`, `var(--line, ...)`), so a chart follows the page into dark mode and onto paper. Colours are
 Okabe and Ito's, and never alone: shape, position or a word says the same. Figures for papers are in
 `figures`.
 """
@@ -20,7 +20,7 @@ from . import chains
 from .figures import PALETTE, words
 
 INK, SOFT, LINE = "currentColor", "var(--soft, #57606a)", "var(--line, #d5dae0)"
-BLUE, ORANGE = PALETTE[0], PALETTE[1]
+BLUE, ORANGE = f"var(--blue, {PALETTE[0]})", f"var(--orange, {PALETTE[1]})"
 SHAPES = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 #: Width of a chart drawn ahead of time, where no page says how much room there is.

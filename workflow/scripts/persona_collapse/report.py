@@ -247,12 +247,9 @@ def _data_uri(path: Path, kind: str) -> str:
 def _inline_svg(svg: str, name: str, title: str) -> Markup:
     """An SVG as markup for the page: no prologue, ids made unique, sized by the page, named.
 
-    Matplotlib reuses ids such as `p1a2b` in every file; two inline figures must not share them. An
-    image's id is the hash of its pixels, which equal panels share, and nothing refers to it.
+    Vega numbers its ids anew in every file; two inline figures must not share them.
     """
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r' id="image\w+"', "", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     head = re.match(r"<svg[^>]*>", svg)
@@ -390,15 +387,14 @@ def page_parts() -> dict[str, Any]:
 def drawn(chart: Chart, figure: Figure | None = None) -> dict[str, Any]:
     """A chart for the template: text, data for the script, and how it looks without the script.
 
-    Where a figure rule drew the same thing for papers, that is shown, and its files are offered.
+    Where a figure rule drew the same thing for papers, its files are offered.
     """
-    svg = figure.svg.read_text(encoding="utf-8") if figure else chart.svg()
     return {
         "name": chart.name,
         "title": chart.title,
         "reading": chart.reading,
         "data": {"spec": chart.spec, "columns": chart.columns},
-        "markup": _inline_svg(svg, chart.name, chart.title),
+        "markup": _inline_svg(chart.svg(), chart.name, chart.title),
         "svg": _data_uri(figure.svg, "image/svg+xml") if figure else "",
         "csv": _data_uri(figure.csv, "text/csv") if figure else "",
     }
