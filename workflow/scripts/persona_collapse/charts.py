@@ -103,7 +103,8 @@ class Chart:
         columns = self.columns
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         fixed = {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
-        return {**self.spec, **fixed, "data": {"values": rows}}
+        # The reader's font may be wider than the one that was measured.
+        return {**self.spec, **fixed, "padding": {"left": 28}, "data": {"values": rows}}
 
     def svg(self) -> str:
         """The chart as its controls stand at first, as SVG."""
