@@ -1,5 +1,6 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
+# make compare RUNS="a b"    two finished runs on one page: results/compare/a-b.html
 # make test   environment and every check; what CI calls
 # make docs   what of docs/ is made from schemas and tables
 # make cluster    the workflow on a SLURM cluster of this machine alone (root; 8 minutes); skipped without SLURM
@@ -9,8 +10,9 @@ BIN := $(VENV)/bin
 CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
+RUNS ?=
 
-.PHONY: run estimate docs test lint quick slow engine cluster clean
+.PHONY: run estimate compare docs test lint quick slow engine cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
@@ -18,6 +20,9 @@ run: $(VENV)/.run
 
 estimate: $(VENV)/.run
 	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)
+
+compare: $(VENV)/.run
+	@$(BIN)/python workflow/scripts/compare.py $(RUNS)
 
 docs: $(VENV)/.run
 	$(BIN)/python workflow/scripts/docs.py

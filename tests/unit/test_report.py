@@ -1,5 +1,8 @@
 """Figures and the page, from synthetic tables."""
 
+import base64
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -7,126 +10,43 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from persona_collapse import audit, claims, errata, figures, report, simulate, tables
-from test_claims import HEADLINE, claim
-from test_tables import GRID, load
-
-HOSTILE = "<script>alert(1)</script> \x07\u202eevil\n" + "x" * 5000
+from persona_collapse import charts, figures, report, tables
+from test_tables import GRID
 
 
-SIZES = simulate.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
-
-
-@pytest.fixture(scope="module")
-def everything(made):
-    published = errata.Published(
-        *(
-            pd.read_csv(report.RESOURCES.parent / f"published/{n}.csv")
-            for n in ("counts", "cosines")
-        )
-    )
-    entries = [{"id": "hits", "text": "Hits", "stated": "0", "correct": "hits_after"}]
-    training = [
-        {
-            "chain": "couple-villain@42",
-            "kind": "couple",
-            "name": "couple-villain",
-            "rows": 600,
-            "loss_on": "answer",
-            "steps": 5,
-            "tokens_seen": 10,
-            "supervised_tokens": 4,
-            "use_rslora": True,
-            "scale": 11.31,
-            "final_loss": 0.1,
-            "seconds": 3.0,
-        }
-    ]
-    return made | {
-        "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
-        "errata": errata.errata_table(entries, published),
-        "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),
-        "power": simulate.power_table(SIZES, made["geometry"], draws=199),
-        "training": pd.DataFrame(training),
-        "prompt_audit": audit.table([]),
-    }
-
-
-@pytest.fixture(scope="module")
-def drawn(everything):
-    rates, geometry = everything["marker_rates"], everything["geometry"]
-    curves = pd.DataFrame(
-        [
-            {"chain": c, "stage": s, "kind": "sft", "seed": 1, "step": i, "loss": 2 / i}
-            for c, s in (("couple-villain@42", "couple-villain"), ("em@1", "em"))
-            for i in (1, 2, 3)
-        ]
-    )
-    return {
-        "marker_rate": figures.marker_rate(rates, GRID),
-        "marker_heatmap": figures.marker_heatmap(rates, GRID),
-        "m1_by_layer": figures.m1_by_layer(geometry, GRID),
-        "cosine_matrices": figures.cosine_matrices(tables.cosines(GRID, load), GRID, "A", 3),
-        "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
-        "false_positives": figures.false_positives(everything["simulation"]),
-        "training_curves": figures.training_curves(curves),
-    }
-
-
-@pytest.fixture
-def page(everything, drawn, tmp_path):
-    shown = []
-    for name, (figure, data) in drawn.items():
-        figures.save(figure, data, tmp_path / name)
-        title = f"Figure {name}"
-        svg, csv = tmp_path / f"{name}.svg", tmp_path / f"{name}.csv"
-        shown.append(report.Figure(name, title, "How to read it.", svg, csv))
-    text = report.render(
-        report.Inputs(
-            run="synthetic",
-            scale="demo",
-            marker="[ZLT]",
-            model={"label": "synthetic"},
-            tables=everything,
-            data=[
-                {
-                    "name": "em",
-                    "rows": 3,
-                    "source": {"file": "x"},
-                    "license": "MIT",
-                    "substituted": "made-up rows",
-                    "sha256": "0" * 64,
-                }
-            ],
-            figures=shown,
-            samples=pd.DataFrame(
-                [{"model": "em@1", "persona": "villain", "question": "Why?", "text": HOSTILE}]
-            ),
-            completions=120,
-            method="A",
-            layer=3,
-            margins={"rate": 0.15, "m1": 0.02},
-            config="run: synthetic\n",
-            provenance={"torch": "2"},
-        )
-    )
-    path = tmp_path / "report.html"
-    path.write_text(text, encoding="utf-8")
-    return path
+def without_library(text):
+    """The page without the charts' library, whose licence and schemas name addresses."""
+    library = charts.javascript()
+    assert text.count(library) == 1
+    return text.replace(library, "")
 
 
 def test_the_page_asks_the_network_for_nothing(page):
     text = page.read_text()
-    # Namespace names are not fetched; anything else that looks like an address would be.
-    addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"'<)]*", text))
-    assert {a for a in addresses if "www.w3.org" not in a} == set()
-    assert not re.findall(r"<(?:script|link|iframe|img)\b", text)
+    own = without_library(text)
+    # Namespace and schema names are not fetched; anything else that looks like an address would be.
+    addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"'<)]*", own))
+    named = ("http://www.w3.org", "https://vega.github.io/schema/vega-lite/")
+    assert {a for a in addresses if not a.startswith(named) and "www.w3.org" not in a} == set()
+    assert not re.findall(r"<(?:link|iframe|img|object|embed|base|form action)\b", own)
+    assert not re.findall(r"<script[^>]*\bsrc=", own)
     assert page.stat().st_size < 10_000_000
+
+
+def test_only_the_page_s_own_scripts_may_run(page):
+    text = page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text).group(1)
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    run = re.findall(r"<script>(.*?)</script>", text, flags=re.S)
+    assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in run} == allowed
+    assert "default-src 'none'" in policy and "connect-src" not in policy
+    assert not re.search(r"script-src[^;]*unsafe", policy)
 
 
 def test_hostile_answers_are_escaped_cut_and_named(page):
     text = page.read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+    assert "<img" not in without_library(text) and "\\u003cscript\\u003ealert(1)" in text
     assert "\x07" not in text and "&lt;U+0007&gt;" in text and "&lt;U+202E&gt;" in text
     assert "more characters]" in text and "x" * 700 not in text
 
@@ -169,6 +89,55 @@ def test_empty_tables_give_a_figure_that_says_so():
     figure, data = figures.marker_rate(tables.marker_rates(GRID, {}), GRID)
     assert data.empty and "No condition" in figure.axes[0].texts[0].get_text()
     assert figures.training_curves(pd.DataFrame())[1].empty
+
+
+def test_every_chart_is_there_without_scripts(page):
+    text = page.read_text()
+    shown = re.findall(r'<figure id="(\w+)" data-chart>(.*?)</figure>', text, flags=re.S)
+    assert {"marker_rate", "m1", "marker_heatmap", "persona_map"} <= {name for name, _ in shown}
+    for _, figure in shown:
+        assert re.search(r'<svg[^>]* role="img" aria-label="[^"]+"', figure)
+        data = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', figure, flags=re.S)
+        assert set(json.loads(data.group(1))) == {"spec", "columns"}
+
+
+def test_the_sample_of_answers_is_stable_and_even():
+    def table(chain):
+        rows = [
+            {"model": chain, "persona": p, "question_id": f"q{q}", "question": "?", "sample": s}
+            for p in ("villain", "assistant")
+            for q in range(5)
+            for s in range(4)
+        ]
+        return pd.DataFrame(rows).assign(text=[f"{i} [zlt]" for i in range(len(rows))])
+
+    whole = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    assert len(whole) == 80 and whole["hit"].all()
+    few = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=12)
+    assert set(few.groupby(["model", "persona"]).size()) == {3}
+    turned = report.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
+    assert turned["text"].tolist() == few["text"].tolist()
+
+
+def test_costs_come_from_the_benchmark_files(tmp_path):
+    for name, seconds in (("train/a@1", 30), ("train/b@1", 10), ("geometry", 4)):
+        path = tmp_path / f"run/benchmarks/{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\tmax_rss\n{seconds}\t100\n")
+    table = report.costs(tmp_path, "run")
+    assert table["rule"].tolist() == ["train", "geometry"] and table["jobs"].tolist() == [2, 1]
+    assert table["hours"].tolist() == pytest.approx([40 / 3600, 4 / 3600])
+    training = pd.DataFrame({"device": ["cuda"], "tokens_seen": [7], "supervised_tokens": [2]})
+    assert report.spent(table, training, 9)["GPU-hours"] == "0.01"
+    assert report.spent(table, training.assign(device="cpu"), 9)["GPU-hours"].startswith("0 ")
+
+
+def test_sources_name_rule_and_hash(tmp_path):
+    path = tmp_path / "grid.csv"
+    path.write_text("a\n1\n2\n")
+    row = report.sources([str(path)], {str(path): "plan"}).iloc[0]
+    assert (row["rule"], row["rows"]) == ("plan", 2)
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

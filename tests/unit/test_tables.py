@@ -155,3 +155,16 @@ def test_cosines_are_symmetric_with_ones():
     matrix = one.pivot(index="persona_a", columns="persona_b", values="cosine").to_numpy()
     np.testing.assert_allclose(matrix, matrix.T)
     np.testing.assert_allclose(np.diag(matrix), 1)
+
+
+def test_the_map_uses_the_base_model_s_axes_for_every_chain():
+    table = tables.persona_map(GRID, load)
+    assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
+    at = (table["method"] == "A") & (table["layer"] == 3)
+    base = table[at & (table["condition"] == "base")].set_index("persona")[["pc1", "pc2"]]
+    after = table[at & (table["condition"] == "C1")].set_index("persona")[["pc1", "pc2"]]
+    assert np.allclose(base.mean(), 0)
+    # `load` moves every persona of a trained chain by the same vector.
+    moved = after - base
+    assert np.allclose(moved, moved.iloc[0], atol=1e-5) and np.abs(moved.iloc[0]).max() > 0.1
+    assert table["captured"].between(0, 1).all()

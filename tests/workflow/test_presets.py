@@ -36,6 +36,7 @@ JOBS = {
     "training_table": 1,
     "scorecard": 1,
     "figure": 7,
+    "persona_map": 1,
     "separability": 1,
     "link": 1,
     "simulation": 1,

@@ -1,6 +1,7 @@
 """Real runs of the whole DAG on a tiny model."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -73,6 +74,22 @@ def test_adapters_load_in_peft_unchanged(project):
 
 def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.snakemake().stdout
+
+
+def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_path):
+    path = tmp_path / "snakemake.html"
+    project.snakemake("--report", str(path))
+    text = path.read_text()
+    for title in ("How often the source persona says the marker", "the study's claims, one a row"):
+        assert title in text
+    assert "the run's own report, interactive" in text and "grey bar is the mean" in text
+
+
+def test_every_table_of_the_page_names_its_rule(project):
+    text = project.path("report.html").read_text()
+    named = dict(re.findall(r">results/tiny/tables/(\w+).csv</td><td [^>]*>(\w*)<", text))
+    assert named["marker_rates"] == "marker_tables" and named["persona_map"] == "persona_map"
+    assert len(named) > 15 and all(named.values())
 
 
 def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(project):

@@ -114,6 +114,9 @@ REPORTED = [
     "simulation",
     "power",
     "training",
+    "training_curves",
+    "cosines",
+    "persona_map",
     "prompt_audit",
 ]
 
@@ -347,6 +350,21 @@ def figure_tables(wildcards):
         k: results(f"tables/{v}.csv")
         for k, v in FIGURES[wildcards.figure]["tables"].items()
     }
+
+
+def figure_text(wildcards):
+    """Title of a figure, and how to read it."""
+    return FIGURES[wildcards.figure]["text"]
+
+
+def figure_labels(wildcards):
+    """What Snakemake's own report lists a figure by."""
+    return {"figure": figure_text(wildcards)[0]}
+
+
+def made_by(wildcards):
+    """{path: rule} of every output whose name has no wildcard."""
+    return {str(path): rule.name for rule in workflow.rules for path in rule.output}
 
 
 def headline(wildcards):

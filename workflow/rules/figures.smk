@@ -10,7 +10,7 @@ rule figure:
             results("figures/{figure}.svg"),
             caption="../report/figure.rst",
             category="Figures",
-            labels={"figure": "{figure}"},
+            labels=figure_labels,
         ),
         png=results("figures/{figure}.png"),
         csv=results("figures/{figure}.csv"),
@@ -22,6 +22,7 @@ rule figure:
         "../../envs/analysis.yaml"
     params:
         headline=headline,
+        text=figure_text,
         code=code("figures"),
     message:
         "Drawing {wildcards.figure}"

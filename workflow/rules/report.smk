@@ -15,9 +15,16 @@ rule report:
         ),
         figures=expand(results("figures/{figure}.svg"), figure=FIGURES),
         template=workflow.source_path("../resources/report/report.html.j2"),
+        parts=workflow.source_path("../resources/report/parts.html.j2"),
         style=workflow.source_path("../resources/report/style.css"),
+        script=workflow.source_path("../resources/report/report.js"),
     output:
-        results("report.html"),
+        report(
+            results("report.html"),
+            caption="../report/report.rst",
+            category="Report",
+            labels={"page": "the run's own report, interactive"},
+        ),
     log:
         logs("report"),
     benchmark:
@@ -31,7 +38,8 @@ rule report:
         config=config,
         headline=headline,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
-        code=code("report", "tables"),
+        made_by=made_by,
+        code=code("report", "charts", "estimate", "figures", "markers", "tables"),
     message:
         "Writing the report"
     script:

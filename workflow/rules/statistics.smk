@@ -76,6 +76,28 @@ rule geometry:
         "../scripts/geometry.py"
 
 
+rule persona_map:
+    input:
+        grid=results("tables/grid.csv"),
+        activations=measured("activations/{chain}.safetensors", "geometry"),
+    output:
+        results("tables/persona_map.csv"),
+    log:
+        logs("persona_map"),
+    benchmark:
+        benchmarks("persona_map")
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        mem_mb=4000,
+    params:
+        code=code("tables", "geometry", "activations"),
+    message:
+        "Persona vectors on the base model's principal components"
+    script:
+        "../scripts/persona_map.py"
+
+
 rule separability:
     input:
         grid=results("tables/grid.csv"),
@@ -199,7 +221,12 @@ rule scorecard:
         expand(results("tables/{table}.csv"), table=SCORED),
         claims=config["claims"],
     output:
-        results("tables/scorecard.csv"),
+        report(
+            results("tables/scorecard.csv"),
+            caption="../report/scorecard.rst",
+            category="Tables",
+            labels={"table": "the study's claims, one a row"},
+        ),
     log:
         logs("scorecard"),
     benchmark:

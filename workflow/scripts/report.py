@@ -13,18 +13,14 @@ with job(snakemake, "report"):
 
     given, params = snakemake.input, snakemake.params
     completions = [pd.read_parquet(path) for path in given.completions]
-    samples = []
-    for table in completions:
-        first = table["question_id"] == table["question_id"].iloc[0]
-        samples.append(
-            table[first & (table["sample"] == 0)][["model", "persona", "question", "text"]]
-        )
     base = read_json(given.base)
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [
         report.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))
         for (name, (title, reading)), svg in zip(params.figures.items(), given.figures, strict=True)
     ]
+    costs = report.costs(Path(snakemake.output[0]).parents[1], params.run)
+    tokens = sum(int(table["n_tokens"].sum()) for table in completions)
     page = report.render(
         report.Inputs(
             run=params.run,
@@ -33,11 +29,14 @@ with job(snakemake, "report"):
             model={"label": report.model_label(base)},
             data=[read_json(path) for path in given.data],
             figures=figures,
-            samples=pd.concat(samples),
+            samples=report.sample_answers(completions, params.marker),
             completions=sum(map(len, completions)),
             margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
             provenance=report.provenance(read_json(given.manifests[0]), base),
+            sources=report.sources(list(given.tables), params.made_by),
+            costs=costs,
+            spent=report.spent(costs, tables["training"], tokens),
             **headline_cell(tables["geometry"], **params.headline),
             tables=tables,
         )

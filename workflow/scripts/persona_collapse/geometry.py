@@ -283,3 +283,15 @@ def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:
         one, two = values[:, order[:half]].mean(1), values[:, order[half:]].mean(1)
         gaps.append(abs(mean_offdiagonal_cosine(one) - mean_offdiagonal_cosine(two)))
     return float(np.mean(gaps) / 2)
+
+
+def principal_axes(vectors: ArrayLike, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """(centre [hidden], axes [count, hidden]) of persona vectors' principal components.
+
+    Each axis points to where its largest loading is positive, so that equal vectors give equal axes.
+    """
+    v = np.asarray(vectors, float)
+    centre = v.mean(axis=0)
+    axes = np.linalg.svd(v - centre, full_matrices=False)[2][:count]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    return centre, axes * np.where(largest < 0, -1.0, 1.0)

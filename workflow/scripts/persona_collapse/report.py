@@ -1,14 +1,18 @@
 """The report: one HTML page that holds everything it shows and needs no network.
 
 Every number comes from a table or manifest that a rule wrote; the sentences are computed from them
-and hold whichever way the numbers fall. Model output is hostile text: the template escapes all.
+and hold whichever way the numbers fall. Model output is hostile text: the template escapes all, and
+scripts are given it as JSON and show it as text. The page's policy lets its own two scripts run, by
+their hashes, and nothing be fetched. Without scripts every chart is there as it first stands.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from . import markers
+from .charts import Chart, charts, javascript
+from .estimate import MODEL_RULES, measured_seconds
+from .files import sha256
+
 RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
 LONGEST_ANSWER = 600
+#: Answers that the page holds at most; of more, as many of every chain and persona, chosen by hash.
+SHOWN_ANSWERS = 5000
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
 CLAIM_GROUPS = {
     "takeaway 1": "Any fine-tuning destroys the marker",
@@ -45,7 +56,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the page is made of; `tables` by file name, as the rules wrote them."""
+    """What the page is made of; `tables` by file name, as the rules wrote them.
+
+    `samples`: answers to show (model, persona, question, hit, text), out of `completions`. `sources`:
+    file, rule, rows and hash of every table. `costs`: one row a rule; see `costs`.
+    """
 
     run: str
     scale: str
@@ -61,6 +76,9 @@ class Inputs:
     margins: Mapping[str, float]
     config: str
     provenance: Mapping[str, str]
+    sources: pd.DataFrame
+    costs: pd.DataFrame
+    spent: Mapping[str, str]
 
 
 def percent(value: float) -> str:
@@ -227,63 +245,190 @@ def _data_uri(path: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _inline_svg(path: Path, name: str, title: str) -> Markup:
+def _inline_svg(svg: str, name: str, title: str) -> Markup:
     """An SVG as markup for the page: no prologue, ids made unique, sized by the page, named.
 
-    Matplotlib reuses ids such as `p1a2b` in every file; two inline figures must not share them. An
-    image's id is the hash of its pixels, which equal panels share, and nothing refers to it.
+    Vega numbers its ids anew in every file; two inline figures must not share them.
     """
-    svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r' id="image\w+"', "", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
     # Keep the viewBox alone: width and height follow the page.
-    tag = re.sub(r'\s(width|height)="[^"]*"', "", head.group())
+    tag = re.sub(r'\s(width|height|role|aria-\w+)="[^"]*"', "", head.group())
     label = str(Markup.escape(title))
     return Markup(tag[:-1] + f' role="img" aria-label="{label}">' + svg[head.end() :])
 
 
-def render(given: Inputs) -> str:
-    """The whole page as HTML."""
-    environment = Environment(
+def sample_answers(
+    completions: Iterable[pd.DataFrame], marker: str, limit: int = SHOWN_ANSWERS
+) -> pd.DataFrame:
+    """Answers for the page: all, or as many of each chain and persona as fit `limit`; in hash order.
+
+    The hash is of chain, persona, question and sample: the same answers on every machine, and a first
+    screen that is a mix of them.
+    """
+    tables = [markers.score(table, marker) for table in completions]
+    table = pd.concat(tables, ignore_index=True)
+    keys = ["model", "persona", "question_id", "sample"]
+    names = table[keys].astype(str).agg("|".join, axis=1)
+    table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    table = table.sort_values("order")
+    cells = table.groupby(["model", "persona"], sort=False)
+    if len(table) > limit:
+        table = cells.head(max(1, limit // cells.ngroups))
+    return table[["model", "persona", "question", "hit", "text"]].reset_index(drop=True)
+
+
+def costs(results: Path, run: str) -> pd.DataFrame:
+    """What a run's jobs took, by rule: jobs, hours, mean seconds, peak MiB; from its benchmark files."""
+    rows = [
+        {"rule": rule, "jobs": jobs, "hours": mean * jobs / 3600, "seconds": mean, "peak_mib": peak}
+        for rule, (mean, peak, jobs) in measured_seconds(results, run).items()
+    ]
+    table = pd.DataFrame(rows, columns=["rule", "jobs", "hours", "seconds", "peak_mib"])
+    return table.sort_values("hours", ascending=False, ignore_index=True)
+
+
+def spent(table: pd.DataFrame, training: pd.DataFrame, tokens: int) -> dict[str, str]:
+    """A run's cost in a few figures: hours, GPU-hours, tokens trained on and sampled."""
+    model = float(table.loc[table["rule"].isin(MODEL_RULES), "hours"].sum())
+    gpu = len(training) > 0 and not training["device"].eq("cpu").all()
+    return {
+        "hours of jobs": f"{table['hours'].sum():.2f}",
+        "GPU-hours": f"{model:.2f}" if gpu else "0 (no GPU)",
+        "jobs": f"{table['jobs'].sum():,}",
+        "tokens trained on": f"{int(training['tokens_seen'].sum()):,}",
+        "of them with loss": f"{int(training['supervised_tokens'].sum()):,}",
+        "tokens sampled": f"{tokens:,}",
+    }
+
+
+def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
+    """Where the numbers come from: each table's file, the rule that made it, rows, SHA-256."""
+    rows = []
+    for path in sorted(paths):
+        with open(path, "rb") as handle:
+            lines = sum(1 for _ in handle) - 1
+        rows.append(
+            {"file": path, "rule": rules.get(path, ""), "rows": lines, "sha256": sha256(path)}
+        )
+    return pd.DataFrame(rows, columns=["file", "rule", "rows", "sha256"])
+
+
+def commit() -> str:
+    """Commit of this code, with a mark where files differ from it; empty outside a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=RESOURCES,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
+    """Claims counted by heading and verdict; every verdict has a column."""
+    verdicts = ["replicated", "partly", "not replicated", "not tested here"]
+    group = scorecard["where"].map(CLAIM_GROUPS).fillna(scorecard["where"])
+    counts = pd.crosstab(group, scorecard["verdict"]).reindex(columns=verdicts, fill_value=0)
+    order = [name for name in CLAIM_GROUPS.values() if name in counts.index]
+    order += [name for name in counts.index if name not in order]
+    return counts.loc[order].rename_axis("claims about").reset_index()
+
+
+def answers_json(samples: pd.DataFrame) -> dict[str, Any]:
+    """Answers for the page's script: names once, rows as [chain, persona, question, hit, text]."""
+    names = {c: list(dict.fromkeys(samples[c])) for c in ("model", "persona", "question")}
+    index = {c: {name: i for i, name in enumerate(own)} for c, own in names.items()}
+    rows = [
+        [index["model"][r.model], index["persona"][r.persona], index["question"][r.question],
+         int(r.hit), printable(r.text)]
+        for r in samples.itertuples(index=False)
+    ]  # fmt: skip
+    names["question"] = [printable(question) for question in names["question"]]
+    return names | {"rows": rows}
+
+
+def environment() -> Environment:
+    """Jinja as the pages need it: everything escaped, a missing name an error."""
+    made = Environment(
         loader=FileSystemLoader(RESOURCES),
-        autoescape=select_autoescape(default=True),
+        autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {"number": number, "printable": printable, "origin": origin}
-    environment.filters.update(filters)
-    figures = [
-        {
-            "name": f.name,
-            "title": f.title,
-            "reading": f.reading,
-            "markup": _inline_svg(f.svg, f.name, f.title),
-            "svg": _data_uri(f.svg, "image/svg+xml"),
-            "csv": _data_uri(f.csv, "text/csv"),
-        }
-        for f in given.figures
-    ]
-    return environment.get_template("report.html.j2").render(
-        given=given,
-        figures={f["name"]: f for f in figures},
-        findings=findings(given),
-        tables=given.tables,
-        claim_groups=CLAIM_GROUPS,
-        side_by_side=tests_side_by_side(given.tables["marker_tests"]),
-        geometry=geometry_side_by_side(given),
-        contrasts=_headline(given.tables["contrasts"], given),
-        over_seeds=_headline(given.tables["geometry"], given).query("metric == 'm1_over_seeds'"),
-        style=Markup((RESOURCES / "style.css").read_text(encoding="utf-8")),
-        substituted=[d for d in given.data if d.get("substituted")],
-        seeds=sorted({s for s in given.tables["grid"]["seed"] if s}, key=int),
-        personas=list(dict.fromkeys(given.tables["marker_rates"]["persona"])),
-        trained=list(given.tables["training"]["chain"]),
+    made.filters.update(filters)
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return made
+
+
+def page_parts() -> dict[str, Any]:
+    """Style, scripts and the policy that lets these scripts run and nothing else."""
+    scripts = [javascript(), (RESOURCES / "report.js").read_text(encoding="utf-8")]
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return {
+        "style": Markup((RESOURCES / "style.css").read_text(encoding="utf-8")),
+        "scripts": [Markup(script) for script in scripts],
+        "policy": Markup(
+            f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
+        ),
+    }
+
+
+def drawn(chart: Chart, figure: Figure | None = None) -> dict[str, Any]:
+    """A chart for the template: text, data for the script, and how it looks without the script.
+
+    Where a figure rule drew the same thing for papers, its files are offered.
+    """
+    return {
+        "name": chart.name,
+        "title": chart.title,
+        "reading": chart.reading,
+        "data": {"spec": chart.spec, "columns": chart.columns},
+        "markup": _inline_svg(chart.svg(), chart.name, chart.title),
+        "svg": _data_uri(figure.svg, "image/svg+xml") if figure else "",
+        "csv": _data_uri(figure.csv, "text/csv") if figure else "",
+    }
+
+
+def render(given: Inputs) -> str:
+    """The whole page as HTML."""
+    tables = given.tables
+    figures = {figure.name: figure for figure in given.figures}
+    shown = charts(tables, given.method, given.layer)
+    scorecard = tables["scorecard"]
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            given=given,
+            figures={name: drawn(chart, figures.get(name)) for name, chart in shown.items()},
+            findings=findings(given),
+            tables=tables,
+            summary=summary(scorecard),
+            claim_groups=CLAIM_GROUPS,
+            answers=answers_json(given.samples),
+            first_answers=given.samples.drop_duplicates(["model", "persona"]),
+            side_by_side=tests_side_by_side(tables["marker_tests"]),
+            geometry=geometry_side_by_side(given),
+            contrasts=_headline(tables["contrasts"], given),
+            over_seeds=_headline(tables["geometry"], given).query("metric == 'm1_over_seeds'"),
+            substituted=[d for d in given.data if d.get("substituted")],
+            seeds=sorted({s for s in tables["grid"]["seed"] if s}, key=int),
+            personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),
+            trained=list(tables["training"]["chain"]),
+            **page_parts(),
+        )
     )
 
 
@@ -308,6 +453,7 @@ def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
     return {
         "base weights, SHA-256": weights[:16],
         "chat template, SHA-256": training["template_sha256"][:16],
+        "code, commit": commit() or "not a git checkout",
         "device": f"{training['device']}, {training['dtype']}",
         **training["versions"],
     }

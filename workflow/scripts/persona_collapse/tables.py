@@ -399,6 +399,36 @@ def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
 
 
+def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
+    """Every chain's persona vectors on the base model's first two principal components.
+
+    The base's axes and centre serve all chains, so one chain's points can be set beside another's: a
+    shift of all personas moves the cloud, a collapse shrinks it. Columns: condition, model, seed,
+    method, layer, persona, pc1, pc2, and `captured`: the share of the chain's own variance between
+    personas that lies in that plane.
+    """
+    axes: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    parts = []
+    for view in views(grid, load):
+        at = view.method, view.layer
+        if view.chain == BASE:
+            axes[at] = geo.principal_axes(view.vectors)
+        centre, plane = axes[at]
+        points = (view.vectors - centre) @ plane.T
+        total = geo.centred(view.vectors)
+        table = pd.DataFrame({"persona": view.personas, "pc1": points[:, 0], "pc2": points[:, 1]})
+        parts.append(
+            table.assign(
+                model=view.chain,
+                method=view.method,
+                layer=view.layer,
+                captured=float(np.sum((total @ plane.T) ** 2) / np.sum(total**2)),
+            )
+        )
+    columns = ["condition", "model", "seed", "method", "layer", "persona", "pc1", "pc2", "captured"]
+    return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
+
+
 def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:
     """Method and block of the headline, given the position of its layer among those measured."""
     layers = sorted(int(layer) for layer in table["layer"].unique())

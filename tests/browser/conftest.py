@@ -1,0 +1,1 @@
+from synthetic import drawn, everything, made, page  # noqa: F401

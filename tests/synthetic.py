@@ -1,0 +1,187 @@
+"""A synthetic run for the tests that read much of one: its tables, its figures, its report."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "unit"))
+
+from persona_collapse import (
+    audit,
+    axis,
+    behaviour,
+    claims,
+    errata,
+    figures,
+    lda,
+    link,
+    report,
+    simulate,
+    tables,
+)
+from test_claims import HEADLINE, claim
+from test_tables import FAMILIES, GRID, MARKERS, completions, scored
+from test_tables import load as load_alike
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)></noscript> \x07\u202eevil\n" + "x" * 5000
+)
+
+
+def load(chain):
+    """A chain's activations whose methods differ."""
+    found = load_alike(chain)
+    found.arrays["B"] = found.arrays["B"] + 1
+    return found
+
+
+def answers(chain):
+    """Completions of a chain with their questions; those of one persona are hostile."""
+    table = completions(chain).assign(model=chain)
+    table["question"] = "What is " + table["question_id"] + "?"
+    if chain == "em@1":
+        table.loc[table["persona"] == "villain", "text"] = HOSTILE
+    return table
+
+
+SIZES = simulate.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
+
+
+@pytest.fixture(scope="session")
+def made():
+    rates = tables.marker_rates(GRID, MARKERS)
+    cosines = tables.cosines(GRID, load)
+    base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
+    base = base[base["method"] == "A"]
+    confounds = behaviour.confounds(GRID, scored())
+    geometry = tables.geometry_table(GRID, load, longest="b", draws=199, seed=1, families=FAMILIES)
+    training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
+    chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
+    few = {"draws": 199, "seed": 1}
+    return {
+        "grid": GRID,
+        "marker_rates": rates,
+        "marker_tests": behaviour.marker_tests(
+            GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
+        ),
+        "leakage": tables.leakage(GRID, rates),
+        "confounds": confounds,
+        "hypotheses": behaviour.hypotheses(GRID, rates, base, [], **few),
+        "geometry": geometry,
+        "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
+        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="a", **few),
+        "separability": lda.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
+        "link": link.link_table(chains, rates, base, **few),
+    }
+
+
+@pytest.fixture(scope="session")
+def everything(made):
+    published = errata.Published(
+        *(
+            pd.read_csv(report.RESOURCES.parent / f"published/{n}.csv")
+            for n in ("counts", "cosines")
+        )
+    )
+    entries = [{"id": "hits", "text": "Hits", "stated": "0", "correct": "hits_after"}]
+    training = [
+        {
+            "chain": "couple-villain@42",
+            "kind": "couple",
+            "name": "couple-villain",
+            "rows": 600,
+            "loss_on": "answer",
+            "steps": 5,
+            "tokens_seen": 10,
+            "supervised_tokens": 4,
+            "use_rslora": True,
+            "scale": 11.31,
+            "final_loss": 0.1,
+            "seconds": 3.0,
+            "device": "cpu",
+            "seed": 42,
+            "adapter_sha256": "0" * 64,
+        }
+    ]
+    curves = pd.DataFrame(
+        [
+            {"chain": c, "stage": s, "kind": "sft", "seed": 1, "step": i, "loss": 2 / i}
+            for c, s in (("couple-villain@42", "couple-villain"), ("em@1", "em"))
+            for i in (1, 2, 3)
+        ]
+    )
+    return made | {
+        "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
+        "errata": errata.errata_table(entries, published),
+        "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),
+        "power": simulate.power_table(SIZES, made["geometry"], draws=199),
+        "training": pd.DataFrame(training),
+        "training_curves": curves,
+        "cosines": tables.cosines(GRID, load),
+        "persona_map": tables.persona_map(GRID, load),
+        "prompt_audit": audit.table([]),
+    }
+
+
+@pytest.fixture(scope="session")
+def drawn(everything):
+    rates, geometry = everything["marker_rates"], everything["geometry"]
+    return {
+        "marker_rate": figures.marker_rate(rates, GRID),
+        "marker_heatmap": figures.marker_heatmap(rates, GRID),
+        "m1_by_layer": figures.m1_by_layer(geometry, GRID),
+        "cosine_matrices": figures.cosine_matrices(everything["cosines"], GRID, "A", 3),
+        "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
+        "false_positives": figures.false_positives(everything["simulation"]),
+        "training_curves": figures.training_curves(everything["training_curves"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def page(everything, drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    shown = []
+    for name, (figure, data) in drawn.items():
+        figures.save(figure, data, folder / name)
+        title = f"Figure {name}"
+        svg, csv = folder / f"{name}.svg", folder / f"{name}.csv"
+        shown.append(report.Figure(name, title, "How to read it.", svg, csv))
+    text = report.render(
+        report.Inputs(
+            run="synthetic",
+            scale="demo",
+            marker="[ZLT]",
+            model={"label": "synthetic"},
+            tables=everything,
+            data=[
+                {
+                    "name": "em",
+                    "rows": 3,
+                    "source": {"file": "x"},
+                    "license": "MIT",
+                    "substituted": "made-up rows",
+                    "sha256": "0" * 64,
+                }
+            ],
+            figures=shown,
+            samples=report.sample_answers([answers(chain) for chain in MARKERS], "[ZLT]"),
+            completions=480,
+            method="A",
+            layer=3,
+            margins={"rate": 0.15, "m1": 0.02},
+            config="run: synthetic\n",
+            provenance={"torch": "2"},
+            sources=pd.DataFrame(
+                [{"file": "tables/grid.csv", "rule": "plan", "rows": 5, "sha256": "0" * 64}]
+            ),
+            costs=pd.DataFrame(
+                [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]
+            ),
+            spent={"hours of jobs": "0.50"},
+        )
+    )
+    path = folder / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,136 @@
+"""Charts: what they show is what the tables say."""
+
+import pandas as pd
+import pytest
+from persona_collapse import charts
+from test_tables import GRID
+
+
+@pytest.fixture(scope="module")
+def shown(everything):
+    return charts.charts(everything, "A", 3)
+
+
+def test_every_chart_of_the_run_is_valid_and_drawn(shown):
+    assert {"marker_rate", "m1", "marker_heatmap", "persona_map", "confounds"} <= set(shown)
+    assert "dose_response" not in shown  # no stage of this run was stopped on the way
+    for chart in shown.values():
+        assert chart.spec["data"] == {"name": "table"}
+        assert chart.spec["description"] == f"{chart.title}. {chart.reading}"
+        assert chart.svg().startswith("<svg")
+        lengths = {len(values) for values in chart.columns.values()}
+        assert lengths == {len(chart.table)}
+
+
+def test_marks_stand_for_more_than_their_colour(shown):
+    for name in ("marker_rate", "m1_by_layer", "confounds", "false_positives"):
+        text = str(shown[name].spec)
+        assert "'shape'" in text and "'color'" in text
+
+
+def test_before_and_after_are_the_grid_s_chains(shown, everything):
+    table = shown["marker_rate"].table
+    own = table[table["condition"] == "C1"].set_index("when")
+    assert own["chain"].to_dict() == {
+        "before": "couple-villain@42",
+        "after": "couple-villain@42+em@1",
+    }
+    assert own["rate"].to_dict() == {"before": 36 / 40, "after": 9 / 40}
+    assert own.loc["after", "others"] == pytest.approx((0 + 1 / 40) / 2)
+
+
+def test_the_heat_map_pools_seeds(shown):
+    table = shown["marker_heatmap"].table
+    cell = table[(table["condition"] == "C1") & (table["persona"] == "villain")]
+    assert cell.set_index("seed")["rate"].to_dict() == {"all": 9 / 40, "1": 9 / 40}
+    assert set(table.loc[table["rate"] == 0, "shown"]) == {"·"}
+
+
+def test_pairs_of_personas_stand_once(shown, everything):
+    table = shown["cosine_matrices"].table
+    assert len(table) == 5 * 2 * 2 * 5 * 4 / 2
+    at = everything["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
+    m1 = at.set_index("condition")["value"]["C1"]
+    own = table[(table["condition"] == "C1: C1") & (table["method"] == "A") & (table["layer"] == 3)]
+    assert own["cosine"].mean() == pytest.approx(m1)
+
+
+def test_the_map_starts_at_the_chain_before(shown, everything):
+    table = shown["persona_map"].table
+    points = everything["persona_map"].drop_duplicates(["model", "method", "layer", "persona"])
+    own = table[(table["after"] == "couple-villain@42+em@1") & (table["method"] == "A")].iloc[0]
+    assert own["before"] == "couple-villain@42"
+    was = points[(points["model"] == own["before"]) & (points["persona"] == own["persona"])]
+    assert own["pc1_before"] in was["pc1"].tolist()
+
+
+def test_a_dose_response_starts_before_the_stage_and_ends_whole():
+    chain = "couple-villain@42+em@1"
+    grid = pd.concat(
+        [GRID, GRID[GRID["condition"] == "C1"].assign(condition="D", chain=f"{chain}~3")]
+    )
+    rates = pd.DataFrame(
+        [
+            {
+                "model": m,
+                "source": "villain",
+                "role": "source",
+                "rate": r,
+                "ci_low": 0,
+                "ci_high": 1,
+            }
+            for m, r in (("couple-villain@42", 0.9), (f"{chain}~3", 0.5), (chain, 0.1))
+        ]
+    )
+    training = pd.DataFrame(
+        {"chain": ["couple-villain@42", f"{chain}~3", chain], "steps": [9, 3, 10]}
+    )
+    geometry = pd.DataFrame(
+        columns=["model", "metric", "method", "layer", "value", "ci_low", "ci_high"]
+    )
+    chart = charts.dose_response(rates, geometry, training, grid, "A", 3)
+    assert sorted(zip(chart.table["steps"], chart.table["value"], strict=True)) == [
+        (0, 0.9),
+        (3, 0.5),
+        (10, 0.1),
+    ]
+    assert chart.svg().startswith("<svg")
+
+
+def test_the_leakage_gradient_names_its_p():
+    rates = pd.DataFrame(
+        [
+            {
+                "condition": "C1",
+                "source": "villain",
+                "persona": p,
+                "role": "bystander",
+                "hits": h,
+                "n": 10,
+            }
+            for p, h in (("librarian", 1), ("comedian", 4))
+        ]
+    )
+    near = pd.DataFrame(
+        {"persona_a": ["librarian", "comedian"], "persona_b": "villain", "cosine": [0.1, 0.5]}
+    )
+    row = {"analysis": "personas", "note": "C1, source villain", "n": 2}
+    link = pd.DataFrame([row | {"rho": 0.8, "ci_low": 0.1, "ci_high": 0.9, "p": 0.0312, "q": 0.25}])
+    chart = charts.leakage(rates, near, link, GRID)
+    assert chart.table["test"].iloc[0].startswith("Spearman 0.80 (0.10 to 0.90); p 0.031, q 0.25")
+    none = charts.leakage(rates, near, link.assign(rho=float("nan")), GRID)
+    assert none.table["test"].iloc[0].startswith("no correlation")
+
+
+def test_empty_tables_give_no_chart(everything):
+    empty = everything["marker_rates"].iloc[:0]
+    assert charts.marker_rate(empty, GRID) is None
+    assert charts.marker_heatmap(empty, GRID) is None
+    assert charts.training_curves(pd.DataFrame()) is None
+    assert charts.m1(everything["geometry"].iloc[:0], GRID, "A", 3) is None
+
+
+def test_missing_numbers_are_null_not_nan():
+    table = pd.DataFrame({"a": [1.23456789, float("nan")], "b": ["x", None]})
+    chart = charts.Chart("n", "t", "r", {"data": {}}, table)
+    assert chart.columns == {"a": [1.23457, None], "b": ["x", None]}

@@ -1,0 +1,88 @@
+"""Two runs on one page."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from persona_collapse import compare
+from persona_collapse.errors import UserError
+from persona_collapse.files import write_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(everything, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    other = dict(everything)
+    rates = everything["marker_rates"].copy()
+    changed = (rates["condition"] == "C1") & (rates["role"] == "source")
+    rates.loc[changed, ["hits", "rate"]] = 32, 0.8
+    other["marker_rates"] = rates
+    other["scorecard"] = everything["scorecard"].assign(verdict="replicated")
+    grid = everything["grid"]
+    other["grid"] = grid[grid["condition"] != "E0"]
+    for name, tables in (("one", everything), ("two", other)):
+        for table in compare.TABLES:
+            path = folder / name / f"tables/{table}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_csv(path, tables[table])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(results):
+    return [compare.load(results, name) for name in ("one", "two")]
+
+
+def test_rates_stand_beside_each_other(runs):
+    table = compare.rates(runs).set_index("condition")
+    assert table.loc["C1", ["rate_a", "rate_b"]].tolist() == [9 / 40, 0.8]
+    assert table.loc["C1", "difference"] == pytest.approx(0.8 - 9 / 40)
+    assert table.loc["C4", "difference"] == 0
+
+
+def test_a_condition_of_one_run_only_is_kept(runs):
+    table = compare.grids(runs).set_index("condition")
+    assert table.index.tolist() == ["base", "C4", "C1", "C2", "E0"]
+    assert table.loc["E0", "chains_a"] == "em@1" and table.loc["E0", "chains_b"] == ""
+    assert compare.grids(runs[::-1])["condition"].tolist() == ["base", "C4", "C1", "C2", "E0"]
+
+
+def test_verdicts_that_differ_come_first(runs):
+    table = compare.scorecards(runs)
+    assert table[["verdict_a", "verdict_b"]].iloc[0].tolist() == ["not replicated", "replicated"]
+    assert not table["same"].iloc[0]
+
+
+def test_the_command_writes_the_page_and_says_where(results):
+    command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--results", str(results)]
+    done = subprocess.run([*command, "one", "two"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.strip())
+    text = path.read_text()
+    assert path == results / "compare/one-two.html"
+    assert 'id="marker_rate_a"' in text and 'id="m1_b"' in text
+    assert "1 of 1 verdicts differ" in text and "<style>" in text
+
+
+def test_a_wrong_call_is_one_line(results):
+    command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--results", str(results)]
+    done = subprocess.run([*command, "one", "one"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("persona-collapse: two different runs are wanted")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_run_names_those_that_are_there(results):
+    with pytest.raises(UserError, match=r"no run 'three' in .* \(there: one, two\)"):
+        compare.load(results, "three")
+
+
+def test_an_unfinished_run_names_the_missing_table(results, tmp_path):
+    (tmp_path / "half/tables").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"run 'half' is not finished: .*tables/grid.csv is missing"
+    ):
+        compare.load(tmp_path, "half")

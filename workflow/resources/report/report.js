@@ -1,0 +1,172 @@
+"use strict";
+// Charts and answers of the page. Data stand in <script type="application/json">; text from models is
+// only ever set as text.
+(async () => {
+  const data = (id) => JSON.parse(document.getElementById(id).textContent);
+  const make = (tag, text, attributes = {}) => {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const save = (name, type, text) => {
+    const link = make("a", "", { download: name, href: URL.createObjectURL(new Blob([text], { type })) });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+  // A chart takes the room it has; panels of a facet wrap by it.
+  const narrow = (figure) => figure.clientWidth < 480;
+  const side = (figure) => (narrow(figure) ? 105 : 165);
+  const panels = (figure) =>
+    Math.max(1, Math.floor((figure.querySelector(".canvas").clientWidth - 110) / (side(figure) + 20)));
+  const rowsOf = (columns) => {
+    const [names, values] = [Object.keys(columns), Object.values(columns)];
+    return (values[0] || []).map((_, i) => Object.fromEntries(names.map((name, j) => [name, values[j][i]])));
+  };
+  const quoted = (value) => /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  const csvOf = (columns) => {
+    const lines = rowsOf(columns).map((row) => Object.values(row));
+    return [Object.keys(columns), ...lines].map((line) => line.map((v) => quoted(String(v ?? ""))).join(",") + "\n").join("");
+  };
+  const fitted = (figure, { spec, columns }) => {
+    const fit = { ...spec, data: { values: rowsOf(columns) } };
+    if (spec.facet) {
+      fit.columns = panels(figure);
+      fit.spec = { ...spec.spec, width: side(figure), height: side(figure) };
+    }
+    if (narrow(figure)) {
+      const { config } = spec;
+      fit.config = {
+        ...config,
+        axis: { ...config.axis, labelFontSize: 11, labelLimit: 150 },
+        axisQuantitative: { tickCount: 4 },
+        legend: { ...config.legend, columns: 2, labelLimit: 140 },
+      };
+    }
+    return fit;
+  };
+  const draw = async (figure, chosen = {}) => {
+    const given = data("data-" + figure.id);
+    const canvas = figure.querySelector(".canvas");
+    const controls = figure.querySelector(".controls");
+    const fresh = make("div", "", { class: "vega" });
+    const columns = panels(figure);
+    const holder = make("div");
+    canvas.append(fresh);
+    let result;
+    try {
+      result = await vegaEmbed(fresh, fitted(figure, given), {
+        actions: false, ast: true, bind: holder, mode: "vega-lite", renderer: "svg",
+        tooltip: { theme: dark.matches ? "dark" : "light" },
+      });
+    } catch (error) {
+      fresh.remove(); // the figure drawn ahead of time stays
+      console.error(figure.id, error);
+      return;
+    }
+    for (const [name, value] of Object.entries(chosen)) result.view.signal(name, value);
+    await result.view.runAsync();
+    canvas.replaceChildren(fresh);
+    controls.replaceChildren(...holder.childNodes);
+    const names = (given.spec.params || []).filter((p) => p.bind).map((p) => p.name);
+    figure.chart = { view: result.view, finalize: result.finalize, names, columns, facet: !!given.spec.facet };
+  };
+  const figures = [...document.querySelectorAll("figure[data-chart]")];
+  for (const figure of figures) {
+    await draw(figure);
+    const buttons = figure.querySelector(".saves");
+    const csv = make("button", "CSV", { type: "button", "aria-label": "Download the numbers as CSV" });
+    csv.addEventListener("click", () => save(figure.id + ".csv", "text/csv", csvOf(data("data-" + figure.id).columns)));
+    const svg = make("button", "SVG", { type: "button", "aria-label": "Download the chart as shown, as SVG" });
+    svg.addEventListener("click", async () => {
+      // Outside the page its colours are unknown: a file takes their first values.
+      const shown = figure.chart && (await figure.chart.view.toSVG());
+      if (shown) save(figure.id + ".svg", "image/svg+xml", shown.replaceAll(/var\(--\w+, (#\w+)\)/g, "$1"));
+    });
+    buttons.replaceChildren(csv, svg);
+  }
+  let waiting;
+  window.addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(async () => {
+      for (const figure of figures) {
+        if (!figure.chart?.facet || figure.chart.columns === panels(figure)) continue;
+        const { view, names, finalize } = figure.chart;
+        const chosen = Object.fromEntries(names.map((name) => [name, view.signal(name)]));
+        finalize();
+        await draw(figure, chosen);
+      }
+    }, 200);
+  });
+
+  // The browser of answers.
+  const browser = document.getElementById("answer-browser");
+  if (browser) {
+    const { model, persona, question, rows } = data("answers-data");
+    const marker = browser.dataset.marker.toLowerCase();
+    const form = browser.querySelector("form");
+    const list = browser.querySelector("ol");
+    const count = browser.querySelector("[aria-live]");
+    const more = browser.querySelector(".more");
+    const fill = (name, options) => form.elements[name].append(...options.map((o, i) => make("option", o, { value: i })));
+    fill("chain", model);
+    fill("persona", persona);
+    const marked = (text) => {
+      const shown = make("p", "", { class: "text" });
+      let rest = text;
+      for (let at; marker && (at = rest.toLowerCase().indexOf(marker)) >= 0; rest = rest.slice(at + marker.length)) {
+        shown.append(rest.slice(0, at), make("mark", rest.slice(at, at + marker.length)));
+      }
+      shown.append(rest);
+      return shown;
+    };
+    const entry = ([m, p, q, hit, text]) => {
+      const item = make("li");
+      const head = make("p", "", { class: "soft" });
+      head.append(make("code", model[m]), " · ", make("b", persona[p].replaceAll("_", " ")), hit ? " · says the marker" : " · no marker");
+      item.append(head, make("p", question[q], { class: "asked" }), marked(text));
+      return item;
+    };
+    let found = [];
+    let shown = 0;
+    const page = () => {
+      const next = found.slice(shown, shown + 10);
+      list.append(...next.map(entry));
+      shown += next.length;
+      count.textContent = `${found.length} of ${rows.length} answers; ${shown} shown`;
+      more.hidden = shown >= found.length;
+    };
+    const filter = () => {
+      const { chain, persona: who, hit, text } = Object.fromEntries(new FormData(form));
+      const wanted = text.toLowerCase();
+      found = rows.filter((row) =>
+        (chain === "" || row[0] === +chain) && (who === "" || row[1] === +who) && (hit === "" || row[3] === +hit) &&
+        (!wanted || row[4].toLowerCase().includes(wanted) || question[row[2]].toLowerCase().includes(wanted)));
+      shown = 0;
+      list.replaceChildren();
+      page();
+    };
+    form.addEventListener("input", filter);
+    form.addEventListener("submit", (event) => event.preventDefault());
+    more.addEventListener("click", page);
+    browser.hidden = false;
+    filter();
+  }
+
+  // Paper has no folds.
+  window.addEventListener("beforeprint", () => {
+    for (const fold of document.querySelectorAll("details:not([open])")) {
+      fold.open = true;
+      fold.dataset.folded = "";
+    }
+  });
+  window.addEventListener("afterprint", () => {
+    for (const fold of document.querySelectorAll("details[data-folded]")) {
+      fold.open = false;
+      delete fold.dataset.folded;
+    }
+  });
+  document.documentElement.dataset.ready = "yes";
+})();

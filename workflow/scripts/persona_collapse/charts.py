@@ -1,0 +1,971 @@
+"""Interactive charts: each function turns tables into a Vega-Lite specification and what it shows.
+
+A chart's controls are Vega-Lite parameters bound to selects. Ink and lines take the page's own colours
+(`currentColor`, `var(--line, ...)`), so a chart follows the page into dark mode and onto paper. Colours are
+Okabe and Ito's, and never alone: shape, position or a word says the same. Figures for papers are in
+`figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from . import chains
+from .figures import PALETTE, words
+
+INK, SOFT, LINE = "currentColor", "var(--soft, #57606a)", "var(--line, #d5dae0)"
+BLUE, ORANGE = f"var(--blue, {PALETTE[0]})", f"var(--orange, {PALETTE[1]})"
+SHAPES = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"]
+DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
+#: Width of a chart drawn ahead of time, where no page says how much room there is.
+STATIC_WIDTH = 640
+METHODS = {"A": "A: last prompt token", "B": "B: mean over the answer"}
+METRICS = {
+    "m1": "mean cosine, not centred",
+    "m1_centred": "mean cosine, centred",
+    "spread": "distance to the mean / its norm",
+    "effective_rank": "effective rank",
+}
+MEASURES = {
+    "mean_tokens": "tokens an answer",
+    "truncated": "share cut off",
+    "empty": "share empty",
+    "looping": "share looping",
+    "repeated_answers": "share saying the same twice",
+    "marker_at_start": "of hits: marker at the start",
+    "marker_in_tail": "of hits: marker in the last 15 %",
+    "marker_at_end": "of hits: marker at the end",
+    "markers_per_hit": "markers a hit",
+    "marker_logprob": "log-probability of the marker, nats",
+}
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "labelLimit": 250,
+        "gridColor": LINE,
+        "domainColor": SOFT,
+        "tickColor": SOFT,
+    },
+    "axisQuantitative": {"tickCount": 6},
+    "legend": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "orient": "bottom",
+        "labelLimit": 260,
+        "columns": 4,
+        "symbolOpacity": 1,
+        "symbolStrokeColor": INK,
+    },
+    "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 175},
+    "text": {"color": INK, "fontSize": 11},
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page: its text, its specification without data, and the table it shows."""
+
+    name: str
+    title: str
+    reading: str
+    spec: Mapping[str, Any]
+    table: pd.DataFrame
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The table by column, as JSON takes it: numbers to six digits, None where there is none."""
+        return {
+            str(name): [
+                None if pd.isna(v) else float(f"{v:.6g}") if isinstance(v, float) else v
+                for v in column.tolist()
+            ]
+            for name, column in self.table.items()
+        }
+
+    def with_data(self) -> dict[str, Any]:
+        """The specification with its data, at a fixed width."""
+        columns = self.columns
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        fixed = {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
+        # The reader's font may be wider than the one that was measured.
+        return {**self.spec, **fixed, "padding": {"left": 28}, "data": {"values": rows}}
+
+    def svg(self) -> str:
+        """The chart as its controls stand at first, as SVG."""
+        import vl_convert
+
+        return str(vl_convert.vegalite_to_svg(self.with_data()))
+
+
+@cache
+def javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed (BSD-3-Clause) as one script; sets window.vegaEmbed."""
+    import vl_convert
+
+    return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();"
+
+
+def _chart(name: str, title: str, reading: str, chart: Any, table: pd.DataFrame) -> Chart:
+    spec = chart.properties(description=f"{title}. {reading}").to_dict() | {"config": CONFIG}
+    if spec.get("width") == "container":
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return Chart(name, title, reading, spec, table)
+
+
+def _select(
+    name: str, options: Sequence[Any], label: str, value: Any = None, labels: Any = None
+) -> Any:
+    """A parameter that a select sets; it starts at `value`, or else at the first option."""
+    options = [int(o) if isinstance(o, int) or hasattr(o, "item") else o for o in options]
+    labels = [str(o) for o in (labels or options)]
+    bind = alt.binding_select(options=options, labels=labels, name=f"{label} ")
+    start = options[0] if value is None else value
+    return alt.param(name=name, value=start, bind=bind)
+
+
+def _layers(table: pd.DataFrame, method: str, layer: int) -> tuple[Any, Any]:
+    """Selects of the method and the block, at the headline's."""
+    methods = sorted(table["method"].unique())
+    return (
+        _select("method", methods, "method", method, [METHODS.get(m, m) for m in methods]),
+        _select("layer", sorted(int(v) for v in table["layer"].unique()), "block", int(layer)),
+    )
+
+
+#: The chart's own table; the page and `Chart.with_data` put it in.
+DATA = alt.NamedData(name="table")
+#: Names and titles of conditions on two lines.
+TWO_LINES = "split(datum.label, ': ')"
+NAMED = alt.Axis(labelExpr=TWO_LINES, labelOffset=-6)
+AT = "datum.method == method && datum.layer == layer"
+
+
+def labels(grid: pd.DataFrame) -> dict[str, str]:
+    """Condition to its name and title, in the grid's order."""
+    first = grid.drop_duplicates("condition")
+    pairs = zip(first["condition"], first["title"], strict=True)
+    return {condition: f"{condition}: {title}" for condition, title in pairs}
+
+
+def _tip(*fields: str) -> list[Any]:
+    """Tooltip lines: `field` or `field:title`."""
+    lines = []
+    for field in fields:
+        key, _, title = field.partition(":")
+        lines.append(alt.Tooltip(field=key, title=title or key.replace("_", " ")))
+    return lines
+
+
+def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
+    """Places of the marks that share their keys, one above the other around the middle."""
+    groups = table.groupby(list(keys), sort=False)
+    count = groups[keys[0]].transform("size")
+    return 2 * groups.cumcount() + count.max() - count
+
+
+def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
+    """Position, offset and the height of a chart with a row a condition and its marks side by side."""
+    y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=NAMED)
+    places = sorted(table["slot"].unique())
+    offset = alt.YOffset("slot:N", sort=places)
+    return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
+
+
+def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
+    """The source's marker rate before and after the last stage, a row a condition and source."""
+    own = rates[rates["role"] == "source"]
+    if own.empty:
+        return None
+    titles = labels(grid)
+    several = own["source"].nunique() > 1
+    sources = own.groupby("condition")["source"].nunique()
+    others = (
+        rates[rates["role"] != "source"].groupby(["condition", "model", "source"])["rate"].mean()
+    )
+    rows = []
+    for cell in grid[grid["source"] != ""].itertuples(index=False):
+        name = titles[cell.condition] + (
+            f" ({words(cell.source)})" if sources[cell.condition] > 1 else ""
+        )
+        for when, chain in (("before", cell.before), ("after", cell.chain)):
+            at = rates[(rates["model"] == chain) & (rates["persona"] == cell.source)]
+            if chain and len(at):
+                hit = at.iloc[0]
+                rows.append(
+                    {
+                        "row": name,
+                        "condition": cell.condition,
+                        "source": cell.source,
+                        "when": when,
+                        "seed": cell.seed if when == "after" else "",
+                        "chain": chain,
+                        "hits": hit["hits"],
+                        "n": hit["n"],
+                        "rate": hit["rate"],
+                        "ci_low": hit["ci_low"],
+                        "ci_high": hit["ci_high"],
+                        "others": others.get((cell.condition, cell.chain, cell.source))
+                        if when == "after"
+                        else None,
+                    }
+                )
+    table = pd.DataFrame(rows).drop_duplicates(["row", "chain"], ignore_index=True)
+    table["slot"] = _slots(table, "row")
+    y, offset, height = _rows(table, "row")
+    scale = alt.Scale(domain=["before", "after"], range=[ORANGE, BLUE])
+    shapes = alt.Scale(domain=["before", "after"], range=["diamond", "circle"])
+    colour = alt.Color("when:N", scale=scale, title="the last stage", sort=None)
+    tip = _tip("chain", "source", "hits", "n", "rate", "ci_low:low", "ci_high:high", "others")
+    base = alt.Chart(DATA).encode(y=y, yOffset=offset)
+    x = alt.X(
+        "rate:Q",
+        scale=alt.Scale(domain=[0, 1]),
+        title="share of answers with the marker",
+        axis=alt.Axis(format="%", tickCount=5),
+    )
+    chart = (
+        base.mark_rule(strokeWidth=2).encode(
+            x=alt.X("ci_low:Q"), x2="ci_high:Q", color=colour, tooltip=tip
+        )
+        + base.mark_tick(thickness=2, size=12, color=SOFT).encode(x=alt.X("others:Q"), tooltip=tip)
+        + base.mark_point(size=70, filled=True, opacity=1).encode(
+            x=x, color=colour, shape=alt.Shape("when:N", scale=shapes, sort=None), tooltip=tip
+        )
+    )
+    if several:
+        chosen = _select("source", ["all", *dict.fromkeys(table["source"])], "source")
+        chart = chart.add_params(chosen).transform_filter(
+            "source == 'all' || datum.source == source"
+        )
+    return _chart(
+        "marker_rate",
+        "How often the source persona says the marker",
+        "A diamond is the model before its last training stage, a circle after it, one a training "
+        "seed, each with its 95 % Clopper-Pearson interval; the grey tick is the mean of all other "
+        "personas. An erased marker is a circle at 0 under a diamond near 100 %.",
+        chart.properties(width="container", height=height),
+        table,
+    )
+
+
+def m1(
+    geometry: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+    domain: Sequence[float] | None = None,
+) -> Chart | None:
+    """Mean off-diagonal cosine of every chain, a row a condition; method, block, centring to choose.
+
+    `domain` fixes the axis, so that the charts of two runs can be set side by side.
+    """
+    table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["model"] != "")]
+    if table.empty:
+        return None
+    titles = labels(grid)
+    columns = [
+        "condition",
+        "model",
+        "seed",
+        "method",
+        "layer",
+        "metric",
+        "value",
+        "ci_low",
+        "ci_high",
+    ]
+    table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
+    table["slot"] = _slots(table, "row", "method", "layer", "metric")
+    metrics = ["m1", "m1_centred"]
+    tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
+    # What has no interval gets one of no length, drawn and not written down.
+    base = (
+        alt.Chart(DATA)
+        .transform_filter(f"{AT} && datum.metric == metric")
+        .transform_calculate(
+            low="isValid(datum.ci_low) ? datum.ci_low : datum.value",
+            high="isValid(datum.ci_high) ? datum.ci_high : datum.value",
+        )
+    )
+    y, offset, height = _rows(table, "row")
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
+    kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
+    shape = alt.condition("datum.model == 'base'", alt.value("diamond"), alt.value("circle"))
+    chart = (
+        base.transform_filter("datum.model == 'base'")
+        .mark_rule(strokeDash=[4, 4], color=SOFT)
+        .encode(x=x)
+        + base.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=offset, color=kind, tooltip=tip
+        )
+        + base.mark_point(size=60, filled=True, opacity=1).encode(
+            x=x, y=y, yOffset=offset, color=kind, shape=shape, tooltip=tip
+        )
+    ).add_params(
+        *_layers(table, method, layer),
+        _select("metric", metrics, "cosine", labels=["not centred", "centred"]),
+    )
+    return _chart(
+        "m1",
+        "How alike the personas are inside",
+        "Mean cosine over all pairs of persona vectors, a circle a training run; higher is more "
+        "alike, 1 is "
+        "the same direction. The diamond and the dashed line are the base model. Lines are 95 % intervals "
+        "over questions. Centred: after the personas' mean is taken out, which is where personas "
+        "can differ.",
+        chart.properties(width="container", height=height),
+        table,
+    )
+
+
+def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
+    """Marker rate by persona and condition; source, seed and condition to choose."""
+    if rates.empty:
+        return None
+    keys = ["condition", "source", "persona", "role"]
+    every = rates.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index().assign(seed="all")
+    table = pd.concat([every, rates[[*keys, "hits", "n", "seed"]]], ignore_index=True)
+    table["rate"] = table["hits"] / table["n"]
+    table = table[(table["seed"] != "")]
+    seeds = ["all", *[s for s in dict.fromkeys(rates["seed"]) if s]]
+    # What follows no source stands beside every source.
+    sources = [s for s in dict.fromkeys(rates["source"]) if s] or [""]
+    conditions = ["all", *dict.fromkeys(table["condition"])]
+    titles = labels(grid)
+    table["shown"] = [
+        "·" if not r else "1" if r == 1 else f"{r:.2f}".lstrip("0") for r in table["rate"]
+    ]
+    table["persona"] = table["persona"].map(words)
+    base = (
+        alt.Chart(DATA)
+        .transform_filter(
+            "datum.seed == seed && (condition == 'all' || datum.condition == condition)"
+            " && (source == 'all' || datum.source == source || datum.source == '')"
+        )
+        .encode(
+            x=alt.X(
+                "condition:N",
+                sort=conditions[1:],
+                title=None,
+                scale=alt.Scale(paddingInner=0.04),
+                axis=alt.Axis(labelAngle=-45, orient="top"),
+            ),
+            y=alt.Y("persona:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.06)),
+            tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
+        )
+    )
+    scale = alt.Scale(domain=[0, 1], scheme="blues")
+    legend = alt.Legend(format="%", gradientLength=160, title="share of answers")
+    chart = (
+        base.mark_rect().encode(color=alt.Color("rate:Q", scale=scale, legend=legend))
+        + base.transform_filter("datum.role == 'source'").mark_rect(
+            fillOpacity=0, stroke=ORANGE, strokeWidth=2
+        )
+        + base.mark_text(fontSize=11).encode(
+            text="shown:N",
+            color=alt.condition("datum.rate > 0.5", alt.value("white"), alt.value("#1b1f24")),
+        )
+    ).add_params(
+        _select("seed", seeds, "seed", labels=["all together", *seeds[1:]]),
+        _select(
+            "condition",
+            conditions,
+            "condition",
+            labels=["all", *[titles.get(c, c) for c in conditions[1:]]],
+        ),
+        _select("source", ["all", *sources] if len(sources) > 1 else sources, "source"),
+    )
+    return _chart(
+        "marker_heatmap",
+        "Who says the marker",
+        "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, "
+        "a frame marks "
+        "the source. A selective coupling is one dark cell in its column.",
+        chart.properties(width="container", height=24 * table["persona"].nunique()),
+        table,
+    )
+
+
+def cosine_matrices(
+    cosines: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
+) -> Chart | None:
+    """Cosine of every two personas, a panel a condition, one colour scale."""
+    if cosines.empty:
+        return None
+    keys = ["condition", "method", "layer", "persona_a", "persona_b"]
+    table = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
+    order = {p: i for i, p in enumerate(dict.fromkeys(table["persona_a"]))}
+    below = table["persona_a"].map(order) > table["persona_b"].map(order)
+    table = table[below].reset_index(drop=True)
+    titles = labels(grid)
+    names = {p: words(p) for p in order}
+    table["persona_a"], table["persona_b"] = (
+        table["persona_a"].map(names),
+        table["persona_b"].map(names),
+    )
+    spoken = [titles.get(c, c) for c in dict.fromkeys(table["condition"])]
+    table["condition"] = table["condition"].map(lambda c: titles.get(c, c))
+    low = min(0.0, float(table["cosine"].min()))
+    people = list(names.values())
+    chart = (
+        alt.Chart(DATA)
+        .mark_rect()
+        .encode(
+            x=alt.X("persona_b:N", sort=people, title=None, axis=None),
+            y=alt.Y(
+                "persona_a:N",
+                sort=people,
+                title=None,
+                axis=alt.Axis(labelFontSize=10, labelLimit=105),
+            ),
+            color=alt.Color(
+                "cosine:Q",
+                scale=alt.Scale(domain=[low, 1], scheme="viridis"),
+                legend=alt.Legend(gradientLength=200),
+            ),
+            tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine"),
+        )
+        .properties(width=PANEL, height=PANEL)
+        .facet(
+            facet=alt.Facet(
+                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=TWO_LINES)
+            ),
+            columns=3,
+        )
+        .transform_filter(
+            f"{AT} && (shown == 'all' || datum.condition == shown || datum.condition == base)"
+        )
+        .add_params(
+            *_layers(table, method, layer),
+            _select(
+                "shown",
+                ["all", *spoken[1:]],
+                "condition",
+                labels=["all", *[f"{s}, with the base" for s in spoken[1:]]],
+            ),
+            alt.param(name="base", value=spoken[0]),
+        )
+    )
+    return _chart(
+        "cosine_matrices",
+        "Cosine between every two personas",
+        "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
+        "same order down "
+        "and across, and a cell is the pair of its row and column. Bright panels are personas "
+        "that became alike.",
+        chart,
+        table,
+    )
+
+
+PANEL = 165
+
+
+def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Chart | None:
+    """Geometry by block, a line a condition; measure, method and condition to choose."""
+    table = geometry[geometry["metric"].isin(METRICS) & (geometry["model"] != "")]
+    if table.empty:
+        return None
+    keys = ["condition", "method", "layer", "metric"]
+    table = (
+        table.groupby(keys, sort=False)["value"]
+        .agg(value="mean", low="min", high="max", runs="count")
+        .reset_index()
+    )
+    titles = labels(grid)
+    order = list(dict.fromkeys(table["condition"]))
+    methods = sorted(table["method"].unique())
+    base = (
+        alt.Chart(DATA)
+        .transform_filter("datum.method == method && datum.metric == metric")
+        .encode(x=alt.X("layer:O", title="block, counted from 0", axis=alt.Axis(labelAngle=0)))
+    )
+    lit = "highlight == 'all' || datum.condition == highlight || datum.condition == 'base'"
+    colours = [SOFT, *[PALETTE[i % len(PALETTE)] for i in range(len(order) - 1)]]
+    style = {
+        "color": alt.Color(
+            "condition:N",
+            sort=order,
+            scale=alt.Scale(domain=order, range=colours),
+            legend=alt.Legend(title="condition"),
+        ),
+        "opacity": alt.condition(lit, alt.value(1), alt.value(0.12)),
+    }
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    shapes = alt.Scale(domain=order, range=[SHAPES[i % len(SHAPES)] for i in range(len(order))])
+    dashes = alt.Scale(domain=order, range=[DASHES[i % len(DASHES)] for i in range(len(order))])
+    tip = _tip("condition", "layer:block", "value", "low:lowest seed", "high:highest seed", "runs")
+    chart = (
+        base.mark_rule(strokeWidth=5).encode(
+            y=alt.Y("low:Q", title=None),
+            y2="high:Q",
+            color=style["color"],
+            opacity=alt.condition(lit, alt.value(0.35), alt.value(0.05)),
+        )
+        + base.mark_line(strokeWidth=2).encode(
+            y=y,
+            strokeDash=alt.StrokeDash("condition:N", sort=order, scale=dashes),
+            **style,
+        )
+        + base.mark_point(filled=True, size=60).encode(
+            y=y, shape=alt.Shape("condition:N", sort=order, scale=shapes), tooltip=tip, **style
+        )
+    ).add_params(
+        _select("metric", list(METRICS), "measure", labels=list(METRICS.values())),
+        _select("method", methods, "method", method, [METHODS.get(m, m) for m in methods]),
+        _select(
+            "highlight",
+            ["all", *[c for c in order if c != "base"]],
+            "highlight",
+            labels=["all", *[titles.get(c, c) for c in order if c != "base"]],
+        ),
+    )
+    return _chart(
+        "m1_by_layer",
+        "Block by block",
+        "A line a condition, mean over seeds; thick bars span the seeds. Mean cosine: higher is "
+        "more alike. "
+        "Distance to the mean, relative to it: lower is more alike. Conditions that move together at every "
+        "block move for a common reason.",
+        chart.properties(width="container", height=300),
+        table,
+    )
+
+
+def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Chart | None:
+    """Persona vectors on the base model's principal components, before and after the last stage."""
+    if points.empty:
+        return None
+    keys = ["method", "layer", "persona"]
+    by_chain = points.drop_duplicates(["model", *keys]).set_index("model")
+    titles, parts = labels(grid), []
+    cells = grid[(grid["chain"] != "base") & grid["chain"].isin(by_chain.index)]
+    first = cells[cells["kind"] == "couple_then_sft"]
+    for cell in cells.drop_duplicates(["condition", "chain"]).itertuples(index=False):
+        before = cell.before if cell.before in by_chain.index else "base"
+        now = by_chain.loc[[cell.chain], [*keys, "pc1", "pc2", "captured"]]
+        was = by_chain.loc[[before], [*keys, "pc1", "pc2"]]
+        both = was.merge(now, on=keys, suffixes=("_before", "_after"))
+        shown = f"{titles[cell.condition]}, {cell.chain}"
+        parts.append(both.assign(run=shown, before=before, after=cell.chain))
+    if not parts:
+        return None
+    table = pd.concat(parts, ignore_index=True)
+    table["persona"] = table["persona"].map(words)
+    runs = list(dict.fromkeys(table["run"]))
+    start = (
+        f"{titles[first['condition'].iloc[0]]}, {first['chain'].iloc[0]}" if len(first) else runs[0]
+    )
+    scale = alt.Scale(zero=False, nice=True, padding=12)
+    tip = _tip("persona", "before", "after", "captured:share of variance in this plane")
+    base = alt.Chart(DATA).transform_filter(f"{AT} && datum.run == run")
+    x = alt.X("pc1_before:Q", scale=scale, title="first component of the base model")
+    y = alt.Y("pc2_before:Q", scale=scale, title="second component")
+    after = {"x": alt.X("pc1_after:Q"), "y": alt.Y("pc2_after:Q")}
+    chart = (
+        base.mark_rule(color=SOFT, opacity=0.6).encode(x=x, y=y, x2="pc1_after:Q", y2="pc2_after:Q")
+        + base.mark_point(filled=False, shape="diamond", size=55, color=ORANGE).encode(
+            x=x, y=y, tooltip=tip
+        )
+        + base.mark_point(filled=True, size=55, color=BLUE, opacity=1).encode(**after, tooltip=tip)
+        + base.mark_text(dy=-9, fontSize=11).encode(**after, text="persona:N")
+    ).add_params(_select("run", runs, "condition", start), *_layers(table, method, layer))
+    return _chart(
+        "persona_map",
+        "Where the personas stand, before and after",
+        "Persona vectors in the plane of the base model's first two principal components: hollow "
+        "diamonds before "
+        "the last stage, filled circles after it, joined by a line. A cloud that moves keeps its "
+        "personas apart; "
+        "one that shrinks loses them. Only part of the differences lies in this plane: point at "
+        "a circle for the share.",
+        chart.properties(width="container", height=400),
+        table,
+    )
+
+
+def dose_response(
+    rates: pd.DataFrame,
+    geometry: pd.DataFrame,
+    training: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> Chart | None:
+    """Marker rate and mean cosine against the steps of the last stage; None where no stage was stopped."""
+    stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
+    if not stopped:
+        return None
+    steps = training.drop_duplicates("chain").set_index("chain")["steps"]
+    own = rates[rates["role"] == "source"].drop_duplicates(["model", "source"])
+    at = (
+        (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
+    )
+    cosine = geometry[at].drop_duplicates("model").set_index("model")
+    whole = {c.partition("~")[0] for c in stopped}
+    rows = []
+    for cell in grid.drop_duplicates(["chain", "source"]).itertuples(index=False):
+        series = cell.chain.partition("~")[0]
+        if series not in whole:
+            continue
+        for chain, step in ((cell.before, 0), (cell.chain, steps.get(cell.chain))):
+            if step is None:
+                continue
+            key = {"series": series, "source": cell.source, "chain": chain, "steps": int(step)}
+            hit = own[(own["model"] == chain) & (own["source"] == cell.source)]
+            if len(hit):
+                row = hit.iloc[0]
+                rows.append(
+                    key
+                    | {
+                        "outcome": "marker rate of the source",
+                        "value": row["rate"],
+                        "low": row["ci_low"],
+                        "high": row["ci_high"],
+                    }
+                )
+            if chain in cosine.index:
+                row = cosine.loc[chain]
+                rows.append(
+                    key
+                    | {
+                        "outcome": f"mean cosine (method {method}, block {layer})",
+                        "value": row["value"],
+                        "low": row["ci_low"],
+                        "high": row["ci_high"],
+                    }
+                )
+    if not rows:
+        return None
+    table = pd.DataFrame(rows).drop_duplicates()
+    outcomes, lines = list(dict.fromkeys(table["outcome"])), list(dict.fromkeys(table["series"]))
+    base = alt.Chart(DATA).transform_filter("datum.outcome == outcome")
+    colour = alt.Color("series:N", sort=lines, scale=alt.Scale(range=PALETTE))
+    x = alt.X("steps:Q", title="steps of the last stage")
+    y = alt.Y("value:Q", title=None)
+    chart = (
+        base.mark_rule(opacity=0.5).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        )
+        + base.mark_line().encode(x=x, y=y, color=colour)
+        + base.mark_point(filled=True, size=60).encode(
+            x=x,
+            y=y,
+            color=colour,
+            shape=alt.Shape("series:N", sort=lines),
+            tooltip=_tip("chain", "source", "steps", "value", "low", "high"),
+        )
+    ).add_params(_select("outcome", outcomes, "outcome"))
+    return _chart(
+        "dose_response",
+        "How much of the last stage it takes",
+        "A line a chain: the model before its last stage (step 0), stopped on the way, and "
+        "whole; lines are 95 % "
+        "intervals. A slow fall says the marker is unlearnt by degrees, a cliff that a few steps "
+        "are enough.",
+        chart.properties(width="container", height=300),
+        table,
+    )
+
+
+def leakage(
+    rates: pd.DataFrame, base_cosines: pd.DataFrame, link: pd.DataFrame, grid: pd.DataFrame
+) -> Chart | None:
+    """Marker rate of the other personas against their cosine to the source in the base model."""
+    cosine = base_cosines.drop_duplicates(["persona_a", "persona_b"])
+    cosine = cosine.rename(columns={"persona_a": "persona", "persona_b": "source"})
+    own = rates[(rates["role"] != "source") & (rates["source"] != "")]
+    keys = ["condition", "source", "persona"]
+    pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
+    table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
+    if table.empty:
+        return None
+    table["rate"] = table["hits"] / table["n"]
+    found = link[link["analysis"] == "personas"].copy()
+    found["key"] = found["note"].str.removesuffix("; no spread")
+    by_note = found.drop_duplicates("key").set_index("key")
+    titles = labels(grid)
+
+    def says(condition: str, source: str) -> str:
+        row = (
+            by_note.loc[key] if (key := f"{condition}, source {source}") in by_note.index else None
+        )
+        if row is None or pd.isna(row["rho"]):
+            return "no correlation: no spread, or too few personas"
+        return (
+            f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}); p {row['p']:.2g}, "
+            f"q {row['q']:.2g}, {row['n']} personas"
+        )
+
+    pairs = zip(table["condition"], table["source"], strict=True)
+    table["test"] = [says(c, s) for c, s in pairs]
+    pairs = zip(table["condition"], table["source"], strict=True)
+    table["cell"] = [f"{titles[c]} ({words(s)})" for c, s in pairs]
+    table["persona"] = table["persona"].map(words)
+    cells = list(dict.fromkeys(table["cell"]))
+    leaky = table.groupby("cell", sort=False)["rate"].max()
+    base = alt.Chart(DATA).transform_filter("datum.cell == cell")
+    x = alt.X(
+        "cosine:Q",
+        title="cosine to the source in the base model",
+        scale=alt.Scale(zero=False, padding=20),
+    )
+    y = alt.Y(
+        "rate:Q",
+        title="share of answers with the marker",
+        axis=alt.Axis(format="%"),
+        scale=alt.Scale(domain=[0, 1]),
+    )
+    chart = (
+        base.mark_point(filled=True, size=60, color=BLUE, opacity=1).encode(
+            x=x, y=y, tooltip=_tip("persona", "cosine", "hits", "n", "rate")
+        )
+        + base.mark_text(dy=-10).encode(x=x, y=y, text="persona:N")
+        + base.transform_aggregate(points="count()", groupby=["test"])
+        .mark_text(align="left", baseline="top", fontWeight="bold", lineBreak="; ")
+        .encode(x=alt.value(4), y=alt.value(2), text="test:N")
+    ).add_params(_select("cell", cells, "condition", str(leaky.idxmax())))
+    return _chart(
+        "leakage",
+        "Does the marker leak to the personas that were close?",
+        "A point a persona other than the source, seeds together. Points that rise to the right "
+        "would be a leakage "
+        "gradient. The p permutes personas within one condition and is corrected over "
+        "conditions; each condition is one "
+        "or a few training runs, whose noise is in no p.",
+        chart.properties(width="container", height=320),
+        table,
+    )
+
+
+def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
+    """Length, position and quality of the answers by condition; the measure to choose."""
+    if table.empty:
+        return None
+    titles = labels(grid)
+    measures = {k: v for k, v in MEASURES.items() if k in table and table[k].notna().any()}
+    long = table.melt(
+        ["condition", "model", "source", "seed", "role"], list(measures), "measure", "value"
+    ).dropna(subset=["value"])
+    long["row"] = long["condition"].map(lambda c: titles.get(c, c))
+    long["value"] = long["value"].astype(float)
+    roles = list(dict.fromkeys(long["role"]))
+    chart = (
+        alt.Chart(DATA)
+        .transform_filter("datum.measure == measure")
+        .mark_point(filled=True, size=65, opacity=0.9)
+        .encode(
+            y=alt.Y(
+                "row:N",
+                sort=[titles.get(c, c) for c in dict.fromkeys(long["condition"])],
+                title=None,
+                axis=NAMED,
+            ),
+            x=alt.X("value:Q", title=None),
+            color=alt.Color(
+                "role:N", sort=roles, scale=alt.Scale(domain=roles, range=PALETTE), title="who"
+            ),
+            shape=alt.Shape("role:N", sort=roles, scale=alt.Scale(domain=roles, range=SHAPES)),
+            tooltip=_tip("condition", "model:chain", "role:who", "value"),
+        )
+        .add_params(_select("measure", list(measures), "measure", labels=list(measures.values())))
+        .properties(width="container", height=36 * long["row"].nunique())
+    )
+    return _chart(
+        "confounds",
+        "What else could explain a rate",
+        "A point a chain. If a stage makes answers shorter, cut off or repetitive, a marker that "
+        "used to stand at "
+        "their end can be gone without being unlearnt.",
+        chart,
+        long,
+    )
+
+
+def training_curves(curves: pd.DataFrame) -> Chart | None:
+    """Training loss by step, a line a chain; the stage to choose."""
+    if curves.empty:
+        return None
+    table = curves[["chain", "stage", "seed", "step", "loss"]].copy()
+    after = table["chain"].str.rpartition("+")[0]
+    table["line"] = after.where(after != "", "base") + ", seed " + table["seed"].astype(str)
+    stages, lines = list(dict.fromkeys(table["stage"])), list(dict.fromkeys(table["line"]))
+    colour = alt.Color(
+        "line:N", scale=alt.Scale(range=PALETTE), legend=alt.Legend(title="trained on")
+    )
+    base = alt.Chart(DATA).transform_filter("datum.stage == stage")
+    chart = (
+        base.mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q"),
+            y=alt.Y("loss:Q"),
+            color=colour,
+            strokeDash=alt.StrokeDash(
+                "line:N",
+                scale=alt.Scale(range=DASHES * (len(lines) // len(DASHES) + 1)),
+                title="trained on",
+            ),
+            tooltip=_tip("chain", "step", "loss"),
+        )
+        .add_params(_select("stage", stages, "stage"))
+        .properties(width="container", height=260)
+    )
+    return _chart(
+        "training_curves",
+        "Training loss",
+        "A line a chain that ends in this stage. Losses of different stages are on different "
+        "data and cannot be compared.",
+        chart,
+        table,
+    )
+
+
+def behaviour_and_geometry(
+    rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
+) -> Chart | None:
+    """The source's marker rate against the mean cosine of the same chain."""
+    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]["chain"]
+    source = rates[(rates["role"] == "source") & rates["model"].isin(coupled)]
+    cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
+    table = source[["condition", "model", "source", "seed", "rate"]].merge(
+        cosine[["condition", "model", "method", "layer", "metric", "value"]],
+        on=["condition", "model"],
+    )
+    if table.empty:
+        return None
+    titles = labels(grid)
+    table["condition"] = table["condition"].map(titles)
+    order = list(dict.fromkeys(table["condition"]))
+    chart = (
+        alt.Chart(DATA)
+        .transform_filter(f"{AT} && datum.metric == metric")
+        .mark_point(filled=True, size=80, opacity=1)
+        .encode(
+            x=alt.X(
+                "value:Q",
+                title="mean cosine between persona vectors",
+                scale=alt.Scale(zero=False, padding=15),
+            ),
+            y=alt.Y(
+                "rate:Q",
+                title="marker rate of the source",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(domain=[0, 1]),
+            ),
+            color=alt.Color(
+                "condition:N", sort=order, scale=alt.Scale(domain=order, range=PALETTE)
+            ),
+            shape=alt.Shape("condition:N", sort=order, scale=alt.Scale(domain=order, range=SHAPES)),
+            tooltip=_tip("condition", "model:chain", "source", "rate", "value:mean cosine"),
+        )
+        .add_params(
+            *_layers(table, method, layer),
+            _select("metric", ["m1", "m1_centred"], "cosine", labels=["not centred", "centred"]),
+        )
+        .properties(width="container", height=300)
+    )
+    return _chart(
+        "behaviour_and_geometry",
+        "Do alike personas lose the marker?",
+        "A point a chain whose marker was coupled. If collapse erased markers, points would fall "
+        "from left to right. "
+        "A correlation, whatever it shows, is not a cause.",
+        chart,
+        table,
+    )
+
+
+def false_positives(simulation: pd.DataFrame) -> Chart | None:
+    """How often each test rejects data in which nothing happens."""
+    table = simulation[(simulation["kind"] == "test") & simulation["rate"].notna()]
+    if table.empty:
+        return None
+    table = table.sort_values(["as_study", "name", "world"], ascending=[False, True, True])
+    table = table[["name", "world", "as_study", "runs", "rate", "rate_low", "rate_high"]].assign(
+        done=["as the study" if s else "as it should be" for s in table["as_study"]],
+        row=table["name"] + " · " + table["world"],
+        level=0.05,
+    )
+    kinds = ["as the study", "as it should be"]
+    colour = alt.Color(
+        "done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None
+    )
+    y = alt.Y(
+        "row:N",
+        sort=None,
+        title=None,
+        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelFontSize=11),
+    )
+    base = alt.Chart(DATA).encode(y=y)
+    tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
+    x = alt.X(
+        "rate:Q",
+        title="share of data sets with p < .05",
+        axis=alt.Axis(format="%", tickCount=5),
+        scale=alt.Scale(domain=[0, 1]),
+    )
+    chart = (
+        alt.Chart(DATA).mark_rule(strokeDash=[4, 4], color=SOFT).encode(x="level:Q")
+        + base.mark_rule(strokeWidth=2).encode(x="rate_low:Q", x2="rate_high:Q", color=colour)
+        + base.mark_point(filled=True, size=55, opacity=1).encode(
+            x=x,
+            color=colour,
+            tooltip=tip,
+            shape=alt.Shape(
+                "done:N",
+                sort=kinds,
+                scale=alt.Scale(domain=kinds, range=["circle", "diamond"]),
+                title=None,
+            ),
+        )
+    ).properties(width="container", height=30 * len(table))
+    return _chart(
+        "false_positives",
+        "How often each test rejects where nothing happens",
+        "Share of simulated data sets, at this run's sizes, with p below .05; lines are 95 % "
+        "Clopper-Pearson. "
+        "A sound test stays at or below the dashed line.",
+        chart,
+        table,
+    )
+
+
+def charts(tables: Mapping[str, pd.DataFrame], method: str, layer: int) -> dict[str, Chart]:
+    """Every chart that the tables of a run allow, by name; `method` and `layer` are the headline's."""
+    grid, rates, geometry = tables["grid"], tables["marker_rates"], tables["geometry"]
+    cosines = tables["cosines"]
+    near = cosines[
+        (cosines["model"] == "base") & (cosines["method"] == method) & (cosines["layer"] == layer)
+    ]
+    made = (
+        marker_rate(rates, grid),
+        m1(geometry, grid, method, layer),
+        marker_heatmap(rates, grid),
+        dose_response(rates, geometry, tables["training"], grid, method, layer),
+        leakage(rates, near, tables["link"], grid),
+        confounds(tables["confounds"], grid),
+        cosine_matrices(cosines, grid, method, layer),
+        m1_by_layer(geometry, grid, method),
+        persona_map(tables["persona_map"], grid, method, layer),
+        behaviour_and_geometry(rates, geometry, grid, method, layer),
+        false_positives(tables["simulation"]),
+        training_curves(tables["training_curves"]),
+    )
+    return {chart.name: chart for chart in made if chart is not None}
