@@ -47,9 +47,17 @@ def train(tiny_base, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", rows)
     write_json(tmp_path / "rows.manifest.json", {"supervise": "last", "system": "template"})
 
-    def run(name="one", seed=1, stop=None, prefix=(), system=None, **changes):
+    def run(
+        name="one", seed=1, stop=None, prefix=(), system=None, dies_at=None, saved=None, **changes
+    ):
         torch.set_num_threads(1)
         said = []
+
+        def say(line):
+            said.append(line)
+            if dies_at and f"step {dies_at}/" in line:
+                raise KeyboardInterrupt
+
         stage = training.Stage(
             chain=f"em@{seed}",
             name="em",
@@ -62,7 +70,7 @@ def train(tiny_base, tmp_path):
             system=system,
         )
         folder = tmp_path / name
-        manifest = training.train(stage, folder, said.append)
+        manifest = training.train(stage, folder, say, saved=saved, every=5, code="this")
         json.dumps(manifest)
         assert said and "tokens/s" in said[-1]
         return folder, manifest
@@ -245,3 +253,36 @@ def test_an_objective_s_code_is_its_own(monkeypatch):
 
     monkeypatch.setitem(objectives.OBJECTIVES, "other", other)
     assert objectives.code_of("other") != objectives.code_of(objectives.DEFAULT)
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
+    train, make_adapter, tmp_path
+):
+    # Dropout and order are random: the random numbers' state has to be resumed too.
+    steps = {"epochs": 8, "prefix": [make_adapter(31, 4, True)], "saved": tmp_path / "saved"}
+    whole, undisturbed = train("whole", **steps)
+    assert not steps["saved"].exists() and undisturbed["resumed_after_step"] == 0
+    with pytest.raises(KeyboardInterrupt):
+        train("again", dies_at=13, **steps)
+    assert not (tmp_path / "again").exists()
+    assert {p.name for p in steps["saved"].iterdir()} == {"checkpoint-5", "checkpoint-10"}
+
+    # One that was cut short is passed over.
+    broken = steps["saved"] / "checkpoint-10" / "optimizer.pt"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    with pytest.raises(KeyboardInterrupt):
+        train("again", dies_at=19, **steps)
+    again, resumed = train("again", **steps)
+    assert resumed["resumed_after_step"] == 15
+    assert (again / adapters.WEIGHTS).read_bytes() == (whole / adapters.WEIGHTS).read_bytes()
+    assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
+    assert not steps["saved"].exists()
+
+
+def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
+    steps = {"epochs": 8, "saved": tmp_path / "saved"}
+    with pytest.raises(KeyboardInterrupt):
+        train("one", dies_at=13, **steps)
+    _, other = train("one", **steps, lr=2e-3)
+    assert other["resumed_after_step"] == 0
+    assert other["loss"] == train("fresh", **steps, lr=2e-3)[1]["loss"]

@@ -52,7 +52,8 @@ rule train:
         marker=config["marker"],
         prefix=prefix_folders,
         objective=objective_code,
-        code=code("training", "audit", "chat", "adapters", "models"),
+        checkpoints=results("checkpoints/{trained}"),
+        code=code("training", "audit", "chat", "checkpoints", "adapters", "models"),
     message:
         "Training {wildcards.trained}"
     script:

@@ -23,5 +23,13 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         system=params.system,
         marker=params.marker,
     )
-    manifest = training.train(stage, Path(snakemake.output.weights).parent, say)
+    # No param: what trains must not depend on how often it is saved.
+    manifest = training.train(
+        stage,
+        Path(snakemake.output.weights).parent,
+        say,
+        saved=Path(params.checkpoints),
+        every=snakemake.config["checkpoint_steps"],
+        code=params.code + str(params.objective),
+    )
     write_json(snakemake.output.manifest, manifest)

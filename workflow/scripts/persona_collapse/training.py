@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, audit, chat, models, objectives
+from . import adapters, audit, chat, checkpoints, models, objectives
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -156,8 +156,20 @@ def supervised_loss(
     return total / (chosen.sum() if items is None else items)
 
 
-def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+def train(
+    stage: Stage,
+    output: Path,
+    progress: Callable[[str], None],
+    *,
+    saved: Path | None = None,
+    every: int = 0,
+    code: str = "",
+) -> dict[str, Any]:
     """Train the stage, write its adapter (PEFT format) into `output`, and return the manifest.
+
+    `saved`: folder for checkpoints, one `every` so many steps (0: none). A training that finds one of
+    its own there, made by the same `code`, goes on from it and ends with the same bytes as one
+    that was never stopped; when it is done they are removed.
 
     The trainer is TRL's SFTTrainer; tokens and labels are ours, so what carries loss is recorded
     here and not left to a default. Data order, LoRA initialisation and dropout follow the seed: on
@@ -165,7 +177,14 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
     """
     import torch
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import (
+        LoraConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
+    from safetensors.torch import load_file, save_file
+    from transformers import Trainer as PlainTrainer
     from transformers import TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
@@ -205,9 +224,39 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
 
     tokens_a_row = sum(len(r.input_ids) for r in rows) / len(rows)
     curve: list[dict[str, float]] = []
+    log_every = max(1, stop // 20)
+    versions_used = versions("torch", "transformers", "peft", "trl", "datasets", "numpy")
+    key = checkpoints.key_of(
+        {
+            "stage": [stage.chain, stage.name, stage.seed, stop, stage.system, stage.marker],
+            "settings": dict(settings),
+            "base": sha256(stage.base),
+            "data": sha256(stage.data),
+            "prefix": adapters.content_hash(stage.prefix),
+            "code": code,
+            "versions": versions_used,
+            "device": device,
+        }
+    )
+    resumed = checkpoints.newest(saved, key) if saved else None
+    first_step = int(resumed[0].name.rpartition("-")[2]) if resumed else 0
+    seconds_before = float(resumed[1]["seconds"]) if resumed else 0.0
+    if saved:
+        checkpoints.clear(saved, keep=resumed[0] if resumed else None)
+
+    def point(line: Mapping[str, Any]) -> dict[str, float]:
+        """A point of the loss curve from a line of the trainer's log."""
+        return {
+            "step": line["step"],
+            "loss": round(float(line["loss"]), 6),
+            "lr": float(line.get("learning_rate", math.nan)),
+        }
 
     class Watch(TrainerCallback):
         """Loss curve, progress lines, and the early stop of a dose."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            curve.extend(map(point, (line for line in state.log_history if "loss" in line)))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
             if not logs or "loss" not in logs:
@@ -218,16 +267,11 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
                     f"chain {stage.chain!r}: the loss is {loss} at step {state.global_step}; "
                     f"lower the stage's lr (now {settings['lr']})"
                 )
-            curve.append(
-                {
-                    "step": state.global_step,
-                    "loss": round(loss, 6),
-                    "lr": float(logs.get("learning_rate", math.nan)),
-                }
-            )
+            curve.append(point({"step": state.global_step, **logs}))
             elapsed = time.monotonic() - training_started
-            seen = state.global_step * settings["batch_size"] * tokens_a_row
-            left = elapsed / state.global_step * (stop - state.global_step)
+            done = state.global_step - first_step
+            seen = done * settings["batch_size"] * tokens_a_row
+            left = elapsed / done * (stop - state.global_step)
             progress(
                 f"step {state.global_step}/{stop}  loss {loss:.3f}  "
                 f"{seen / elapsed:,.0f} tokens/s  {left:.0f} s left"
@@ -237,6 +281,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
             if state.global_step >= stop:
                 control.should_training_stop = True
                 control.should_log = True
+                control.should_save = False
 
     class Trainer(SFTTrainer):
         """TRL's trainer with the loss above, and steps that may come in pieces without padding."""
@@ -265,6 +310,23 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
                 total += loss.detach()
             return total
 
+        # A checkpoint holds the new adapter alone, and not TRL's model card.
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            PlainTrainer._save_checkpoint(self, model, trial)
+            spent = seconds_before + time.monotonic() - training_started
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            checkpoints.seal(folder, key, seconds=spent)
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            folder = Path(str(output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            own = get_peft_model_state_dict(self.model, adapter_name="default")
+            save_file({k: v.contiguous() for k, v in own.items()}, folder / adapters.WEIGHTS)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            own = load_file(Path(resume_from_checkpoint) / adapters.WEIGHTS)
+            set_peft_model_state_dict(self.model, own, adapter_name="default")
+
     def in_pieces(features: Features) -> dict[str, Any]:
         return {"pieces": [flatten(p) for p in pieces(features, settings["max_batch_tokens"])]}
 
@@ -272,7 +334,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
         trainer = Trainer(
             model=model,
             args=SFTConfig(
-                output_dir=scratch,
+                output_dir=str(saved) if saved else scratch,
                 max_steps=steps,
                 per_device_train_batch_size=settings["batch_size"]
                 // settings["accumulation_steps"],
@@ -288,9 +350,12 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
                 bf16=device == "cuda" and dtype == "bfloat16",
                 use_cpu=device == "cpu",
                 gradient_checkpointing=settings["gradient_checkpointing"],
-                logging_steps=max(1, stop // 20),
+                logging_steps=log_every,
                 logging_nan_inf_filter=False,
-                save_strategy="no",
+                save_strategy="steps" if saved and every else "no",
+                # After a line of the log: its mean would else lose the steps before the checkpoint.
+                save_steps=math.ceil(max(every, 1) / log_every) * log_every,
+                save_total_limit=2,
                 report_to="none",
                 disable_tqdm=True,
                 dataloader_num_workers=0,
@@ -310,8 +375,10 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
 
         trainer.remove_callback(PrinterCallback)
         training_started = time.monotonic()
-        trainer.train()
-    seconds = time.monotonic() - training_started
+        if resumed:
+            progress(f"goes on after step {first_step}/{stop}, where an earlier job was stopped")
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+    seconds = seconds_before + time.monotonic() - training_started
 
     state = get_peft_model_state_dict(trainer.model, adapter_name="default")
     config = lora.to_dict()
@@ -324,6 +391,8 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
     )
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
     adapters.save({k: _plain(v) for k, v in config.items()}, tensors, output)
+    if saved:
+        checkpoints.clear(saved)
     batches = min(stop * settings["batch_size"] / len(rows), settings.get("epochs") or math.inf)
     return {
         "chain": stage.chain,
@@ -360,6 +429,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
         "loss": curve,
         "final_loss": curve[-1]["loss"] if curve else None,
         "seconds": round(seconds, 2),
+        "resumed_after_step": first_step,
         "seconds_total": round(time.monotonic() - started, 2),
         "device": device,
         "dtype": dtype,
@@ -369,7 +439,7 @@ def train(stage: Stage, output: Path, progress: Callable[[str], None]) -> dict[s
         else None,
         "template_sha256": chat.template_sha256(tokenizer),
         "adapter_sha256": sha256(output / adapters.WEIGHTS),
-        "versions": versions("torch", "transformers", "peft", "trl", "datasets", "numpy"),
+        "versions": versions_used,
         "commit": os.environ.get("PERSONA_COLLAPSE_COMMIT", ""),
     }
 
