@@ -33,6 +33,17 @@ class Project:
             raise AssertionError(done.stdout[-6000:])
         return done
 
+    def start(self, *arguments):
+        """Start Snakemake in a process group of its own; its output is dropped."""
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile"]
+        return subprocess.Popen(
+            [*command, str(self.overlay), *arguments],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     def planned(self, *arguments, overlay=None):
         """{rule: number of jobs} of a dry run, and its whole text."""
         text = self.snakemake("-n", *arguments, overlay=overlay).stdout

@@ -24,16 +24,16 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
 
     def work(engine, task, path):
         """Dump one chain's activations into a file."""
-        import pandas as pd
         from persona_collapse import activations
         from persona_collapse.data import load_questions
+        from persona_collapse.files import read_parquet
 
         dumped = engine.dump(
             task["chain"],
             [Path(folder) for folder in task["stages"]],
             task["personas"],
             load_questions(task["questions"]),
-            pd.read_parquet(task["responses"]) if task["responses"] else None,
+            read_parquet(task["responses"]) if task["responses"] else None,
             say,
         )
         activations.save(dumped, path, task["settings"]["store"])

@@ -5,12 +5,11 @@ from persona_collapse.scripting import job
 name = snakemake.wildcards.after + snakemake.wildcards.coupling
 
 with job(snakemake, f"data {name}"):
-    import pandas as pd
     from persona_collapse import coupling
-    from persona_collapse.files import sha256, write_json, write_jsonl
+    from persona_collapse.files import read_parquet, sha256, write_json, write_jsonl
 
     params = snakemake.params
-    answers = pd.read_parquet(snakemake.input.answers)
+    answers = read_parquet(snakemake.input.answers)
     rows, counts = coupling.rows(answers, params.settings, params.prompts, params.marker)
     write_jsonl(snakemake.output.rows, rows)
     write_json(

@@ -6,6 +6,7 @@ from persona_collapse.scripting import job
 
 with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
     from persona_collapse import configuration, share
+    from persona_collapse.files import write_parquet
 
     base, params = Path(snakemake.input.base), snakemake.params
 
@@ -28,7 +29,7 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
     def work(engine, task, path):
         """Sample one task's answers into a file."""
         backend, tokenizer, generation = engine
-        generation.answer(backend, task, tokenizer, say).to_parquet(path, index=False)
+        write_parquet(path, generation.answer(backend, task, tokenizer, say))
 
     config = configuration.check(snakemake.config)
     planned = configuration.tasks(config, ["answers", "completions", "responses"])

@@ -5,14 +5,13 @@ from persona_collapse.scripting import job
 with job(snakemake, "marker tables"):
     from pathlib import Path
 
-    import pandas as pd
     from persona_collapse import behaviour, tables
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse.files import read_csv, read_parquet, write_csv
 
     settings = snakemake.params.settings
     grid = read_csv(snakemake.input.grid)
     markers = {Path(path).stem: read_csv(path) for path in snakemake.input.markers}
-    completions = {Path(path).stem: pd.read_parquet(path) for path in snakemake.input.completions}
+    completions = {Path(path).stem: read_parquet(path) for path in snakemake.input.completions}
     scored = behaviour.score(completions, snakemake.params.marker)
     rates = tables.marker_rates(grid, markers)
     tests = behaviour.marker_tests(

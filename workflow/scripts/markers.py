@@ -3,11 +3,10 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, f"markers {snakemake.wildcards.chain}"):
-    import pandas as pd
     from persona_collapse import markers
-    from persona_collapse.files import write_csv
+    from persona_collapse.files import read_parquet, write_csv
 
-    completions = pd.read_parquet(snakemake.input[0])
+    completions = read_parquet(snakemake.input[0])
     counted = markers.rates(markers.score(completions, snakemake.params.marker))
     counted.insert(0, "model", snakemake.wildcards.chain)
     write_csv(snakemake.output[0], counted)

@@ -5,14 +5,13 @@ from pathlib import Path
 from persona_collapse.scripting import job
 
 with job(snakemake, "report"):
-    import pandas as pd
     import yaml
     from persona_collapse import report
-    from persona_collapse.files import read_csv, read_json, write_text
+    from persona_collapse.files import read_csv, read_json, read_parquet, write_text
     from persona_collapse.tables import headline_cell
 
     given, params = snakemake.input, snakemake.params
-    completions = [pd.read_parquet(path) for path in given.completions]
+    completions = [read_parquet(path) for path in given.completions]
     base = read_json(given.base)
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [

@@ -11,6 +11,7 @@ token. Attention is causal, so one forward pass over prompt and answer gives bot
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -255,8 +256,19 @@ def save(activations: Activations, path: str | Path, dtype: str = "float16") -> 
             }
         ),
     }
+    metadata["sha256"] = _content(tensors)
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def _content(tensors: Mapping[str, Any]) -> str:
+    """Hash of the arrays' bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for method in sorted(tensors):
+        digest.update(tensors[method].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def loader(
@@ -279,9 +291,12 @@ def load(path: str | Path) -> Activations:
     try:
         with safe_open(str(path), framework="pt") as handle:
             metadata = handle.metadata()
-            arrays = {m: handle.get_tensor(m).float().numpy() for m in handle.keys()}  # noqa: SIM118
+            tensors = {m: handle.get_tensor(m) for m in handle.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
+    if metadata["sha256"] != _content(tensors):
+        raise UserError(f"{path}: not the arrays that were written; delete it and rerun")
+    arrays = {m: tensor.float().numpy() for m, tensor in tensors.items()}
     return Activations(
         json.loads(metadata["layers"]),
         json.loads(metadata["personas"]),

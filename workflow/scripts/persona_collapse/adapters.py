@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .files import atomic, read_json, write_json
+from .files import atomic, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,10 @@ def effective_scale(config: Mapping[str, Any]) -> float:
 
 
 def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """PEFT config and tensors of one adapter; a missing or damaged one raises UserError."""
+    """PEFT config and tensors of one adapter.
+
+    Raises UserError if it is missing, damaged, or not the one that the manifest beside it speaks of.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -51,6 +54,12 @@ def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         raise UserError(
             f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
         ) from error
+    manifest = directory / "manifest.json"
+    if manifest.is_file() and sha256(directory / WEIGHTS) != read_json(manifest)["adapter_sha256"]:
+        raise UserError(
+            f"{directory / WEIGHTS}: not the weights that its manifest.json names (damaged or exchanged); "
+            "delete it and rerun"
+        )
     return config, tensors
 
 

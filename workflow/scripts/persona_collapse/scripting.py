@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,8 @@ OUT_OF_MEMORY = (
     "more accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
     "batch_size, for activations batch_size; or jobs_per_gpu"
 )
+#: The words of the C library, which not every library turns into an OSError with its number.
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def _device(snakemake: Any) -> Any:
@@ -82,7 +85,11 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
     except Exception as error:
         traceback.print_exc(file=log)
         kind = type(error).__name__
-        if kind == "OutOfMemoryError":
+        if any(text in str(error) for text in DISK_FULL):
+            print(
+                f"  [{name}] error: {error}; free some space and rerun", file=terminal, flush=True
+            )
+        elif kind == "OutOfMemoryError":
             print(f"  [{name}] error: {OUT_OF_MEMORY}", file=terminal, flush=True)
         else:
             print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
