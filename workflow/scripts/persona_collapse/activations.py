@@ -16,12 +16,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import adapters, chat, models
+from . import adapters, chat, fused, graphs, models
 from .errors import UserError
 from .files import atomic
 
@@ -110,48 +111,123 @@ def extract(
 ) -> dict[str, np.ndarray]:
     """Methods A and B for (prompt ids, answer ids) pairs; float32 [layer, sequence, hidden].
 
-    Sequences are batched by length and padded on the right, which a causal model with a mask never
-    sees; means accumulate in float32.
+    Sequences are batched by length, `batch_size` at a time, and padded on the right, which a causal
+    model with a mask never sees. A model that attends by rows (see fused.py) gets them behind each
+    other instead, in batches of equally many tokens. Means accumulate in float32.
     """
     import torch
 
-    hidden = model.config.hidden_size
-    out = {m: np.zeros((len(layers), len(sequences), hidden), np.float32) for m in METHODS}
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     device = next(model.parameters()).device
+    # Kept beside the model and copied once: many small copies take longer than the model.
+    shape = (len(layers), len(sequences), model.config.hidden_size)
+    answered = any(answer for _, answer in sequences)
+    out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
+    if model.config._attn_implementation == fused.ATTENTION:
+        batches = _flat(sequences, order, TOKENS_A_PROMPT * batch_size, pad)
+    else:
+        batches = _padded(sequences, order, batch_size, pad)
+    done = 0
     with block_outputs(model, layers) as seen, torch.inference_mode():
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            width = max(sum(map(len, sequences[i])) for i in batch)
-            ids = torch.full((len(batch), width), pad)
-            mask = torch.zeros((len(batch), width), dtype=torch.long)
-            answers = torch.zeros((len(batch), width))
-            last = torch.zeros(len(batch), dtype=torch.long)
-            for row, i in enumerate(batch):
-                prompt, answer = sequences[i]
-                tokens = prompt + answer
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                mask[row, : len(tokens)] = 1
-                last[row] = len(prompt) - 1
-                own = len(answer)
-                if own > 1 and answer[-1] in end_tokens:
-                    own -= 1
-                answers[row, len(prompt) : len(prompt) + own] = 1
+        for batch, inputs, starts in batches:
+            tokens = inputs["input_ids"].numel()
+            ends = [
+                start + len(sequences[i][0]) - 1 for i, start in zip(batch, starts, strict=True)
+            ]
+            last, where = torch.tensor(ends, device=device), torch.tensor(batch, device=device)
+            if answered:
+                answers = [sequences[i][1] for i in batch]
+                weights = _means(answers, ends, tokens, end_tokens).to(device)
             # The decoder alone: the vocabulary projection is not needed.
             with suppress(_DeepEnough):
-                model.get_decoder()(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-                )
-            weights = answers.to(device)
-            counts = weights.sum(dim=1).clamp_min(1)
+                on_device = {
+                    k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()
+                }
+                model.get_decoder()(**on_device, use_cache=False)
             for number, layer in enumerate(layers):
-                states = seen[layer].float()
-                at_last = states[torch.arange(len(batch)), last.to(device)]
-                means = torch.einsum("bth,bt->bh", states, weights) / counts[:, None]
-                out["A"][number, batch] = at_last.cpu().numpy()
-                out["B"][number, batch] = means.cpu().numpy()
-            progress(f"{first + len(batch)}/{len(order)} prompts")
-    return out
+                states = seen[layer].reshape(tokens, -1)
+                out["A"][number, where] = states[last].float()
+                if answered:
+                    out["B"][number, where] = weights @ states.float()
+            done += len(batch)
+            progress(f"{done}/{len(order)} prompts")
+    found = {method: values.cpu().numpy() for method, values in out.items()}
+    return {m: found.get(m, np.zeros(shape, np.float32)) for m in METHODS}
+
+
+Sequences = Sequence[tuple[list[int], list[int]]]
+#: The sequences of a forward pass, what the decoder is called with, and each one's first position.
+Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
+#: Flat batches hold batch_size times so many tokens.
+TOKENS_A_PROMPT = 64
+
+
+def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: int) -> Batches:
+    """Batches [sequence, token], filled up on the right."""
+    import torch
+
+    for first in range(0, len(order), batch_size):
+        batch = list(order[first : first + batch_size])
+        width = max(sum(map(len, sequences[i])) for i in batch)
+        ids = torch.full((len(batch), width), pad)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, i in enumerate(batch):
+            tokens = sequences[i][0] + sequences[i][1]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        yield (
+            batch,
+            {"input_ids": ids, "attention_mask": mask},
+            [row * width for row in range(len(batch))],
+        )
+
+
+def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> Batches:
+    """Batches [1, token] of `tokens` each (the last may be shorter), filled up at the end.
+
+    One size for all means that a GPU library looks for its kernels once.
+    """
+    import torch
+
+    left = list(order)
+    while left:
+        batch, starts, ids, positions = [], [], [], []
+        while left and (not batch or len(ids) + sum(map(len, sequences[left[0]])) <= tokens):
+            prompt, answer = sequences[left[0]]
+            starts.append(len(ids))
+            ids += prompt + answer
+            positions += range(len(ids) - starts[-1])
+            batch.append(left.pop(0))
+        filler = tokens - len(ids) if left and len(ids) < tokens else -len(ids) % graphs.TOKENS
+        bounds = [*starts, len(ids), *([len(ids) + filler] if filler else [])]
+        ids += [pad] * filler
+        positions += range(filler)
+        yield (
+            batch,
+            {
+                "input_ids": torch.tensor([ids]),
+                "position_ids": torch.tensor([positions]),
+                "cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32),
+                "max_length_q": max(b - a for a, b in pairwise(bounds)),
+            },
+            starts,
+        )
+
+
+def _means(
+    answers: Sequence[list[int]], ends: Sequence[int], tokens: int, end_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Weights [sequence, token] of the mean over each answer, which stands after its prompt's end."""
+    import torch
+
+    weights = torch.zeros((len(answers), tokens))
+    for row, (answer, end) in enumerate(zip(answers, ends, strict=True)):
+        own = len(answer)
+        if own > 1 and answer[-1] in end_tokens:
+            own -= 1
+        if own:
+            weights[row, end + 1 : end + 1 + own] = 1 / own
+    return weights
 
 
 class Dumper:
@@ -168,7 +244,9 @@ class Dumper:
         dtype = self.settings["dtype"]
         if self.model is None or dtype == "float32":
             self.model = models.load_model(self.base, dtype, self.device)
-        return adapters.apply(self.model, stages, merge=dtype == "float32")
+            fused.attend_by_rows(self.model)
+        model = adapters.apply(self.model, stages, merge=dtype == "float32")
+        return fused.fuse(model) if self.device == "cuda" else model
 
     def dump(
         self,

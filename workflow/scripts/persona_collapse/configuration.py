@@ -278,6 +278,8 @@ REQUIRED = [
     "gradient_checkpointing",
     "padding_free",
     "max_batch_tokens",
+    "fused_lora",
+    "cuda_graphs",
     "loss",
 ]
 REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]

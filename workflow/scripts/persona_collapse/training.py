@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, audit, chat, checkpoints, models, objectives
+from . import adapters, audit, chat, checkpoints, fused, graphs, models, objectives
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -204,6 +204,14 @@ def train(
 
     set_seed(stage.seed)
     model = models.load_model(stage.base, dtype, device)
+    recording = (
+        device == "cuda"
+        and settings["cuda_graphs"]
+        and settings["padding_free"]
+        and not settings["gradient_checkpointing"]
+        and objective == objectives.DEFAULT
+    )
+    by_rows = recording and fused.attend_by_rows(model)
     lora = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
@@ -221,6 +229,11 @@ def train(
             parameter.requires_grad_(".default." in name)
     else:
         model = get_peft_model(model, lora)
+    if device == "cuda" and settings["fused_lora"]:
+        fused.fuse(model)
+    recorder = (
+        graphs.Recorder(model, settings["batch_size"], by_rows=by_rows) if recording else None
+    )
 
     tokens_a_row = sum(len(r.input_ids) for r in rows) / len(rows)
     curve: list[dict[str, float]] = []
@@ -299,7 +312,10 @@ def train(
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             if "pieces" not in inputs:
                 return super().training_step(model, inputs, num_items_in_batch)
-            model.train()
+            if not model.training:
+                model.train()
+            if recorder:
+                return recorder.step(inputs["pieces"].batches)
             parts = self._prepare_inputs(inputs)["pieces"]
             items = sum(int((part["labels"] != -100).sum()) for part in inputs["pieces"])
             total = torch.zeros((), device=self.args.device)
@@ -328,7 +344,10 @@ def train(
             set_peft_model_state_dict(self.model, own, adapter_name="default")
 
     def in_pieces(features: Features) -> dict[str, Any]:
-        return {"pieces": [flatten(p) for p in pieces(features, settings["max_batch_tokens"])]}
+        multiple = graphs.TOKENS if recorder else 64
+        parts = pieces(features, settings["max_batch_tokens"])
+        batches = [flatten(part, multiple) for part in parts]
+        return {"pieces": graphs.OnHost(batches) if recorder else batches}
 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(

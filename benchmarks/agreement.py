@@ -1,0 +1,185 @@
+"""Do the fast ways compute the same? Gradients, activations and log-probabilities beside PEFT's.
+
+python benchmarks/agreement.py --base DIR                 # training and layers
+python benchmarks/agreement.py --base DIR --engine vllm   # the engine's log-probabilities too
+
+Every line gives a relative error ||fast - reference|| / ||reference||, and beside it the error of
+PEFT in 16 bit against the same reference: PEFT in float32.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import LORA, WORDS, arguments, record
+
+
+def error(found: list[Any], wanted: list[Any]) -> float:
+    """Relative error of all tensors together, in float64."""
+    pairs = [(a.double(), b.double()) for a, b in zip(found, wanted, strict=True)]
+    squares = sum(float((a - b).pow(2).sum()) for a, b in pairs)
+    return float((squares / sum(float(b.pow(2).sum()) for _, b in pairs)) ** 0.5)
+
+
+def stages(base: Path, folder: Path) -> dict[str, list[Path]]:
+    """Chains of random adapters: plain LoRA, rank-stabilised LoRA, and both after each other."""
+    import json
+
+    from generation import adapter
+
+    made = [adapter(folder / str(i), base, i) for i in range(2)]
+    config = made[1] / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    return {"plain": made[:1], "rank-stabilised": made[1:], "two stages": made}
+
+
+def gradients(args: Any, chain: list[Path], note: Any) -> None:
+    """A training step of 8 rows on top of a chain: recorded and fused, beside PEFT's."""
+    import torch
+    from peft import LoraConfig
+    from persona_collapse import adapters, fused, graphs, models, training
+
+    rng = random.Random(0)
+    rows = []
+    for _ in range(8):
+        ids = [rng.randrange(5, 40000) for _ in range(rng.randint(60, 200))]
+        rows.append({"input_ids": ids, "labels": [-100] * (len(ids) // 3) + ids[len(ids) // 3 :]})
+    # Other rows first, of other sizes: what is recorded must not remember them.
+    others = [{key: value[3:] for key, value in row.items()} for row in rows[:6]]
+
+    def model_of(dtype: str, fast: bool) -> tuple[Any, bool]:
+        base = models.load_model(args.base / "model.json", dtype, models.pick_device())
+        by_rows = fast and fused.attend_by_rows(base)
+        model = adapters.attach(base, chain, name="prefix")
+        torch.manual_seed(1)
+        settings = {key: LORA[key] for key in ("r", "use_rslora", "target_modules")}
+        lora = LoraConfig(lora_alpha=LORA["alpha"], lora_dropout=0.0, **settings)
+        model.add_adapter("default", lora)
+        model.base_model.set_adapter(["prefix", "default"])
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".default." in name)
+            if ".default." in name and "lora_B" in name:
+                noise = torch.randn(parameter.shape, generator=generator) * 1e-3
+                parameter.data.copy_(noise)
+        return model.train(), by_rows
+
+    def slow(dtype: str) -> tuple[float, list[Any]]:
+        model, _ = model_of(dtype, False)
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in training.flatten(rows).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = training.supervised_loss(model, batch)
+        loss.backward()
+        return float(loss.detach()), [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+
+    reference_loss, reference = slow("float32")
+    peft_loss, peft = slow("bfloat16")
+    model, by_rows = model_of("bfloat16", True)
+    fused.fuse(model)
+    recorder = graphs.Recorder(model, 8, by_rows=by_rows)
+    recorder.step([training.flatten(others, graphs.TOKENS)])
+    for _ in range(2):
+        loss = recorder.step([training.flatten(rows, graphs.TOKENS)])
+    ours = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+    note(
+        "gradients of a recorded, fused step",
+        error=error(ours, reference),
+        error_of_peft=error(peft, reference),
+        loss=[reference_loss, peft_loss, float(loss)],
+        attention_by_rows=by_rows,
+    )
+
+
+def engine(args: Any, chains: dict[str, list[Path]], note: Any) -> None:
+    """Log-probabilities of what vLLM sampled, beside PEFT's for the same tokens."""
+    import torch
+    from persona_collapse import adapters, fused, generation, models
+    from vllm import SamplingParams
+
+    tokenizer = models.load_tokenizer(args.base / "model.json")
+    rng = random.Random(0)
+    prompts = [tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"] for _ in range(200)]
+    settings = {"dtype": "bfloat16", "max_model_len": 512, "gpu_memory_utilization": 0.5}
+    backend: Any = generation.open_backend("vllm", args.base / "model.json", settings, 64)
+    sampled: dict[str, list[tuple[list[int], list[int], list[float]]]] = {}
+    for name, chain in {"base": [], **chains}.items():
+        backend.use(chain)
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        how = [
+            SamplingParams(temperature=1.0, seed=i, max_tokens=32, logprobs=0, ignore_eos=True)
+            for i in range(len(prompts))
+        ]
+        first, again = (
+            backend.engine.generate(asked, how, lora_request=backend.lora, use_tqdm=False)
+            for _ in range(2)
+        )
+        drawn = [[list(o.outputs[0].token_ids) for o in outputs] for outputs in (first, again)]
+        same = sum(a == b for a, b in zip(*drawn, strict=True))
+        sampled[name] = [
+            (prompt, ids, [s[t].logprob for t, s in zip(ids, o.outputs[0].logprobs, strict=True)])
+            for prompt, ids, o in zip(prompts, drawn[0], first, strict=True)
+        ]
+        note(f"samples drawn twice, {name}", same=same, of=len(prompts))
+    backend.engine.llm_engine.engine_core.shutdown()
+    del backend
+    _free()
+    for name, chain in {"base": [], **chains}.items():
+        base = models.load_model(args.base / "model.json", "bfloat16", "cuda")
+        model = adapters.apply(base, chain, merge=False)
+        if chain:
+            fused.fuse(model)
+        differences, unlike = [], []
+        for prompt, answer, given in sampled[name][:50]:
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([prompt + answer], device="cuda")).logits
+            scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            own = scores[torch.arange(len(answer)), answer].cpu()
+            differences += (own - torch.tensor(given)).abs().tolist()
+            if chain:
+                with model.disable_adapter(), torch.inference_mode():
+                    logits = model(input_ids=torch.tensor([prompt + answer], device="cuda")).logits
+                scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                unlike += (scores[torch.arange(len(answer)), answer].cpu() - own).abs().tolist()
+        note(
+            f"log-probabilities, {name}",
+            mean_difference=sum(differences) / len(differences),
+            largest_difference=max(differences),
+            mean_difference_without_adapter=sum(unlike) / len(unlike) if unlike else None,
+        )
+        del base, model
+        _free()
+
+
+def _free() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Training first, then the engine if asked for."""
+    args = arguments(
+        __doc__ or "", engine={"choices": ["vllm"]}, label={"default": "qwen2.5-7b shape"}
+    )
+
+    def note(name: str, **fields: Any) -> None:
+        record(args.out, benchmark="agreement", name=name, model=args.label, **fields)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        chains = stages(args.base, Path(scratch))
+        if args.engine:
+            engine(args, chains, note)
+        else:
+            gradients(args, chains["rank-stabilised"], note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""LoRA layers, norms and attention in fewer, larger operations, for GPUs.
+
+PEFT's layer is a dozen small kernels forwards and three dozen backwards, most of them casts between
+32 and 16 bit and sums over the whole output. Here the update is added by the matrix product itself
+(y = x W' + s (x A') B' as one product and one product-and-sum), and the backward pass is written
+out. The sums are the same; only roundings differ. A chain's frozen stages are a second term.
+
+Attention over rows that stand behind each other in one sequence is PyTorch's own FlashAttention
+kernel with the rows' bounds, where a mask over all pairs would compute, and throw away, every row's
+attention to every other.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+#: Architectures whose attention is plain (no soft cap, no bias), as transformers names them.
+PLAIN_ATTENTION = frozenset({"llama", "qwen2", "qwen3"})
+#: Their norms: x / rms(x) times a weight.
+NORMS = frozenset({"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
+ATTENTION = "persona_collapse_rows"
+
+
+class _LoraLinear(torch.autograd.Function):
+    """x [tokens, in] -> x W' + bias + sum of scale * dropout(x) A' B', [tokens, out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        terms: tuple[tuple[float, float], ...],
+        *factors: Any,
+    ) -> Any:
+        """`terms`: (scale, dropout) of each adapter; `factors`: its A [rank, in] and B [out, rank]."""
+        out = torch.nn.functional.linear(x, weight, bias)
+        saved: list[Any] = [weight]
+        for number, (scale, dropout) in enumerate(terms):
+            a, b = (factor.to(x.dtype) for factor in factors[2 * number : 2 * number + 2])
+            given, mask = torch.native_dropout(x, dropout, True) if dropout else (x, None)
+            inner = given @ a.T
+            out.addmm_(inner, b.T, alpha=scale)
+            learns = ctx.needs_input_grad[4 + 2 * number]
+            saved += [a, b, mask, *((given, inner) if learns else (None, None))]
+        ctx.save_for_backward(*saved)
+        ctx.terms, ctx.dtypes = terms, [factor.dtype for factor in factors]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        """Gradients of x and of the factors that learn; the base is frozen."""
+        weight, *saved = ctx.saved_tensors
+        into_x: Any = None
+        into_factors: list[Any] = []
+        unmasked = []
+        for number, (scale, dropout) in enumerate(ctx.terms):
+            a, b, mask, given, inner = saved[5 * number : 5 * number + 5]
+            small = (grad @ b).mul_(scale)
+            if given is None:
+                into_factors += [None, None]
+            else:
+                into_factors += [
+                    (small.T @ given).to(ctx.dtypes[2 * number]),
+                    (grad.T @ inner).to(ctx.dtypes[2 * number + 1]).mul_(scale),
+                ]
+            if mask is None:
+                unmasked.append((small, a))
+            elif ctx.needs_input_grad[0]:
+                part = torch.ops.aten.native_dropout_backward(small @ a, mask, 1 / (1 - dropout))
+                into_x = part if into_x is None else into_x.add_(part)
+        if ctx.needs_input_grad[0]:
+            # The large product adds to what is there, which costs no pass of its own.
+            into_x = grad @ weight if into_x is None else into_x.addmm_(grad, weight)
+            for small, a in unmasked:
+                into_x.addmm_(small, a)
+        return into_x, None, None, None, *into_factors
+
+
+def _forward(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A PEFT LoRA layer's output by `_LoraLinear`."""
+    if layer.disable_adapters or layer.merged or args or kwargs:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    terms, factors = [], []
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            dropout = layer.lora_dropout[name]
+            rate = dropout.p if layer.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+            terms.append((float(layer.scaling[name]), float(rate)))
+            factors += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+    base = layer.get_base_layer()
+    flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
+    out = _LoraLinear.apply(flat, base.weight, base.bias, tuple(terms), *factors)
+    return out.view(*x.shape[:-1], -1)
+
+
+def _norm(layer: Any, x: Any) -> Any:
+    """A norm's output by PyTorch's one kernel."""
+    shape = layer.weight.shape
+    return torch.nn.functional.rms_norm(x, shape, layer.weight, layer.variance_epsilon)
+
+
+def fuse(model: Any) -> Any:
+    """Let a model's plain LoRA layers and its norms compute as above; returns the model."""
+    from peft.tuners.lora import Linear
+
+    for layer in model.modules():
+        if type(layer) is Linear and not layer.lora_variant:
+            layer.forward = MethodType(_forward, layer)
+        elif type(layer).__name__ in NORMS:
+            layer.forward = MethodType(_norm, layer)
+    return model
+
+
+def _attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    cu_seq_lens_q: Any = None,
+    max_length_q: int = 0,
+    **kwargs: Any,
+) -> tuple[Any, None]:
+    """Causal attention inside each row; query [1, heads, tokens, size], as transformers calls it."""
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]
+    bounds, longest = cu_seq_lens_q, max_length_q
+    out = torch.ops.aten._flash_attention_forward(
+        *rows, bounds, bounds, longest, longest, 0.0, True, False, scale=scaling
+    )[0]
+    return out[None], None
+
+
+def attend_by_rows(model: Any) -> bool:
+    """Switch a model to the attention above, if it and its GPU can; then it takes flat batches only.
+
+    The decoder is then called with `cu_seq_lens_q` (rows' bounds, int32 [rows + 1]) and
+    `max_length_q`.
+    """
+    from transformers import AttentionInterface
+
+    config, weight = model.config, next(model.parameters())
+    able = (
+        config.model_type in PLAIN_ATTENTION
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and weight.is_cuda
+        and weight.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(weight.device) >= (8, 0)
+    )
+    if able:
+        AttentionInterface.register(ATTENTION, _attention)
+        model.set_attn_implementation(ATTENTION)
+    return able
