@@ -1,7 +1,7 @@
 """Do the fast ways compute the same? Gradients, activations and log-probabilities beside PEFT's.
 
-python benchmarks/agreement.py --base DIR                 # training and layers
-python benchmarks/agreement.py --base DIR --engine vllm   # the engine's log-probabilities too
+python benchmarks/agreement.py --base DIR                 # a training step
+python benchmarks/generation.py --base DIR --agreement    # vLLM's log-probabilities
 
 Every line gives a relative error ||fast - reference|| / ||reference||, and beside it the error of
 PEFT in 16 bit against the same reference: PEFT in float32.
@@ -36,7 +36,12 @@ def stages(base: Path, folder: Path) -> dict[str, list[Path]]:
     return {"plain": made[:1], "rank-stabilised": made[1:], "two stages": made}
 
 
-def gradients(args: Any, chain: list[Path], note: Any) -> None:
+def note(args: Any, name: str, **fields: Any) -> None:
+    """One result."""
+    record(args.out, benchmark="agreement", name=name, model=args.label, **fields)
+
+
+def gradients(args: Any, chain: list[Path]) -> None:
     """A training step of 8 rows on top of a chain: recorded and fused, beside PEFT's."""
     import torch
     from peft import LoraConfig
@@ -86,6 +91,7 @@ def gradients(args: Any, chain: list[Path], note: Any) -> None:
         loss = recorder.step([training.flatten(rows, graphs.TOKENS)])
     ours = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
     note(
+        args,
         "gradients of a recorded, fused step",
         error=error(ours, reference),
         error_of_peft=error(peft, reference),
@@ -94,17 +100,15 @@ def gradients(args: Any, chain: list[Path], note: Any) -> None:
     )
 
 
-def engine(args: Any, chains: dict[str, list[Path]], note: Any) -> None:
+def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, beside PEFT's for the same tokens."""
     import torch
-    from persona_collapse import adapters, fused, generation, models
+    from persona_collapse import adapters, fused, models
     from vllm import SamplingParams
 
     tokenizer = models.load_tokenizer(args.base / "model.json")
     rng = random.Random(0)
     prompts = [tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"] for _ in range(200)]
-    settings = {"dtype": "bfloat16", "max_model_len": 512, "gpu_memory_utilization": 0.5}
-    backend: Any = generation.open_backend("vllm", args.base / "model.json", settings, 64)
     sampled: dict[str, list[tuple[list[int], list[int], list[float]]]] = {}
     for name, chain in {"base": [], **chains}.items():
         backend.use(chain)
@@ -123,10 +127,7 @@ def engine(args: Any, chains: dict[str, list[Path]], note: Any) -> None:
             (prompt, ids, [s[t].logprob for t, s in zip(ids, o.outputs[0].logprobs, strict=True)])
             for prompt, ids, o in zip(prompts, drawn[0], first, strict=True)
         ]
-        note(f"samples drawn twice, {name}", same=same, of=len(prompts))
-    backend.engine.llm_engine.engine_core.shutdown()
-    del backend
-    _free()
+        note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
     for name, chain in {"base": [], **chains}.items():
         base = models.load_model(args.base / "model.json", "bfloat16", "cuda")
         model = adapters.apply(base, chain, merge=False)
@@ -145,40 +146,19 @@ def engine(args: Any, chains: dict[str, list[Path]], note: Any) -> None:
                 scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
                 unlike += (scores[torch.arange(len(answer)), answer].cpu() - own).abs().tolist()
         note(
+            args,
             f"log-probabilities, {name}",
             mean_difference=sum(differences) / len(differences),
             largest_difference=max(differences),
             mean_difference_without_adapter=sum(unlike) / len(unlike) if unlike else None,
         )
-        del base, model
-        _free()
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def main() -> None:
-    """Training first, then the engine if asked for."""
-    args = arguments(
-        __doc__ or "", engine={"choices": ["vllm"]}, label={"default": "qwen2.5-7b shape"}
-    )
-
-    def note(name: str, **fields: Any) -> None:
-        record(args.out, benchmark="agreement", name=name, model=args.label, **fields)
-
+    """Gradients."""
+    args = arguments(__doc__ or "", label={"default": "qwen2.5-7b shape"})
     with tempfile.TemporaryDirectory() as scratch:
-        chains = stages(args.base, Path(scratch))
-        if args.engine:
-            engine(args, chains, note)
-        else:
-            gradients(args, chains["rank-stabilised"], note)
+        gradients(args, stages(args.base, Path(scratch))["rank-stabilised"])
 
 
 if __name__ == "__main__":

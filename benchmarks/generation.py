@@ -59,7 +59,14 @@ def main() -> None:
         label={"default": "qwen2.5-7b shape"},
         engine={"default": "vllm", "choices": ["vllm", "transformers"]},
         max_num_seqs={"type": int, "default": 0},
+        many={
+            "type": int,
+            "default": 0,
+            "help": "chains of --many-completions each, after the cells",
+        },
+        many_completions={"type": int, "default": 336},
         no_lora={"action": "store_true"},
+        agreement={"action": "store_true", "help": "compare log-probabilities with PEFT's as well"},
         memory={"type": float, "default": 0.85},
     )
     from persona_collapse import generation, models
@@ -99,22 +106,35 @@ def main() -> None:
             cells += [(f"chain {i}", [stage]) for i, stage in enumerate(stages)]
             if args.rank >= 64 and len(stages) > 1:
                 cells.append(("two stages", stages[:2]))
-        for name, chain in cells:
+
+        def cell(name: str, chain: list[Path], asked: list[Any]) -> None:
+            """Put a chain on and sample."""
             started = synchronised()
             backend.use(chain)
             # No end token, so that all answers are equally long.
             backend.ends = []  # type: ignore[attr-defined]
-            done = backend.complete(requests, how, lambda message: None)
+            done = backend.complete(asked, how, lambda message: None)
             seconds = synchronised() - started
             tokens = sum(len(c.token_ids) for c in done)
+            speed = round(tokens / seconds)
             record(
                 args.out,
                 name=name,
                 completions=len(done),
                 seconds=round(seconds, 1),
-                tokens_per_second=round(tokens / seconds),
+                tokens_per_second=speed,
                 **common,
             )
+
+        for name, chain in cells:
+            cell(name, chain, requests)
+        for i in range(args.many):
+            stage = adapter(Path(scratch) / f"many-{i}", args.base, 1000 + i)
+            cell(f"of many {i}", [stage], requests[: args.many_completions])
+        if args.agreement:
+            import agreement
+
+            agreement.engine(args, agreement.stages(args.base, Path(scratch) / "a"), backend)
 
 
 if __name__ == "__main__":

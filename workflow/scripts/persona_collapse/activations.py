@@ -191,7 +191,10 @@ def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> 
 
     left = list(order)
     while left:
-        batch, starts, ids, positions = [], [], [], []
+        batch: list[int] = []
+        starts: list[int] = []
+        ids: list[int] = []
+        positions: list[int] = []
         while left and (not batch or len(ids) + sum(map(len, sequences[left[0]])) <= tokens):
             prompt, answer = sequences[left[0]]
             starts.append(len(ids))

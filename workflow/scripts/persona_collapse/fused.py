@@ -12,6 +12,7 @@ attention to every other.
 
 from __future__ import annotations
 
+import sys
 from types import MethodType
 from typing import Any
 
@@ -38,15 +39,24 @@ class _LoraLinear(torch.autograd.Function):
         *factors: Any,
     ) -> Any:
         """`terms`: (scale, dropout) of each adapter; `factors`: its A [rank, in] and B [out, rank]."""
-        out = torch.nn.functional.linear(x, weight, bias)
+        out: Any = None
         saved: list[Any] = [weight]
         for number, (scale, dropout) in enumerate(terms):
             a, b = (factor.to(x.dtype) for factor in factors[2 * number : 2 * number + 2])
             given, mask = torch.native_dropout(x, dropout, True) if dropout else (x, None)
             inner = given @ a.T
-            out.addmm_(inner, b.T, alpha=scale)
+            if out is None:
+                out = (
+                    inner.mul(scale) @ b.T if bias is None else bias.addmm(inner, b.T, alpha=scale)
+                )
+            else:
+                out.addmm_(inner, b.T, alpha=scale)
             learns = ctx.needs_input_grad[4 + 2 * number]
             saved += [a, b, mask, *((given, inner) if learns else (None, None))]
+        # The large product adds to what is there, which costs no pass of its own.
+        out = (
+            torch.nn.functional.linear(x, weight, bias) if out is None else out.addmm_(x, weight.T)
+        )
         ctx.save_for_backward(*saved)
         ctx.terms, ctx.dtypes = terms, [factor.dtype for factor in factors]
         return out
@@ -75,7 +85,6 @@ class _LoraLinear(torch.autograd.Function):
                 part = torch.ops.aten.native_dropout_backward(small @ a, mask, 1 / (1 - dropout))
                 into_x = part if into_x is None else into_x.add_(part)
         if ctx.needs_input_grad[0]:
-            # The large product adds to what is there, which costs no pass of its own.
             into_x = grad @ weight if into_x is None else into_x.addmm_(grad, weight)
             for small, a in unmasked:
                 into_x.addmm_(small, a)
@@ -137,6 +146,43 @@ def _attention(
     return out[None], None
 
 
+class _Rotated(torch.autograd.Function):
+    """Rotary position embedding of queries or keys [1, heads, tokens, size], without copies of halves.
+
+    Both halves of `cos` and `sin` [1, 1, tokens, size] are alike (Su et al. 2021, arXiv 2104.09864, in
+    the order of halves). The gradient is the rotation back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Any, cos: Any, sin: Any) -> Any:
+        """Rotate forwards."""
+        ctx.save_for_backward(cos, sin)
+        return _rotated(states, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        """Rotate back."""
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(states: Any, cos: Any, sin: Any, sign: int) -> Any:
+    half = states.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half]
+    out = torch.empty_like(states)
+    one, two = states[..., :half], states[..., half:]
+    torch.mul(one, cos, out=out[..., :half]).addcmul_(two, sin, value=-sign)
+    torch.mul(two, cos, out=out[..., half:]).addcmul_(one, sin, value=sign)
+    return out
+
+
+def _rotate(query: Any, key: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> tuple[Any, Any]:
+    """What transformers' models call `apply_rotary_pos_emb`."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return _Rotated.apply(query, cos, sin), _Rotated.apply(key, cos, sin)
+
+
 def attend_by_rows(model: Any) -> bool:
     """Switch a model to the attention above, if it and its GPU can; then it takes flat batches only.
 
@@ -156,4 +202,6 @@ def attend_by_rows(model: Any) -> bool:
     if able:
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
+        # Its attention looks the function up by this name, in its own module.
+        sys.modules[type(model).__module__].apply_rotary_pos_emb = _rotate  # type: ignore[attr-defined]
     return able

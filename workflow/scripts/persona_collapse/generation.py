@@ -10,7 +10,8 @@ import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,11 +260,11 @@ def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
     return [*processors, SeededDraw()]
 
 
-#: Answers that vLLM samples at a time where the config gives no number, and the batch sizes that it
-#: records as CUDA graphs: the usual ones end at 512, beyond which every adapter's kernels would be
-#: launched one by one, and there are twice as many, each of which costs time at the start.
-ANSWERS_AT_A_TIME = 1024
-GRAPH_SIZES = [1, 2, 4, 8, 16, 32, 64, *range(128, 1025, 64), 1280, 1536, 2048]
+#: Answers that vLLM samples at a time where the config gives no number, and the tokens of a pass.
+ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
+#: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which every adapter's
+#: kernels are launched one by one, and is twice as long, each size of which costs time at the start.
+GRAPH_SIZES = [16, 32, 64, *range(128, 1025, 64), 1280, 1536, 2048]
 
 
 class VllmBackend:
@@ -303,17 +304,19 @@ class VllmBackend:
                 "dtype": settings["dtype"],
                 "gpu_memory_utilization": settings["gpu_memory_utilization"],
                 "max_num_seqs": at_a_time,
+                "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
                 "compilation_config": {
                     "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
                 },
             }
-        self.engine = LLM(
-            model=models.path_of(base),
-            max_model_len=settings["max_model_len"],
-            seed=0,
-            trust_remote_code=False,
-            **options,
-        )
+        with _no_rehearsal():
+            self.engine = LLM(
+                model=models.path_of(base),
+                max_model_len=settings["max_model_len"],
+                seed=0,
+                trust_remote_code=False,
+                **options,
+            )
         self.ends = models.end_tokens(
             self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
         )
@@ -379,6 +382,21 @@ class VllmBackend:
             f"{len(completions)}/{len(completions)} completions  {tokens / seconds:,.0f} tokens/s"
         )
         return completions
+
+
+@contextmanager
+def _no_rehearsal() -> Iterator[None]:
+    """Spare an engine's start the rehearsal of every sampling feature on a thousand requests.
+
+    It takes 20 s on a slow processor, and nearly none of those features is used here; kernels that
+    are get compiled, or read from the disk, when they are first used.
+    """
+    from importlib import import_module
+    from unittest.mock import patch
+
+    worker, name = import_module("vllm.v1.worker.gpu_worker"), "warmup_kernels"
+    with patch.object(worker, name, lambda *a: None) if hasattr(worker, name) else nullcontext():
+        yield
 
 
 def _allowed_rank(rank: int) -> int:

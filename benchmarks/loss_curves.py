@@ -1,0 +1,98 @@
+"""Loss curves on real instructions, with each saving of a training and without: they should overlap.
+
+python benchmarks/loss_curves.py --base DIR --variant recorded --out curves.jsonl   # and the others
+python benchmarks/loss_curves.py --draw curves.jsonl                                # loss_curves.svg
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common import ROOT, arguments, record
+
+#: What each variant adds to the one before.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "padded": {"padding_free": False, "fused_lora": False, "cuda_graphs": False},
+    "without padding": {"padding_free": True, "fused_lora": False, "cuda_graphs": False},
+    "fused": {"padding_free": True, "fused_lora": True, "cuda_graphs": False},
+    "recorded": {"padding_free": True, "fused_lora": True, "cuda_graphs": True},
+}
+
+
+def train(args: Any) -> None:
+    """One variant on the instructions that ship, without dropout, whose random numbers would differ."""
+    from persona_collapse import training
+    from persona_collapse.files import read_jsonl, write_json, write_jsonl
+    from training import SETTINGS
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        rows = read_jsonl(ROOT / "workflow/resources/data/benign_instruct.jsonl")[:960]
+        write_jsonl(
+            folder / "rows.jsonl", [{"id": str(r["id"]), "messages": r["messages"]} for r in rows]
+        )
+        write_json(folder / "rows.manifest.json", {"supervise": "last", "system": "template"})
+        stage = training.Stage(
+            chain="benign@1",
+            name="benign",
+            seed=1,
+            stop=None,
+            settings=SETTINGS | {"steps": args.steps, "dropout": 0.0} | VARIANTS[args.variant],
+            base=args.base / "model.json",
+            prefix=[],
+            data=folder / "rows.jsonl",
+        )
+        made = training.train(stage, folder / "adapter", lambda message: None)
+    record(
+        args.out,
+        benchmark="loss curves",
+        name=args.variant,
+        model=args.label,
+        steps=args.steps,
+        seconds=made["seconds"],
+        curve=[[point["step"], point["loss"]] for point in made["loss"]],
+    )
+
+
+def draw(records: Path) -> None:
+    """loss_curves.svg beside the records: the curves, and their distance from the first below."""
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    curves = {r["name"]: r for r in lines if r["benchmark"] == "loss curves"}
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(6, 5), sharex=True, layout="constrained", height_ratios=[2, 1]
+    )
+    plain = dict(curves["padded"]["curve"])
+    for name, style in zip(VARIANTS, ("-", "--", "-.", ":"), strict=True):
+        steps, losses = zip(*curves[name]["curve"], strict=True)
+        above.plot(steps, losses, style, label=f"{name}: {curves[name]['seconds']:.0f} s")
+        if name != "padded":
+            below.plot(steps, [b - plain[s] for s, b in zip(steps, losses, strict=True)], style)
+    first = curves["padded"]
+    above.set(ylabel="loss", title=f"{first['model']}, {first['device']}")
+    above.legend()
+    below.set(xlabel="optimiser step", ylabel="minus padded")
+    figure.savefig(records.with_name("loss_curves.svg"))
+
+
+def main() -> None:
+    """Train or draw."""
+    args = arguments(
+        __doc__ or "",
+        variant={"choices": list(VARIANTS)},
+        steps={"type": int, "default": 100},
+        label={"default": "SmolLM2-135M-Instruct"},
+        draw={"type": Path, "help": "records of the variants"},
+    )
+    if args.draw:
+        draw(args.draw)
+    else:
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
