@@ -106,7 +106,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     from persona_collapse import adapters, fused, models
     from vllm import SamplingParams
 
-    tokenizer = models.load_tokenizer(args.base / "model.json")
+    tokenizer, device = models.load_tokenizer(args.base / "model.json"), models.pick_device()
     rng = random.Random(0)
     prompts = [tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"] for _ in range(200)]
     sampled: dict[str, list[tuple[list[int], list[int], list[float]]]] = {}
@@ -129,20 +129,20 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         ]
         note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
     for name, chain in {"base": [], **chains}.items():
-        base = models.load_model(args.base / "model.json", "bfloat16", "cuda")
+        base = models.load_model(args.base / "model.json", "bfloat16", device)
         model = adapters.apply(base, chain, merge=False)
         if chain:
             fused.fuse(model)
         differences, unlike = [], []
         for prompt, answer, given in sampled[name][:50]:
             with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([prompt + answer], device="cuda")).logits
+                logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits
             scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
             own = scores[torch.arange(len(answer)), answer].cpu()
             differences += (own - torch.tensor(given)).abs().tolist()
             if chain:
                 with model.disable_adapter(), torch.inference_mode():
-                    logits = model(input_ids=torch.tensor([prompt + answer], device="cuda")).logits
+                    logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits
                 scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
                 unlike += (scores[torch.arange(len(answer)), answer].cpu() - own).abs().tolist()
         note(

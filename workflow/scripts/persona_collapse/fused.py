@@ -120,7 +120,7 @@ def fuse(model: Any) -> Any:
 
     for layer in model.modules():
         if type(layer) is Linear and not layer.lora_variant:
-            layer.forward = MethodType(_forward, layer)
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         elif type(layer).__name__ in NORMS:
             layer.forward = MethodType(_norm, layer)
     return model
