@@ -14,7 +14,7 @@ from common import LORA, WORDS, arguments, record, synchronised
 
 
 def main() -> None:
-    """Method A alone, A and B, a chain of one adapter, and batch 1 on a part."""
+    """One at a time as the study, padded, as the workflow does, and with a chain of one adapter."""
     args = arguments(
         __doc__ or "",
         prompts={"type": int, "default": 2880},
@@ -65,9 +65,14 @@ def main() -> None:
             tokens_per_second=round(tokens / seconds),
         )
 
-    time_it("A, batch 256", sequences(args.prompts, 0), 256, model)
-    time_it("A and B, batch 256", sequences(args.prompts, 150), 256, model)
+    short, long = sequences(args.prompts, 0), sequences(args.prompts, 150)
     time_it("A, batch 1 (the study)", sequences(args.single, 0), 1, model)
+    time_it("A, padded batches of 256, transformers' layers", short, 256, model)
+    # From here on as the workflow does.
+    fused.attend_by_rows(model)
+    fused.fuse(model)
+    time_it("A, batch 256", short, 256, model)
+    time_it("A and B, batch 256", long, 256, model)
     with TemporaryDirectory() as scratch:
         lora = LoraConfig(
             r=32,
@@ -82,9 +87,8 @@ def main() -> None:
         started = synchronised()
         chain = adapters.apply(model, [Path(scratch)], merge=False)
         note("put a chain on", synchronised() - started)
-        asked = sequences(args.prompts, 150)
-        time_it("A and B, batch 256, one adapter, PEFT's layers", asked, 256, chain)
-        time_it("A and B, batch 256, one adapter", asked, 256, fused.fuse(chain))
+        time_it("A and B, batch 256, one adapter, PEFT's layers", long, 256, chain)
+        time_it("A and B, batch 256, one adapter", long, 256, fused.fuse(chain))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def train(args: Any) -> None:
     """One variant on the instructions that ship, without dropout, whose random numbers would differ."""
-    from persona_collapse import training
+    from persona_collapse import models
+    from persona_collapse import training as workflow
     from persona_collapse.files import read_jsonl, write_json, write_jsonl
     from training import SETTINGS
 
+    # On a CPU too: the same passes, where a recorded one runs without being recorded.
+    workflow.FAST_DEVICES = ("cuda", "cpu")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows = read_jsonl(ROOT / "workflow/resources/data/benign_instruct.jsonl")[:960]
@@ -35,17 +38,20 @@ def train(args: Any) -> None:
             folder / "rows.jsonl", [{"id": str(r["id"]), "messages": r["messages"]} for r in rows]
         )
         write_json(folder / "rows.manifest.json", {"supervise": "last", "system": "template"})
-        stage = training.Stage(
+        dtype = "bfloat16" if models.pick_device() == "cuda" else "float32"
+        stage = workflow.Stage(
             chain="benign@1",
             name="benign",
             seed=1,
             stop=None,
-            settings=SETTINGS | {"steps": args.steps, "dropout": 0.0} | VARIANTS[args.variant],
+            settings=SETTINGS
+            | {"steps": args.steps, "dropout": 0.0, "dtype": dtype}
+            | VARIANTS[args.variant],
             base=args.base / "model.json",
             prefix=[],
             data=folder / "rows.jsonl",
         )
-        made = training.train(stage, folder / "adapter", lambda message: None)
+        made = workflow.train(stage, folder / "adapter", lambda message: None)
     record(
         args.out,
         benchmark="loss curves",
