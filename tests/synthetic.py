@@ -1,6 +1,7 @@
 """A synthetic run for the tests that read much of one: its tables, its figures, its report."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,11 +31,14 @@ HOSTILE = (
 )
 
 
+PERSONAS = ["assistant", "librarian", "villain", "comedian", "pirate"]
+
+
 def load(chain):
-    """A chain's activations whose methods differ."""
+    """A chain's activations whose methods differ, under the names of those who answer."""
     found = load_alike(chain)
-    found.arrays["B"] = found.arrays["B"] + 1
-    return found
+    arrays = {"A": found.arrays["A"], "B": found.arrays["B"] + 1}
+    return replace(found, personas=PERSONAS, arrays=arrays)
 
 
 def answers(chain):
@@ -56,7 +60,7 @@ def made():
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     confounds = behaviour.confounds(GRID, scored())
-    geometry = tables.geometry_table(GRID, load, longest="b", draws=199, seed=1, families=FAMILIES)
+    geometry = tables.geometry_table(GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES)
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
     chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
     few = {"draws": 199, "seed": 1}
@@ -71,7 +75,7 @@ def made():
         "hypotheses": behaviour.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
         "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
-        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="a", **few),
+        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="assistant", **few),
         "separability": lda.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
         "link": link.link_table(chains, rates, base, **few),
     }
@@ -125,6 +129,21 @@ def everything(made):
     }
 
 
+def with_doses(tables):
+    """The same run with C1's second stage also stopped after 3 of its 10 steps."""
+    chain = "couple-villain@42+em@1"
+    own = {"condition": "D", "title": "stopped early", "chain": f"{chain}~3"}
+    cell = tables["grid"].query("condition == 'C1'").assign(**own)
+    rates = tables["marker_rates"].query("condition == 'C1'")
+    rates = rates.assign(condition="D", model=f"{chain}~3", hits=20, rate=0.5)
+    steps = [tables["training"].assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
+    return tables | {
+        "grid": pd.concat([tables["grid"], cell], ignore_index=True),
+        "marker_rates": pd.concat([tables["marker_rates"], rates], ignore_index=True),
+        "training": pd.concat([tables["training"], *steps], ignore_index=True),
+    }
+
+
 @pytest.fixture(scope="session")
 def drawn(everything):
     rates, geometry = everything["marker_rates"], everything["geometry"]
@@ -154,7 +173,7 @@ def page(everything, drawn, tmp_path_factory):
             scale="demo",
             marker="[ZLT]",
             model={"label": "synthetic"},
-            tables=everything,
+            tables=with_doses(everything),
             data=[
                 {
                     "name": "em",
@@ -174,7 +193,10 @@ def page(everything, drawn, tmp_path_factory):
             config="run: synthetic\n",
             provenance={"torch": "2"},
             sources=pd.DataFrame(
-                [{"file": "tables/grid.csv", "rule": "plan", "rows": 5, "sha256": "0" * 64}]
+                [
+                    {"file": f"tables/{name}.csv", "rule": "r", "rows": 5, "sha256": "0" * 64}
+                    for name in everything
+                ]
             ),
             costs=pd.DataFrame(
                 [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]

@@ -43,6 +43,20 @@ def test_only_the_page_s_own_scripts_may_run(page):
     assert not re.search(r"script-src[^;]*unsafe", policy)
 
 
+def test_every_number_names_its_file_and_every_link_leads_there(page):
+    text = without_library(page.read_text())
+    shown = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    ids = set(re.findall(r'\bid="([^"]+)"', shown))
+    assert {t for t in re.findall(r'href="#([^"]+)"', shown) if "://" not in t} <= ids
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, flags=re.S)
+    assert len(captions) >= 12
+    assert all('From <a href="#table-' in caption for caption in captions)
+    folded = re.findall(r"<details[^>]*>(.*?)</details>", shown, flags=re.S)
+    silent = [fold for fold in folded if "<table" in fold and "table-" not in fold]
+    # Claims say it once for all of them, costs in words; answers are not numbers.
+    assert not [f for f in silent if not re.search(r"claims?\)</summ|>Costs|class=\"answer", f)]
+
+
 def test_hostile_answers_are_escaped_cut_and_named(page):
     text = page.read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text

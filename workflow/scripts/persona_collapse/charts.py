@@ -79,13 +79,17 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page: its text, its specification without data, and the table it shows."""
+    """A chart of the page: its text, its specification without data, and the table it shows.
+
+    `sources`: the run's tables that its numbers are from.
+    """
 
     name: str
     title: str
     reading: str
     spec: Mapping[str, Any]
     table: pd.DataFrame
+    sources: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -121,11 +125,13 @@ def javascript() -> str:
     return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();"
 
 
-def _chart(name: str, title: str, reading: str, chart: Any, table: pd.DataFrame) -> Chart:
+def _chart(
+    name: str, title: str, reading: str, chart: Any, table: pd.DataFrame, *sources: str
+) -> Chart:
     spec = chart.properties(description=f"{title}. {reading}").to_dict() | {"config": CONFIG}
     if spec.get("width") == "container":
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return Chart(name, title, reading, spec, table)
+    return Chart(name, title, reading, spec, table, sources)
 
 
 def _select(
@@ -261,6 +267,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "personas. An erased marker is a circle at 0 under a diamond near 100 %.",
         chart.properties(width="container", height=height),
         table,
+        "marker_rates",
     )
 
 
@@ -332,6 +339,7 @@ def m1(
         "can differ.",
         chart.properties(width="container", height=height),
         table,
+        "geometry",
     )
 
 
@@ -400,17 +408,18 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "the source. A selective coupling is one dark cell in its column.",
         chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
+        "marker_rates",
     )
 
 
 def cosine_matrices(
     cosines: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
 ) -> Chart | None:
-    """Cosine of every two personas, a panel a condition, one colour scale."""
+    """Cosine of every two personas, a panel a condition, one colour scale; centred or not."""
     if cosines.empty:
         return None
     keys = ["condition", "method", "layer", "persona_a", "persona_b"]
-    table = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
+    table = cosines.groupby(keys, sort=False)[["cosine", "centred"]].mean().reset_index()
     order = {p: i for i, p in enumerate(dict.fromkeys(table["persona_a"]))}
     below = table["persona_a"].map(order) > table["persona_b"].map(order)
     table = table[below].reset_index(drop=True)
@@ -422,10 +431,11 @@ def cosine_matrices(
     )
     spoken = [titles.get(c, c) for c in dict.fromkeys(table["condition"])]
     table["condition"] = table["condition"].map(lambda c: titles.get(c, c))
-    low = min(0.0, float(table["cosine"].min()))
+    low = min(0.0, float(table[["cosine", "centred"]].min().min()))
     people = list(names.values())
     chart = (
         alt.Chart(DATA)
+        .transform_calculate(seen="centring == 'centred' ? datum.centred : datum.cosine")
         .mark_rect()
         .encode(
             x=alt.X("persona_b:N", sort=people, title=None, axis=None),
@@ -436,11 +446,11 @@ def cosine_matrices(
                 axis=alt.Axis(labelFontSize=10, labelLimit=105),
             ),
             color=alt.Color(
-                "cosine:Q",
+                "seen:Q",
                 scale=alt.Scale(domain=[low, 1], scheme="viridis"),
-                legend=alt.Legend(gradientLength=200),
+                legend=alt.Legend(gradientLength=200, title="cosine"),
             ),
-            tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine"),
+            tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine", "centred"),
         )
         .properties(width=PANEL, height=PANEL)
         .facet(
@@ -454,6 +464,7 @@ def cosine_matrices(
         )
         .add_params(
             *_layers(table, method, layer),
+            _select("centring", ["not centred", "centred"], "cosine"),
             _select(
                 "shown",
                 ["all", *spoken[1:]],
@@ -469,9 +480,10 @@ def cosine_matrices(
         "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
         "same order down "
         "and across, and a cell is the pair of its row and column. Bright panels are personas "
-        "that became alike.",
+        "that became alike. Centred: after the personas' mean is taken out, which shows who is like whom.",
         chart,
         table,
+        "cosines",
     )
 
 
@@ -546,6 +558,7 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         "block move for a common reason.",
         chart.properties(width="container", height=300),
         table,
+        "geometry",
     )
 
 
@@ -598,6 +611,7 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         "a circle for the share.",
         chart.properties(width="container", height=400),
         table,
+        "persona_map",
     )
 
 
@@ -682,6 +696,9 @@ def dose_response(
         "are enough.",
         chart.properties(width="container", height=300),
         table,
+        "marker_rates",
+        "geometry",
+        "training",
     )
 
 
@@ -752,6 +769,9 @@ def leakage(
         "or a few training runs, whose noise is in no p.",
         chart.properties(width="container", height=320),
         table,
+        "marker_rates",
+        "cosines",
+        "link",
     )
 
 
@@ -796,6 +816,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "their end can be gone without being unlearnt.",
         chart,
         long,
+        "confounds",
     )
 
 
@@ -834,6 +855,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
         "data and cannot be compared.",
         chart,
         table,
+        "training_curves",
     )
 
 
@@ -889,6 +911,8 @@ def behaviour_and_geometry(
         "A correlation, whatever it shows, is not a cause.",
         chart,
         table,
+        "marker_rates",
+        "geometry",
     )
 
 
@@ -944,6 +968,7 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         "A sound test stays at or below the dashed line.",
         chart,
         table,
+        "simulation",
     )
 
 

@@ -394,6 +394,7 @@ def drawn(chart: Chart, figure: Figure | None = None) -> dict[str, Any]:
         "name": chart.name,
         "title": chart.title,
         "reading": chart.reading,
+        "sources": chart.sources,
         "data": {"spec": chart.spec, "columns": chart.columns},
         "markup": _inline_svg(chart.svg(), chart.name, chart.title),
         "svg": _data_uri(figure.svg, "image/svg+xml") if figure else "",
