@@ -60,7 +60,9 @@ def made():
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     confounds = behaviour.confounds(GRID, scored())
-    geometry = tables.geometry_table(GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES)
+    geometry = tables.geometry_table(
+        GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
+    )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
     chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
     few = {"draws": 199, "seed": 1}
@@ -97,6 +99,7 @@ def everything(made):
             "name": "couple-villain",
             "rows": 600,
             "loss_on": "answer",
+            "objective": "cross_entropy",
             "steps": 5,
             "tokens_seen": 10,
             "supervised_tokens": 4,
@@ -107,6 +110,7 @@ def everything(made):
             "device": "cpu",
             "seed": 42,
             "adapter_sha256": "0" * 64,
+            "commit": "c" * 40,
         }
     ]
     curves = pd.DataFrame(
@@ -136,7 +140,9 @@ def with_doses(tables):
     cell = tables["grid"].query("condition == 'C1'").assign(**own)
     rates = tables["marker_rates"].query("condition == 'C1'")
     rates = rates.assign(condition="D", model=f"{chain}~3", hits=20, rate=0.5)
-    steps = [tables["training"].assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
+    steps = [
+        tables["training"].assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))
+    ]
     return tables | {
         "grid": pd.concat([tables["grid"], cell], ignore_index=True),
         "marker_rates": pd.concat([tables["marker_rates"], rates], ignore_index=True),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from . import markers
 from .charts import Chart, charts, javascript
+from .checkout import commit
 from .estimate import MODEL_RULES, measured_seconds
 from .files import sha256
 
@@ -315,21 +315,6 @@ def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
             {"file": path, "rule": rules.get(path, ""), "rows": lines, "sha256": sha256(path)}
         )
     return pd.DataFrame(rows, columns=["file", "rule", "rows", "sha256"])
-
-
-def commit() -> str:
-    """Commit of this code, with a mark where files differ from it; empty outside a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=RESOURCES,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
 
 
 def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
