@@ -95,12 +95,15 @@ def everything(made):
     training = [
         {
             "chain": "couple-villain@42",
+            "stage": "couple-villain",
             "kind": "couple",
             "name": "couple-villain",
             "rows": 600,
             "loss_on": "answer",
             "objective": "cross_entropy",
             "steps": 5,
+            "schedule_steps": 5,
+            "r": 32,
             "tokens_seen": 10,
             "supervised_tokens": 4,
             "use_rslora": True,

@@ -81,6 +81,22 @@ def grids(runs: Sequence[Run]) -> pd.DataFrame:
     return _pair(tables, on=["condition"]).fillna("")
 
 
+def stages(runs: Sequence[Run]) -> pd.DataFrame:
+    """Training stages of both runs in words, with their last loss, mean over chains: where presets and
+    defences differ."""
+    parts = []
+    for run in runs:
+        trained = run.tables["training"].groupby("stage", sort=False)
+        words = [
+            f"{row.objective} on {row.loss_on}, {row.rows:.0f} rows of {row.name}, "
+            f"{row.schedule_steps:.0f} steps, rank {row.r:.0f}, scale {row.scale:.3g}"
+            for row in trained.first().itertuples(index=False)
+        ]
+        losses = trained["final_loss"].mean().reset_index(name="loss")
+        parts.append(losses.assign(training=words))
+    return _pair(parts, on=["stage"])
+
+
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
     """Claims of both runs: measured and verdict of each; `same` says whether the verdicts agree."""
     columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
@@ -137,6 +153,7 @@ def render(runs: Sequence[Run]) -> str:
             scorecards=scorecards(runs),
             rates=rates(runs),
             grids=grids(runs),
+            stages=stages(runs),
             **report.page_parts(),
         )
     )
