@@ -40,7 +40,7 @@
       const { config } = spec;
       fit.config = {
         ...config,
-        axis: { ...config.axis, labelFontSize: 11, labelLimit: 150 },
+        axis: { ...config.axis, labelFontSize: 10, labelLimit: 200 },
         axisQuantitative: { tickCount: 4 },
         legend: { ...config.legend, columns: 2, labelLimit: 140 },
       };

@@ -928,14 +928,18 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         level=0.05,
     )
     kinds = ["as the study", "as it should be"]
+    legend = alt.Legend(columns=1, title=None)
     colour = alt.Color(
-        "done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None
+        "done:N",
+        sort=kinds,
+        scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]),
+        legend=legend,
     )
     y = alt.Y(
         "row:N",
         sort=None,
         title=None,
-        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelFontSize=11),
+        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6),
     )
     base = alt.Chart(DATA).encode(y=y)
     tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
@@ -956,7 +960,7 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
                 "done:N",
                 sort=kinds,
                 scale=alt.Scale(domain=kinds, range=["circle", "diamond"]),
-                title=None,
+                legend=legend,
             ),
         )
     ).properties(width="container", height=30 * len(table))
