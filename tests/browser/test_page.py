@@ -167,6 +167,22 @@ def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, sche
     assert label.evaluate("text => getComputedStyle(text).fill") == ink
 
 
+#: Words of the charts that stand outside their drawing, or that are cut to fit.
+CUT = """() => [...document.querySelectorAll(".vega svg")].flatMap((svg) => {
+  const room = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const box = text.getBoundingClientRect();
+    const shown = box.width && getComputedStyle(text).opacity !== "0";
+    return shown && (box.left < room.left - 1 || box.right > room.right + 1 || text.textContent.includes("…"));
+  }).map((text) => svg.closest("figure").id + ": " + text.textContent);
+})"""
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_word_of_a_chart_is_cut(page, visit, size):
+    assert visit(page, size).evaluate(CUT) == []
+
+
 def test_a_resized_window_keeps_what_was_chosen(page, visit):
     opened = visit(page)
     layer = opened.locator("#cosine_matrices").get_by_label("block")

@@ -44,6 +44,17 @@
         axisQuantitative: { tickCount: 4 },
         legend: { ...config.legend, columns: 2, labelLimit: 140 },
       };
+      // Long names of rows stand above their marks, not beside them.
+      const above = spec.usermeta?.above;
+      if (above) {
+        const bare = ({ y, ...rest }) => ({ ...rest, ...(y && { y: { ...y, axis: null } }) });
+        const { y } = spec.layer.map((layer) => layer.encoding).find((encoding) => encoding.y);
+        const named = { x: { value: 0 }, y: { ...y, axis: null }, text: { field: above } };
+        fit.layer = [
+          ...spec.layer.map((layer) => ({ ...layer, encoding: bare(layer.encoding) })),
+          { mark: { type: "text", align: "left", dy: -11, fontSize: 10 }, encoding: named },
+        ];
+      }
     }
     return fit;
   };

@@ -671,7 +671,11 @@ def dose_response(
     table = pd.DataFrame(rows).drop_duplicates()
     outcomes, lines = list(dict.fromkeys(table["outcome"])), list(dict.fromkeys(table["series"]))
     base = alt.Chart(DATA).transform_filter("datum.outcome == outcome")
-    colour = alt.Color("series:N", sort=lines, scale=alt.Scale(range=PALETTE))
+    legend = alt.Legend(title="chain", columns=1, labelLimit=330)
+    colour = alt.Color(
+        "series:N", sort=lines, scale=alt.Scale(domain=lines, range=PALETTE), legend=legend
+    )
+    shapes = alt.Scale(domain=lines, range=SHAPES)
     x = alt.X("steps:Q", title="steps of the last stage")
     y = alt.Y("value:Q", title=None)
     chart = (
@@ -683,7 +687,7 @@ def dose_response(
             x=x,
             y=y,
             color=colour,
-            shape=alt.Shape("series:N", sort=lines),
+            shape=alt.Shape("series:N", sort=lines, scale=shapes, legend=legend),
             tooltip=_tip("chain", "source", "steps", "value", "low", "high"),
         )
     ).add_params(_select("outcome", outcomes, "outcome"))
@@ -939,13 +943,13 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         "row:N",
         sort=None,
         title=None,
-        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6),
+        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelLimit=330),
     )
     base = alt.Chart(DATA).encode(y=y)
     tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
     x = alt.X(
         "rate:Q",
-        title="share of data sets with p < .05",
+        title="share with p < .05",
         axis=alt.Axis(format="%", tickCount=5),
         scale=alt.Scale(domain=[0, 1]),
     )
@@ -963,7 +967,7 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
                 legend=legend,
             ),
         )
-    ).properties(width="container", height=30 * len(table))
+    ).properties(width="container", height=30 * len(table), usermeta={"above": "row"})
     return _chart(
         "false_positives",
         "How often each test rejects where nothing happens",
