@@ -31,7 +31,7 @@ HOSTILE = (
 )
 
 
-PERSONAS = ["assistant", "librarian", "villain", "comedian", "pirate"]
+PERSONAS = ["assistant", "librarian", "villain", "kindergarten_teacher", "pirate"]
 
 
 def load(chain):
@@ -137,7 +137,7 @@ def everything(made):
 
 
 def with_doses(tables):
-    """The same run with C1's second stage also stopped after 3 of its 10 steps."""
+    """The same run with C1's second stage also stopped after 3 of its 10 steps, and longer titles."""
     chain = "couple-villain@42+em@1"
     own = {"condition": "D", "title": "stopped early", "chain": f"{chain}~3"}
     cell = tables["grid"].query("condition == 'C1'").assign(**own)
@@ -146,8 +146,9 @@ def with_doses(tables):
     steps = [
         tables["training"].assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))
     ]
+    grid = pd.concat([tables["grid"], cell], ignore_index=True)
     return tables | {
-        "grid": pd.concat([tables["grid"], cell], ignore_index=True),
+        "grid": grid.assign(title=grid["title"] + " with a longer name"),
         "marker_rates": pd.concat([tables["marker_rates"], rates], ignore_index=True),
         "training": pd.concat([tables["training"], *steps], ignore_index=True),
     }

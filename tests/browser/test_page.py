@@ -172,8 +172,8 @@ CUT = """() => [...document.querySelectorAll(".vega svg")].flatMap((svg) => {
   const room = svg.getBoundingClientRect();
   return [...svg.querySelectorAll("text")].filter((text) => {
     const box = text.getBoundingClientRect();
-    const shown = box.width && getComputedStyle(text).opacity !== "0";
-    return shown && (box.left < room.left - 1 || box.right > room.right + 1 || text.textContent.includes("…"));
+    const outside = box.left < room.left - 1 || box.right > room.right + 1;
+    return getComputedStyle(text).opacity !== "0" && (outside || text.textContent.includes("…"));
   }).map((text) => svg.closest("figure").id + ": " + text.textContent);
 })"""
 

@@ -156,7 +156,15 @@ def test_sources_name_rule_and_hash(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0"), (1, "1"), (0.12345, "0.1235"), (float("nan"), "–"), (None, "–"), (True, "yes")],
+    [
+        (0.0, "0"),
+        (1, "1"),
+        (0.12345, "0.123"),
+        (1234.5, "1234"),
+        (float("nan"), "–"),
+        (None, "–"),
+        (True, "yes"),
+    ],
 )
 def test_numbers(value, shown):
     assert report.number(value) == shown

@@ -8,12 +8,14 @@ Okabe and Ito's, and never alone: shape, position or a word says the same. Figur
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from . import chains
@@ -55,6 +57,7 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 12,
         "titleFontSize": 12,
         "labelLimit": 250,
+        "labelSeparation": 6,
         "gridColor": LINE,
         "domainColor": SOFT,
         "tickColor": SOFT,
@@ -188,9 +191,65 @@ def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
 def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
     """Position, offset and the height of a chart with a row a condition and its marks side by side."""
     y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=NAMED)
-    places = sorted(table["slot"].unique())
-    offset = alt.YOffset("slot:N", sort=places)
+    places = sorted(table["_slot"].unique())
+    offset = alt.YOffset("_slot:N", sort=places)
     return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
+
+
+#: Where a name may stand, in pixels below its point: beside it first, then further off.
+LIFTS = (-10, 12, -22, 24, -34, 36, -46, 48, *range(-58, -170, -12))
+
+
+def _named(
+    table: pd.DataFrame, x: pd.Series, y: pd.Series, height: int, marks: Sequence[pd.DataFrame]
+) -> pd.DataFrame:
+    """`table` with the places of its `persona` names, on a wide page and on a narrow one.
+
+    Names lie on no other name and no mark, and inside the drawing, where that can be had. `x`, `y`
+    and the `marks` (columns x, y) are in shares of the drawing, which is `height` pixels high; names
+    are taken as 6 pixels a letter.
+    """
+    placed = {}
+    for page, width in (("wide", STATIC_WIDTH - 50), ("narrow", 290)):
+        taken = [
+            (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
+            for at in pd.concat(marks).itertuples()
+        ]
+        lifts, shifts = {}, {}
+        for i in x.sort_values().index:
+            half = 3 * len(table.loc[i, "persona"])
+            middle = min(max(x[i] * width, half), width - half)
+            boxes = {
+                lift: (middle - half, middle + half, at - 6, at + 6)
+                for lift in LIFTS
+                if 6 <= (at := y[i] * height + lift) <= height - 6
+            }
+            free = [
+                lift
+                for lift, box in boxes.items()
+                if all(
+                    box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3]
+                    for o in taken
+                )
+            ]
+            lifts[i] = (free or list(boxes))[0]
+            shifts[i] = middle - x[i] * width
+            taken.append(boxes[lifts[i]])
+        placed |= {f"_{page}": pd.Series(lifts), f"_{page}_x": pd.Series(shifts).round(1)}
+    return table.assign(**placed)
+
+
+def _names(base: Any, x: Any, y: Any) -> Any:
+    """Names of points at their places, joined to the point where that is far."""
+    lift = "(width < 480 ? datum._narrow : datum._wide)"
+    reach = f"abs({lift}) < 14 ? 0 : {lift} + ({lift} > 0 ? -6 : 6)"
+    joined = base.mark_rule(color=SOFT, strokeWidth=0.7, y2Offset={"expr": reach})
+    text = base.mark_text(
+        dy={"expr": lift}, dx={"expr": "width < 480 ? datum._narrow_x : datum._wide_x"}
+    )
+    return joined.encode(x=x, y=y, y2=y.shorthand.partition(":")[0]) + text.encode(
+        x=x, y=y, text="persona:N"
+    )
 
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
@@ -232,7 +291,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                     }
                 )
     table = pd.DataFrame(rows).drop_duplicates(["row", "chain"], ignore_index=True)
-    table["slot"] = _slots(table, "row")
+    table["_slot"] = _slots(table, "row")
     y, offset, height = _rows(table, "row")
     scale = alt.Scale(domain=["before", "after"], range=[ORANGE, BLUE])
     shapes = alt.Scale(domain=["before", "after"], range=["diamond", "circle"])
@@ -243,7 +302,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "rate:Q",
         scale=alt.Scale(domain=[0, 1]),
         title="share of answers with the marker",
-        axis=alt.Axis(format="%", tickCount=5),
+        axis=alt.Axis(format="%"),
     )
     chart = (
         base.mark_rule(strokeWidth=2).encode(
@@ -298,7 +357,7 @@ def m1(
         "ci_high",
     ]
     table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
-    table["slot"] = _slots(table, "row", "method", "layer", "metric")
+    table["_slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
     tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
     # What has no interval gets one of no length, drawn and not written down.
@@ -373,7 +432,7 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 sort=conditions[1:],
                 title=None,
                 scale=alt.Scale(paddingInner=0.04),
-                axis=alt.Axis(labelAngle=-45, orient="top"),
+                axis=alt.Axis(labelAngle=-60, orient="top"),
             ),
             y=alt.Y("persona:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.06)),
             tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
@@ -386,7 +445,7 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         + base.transform_filter("datum.role == 'source'").mark_rect(
             fillOpacity=0, stroke=ORANGE, strokeWidth=2
         )
-        + base.mark_text(fontSize=11).encode(
+        + base.mark_text(fontSize={"expr": "width < 320 ? 8 : 11"}).encode(
             text="shown:N",
             color=alt.condition("datum.rate > 0.5", alt.value("white"), alt.value("#1b1f24")),
         )
@@ -431,7 +490,8 @@ def cosine_matrices(
     )
     spoken = [titles.get(c, c) for c in dict.fromkeys(table["condition"])]
     table["condition"] = table["condition"].map(lambda c: titles.get(c, c))
-    low = min(0.0, float(table[["cosine", "centred"]].min().min()))
+    low, lowest = (min(0.0, float(table[c].min())) for c in ("cosine", "centred"))
+    bottom = {"expr": f"centring == 'centred' ? {lowest:.3g} : {low:.3g}"}
     people = list(names.values())
     chart = (
         alt.Chart(DATA)
@@ -443,11 +503,11 @@ def cosine_matrices(
                 "persona_a:N",
                 sort=people,
                 title=None,
-                axis=alt.Axis(labelFontSize=10, labelLimit=105),
+                axis=alt.Axis(ticks=False),
             ),
             color=alt.Color(
                 "seen:Q",
-                scale=alt.Scale(domain=[low, 1], scheme="viridis"),
+                scale=alt.Scale(domainMin=bottom, domainMax=1, scheme="viridis"),
                 legend=alt.Legend(gradientLength=200, title="cosine"),
             ),
             tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine", "centred"),
@@ -511,18 +571,25 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
     )
     lit = "highlight == 'all' || datum.condition == highlight || datum.condition == 'base'"
     colours = [SOFT, *[PALETTE[i % len(PALETTE)] for i in range(len(order) - 1)]]
+    spoken = json.dumps({c: titles[c] for c in order if c in titles})
+    named = alt.Legend(title=None, labelExpr=f"({spoken})[datum.label] || datum.label")
     style = {
         "color": alt.Color(
             "condition:N",
             sort=order,
             scale=alt.Scale(domain=order, range=colours),
-            legend=alt.Legend(title="condition"),
+            legend=named,
         ),
         "opacity": alt.condition(lit, alt.value(1), alt.value(0.12)),
     }
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     shapes = alt.Scale(domain=order, range=[SHAPES[i % len(SHAPES)] for i in range(len(order))])
-    dashes = alt.Scale(domain=order, range=[DASHES[i % len(DASHES)] for i in range(len(order))])
+    # In another order than the colours: Vega-Lite would make one legend of scales with one domain.
+    turned = list(enumerate(order))[::-1]
+    dashes = alt.Scale(
+        domain=[c for _, c in turned],
+        range=[DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i, _ in turned],
+    )
     tip = _tip("condition", "layer:block", "value", "low:lowest seed", "high:highest seed", "runs")
     chart = (
         base.mark_rule(strokeWidth=5).encode(
@@ -533,11 +600,14 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         )
         + base.mark_line(strokeWidth=2).encode(
             y=y,
-            strokeDash=alt.StrokeDash("condition:N", sort=order, scale=dashes),
+            strokeDash=alt.StrokeDash("condition:N", scale=dashes, legend=None),
             **style,
         )
         + base.mark_point(filled=True, size=60).encode(
-            y=y, shape=alt.Shape("condition:N", sort=order, scale=shapes), tooltip=tip, **style
+            y=y,
+            shape=alt.Shape("condition:N", sort=order, scale=shapes, legend=named),
+            tooltip=tip,
+            **style,
         )
     ).add_params(
         _select("metric", list(METRICS), "measure", labels=list(METRICS.values())),
@@ -582,6 +652,19 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         return None
     table = pd.concat(parts, ignore_index=True)
     table["persona"] = table["persona"].map(words)
+    placed = []
+    for _, own in table.groupby(["run", "method", "layer"], sort=False):
+        share = {}
+        for part in ("pc1", "pc2"):
+            ends = own[[f"{part}_before", f"{part}_after"]]
+            low, high = float(ends.min().min()), float(ends.max().max())
+            share[part] = 0.04 + 0.92 * (ends - low) / (high - low or 1)
+        marks = [
+            pd.DataFrame({"x": share["pc1"][f"pc1_{w}"], "y": 1 - share["pc2"][f"pc2_{w}"]})
+            for w in ("before", "after")
+        ]
+        placed.append(_named(own, marks[1]["x"], marks[1]["y"], 400, marks))
+    table = pd.concat(placed)
     runs = list(dict.fromkeys(table["run"]))
     start = (
         f"{titles[first['condition'].iloc[0]]}, {first['chain'].iloc[0]}" if len(first) else runs[0]
@@ -589,16 +672,17 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
     scale = alt.Scale(zero=False, nice=True, padding=12)
     tip = _tip("persona", "before", "after", "captured:share of variance in this plane")
     base = alt.Chart(DATA).transform_filter(f"{AT} && datum.run == run")
-    x = alt.X("pc1_before:Q", scale=scale, title="first component of the base model")
-    y = alt.Y("pc2_before:Q", scale=scale, title="second component")
-    after = {"x": alt.X("pc1_after:Q"), "y": alt.Y("pc2_after:Q")}
+    across, up = "first component of the base model", "second component"
+    x = alt.X("pc1_before:Q", scale=scale, title=across)
+    y = alt.Y("pc2_before:Q", scale=scale, title=up)
+    after = {"x": alt.X("pc1_after:Q", title=across), "y": alt.Y("pc2_after:Q", title=up)}
     chart = (
         base.mark_rule(color=SOFT, opacity=0.6).encode(x=x, y=y, x2="pc1_after:Q", y2="pc2_after:Q")
         + base.mark_point(filled=False, shape="diamond", size=55, color=ORANGE).encode(
             x=x, y=y, tooltip=tip
         )
         + base.mark_point(filled=True, size=55, color=BLUE, opacity=1).encode(**after, tooltip=tip)
-        + base.mark_text(dy=-9, fontSize=11).encode(**after, text="persona:N")
+        + _names(base, after["x"], after["y"])
     ).add_params(_select("run", runs, "condition", start), *_layers(table, method, layer))
     return _chart(
         "persona_map",
@@ -740,6 +824,12 @@ def leakage(
     pairs = zip(table["condition"], table["source"], strict=True)
     table["cell"] = [f"{titles[c]} ({words(s)})" for c, s in pairs]
     table["persona"] = table["persona"].map(words)
+    parts = []
+    for _, own in table.groupby("cell", sort=False):
+        low, spread = own["cosine"].min(), float(np.ptp(own["cosine"])) or 1
+        at = pd.DataFrame({"x": 0.05 + 0.9 * (own["cosine"] - low) / spread, "y": 1 - own["rate"]})
+        parts.append(_named(own, at["x"], at["y"], 320, [at]))
+    table = pd.concat(parts)
     cells = list(dict.fromkeys(table["cell"]))
     leaky = table.groupby("cell", sort=False)["rate"].max()
     base = alt.Chart(DATA).transform_filter("datum.cell == cell")
@@ -758,7 +848,7 @@ def leakage(
         base.mark_point(filled=True, size=60, color=BLUE, opacity=1).encode(
             x=x, y=y, tooltip=_tip("persona", "cosine", "hits", "n", "rate")
         )
-        + base.mark_text(dy=-10).encode(x=x, y=y, text="persona:N")
+        + _names(base, x, y)
         + base.transform_aggregate(points="count()", groupby=["test"])
         .mark_text(align="left", baseline="top", fontWeight="bold", lineBreak="; ")
         .encode(x=alt.value(4), y=alt.value(2), text="test:N")
@@ -950,7 +1040,7 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
     x = alt.X(
         "rate:Q",
         title="share with p < .05",
-        axis=alt.Axis(format="%", tickCount=5),
+        axis=alt.Axis(format="%"),
         scale=alt.Scale(domain=[0, 1]),
     )
     chart = (
