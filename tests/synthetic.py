@@ -136,21 +136,30 @@ def everything(made):
     }
 
 
-def with_doses(tables):
-    """The same run with C1's second stage also stopped after 3 of its 10 steps, and longer titles."""
+def with_more(tables):
+    """The same run with what few runs have: C1's second stage also stopped after 3 of its 10 steps, a
+    second source, long titles.
+    """
     chain = "couple-villain@42+em@1"
-    own = {"condition": "D", "title": "stopped early", "chain": f"{chain}~3"}
-    cell = tables["grid"].query("condition == 'C1'").assign(**own)
-    rates = tables["marker_rates"].query("condition == 'C1'")
-    rates = rates.assign(condition="D", model=f"{chain}~3", hits=20, rate=0.5)
-    steps = [
-        tables["training"].assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))
+    grid, rates, training = (tables[name] for name in ("grid", "marker_rates", "training"))
+    stopped = {"condition": "D", "model": f"{chain}~3"}
+    second = {"condition": "C4a", "source": "assistant"}
+    cells = [
+        grid.query("condition == 'C1'").assign(condition="D", chain=f"{chain}~3"),
+        grid.query("condition == 'C4'").assign(**second),
     ]
-    grid = pd.concat([tables["grid"], cell], ignore_index=True)
+    counted = [
+        rates.query("condition == 'C1'").assign(**stopped, hits=20, rate=0.5),
+        rates.query("condition == 'C4'").assign(
+            **second, role=["source", "bystander", "bystander"]
+        ),
+    ]
+    steps = [training.assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
+    grid = pd.concat([grid, *cells], ignore_index=True)
     return tables | {
-        "grid": grid.assign(title=grid["title"] + " with a longer name"),
-        "marker_rates": pd.concat([tables["marker_rates"], rates], ignore_index=True),
-        "training": pd.concat([tables["training"], *steps], ignore_index=True),
+        "grid": grid.assign(title=grid["condition"] + " with a longer name"),
+        "marker_rates": pd.concat([rates, *counted], ignore_index=True),
+        "training": pd.concat([training, *steps], ignore_index=True),
     }
 
 
@@ -183,7 +192,7 @@ def page(everything, drawn, tmp_path_factory):
             scale="demo",
             marker="[ZLT]",
             model={"label": "synthetic"},
-            tables=with_doses(everything),
+            tables=with_more(everything),
             data=[
                 {
                     "name": "em",

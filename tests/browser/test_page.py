@@ -71,7 +71,14 @@ def selects(page):
                 yield figure, label.inner_text(), select
 
 
-def test_every_control_changes_what_is_shown(page, visit):
+#: Every word of a chart and where it stands.
+WORDS = """figure => [...figure.querySelectorAll("svg text")].map((text) => {
+  const [box, room] = [text, figure].map((element) => element.getBoundingClientRect());
+  return [text.textContent, Math.round(box.x - room.x), Math.round(box.y - room.y)].join(" ");
+}).sort()"""
+
+
+def test_every_control_changes_what_is_shown_and_back(page, visit):
     opened = visit(page)
     assert len(opened.query_selector_all(".vega svg")) == len(
         opened.query_selector_all("figure[data-chart]")
@@ -80,7 +87,7 @@ def test_every_control_changes_what_is_shown(page, visit):
     for figure, label, select in selects(opened):
         name = figure.get_attribute("id")
         start = select.input_value()
-        shown = {figure.query_selector(".canvas").inner_html()}
+        shown, words = {figure.query_selector(".canvas").inner_html()}, figure.evaluate(WORDS)
         options = [o.get_attribute("value") for o in select.query_selector_all("option")]
         for option in options:
             select.select_option(option)
@@ -89,8 +96,9 @@ def test_every_control_changes_what_is_shown(page, visit):
         assert len(shown) > 1, f"{name}: {label} changes nothing"
         select.select_option(start)
         figure.evaluate("async figure => { await figure.chart.view.runAsync(); }")
+        assert figure.evaluate(WORDS) == words, f"{name}: {label} does not lead back"
         tried += 1
-    assert tried >= 10
+    assert tried >= 20
 
 
 def test_controls_are_named_and_work_from_the_keyboard(page, visit):

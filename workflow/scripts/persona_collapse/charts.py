@@ -109,9 +109,13 @@ class Chart:
         """The specification with its data, at a fixed width."""
         columns = self.columns
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        fixed = {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
-        # The reader's font may be wider than the one that was measured.
-        return {**self.spec, **fixed, "padding": {"left": 28}, "data": {"values": rows}}
+        fixed: dict[str, Any] = (
+            {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
+        )
+        # Nothing wraps a legend here, and the reader's font may be wider than the one that was measured.
+        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": 2}}
+        fixed |= {"config": config, "padding": {"left": 28}}
+        return {**self.spec, **fixed, "data": {"values": rows}}
 
     def svg(self) -> str:
         """The chart as its controls stand at first, as SVG."""
@@ -133,7 +137,8 @@ def _chart(
 ) -> Chart:
     spec = chart.properties(description=f"{title}. {reading}").to_dict() | {"config": CONFIG}
     if spec.get("width") == "container":
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        # Anew with every choice: axes get wider labels, legends more rows.
+        spec["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
     return Chart(name, title, reading, spec, table, sources)
 
 
@@ -190,7 +195,8 @@ def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
 
 def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
     """Position, offset and the height of a chart with a row a condition and its marks side by side."""
-    y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=NAMED)
+    # In so many words: a scale that takes its order from the data changes it with every filter.
+    y = alt.Y(f"{key}:N", sort=list(dict.fromkeys(table[key])), title=title or None, axis=NAMED)
     places = sorted(table["_slot"].unique())
     offset = alt.YOffset("_slot:N", sort=places)
     return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
@@ -434,7 +440,12 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 scale=alt.Scale(paddingInner=0.04),
                 axis=alt.Axis(labelAngle=-60, orient="top"),
             ),
-            y=alt.Y("persona:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.06)),
+            y=alt.Y(
+                "persona:N",
+                sort=list(dict.fromkeys(table["persona"])),
+                title=None,
+                scale=alt.Scale(paddingInner=0.06),
+            ),
             tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
         )
     )
