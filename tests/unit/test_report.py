@@ -87,9 +87,13 @@ def test_every_figure_is_written_thrice_with_its_numbers(page):
         assert (page.parent / f"{name}.png").stat().st_size > 5000
         assert "<text" in (page.parent / f"{name}.svg").read_text()
     shown = pd.read_csv(page.parent / "marker_rate.csv")
-    c1 = shown[shown["condition"] == "C1"].iloc[0]
-    assert (c1["rate"], c1["hits"]) == (9 / 40, 9)
-    assert c1["others_mean"] == pytest.approx((0 + 1 / 40) / 2)
+    c1 = shown[shown["condition"] == "C1"].set_index("when")
+    assert c1["model"].to_dict() == {
+        "before": "couple-villain@42",
+        "after": "couple-villain@42+em@1",
+    }
+    assert c1["hits"].to_dict() == {"before": 36, "after": 9}
+    assert c1.loc["after", "others_mean"] == pytest.approx((0 + 1 / 40) / 2)
 
 
 def test_figures_are_the_same_bytes_twice(made, tmp_path):

@@ -44,7 +44,8 @@ FIGURES = {
         "tables": {"rates": "marker_rates"},
         "text": (
             "How often the source persona says the marker",
-            "A point a chain, with its 95 % Clopper-Pearson interval; the grey bar is the mean of all other personas.",
+            "Hollow: before the last training stage; filled: after it, one a training seed. Lines are 95 % Clopper-Pearson "
+            "intervals; the grey bar is the mean of all other personas.",
         ),
     },
     "m1_by_layer": {
