@@ -166,8 +166,9 @@ def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, sche
     opened.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)
     for fold in opened.query_selector_all("details"):
         fold.evaluate("fold => { fold.open = true; }")
-    wide = "document.documentElement.scrollWidth"
-    assert opened.evaluate(wide) <= size["width"]
+    assert opened.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    scrolls = "boxes => boxes.filter((b) => b.scrollWidth > b.clientWidth).map((b) => b.ariaLabel)"
+    assert opened.eval_on_selector_all(".scroll", scrolls) == []
     paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     ink = opened.evaluate("getComputedStyle(document.body).color")

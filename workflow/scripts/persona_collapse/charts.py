@@ -341,11 +341,11 @@ def m1(
     grid: pd.DataFrame,
     method: str,
     layer: int,
-    domain: Sequence[float] | None = None,
+    domains: Mapping[str, tuple[float, float]] | None = None,
 ) -> Chart | None:
     """Mean off-diagonal cosine of every chain, a row a condition; method, block, centring to choose.
 
-    `domain` fixes the axis, so that the charts of two runs can be set side by side.
+    `domains` fixes the axis of each metric, so that the charts of two runs can be set side by side.
     """
     table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["model"] != "")]
     if table.empty:
@@ -376,7 +376,13 @@ def m1(
         )
     )
     y, offset, height = _rows(table, "row")
-    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    scale = alt.Scale(zero=False)
+    if domains is not None:
+        low, high = (
+            {"expr": f"metric == 'm1' ? {domains['m1'][end]} : {domains['m1_centred'][end]}"}
+            for end in (0, 1)
+        )
+        scale = alt.Scale(zero=False, domainMin=low, domainMax=high)
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
     kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
     shape = alt.condition("datum.model == 'base'", alt.value("diamond"), alt.value("circle"))
