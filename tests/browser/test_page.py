@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; these tests drive one"),
 ]
+TABLET = {"width": 768, "height": 1024}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -187,7 +188,7 @@ CUT = """() => [...document.querySelectorAll(".vega svg")].flatMap((svg) => {
 })"""
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=["desktop", "tablet", "phone"])
 def test_no_word_of_a_chart_is_cut(page, visit, size):
     assert visit(page, size).evaluate(CUT) == []
 

@@ -158,6 +158,14 @@ def test_sources_name_rule_and_hash(tmp_path):
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_adapters_stand_with_hash_and_commit(page):
+    row = r"couple-villain@42</td>(.*?)</tr>"
+    fold = page.read_text().partition("<summary>Adapters")[2].partition("</details>")[0]
+    (first, *_) = re.findall(row, fold, flags=re.S)
+    assert "0" * 64 in first and f">{'c' * 12}<" in first
+    assert report.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -40,14 +40,16 @@
       fit.columns = panels(figure);
       fit.spec = { ...spec.spec, width: side(figure), height: side(figure) };
     }
+    const { config } = spec;
+    const legend = { ...config.legend, columns: Math.max(1, Math.min(4, Math.floor(figure.clientWidth / 240))) };
+    fit.config = { ...config, legend };
     if (narrow(figure)) {
-      const { config } = spec;
       fit.config = {
         ...config,
+        legend,
         axis: { ...config.axis, labelFontSize: spec.facet ? 8 : 10, labelLimit: 200 },
         axisX: { titleAnchor: "end" },
         axisQuantitative: { tickCount: 4 },
-        legend: { ...config.legend, columns: 1, labelLimit: 330 },
       };
       // Long names of rows stand above their marks, not beside them.
       const above = spec.usermeta?.above;

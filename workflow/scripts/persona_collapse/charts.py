@@ -70,7 +70,7 @@ CONFIG: dict[str, Any] = {
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "orient": "bottom",
-        "labelLimit": 260,
+        "labelLimit": 330,
         "columns": 4,
         "symbolOpacity": 1,
         "symbolStrokeColor": INK,

@@ -316,6 +316,11 @@ def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "rule", "rows", "sha256"])
 
 
+def short_commit(commit: str) -> str:
+    """A commit by its first digits, its mark of changed files kept."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)
+
+
 def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
     """Claims counted by heading and verdict; every verdict has a column."""
     group = scorecard["where"].map(CLAIM_GROUPS).fillna(scorecard["where"])
@@ -410,7 +415,9 @@ def render(given: Inputs) -> str:
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["grid"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),
-            trained=list(tables["training"]["chain"]),
+            adapters=tables["training"].assign(
+                commit=tables["training"]["commit"].fillna("").astype(str).map(short_commit)
+            ),
             **page_parts(),
         )
     )
