@@ -157,7 +157,7 @@ def with_more(tables):
     steps = [training.assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
     grid = pd.concat([grid, *cells], ignore_index=True)
     return tables | {
-        "grid": grid.assign(title=grid["condition"] + " with a longer name"),
+        "grid": grid.assign(title=grid["condition"] + " with a longer name that goes on"),
         "marker_rates": pd.concat([rates, *counted], ignore_index=True),
         "training": pd.concat([training, *steps], ignore_index=True),
     }

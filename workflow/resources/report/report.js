@@ -41,7 +41,8 @@
       fit.spec = { ...spec.spec, width: side(figure), height: side(figure) };
     }
     const { config } = spec;
-    const legend = { ...config.legend, columns: Math.max(1, Math.min(4, Math.floor(figure.clientWidth / 240))) };
+    const place = 7 * (spec.usermeta?.letters ?? 30) + 30;
+    const legend = { ...config.legend, columns: Math.max(1, Math.min(4, Math.floor(figure.clientWidth / place))) };
     fit.config = { ...config, legend };
     if (narrow(figure)) {
       fit.config = {

@@ -9,7 +9,7 @@ Okabe and Ito's, and never alone: shape, position or a word says the same. Figur
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -112,8 +112,10 @@ class Chart:
         fixed: dict[str, Any] = (
             {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
         )
-        # Nothing wraps a legend here, and the reader's font may be wider than the one that was measured.
-        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": 2}}
+        # The reader's font may be wider than the one that was measured.
+        letters = self.spec.get("usermeta", {}).get("letters", 30)
+        columns = max(1, min(4, int(STATIC_WIDTH // (7 * letters + 30))))
+        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": columns}}
         fixed |= {"config": config, "padding": {"left": 28}}
         return {**self.spec, **fixed, "data": {"values": rows}}
 
@@ -166,6 +168,8 @@ def _layers(table: pd.DataFrame, method: str, layer: int) -> tuple[Any, Any]:
 DATA = alt.NamedData(name="table")
 #: Names and titles of conditions on two lines.
 TWO_LINES = "split(datum.label, ': ')"
+#: As many lines as words need that shall be no wider than a panel.
+WRAPPED = r"split(trim(replace(datum.label, regexp('(.{1,18})( |$)', 'g'), '$1\n')), '\n')"
 NAMED = alt.Axis(labelExpr=TWO_LINES, labelOffset=-6)
 AT = "datum.method == method && datum.layer == layer"
 
@@ -184,6 +188,11 @@ def _tip(*fields: str) -> list[Any]:
         key, _, title = field.partition(":")
         lines.append(alt.Tooltip(field=key, title=title or key.replace("_", " ")))
     return lines
+
+
+def _letters(names: Iterable[str]) -> dict[str, int]:
+    """Length of a legend's longest name, for how many columns it can have."""
+    return {"letters": max(map(len, names), default=0)}
 
 
 def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
@@ -532,7 +541,7 @@ def cosine_matrices(
         .properties(width=PANEL, height=PANEL)
         .facet(
             facet=alt.Facet(
-                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=TWO_LINES)
+                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=WRAPPED)
             ),
             columns=3,
         )
@@ -643,7 +652,11 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         "more alike. "
         "Distance to the mean, relative to it: lower is more alike. Conditions that move together at every "
         "block move for a common reason.",
-        chart.properties(width="container", height=300),
+        chart.properties(
+            width="container",
+            height=300,
+            usermeta=_letters(titles[c] for c in order if c in titles),
+        ),
         table,
         "geometry",
     )
@@ -957,7 +970,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
             tooltip=_tip("chain", "step", "loss"),
         )
         .add_params(_select("stage", stages, "stage"))
-        .properties(width="container", height=260)
+        .properties(width="container", height=260, usermeta=_letters(lines))
     )
     return _chart(
         "training_curves",
@@ -1012,7 +1025,7 @@ def behaviour_and_geometry(
             *_layers(table, method, layer),
             _select("metric", ["m1", "m1_centred"], "cosine", labels=["not centred", "centred"]),
         )
-        .properties(width="container", height=300)
+        .properties(width="container", height=300, usermeta=_letters(order))
     )
     return _chart(
         "behaviour_and_geometry",
