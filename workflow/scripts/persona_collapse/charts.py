@@ -114,8 +114,8 @@ class Chart:
         )
         # The reader's font may be wider than the one that was measured.
         letters = self.spec.get("usermeta", {}).get("letters", 30)
-        columns = max(1, min(4, int(STATIC_WIDTH // (7 * letters + 30))))
-        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": columns}}
+        fit = max(1, min(4, STATIC_WIDTH // (7 * letters + 30)))
+        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": fit}}
         fixed |= {"config": config, "padding": {"left": 28}}
         return {**self.spec, **fixed, "data": {"values": rows}}
 
@@ -224,7 +224,7 @@ def _named(
     and the `marks` (columns x, y) are in shares of the drawing, which is `height` pixels high; names
     are taken as 6 pixels a letter.
     """
-    placed = {}
+    placed: dict[str, pd.Series] = {}
     for page, width in (("wide", STATIC_WIDTH - 50), ("narrow", 290)):
         taken = [
             (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
