@@ -247,9 +247,9 @@ def _named(
                     for o in taken
                 )
             ]
-            lifts[i] = (free or list(boxes))[0]
+            lifts[i] = next(iter(free or boxes), LIFTS[0])  # none: its point is no number
             shifts[i] = middle - x[i] * width
-            taken.append(boxes[lifts[i]])
+            taken += [boxes[lift] for lift in boxes if lift == lifts[i]]
         placed |= {f"_{page}": pd.Series(lifts), f"_{page}_x": pd.Series(shifts).round(1)}
     return table.assign(**placed)
 
