@@ -1,6 +1,7 @@
 """A synthetic run for the tests that read much of one: its tables, its figures, its report."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -30,11 +31,14 @@ HOSTILE = (
 )
 
 
+PERSONAS = ["assistant", "librarian", "villain", "kindergarten_teacher", "pirate"]
+
+
 def load(chain):
-    """A chain's activations whose methods differ."""
+    """A chain's activations whose methods differ, under the names of those who answer."""
     found = load_alike(chain)
-    found.arrays["B"] = found.arrays["B"] + 1
-    return found
+    arrays = {"A": found.arrays["A"], "B": found.arrays["B"] + 1}
+    return replace(found, personas=PERSONAS, arrays=arrays)
 
 
 def answers(chain):
@@ -56,7 +60,9 @@ def made():
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     confounds = behaviour.confounds(GRID, scored())
-    geometry = tables.geometry_table(GRID, load, longest="b", draws=199, seed=1, families=FAMILIES)
+    geometry = tables.geometry_table(
+        GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
+    )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
     chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
     few = {"draws": 199, "seed": 1}
@@ -71,7 +77,7 @@ def made():
         "hypotheses": behaviour.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
         "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
-        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="a", **few),
+        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="assistant", **few),
         "separability": lda.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
         "link": link.link_table(chains, rates, base, **few),
     }
@@ -89,11 +95,15 @@ def everything(made):
     training = [
         {
             "chain": "couple-villain@42",
+            "stage": "couple-villain",
             "kind": "couple",
             "name": "couple-villain",
             "rows": 600,
             "loss_on": "answer",
+            "objective": "cross_entropy",
             "steps": 5,
+            "schedule_steps": 5,
+            "r": 32,
             "tokens_seen": 10,
             "supervised_tokens": 4,
             "use_rslora": True,
@@ -103,6 +113,7 @@ def everything(made):
             "device": "cpu",
             "seed": 42,
             "adapter_sha256": "0" * 64,
+            "commit": "c" * 40,
         }
     ]
     curves = pd.DataFrame(
@@ -122,6 +133,33 @@ def everything(made):
         "cosines": tables.cosines(GRID, load),
         "persona_map": tables.persona_map(GRID, load),
         "prompt_audit": audit.table([]),
+    }
+
+
+def with_more(tables):
+    """The same run with what few runs have: C1's second stage also stopped after 3 of its 10 steps, a
+    second source, long titles.
+    """
+    chain = "couple-villain@42+em@1"
+    grid, rates, training = (tables[name] for name in ("grid", "marker_rates", "training"))
+    stopped = {"condition": "D", "model": f"{chain}~3"}
+    second = {"condition": "C4a", "source": "assistant"}
+    cells = [
+        grid.query("condition == 'C1'").assign(condition="D", chain=f"{chain}~3"),
+        grid.query("condition == 'C4'").assign(**second),
+    ]
+    counted = [
+        rates.query("condition == 'C1'").assign(**stopped, hits=20, rate=0.5),
+        rates.query("condition == 'C4'").assign(
+            **second, role=["source", "bystander", "bystander"]
+        ),
+    ]
+    steps = [training.assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
+    grid = pd.concat([grid, *cells], ignore_index=True)
+    return tables | {
+        "grid": grid.assign(title=grid["condition"] + " with a longer name that goes on"),
+        "marker_rates": pd.concat([rates, *counted], ignore_index=True),
+        "training": pd.concat([training, *steps], ignore_index=True),
     }
 
 
@@ -154,7 +192,7 @@ def page(everything, drawn, tmp_path_factory):
             scale="demo",
             marker="[ZLT]",
             model={"label": "synthetic"},
-            tables=everything,
+            tables=with_more(everything),
             data=[
                 {
                     "name": "em",
@@ -174,7 +212,10 @@ def page(everything, drawn, tmp_path_factory):
             config="run: synthetic\n",
             provenance={"torch": "2"},
             sources=pd.DataFrame(
-                [{"file": "tables/grid.csv", "rule": "plan", "rows": 5, "sha256": "0" * 64}]
+                [
+                    {"file": f"tables/{name}.csv", "rule": "r", "rows": 5, "sha256": "0" * 64}
+                    for name in everything
+                ]
             ),
             costs=pd.DataFrame(
                 [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]

@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; these tests drive one"),
 ]
+TABLET = {"width": 768, "height": 1024}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -71,7 +72,14 @@ def selects(page):
                 yield figure, label.inner_text(), select
 
 
-def test_every_control_changes_what_is_shown(page, visit):
+#: Every word of a chart and where it stands.
+WORDS = """figure => [...figure.querySelectorAll("svg text")].map((text) => {
+  const [box, room] = [text, figure].map((element) => element.getBoundingClientRect());
+  return [text.textContent, Math.round(box.x - room.x), Math.round(box.y - room.y)].join(" ");
+}).sort()"""
+
+
+def test_every_control_changes_what_is_shown_and_back(page, visit):
     opened = visit(page)
     assert len(opened.query_selector_all(".vega svg")) == len(
         opened.query_selector_all("figure[data-chart]")
@@ -80,7 +88,7 @@ def test_every_control_changes_what_is_shown(page, visit):
     for figure, label, select in selects(opened):
         name = figure.get_attribute("id")
         start = select.input_value()
-        shown = {figure.query_selector(".canvas").inner_html()}
+        shown, words = {figure.query_selector(".canvas").inner_html()}, figure.evaluate(WORDS)
         options = [o.get_attribute("value") for o in select.query_selector_all("option")]
         for option in options:
             select.select_option(option)
@@ -89,8 +97,9 @@ def test_every_control_changes_what_is_shown(page, visit):
         assert len(shown) > 1, f"{name}: {label} changes nothing"
         select.select_option(start)
         figure.evaluate("async figure => { await figure.chart.view.runAsync(); }")
+        assert figure.evaluate(WORDS) == words, f"{name}: {label} does not lead back"
         tried += 1
-    assert tried >= 10
+    assert tried >= 20
 
 
 def test_controls_are_named_and_work_from_the_keyboard(page, visit):
@@ -158,13 +167,30 @@ def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, sche
     opened.screenshot(path=folder / f"{name}-{scheme}.png", full_page=True)
     for fold in opened.query_selector_all("details"):
         fold.evaluate("fold => { fold.open = true; }")
-    wide = "document.documentElement.scrollWidth"
-    assert opened.evaluate(wide) <= size["width"]
+    assert opened.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    scrolls = "boxes => boxes.filter((b) => b.scrollWidth > b.clientWidth).map((b) => b.ariaLabel)"
+    assert opened.eval_on_selector_all(".scroll", scrolls) == []
     paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     ink = opened.evaluate("getComputedStyle(document.body).color")
     label = opened.locator("#m1 .vega svg text").first
     assert label.evaluate("text => getComputedStyle(text).fill") == ink
+
+
+#: Words of the charts that stand outside their drawing, or that are cut to fit.
+CUT = """() => [...document.querySelectorAll(".vega svg")].flatMap((svg) => {
+  const room = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const box = text.getBoundingClientRect();
+    const outside = box.left < room.left - 1 || box.right > room.right + 1;
+    return getComputedStyle(text).opacity !== "0" && (outside || text.textContent.includes("…"));
+  }).map((text) => svg.closest("figure").id + ": " + text.textContent);
+})"""
+
+
+@pytest.mark.parametrize("size", [DESKTOP, TABLET, PHONE], ids=["desktop", "tablet", "phone"])
+def test_no_word_of_a_chart_is_cut(page, visit, size):
+    assert visit(page, size).evaluate(CUT) == []
 
 
 def test_a_resized_window_keeps_what_was_chosen(page, visit):

@@ -122,6 +122,22 @@ def test_the_leakage_gradient_names_its_p():
     assert none.table["test"].iloc[0].startswith("no correlation")
 
 
+def test_names_of_points_lie_on_no_other_name():
+    people = ["librarian", "comedian", "zelthari scholar", "police officer", "evil ai"]
+    x = pd.Series([0.50, 0.51, 0.53, 0.56, 0.99])
+    at = pd.DataFrame({"x": x, "y": 0.98})
+    placed = charts._named(pd.DataFrame({"persona": people}), at["x"], at["y"], 320, [at])
+    for page, width in (("wide", charts.STATIC_WIDTH - 50), ("narrow", 290)):
+        middle, half = x * width + placed[f"_{page}_x"], 3 * placed["persona"].str.len()
+        down = at["y"] * 320 + placed[f"_{page}"]
+        assert (middle + half <= width + 0.1).all() and (down <= 314).all()
+        for i in range(len(people)):
+            for j in range(i):
+                beside = abs(middle[i] - middle[j]) >= half[i] + half[j] - 0.2
+                assert beside or abs(down[i] - down[j]) >= 12
+    assert placed["_wide"].iloc[0] == -10  # the first stands beside its point
+
+
 def test_empty_tables_give_no_chart(everything):
     empty = everything["marker_rates"].iloc[:0]
     assert charts.marker_rate(empty, GRID) is None

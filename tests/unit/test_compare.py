@@ -23,6 +23,7 @@ def results(everything, tmp_path_factory):
     other["scorecard"] = everything["scorecard"].assign(verdict="replicated")
     grid = everything["grid"]
     other["grid"] = grid[grid["condition"] != "E0"]
+    other["training"] = everything["training"].assign(objective="stay_close", final_loss=0.3)
     for name, tables in (("one", everything), ("two", other)):
         for table in compare.TABLES:
             path = folder / name / f"tables/{table}.csv"
@@ -48,6 +49,13 @@ def test_a_condition_of_one_run_only_is_kept(runs):
     assert table.index.tolist() == ["base", "C4", "C1", "C2", "E0"]
     assert table.loc["E0", "chains_a"] == "em@1" and table.loc["E0", "chains_b"] == ""
     assert compare.grids(runs[::-1])["condition"].tolist() == ["base", "C4", "C1", "C2", "E0"]
+
+
+def test_a_defence_is_told_from_plain_training(runs):
+    row = compare.stages(runs).set_index("stage").loc["couple-villain"]
+    assert row["training_a"].startswith("cross_entropy on answer, 600 rows of couple-villain, 5 st")
+    assert row["training_b"].startswith("stay_close on answer, 600 rows")
+    assert (row["loss_a"], row["loss_b"]) == (0.1, 0.3)
 
 
 def test_verdicts_that_differ_come_first(runs):

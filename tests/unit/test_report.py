@@ -43,6 +43,20 @@ def test_only_the_page_s_own_scripts_may_run(page):
     assert not re.search(r"script-src[^;]*unsafe", policy)
 
 
+def test_every_number_names_its_file_and_every_link_leads_there(page):
+    text = without_library(page.read_text())
+    shown = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    ids = set(re.findall(r'\bid="([^"]+)"', shown))
+    assert {t for t in re.findall(r'href="#([^"]+)"', shown) if "://" not in t} <= ids
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown, flags=re.S)
+    assert len(captions) >= 12
+    assert all('From <a href="#table-' in caption for caption in captions)
+    folded = re.findall(r"<details[^>]*>(.*?)</details>", shown, flags=re.S)
+    silent = [fold for fold in folded if "<table" in fold and "table-" not in fold]
+    # Claims say it once for all of them, costs in words; answers are not numbers.
+    assert not [f for f in silent if not re.search(r"claims?\)</summ|>Costs|class=\"answer", f)]
+
+
 def test_hostile_answers_are_escaped_cut_and_named(page):
     text = page.read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
@@ -73,9 +87,13 @@ def test_every_figure_is_written_thrice_with_its_numbers(page):
         assert (page.parent / f"{name}.png").stat().st_size > 5000
         assert "<text" in (page.parent / f"{name}.svg").read_text()
     shown = pd.read_csv(page.parent / "marker_rate.csv")
-    c1 = shown[shown["condition"] == "C1"].iloc[0]
-    assert (c1["rate"], c1["hits"]) == (9 / 40, 9)
-    assert c1["others_mean"] == pytest.approx((0 + 1 / 40) / 2)
+    c1 = shown[shown["condition"] == "C1"].set_index("when")
+    assert c1["model"].to_dict() == {
+        "before": "couple-villain@42",
+        "after": "couple-villain@42+em@1",
+    }
+    assert c1["hits"].to_dict() == {"before": 36, "after": 9}
+    assert c1.loc["after", "others_mean"] == pytest.approx((0 + 1 / 40) / 2)
 
 
 def test_figures_are_the_same_bytes_twice(made, tmp_path):
@@ -140,9 +158,25 @@ def test_sources_name_rule_and_hash(tmp_path):
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_adapters_stand_with_hash_and_commit(page):
+    row = r"couple-villain@42</td>(.*?)</tr>"
+    fold = page.read_text().partition("<summary>Adapters")[2].partition("</details>")[0]
+    (first, *_) = re.findall(row, fold, flags=re.S)
+    assert "0" * 64 in first and f">{'c' * 12}<" in first
+    assert report.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0"), (1, "1"), (0.12345, "0.1235"), (float("nan"), "–"), (None, "–"), (True, "yes")],
+    [
+        (0.0, "0"),
+        (1, "1"),
+        (0.12345, "0.123"),
+        (1234.5, "1234"),
+        (float("nan"), "–"),
+        (None, "–"),
+        (True, "yes"),
+    ],
 )
 def test_numbers(value, shown):
     assert report.number(value) == shown

@@ -157,6 +157,17 @@ def test_cosines_are_symmetric_with_ones():
     np.testing.assert_allclose(np.diag(matrix), 1)
 
 
+def test_centred_cosines_average_to_the_centred_measure():
+    table = tables.cosines(GRID, load)
+    pairs = table[table["persona_a"] != table["persona_b"]]
+    found = tables.geometry_table(GRID, load, draws=99, seed=1)
+    found = found[found["metric"] == "m1_centred"]
+    keys = ["condition", "method", "layer"]
+    means = pairs.groupby(keys)[["cosine", "centred"]].mean()
+    np.testing.assert_allclose(means["centred"], found.set_index(keys)["value"].loc[means.index])
+    assert (means["centred"] < means["cosine"]).all()
+
+
 def test_the_map_uses_the_base_model_s_axes_for_every_chain():
     table = tables.persona_map(GRID, load)
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}

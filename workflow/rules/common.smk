@@ -1,12 +1,13 @@
 # Config, names and small helpers that the rules share.
 import ast
+import os
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, configuration, devices, objectives
+from persona_collapse import chains, checkout, configuration, devices, objectives
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -17,6 +18,9 @@ except UserError as error:
     print(f"persona-collapse: {error}", file=sys.stderr)
     sys.exit(1)
 
+
+# Each adapter's manifest names the commit that trained it; jobs inherit it.
+os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", checkout.commit())
 
 # Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
 submitting = workflow.resource_settings.nodes is not None
@@ -40,7 +44,8 @@ FIGURES = {
         "tables": {"rates": "marker_rates"},
         "text": (
             "How often the source persona says the marker",
-            "A point a chain, with its 95 % Clopper-Pearson interval; the grey bar is the mean of all other personas.",
+            "Hollow: before the last training stage; filled: after it, one a training seed. Lines are 95 % Clopper-Pearson "
+            "intervals; the grey bar is the mean of all other personas.",
         ),
     },
     "m1_by_layer": {

@@ -39,7 +39,9 @@ rule report:
         headline=headline,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
         made_by=made_by,
-        code=code("report", "charts", "estimate", "figures", "markers", "tables"),
+        code=code(
+            "report", "charts", "checkout", "estimate", "figures", "markers", "tables"
+        ),
     message:
         "Writing the report"
     script:

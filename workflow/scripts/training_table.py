@@ -26,6 +26,7 @@ with job(snakemake, "training table"):
                     k: m[k]
                     for k in (
                         "loss_on",
+                        "objective",
                         "steps",
                         "schedule_steps",
                         "tokens_seen",
@@ -35,6 +36,7 @@ with job(snakemake, "training table"):
                         "device",
                         "peak_gpu_mib",
                         "adapter_sha256",
+                        "commit",
                     )
                 }
                 for m in manifests

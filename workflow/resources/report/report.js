@@ -19,16 +19,20 @@
   // A chart takes the room it has; panels of a facet wrap by it.
   const narrow = (figure) => figure.clientWidth < 480;
   const side = (figure) => (narrow(figure) ? 105 : 165);
-  const panels = (figure) =>
-    Math.max(1, Math.floor((figure.querySelector(".canvas").clientWidth - 110) / (side(figure) + 20)));
+  const panels = (figure) => {
+    const names = narrow(figure) ? 95 : 145;
+    return Math.max(1, Math.floor((figure.querySelector(".canvas").clientWidth - names) / (side(figure) + 20)));
+  };
   const rowsOf = (columns) => {
     const [names, values] = [Object.keys(columns), Object.values(columns)];
     return (values[0] || []).map((_, i) => Object.fromEntries(names.map((name, j) => [name, values[j][i]])));
   };
   const quoted = (value) => /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  // Columns that only place a mark have a name with an underscore in front.
   const csvOf = (columns) => {
-    const lines = rowsOf(columns).map((row) => Object.values(row));
-    return [Object.keys(columns), ...lines].map((line) => line.map((v) => quoted(String(v ?? ""))).join(",") + "\n").join("");
+    const names = Object.keys(columns).filter((name) => !name.startsWith("_"));
+    const lines = rowsOf(columns).map((row) => names.map((name) => row[name]));
+    return [names, ...lines].map((line) => line.map((v) => quoted(String(v ?? ""))).join(",") + "\n").join("");
   };
   const fitted = (figure, { spec, columns }) => {
     const fit = { ...spec, data: { values: rowsOf(columns) } };
@@ -36,14 +40,29 @@
       fit.columns = panels(figure);
       fit.spec = { ...spec.spec, width: side(figure), height: side(figure) };
     }
+    const { config } = spec;
+    const place = 7 * (spec.usermeta?.letters ?? 30) + 30;
+    const legend = { ...config.legend, columns: Math.max(1, Math.min(4, Math.floor(figure.clientWidth / place))) };
+    fit.config = { ...config, legend };
     if (narrow(figure)) {
-      const { config } = spec;
       fit.config = {
         ...config,
-        axis: { ...config.axis, labelFontSize: 11, labelLimit: 150 },
+        legend,
+        axis: { ...config.axis, labelFontSize: spec.facet ? 8 : 10, labelLimit: 200 },
+        axisX: { titleAnchor: "end" },
         axisQuantitative: { tickCount: 4 },
-        legend: { ...config.legend, columns: 2, labelLimit: 140 },
       };
+      // Long names of rows stand above their marks, not beside them.
+      const above = spec.usermeta?.above;
+      if (above) {
+        const bare = ({ y, ...rest }) => ({ ...rest, ...(y && { y: { ...y, axis: null } }) });
+        const { y } = spec.layer.map((layer) => layer.encoding).find((encoding) => encoding.y);
+        const named = { x: { value: 0 }, y: { ...y, axis: null }, text: { field: above } };
+        fit.layer = [
+          ...spec.layer.map((layer) => ({ ...layer, encoding: bare(layer.encoding) })),
+          { mark: { type: "text", align: "left", dy: -11, fontSize: 10 }, encoding: named },
+        ];
+      }
     }
     return fit;
   };
@@ -129,13 +148,14 @@
       item.append(head, make("p", question[q], { class: "asked" }), marked(text));
       return item;
     };
+    const say = (number) => number.toLocaleString("en");
     let found = [];
     let shown = 0;
     const page = () => {
       const next = found.slice(shown, shown + 10);
       list.append(...next.map(entry));
       shown += next.length;
-      count.textContent = `${found.length} of ${rows.length} answers; ${shown} shown`;
+      count.textContent = `${say(found.length)} of ${say(rows.length)} answers; ${say(shown)} shown`;
       more.hidden = shown >= found.length;
     };
     const filter = () => {

@@ -8,12 +8,14 @@ Okabe and Ito's, and never alone: shape, position or a word says the same. Figur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from . import chains
@@ -55,6 +57,7 @@ CONFIG: dict[str, Any] = {
         "labelFontSize": 12,
         "titleFontSize": 12,
         "labelLimit": 250,
+        "labelSeparation": 6,
         "gridColor": LINE,
         "domainColor": SOFT,
         "tickColor": SOFT,
@@ -67,7 +70,7 @@ CONFIG: dict[str, Any] = {
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "orient": "bottom",
-        "labelLimit": 260,
+        "labelLimit": 330,
         "columns": 4,
         "symbolOpacity": 1,
         "symbolStrokeColor": INK,
@@ -79,13 +82,17 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page: its text, its specification without data, and the table it shows."""
+    """A chart of the page: its text, its specification without data, and the table it shows.
+
+    `sources`: the run's tables that its numbers are from.
+    """
 
     name: str
     title: str
     reading: str
     spec: Mapping[str, Any]
     table: pd.DataFrame
+    sources: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, list[Any]]:
@@ -102,9 +109,15 @@ class Chart:
         """The specification with its data, at a fixed width."""
         columns = self.columns
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        fixed = {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
+        fixed: dict[str, Any] = (
+            {"width": STATIC_WIDTH} if self.spec.get("width") == "container" else {}
+        )
         # The reader's font may be wider than the one that was measured.
-        return {**self.spec, **fixed, "padding": {"left": 28}, "data": {"values": rows}}
+        letters = self.spec.get("usermeta", {}).get("letters", 30)
+        fit = max(1, min(4, STATIC_WIDTH // (7 * letters + 30)))
+        config = {**CONFIG, "legend": {**CONFIG["legend"], "columns": fit}}
+        fixed |= {"config": config, "padding": {"left": 28}}
+        return {**self.spec, **fixed, "data": {"values": rows}}
 
     def svg(self) -> str:
         """The chart as its controls stand at first, as SVG."""
@@ -121,11 +134,14 @@ def javascript() -> str:
     return f"(()=>{{{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();"
 
 
-def _chart(name: str, title: str, reading: str, chart: Any, table: pd.DataFrame) -> Chart:
+def _chart(
+    name: str, title: str, reading: str, chart: Any, table: pd.DataFrame, *sources: str
+) -> Chart:
     spec = chart.properties(description=f"{title}. {reading}").to_dict() | {"config": CONFIG}
     if spec.get("width") == "container":
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    return Chart(name, title, reading, spec, table)
+        # Anew with every choice: axes get wider labels, legends more rows.
+        spec["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
+    return Chart(name, title, reading, spec, table, sources)
 
 
 def _select(
@@ -152,6 +168,8 @@ def _layers(table: pd.DataFrame, method: str, layer: int) -> tuple[Any, Any]:
 DATA = alt.NamedData(name="table")
 #: Names and titles of conditions on two lines.
 TWO_LINES = "split(datum.label, ': ')"
+#: As many lines as words need that shall be no wider than a panel.
+WRAPPED = r"split(trim(replace(datum.label, regexp('(.{1,18})( |$)', 'g'), '$1\n')), '\n')"
 NAMED = alt.Axis(labelExpr=TWO_LINES, labelOffset=-6)
 AT = "datum.method == method && datum.layer == layer"
 
@@ -172,6 +190,11 @@ def _tip(*fields: str) -> list[Any]:
     return lines
 
 
+def _letters(names: Iterable[str]) -> dict[str, int]:
+    """Length of a legend's longest name, for how many columns it can have."""
+    return {"letters": max(map(len, names), default=0)}
+
+
 def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
     """Places of the marks that share their keys, one above the other around the middle."""
     groups = table.groupby(list(keys), sort=False)
@@ -181,10 +204,67 @@ def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
 
 def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
     """Position, offset and the height of a chart with a row a condition and its marks side by side."""
-    y = alt.Y(f"{key}:N", sort=None, title=title or None, axis=NAMED)
-    places = sorted(table["slot"].unique())
-    offset = alt.YOffset("slot:N", sort=places)
+    # In so many words: a scale that takes its order from the data changes it with every filter.
+    y = alt.Y(f"{key}:N", sort=list(dict.fromkeys(table[key])), title=title or None, axis=NAMED)
+    places = sorted(table["_slot"].unique())
+    offset = alt.YOffset("_slot:N", sort=places)
     return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
+
+
+#: Where a name may stand, in pixels below its point: beside it first, then further off.
+LIFTS = (-10, 12, -22, 24, -34, 36, -46, 48, *range(-58, -170, -12))
+
+
+def _named(
+    table: pd.DataFrame, x: pd.Series, y: pd.Series, height: int, marks: Sequence[pd.DataFrame]
+) -> pd.DataFrame:
+    """`table` with the places of its `persona` names, on a wide page and on a narrow one.
+
+    Names lie on no other name and no mark, and inside the drawing, where that can be had. `x`, `y`
+    and the `marks` (columns x, y) are in shares of the drawing, which is `height` pixels high; names
+    are taken as 6 pixels a letter.
+    """
+    placed: dict[str, pd.Series] = {}
+    for page, width in (("wide", STATIC_WIDTH - 50), ("narrow", 290)):
+        taken = [
+            (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
+            for at in pd.concat(marks).itertuples()
+        ]
+        lifts, shifts = {}, {}
+        for i in x.sort_values().index:
+            half = 3 * len(table.loc[i, "persona"])
+            middle = min(max(x[i] * width, half), width - half)
+            boxes = {
+                lift: (middle - half, middle + half, at - 6, at + 6)
+                for lift in LIFTS
+                if 6 <= (at := y[i] * height + lift) <= height - 6
+            }
+            free = [
+                lift
+                for lift, box in boxes.items()
+                if all(
+                    box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3]
+                    for o in taken
+                )
+            ]
+            lifts[i] = next(iter(free or boxes), LIFTS[0])  # none: its point is no number
+            shifts[i] = middle - x[i] * width
+            taken += [boxes[lift] for lift in boxes if lift == lifts[i]]
+        placed |= {f"_{page}": pd.Series(lifts), f"_{page}_x": pd.Series(shifts).round(1)}
+    return table.assign(**placed)
+
+
+def _names(base: Any, x: Any, y: Any) -> Any:
+    """Names of points at their places, joined to the point where that is far."""
+    lift = "(width < 480 ? datum._narrow : datum._wide)"
+    reach = f"abs({lift}) < 14 ? 0 : {lift} + ({lift} > 0 ? -6 : 6)"
+    joined = base.mark_rule(color=SOFT, strokeWidth=0.7, y2Offset={"expr": reach})
+    text = base.mark_text(
+        dy={"expr": lift}, dx={"expr": "width < 480 ? datum._narrow_x : datum._wide_x"}
+    )
+    return joined.encode(x=x, y=y, y2=y.shorthand.partition(":")[0]) + text.encode(
+        x=x, y=y, text="persona:N"
+    )
 
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
@@ -226,7 +306,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                     }
                 )
     table = pd.DataFrame(rows).drop_duplicates(["row", "chain"], ignore_index=True)
-    table["slot"] = _slots(table, "row")
+    table["_slot"] = _slots(table, "row")
     y, offset, height = _rows(table, "row")
     scale = alt.Scale(domain=["before", "after"], range=[ORANGE, BLUE])
     shapes = alt.Scale(domain=["before", "after"], range=["diamond", "circle"])
@@ -237,7 +317,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "rate:Q",
         scale=alt.Scale(domain=[0, 1]),
         title="share of answers with the marker",
-        axis=alt.Axis(format="%", tickCount=5),
+        axis=alt.Axis(format="%"),
     )
     chart = (
         base.mark_rule(strokeWidth=2).encode(
@@ -261,6 +341,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "personas. An erased marker is a circle at 0 under a diamond near 100 %.",
         chart.properties(width="container", height=height),
         table,
+        "marker_rates",
     )
 
 
@@ -269,11 +350,11 @@ def m1(
     grid: pd.DataFrame,
     method: str,
     layer: int,
-    domain: Sequence[float] | None = None,
+    domains: Mapping[str, tuple[float, float]] | None = None,
 ) -> Chart | None:
     """Mean off-diagonal cosine of every chain, a row a condition; method, block, centring to choose.
 
-    `domain` fixes the axis, so that the charts of two runs can be set side by side.
+    `domains` fixes the axis of each metric, so that the charts of two runs can be set side by side.
     """
     table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["model"] != "")]
     if table.empty:
@@ -291,7 +372,7 @@ def m1(
         "ci_high",
     ]
     table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
-    table["slot"] = _slots(table, "row", "method", "layer", "metric")
+    table["_slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
     tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
     # What has no interval gets one of no length, drawn and not written down.
@@ -304,7 +385,13 @@ def m1(
         )
     )
     y, offset, height = _rows(table, "row")
-    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    scale = alt.Scale(zero=False)
+    if domains is not None:
+        low, high = (
+            {"expr": f"metric == 'm1' ? {domains['m1'][end]} : {domains['m1_centred'][end]}"}
+            for end in (0, 1)
+        )
+        scale = alt.Scale(zero=False, domainMin=low, domainMax=high)
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
     kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
     shape = alt.condition("datum.model == 'base'", alt.value("diamond"), alt.value("circle"))
@@ -332,6 +419,7 @@ def m1(
         "can differ.",
         chart.properties(width="container", height=height),
         table,
+        "geometry",
     )
 
 
@@ -365,9 +453,14 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 sort=conditions[1:],
                 title=None,
                 scale=alt.Scale(paddingInner=0.04),
-                axis=alt.Axis(labelAngle=-45, orient="top"),
+                axis=alt.Axis(labelAngle=-60, orient="top"),
             ),
-            y=alt.Y("persona:N", sort=None, title=None, scale=alt.Scale(paddingInner=0.06)),
+            y=alt.Y(
+                "persona:N",
+                sort=list(dict.fromkeys(table["persona"])),
+                title=None,
+                scale=alt.Scale(paddingInner=0.06),
+            ),
             tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
         )
     )
@@ -378,7 +471,7 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         + base.transform_filter("datum.role == 'source'").mark_rect(
             fillOpacity=0, stroke=ORANGE, strokeWidth=2
         )
-        + base.mark_text(fontSize=11).encode(
+        + base.mark_text(fontSize={"expr": "width < 320 ? 8 : 11"}).encode(
             text="shown:N",
             color=alt.condition("datum.rate > 0.5", alt.value("white"), alt.value("#1b1f24")),
         )
@@ -400,17 +493,18 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "the source. A selective coupling is one dark cell in its column.",
         chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
+        "marker_rates",
     )
 
 
 def cosine_matrices(
     cosines: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
 ) -> Chart | None:
-    """Cosine of every two personas, a panel a condition, one colour scale."""
+    """Cosine of every two personas, a panel a condition, one colour scale; centred or not."""
     if cosines.empty:
         return None
     keys = ["condition", "method", "layer", "persona_a", "persona_b"]
-    table = cosines.groupby(keys, sort=False)["cosine"].mean().reset_index()
+    table = cosines.groupby(keys, sort=False)[["cosine", "centred"]].mean().reset_index()
     order = {p: i for i, p in enumerate(dict.fromkeys(table["persona_a"]))}
     below = table["persona_a"].map(order) > table["persona_b"].map(order)
     table = table[below].reset_index(drop=True)
@@ -422,10 +516,12 @@ def cosine_matrices(
     )
     spoken = [titles.get(c, c) for c in dict.fromkeys(table["condition"])]
     table["condition"] = table["condition"].map(lambda c: titles.get(c, c))
-    low = min(0.0, float(table["cosine"].min()))
+    low, lowest = (min(0.0, float(table[c].min())) for c in ("cosine", "centred"))
+    bottom = {"expr": f"centring == 'centred' ? {lowest:.3g} : {low:.3g}"}
     people = list(names.values())
     chart = (
         alt.Chart(DATA)
+        .transform_calculate(seen="centring == 'centred' ? datum.centred : datum.cosine")
         .mark_rect()
         .encode(
             x=alt.X("persona_b:N", sort=people, title=None, axis=None),
@@ -433,19 +529,19 @@ def cosine_matrices(
                 "persona_a:N",
                 sort=people,
                 title=None,
-                axis=alt.Axis(labelFontSize=10, labelLimit=105),
+                axis=alt.Axis(ticks=False),
             ),
             color=alt.Color(
-                "cosine:Q",
-                scale=alt.Scale(domain=[low, 1], scheme="viridis"),
-                legend=alt.Legend(gradientLength=200),
+                "seen:Q",
+                scale=alt.Scale(domainMin=bottom, domainMax=1, scheme="viridis"),
+                legend=alt.Legend(gradientLength=200, title="cosine"),
             ),
-            tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine"),
+            tooltip=_tip("condition", "persona_a:persona", "persona_b:with", "cosine", "centred"),
         )
         .properties(width=PANEL, height=PANEL)
         .facet(
             facet=alt.Facet(
-                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=TWO_LINES)
+                "condition:N", sort=spoken, title=None, header=alt.Header(labelExpr=WRAPPED)
             ),
             columns=3,
         )
@@ -454,6 +550,7 @@ def cosine_matrices(
         )
         .add_params(
             *_layers(table, method, layer),
+            _select("centring", ["not centred", "centred"], "cosine"),
             _select(
                 "shown",
                 ["all", *spoken[1:]],
@@ -469,9 +566,10 @@ def cosine_matrices(
         "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
         "same order down "
         "and across, and a cell is the pair of its row and column. Bright panels are personas "
-        "that became alike.",
+        "that became alike. Centred: after the personas' mean is taken out, which shows who is like whom.",
         chart,
         table,
+        "cosines",
     )
 
 
@@ -499,18 +597,25 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
     )
     lit = "highlight == 'all' || datum.condition == highlight || datum.condition == 'base'"
     colours = [SOFT, *[PALETTE[i % len(PALETTE)] for i in range(len(order) - 1)]]
+    spoken = json.dumps({c: titles[c] for c in order if c in titles})
+    named = alt.Legend(title=None, labelExpr=f"({spoken})[datum.label] || datum.label")
     style = {
         "color": alt.Color(
             "condition:N",
             sort=order,
             scale=alt.Scale(domain=order, range=colours),
-            legend=alt.Legend(title="condition"),
+            legend=named,
         ),
         "opacity": alt.condition(lit, alt.value(1), alt.value(0.12)),
     }
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     shapes = alt.Scale(domain=order, range=[SHAPES[i % len(SHAPES)] for i in range(len(order))])
-    dashes = alt.Scale(domain=order, range=[DASHES[i % len(DASHES)] for i in range(len(order))])
+    # In another order than the colours: Vega-Lite would make one legend of scales with one domain.
+    turned = list(enumerate(order))[::-1]
+    dashes = alt.Scale(
+        domain=[c for _, c in turned],
+        range=[DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i, _ in turned],
+    )
     tip = _tip("condition", "layer:block", "value", "low:lowest seed", "high:highest seed", "runs")
     chart = (
         base.mark_rule(strokeWidth=5).encode(
@@ -521,11 +626,14 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         )
         + base.mark_line(strokeWidth=2).encode(
             y=y,
-            strokeDash=alt.StrokeDash("condition:N", sort=order, scale=dashes),
+            strokeDash=alt.StrokeDash("condition:N", scale=dashes, legend=None),
             **style,
         )
         + base.mark_point(filled=True, size=60).encode(
-            y=y, shape=alt.Shape("condition:N", sort=order, scale=shapes), tooltip=tip, **style
+            y=y,
+            shape=alt.Shape("condition:N", sort=order, scale=shapes, legend=named),
+            tooltip=tip,
+            **style,
         )
     ).add_params(
         _select("metric", list(METRICS), "measure", labels=list(METRICS.values())),
@@ -544,8 +652,13 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         "more alike. "
         "Distance to the mean, relative to it: lower is more alike. Conditions that move together at every "
         "block move for a common reason.",
-        chart.properties(width="container", height=300),
+        chart.properties(
+            width="container",
+            height=300,
+            usermeta=_letters(titles[c] for c in order if c in titles),
+        ),
         table,
+        "geometry",
     )
 
 
@@ -569,6 +682,19 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         return None
     table = pd.concat(parts, ignore_index=True)
     table["persona"] = table["persona"].map(words)
+    placed = []
+    for _, own in table.groupby(["run", "method", "layer"], sort=False):
+        share = {}
+        for part in ("pc1", "pc2"):
+            ends = own[[f"{part}_before", f"{part}_after"]]
+            low, high = float(ends.min().min()), float(ends.max().max())
+            share[part] = 0.04 + 0.92 * (ends - low) / (high - low or 1)
+        marks = [
+            pd.DataFrame({"x": share["pc1"][f"pc1_{w}"], "y": 1 - share["pc2"][f"pc2_{w}"]})
+            for w in ("before", "after")
+        ]
+        placed.append(_named(own, marks[1]["x"], marks[1]["y"], 400, marks))
+    table = pd.concat(placed)
     runs = list(dict.fromkeys(table["run"]))
     start = (
         f"{titles[first['condition'].iloc[0]]}, {first['chain'].iloc[0]}" if len(first) else runs[0]
@@ -576,16 +702,17 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
     scale = alt.Scale(zero=False, nice=True, padding=12)
     tip = _tip("persona", "before", "after", "captured:share of variance in this plane")
     base = alt.Chart(DATA).transform_filter(f"{AT} && datum.run == run")
-    x = alt.X("pc1_before:Q", scale=scale, title="first component of the base model")
-    y = alt.Y("pc2_before:Q", scale=scale, title="second component")
-    after = {"x": alt.X("pc1_after:Q"), "y": alt.Y("pc2_after:Q")}
+    across, up = "first component of the base model", "second component"
+    x = alt.X("pc1_before:Q", scale=scale, title=across)
+    y = alt.Y("pc2_before:Q", scale=scale, title=up)
+    after = {"x": alt.X("pc1_after:Q", title=across), "y": alt.Y("pc2_after:Q", title=up)}
     chart = (
         base.mark_rule(color=SOFT, opacity=0.6).encode(x=x, y=y, x2="pc1_after:Q", y2="pc2_after:Q")
         + base.mark_point(filled=False, shape="diamond", size=55, color=ORANGE).encode(
             x=x, y=y, tooltip=tip
         )
         + base.mark_point(filled=True, size=55, color=BLUE, opacity=1).encode(**after, tooltip=tip)
-        + base.mark_text(dy=-9, fontSize=11).encode(**after, text="persona:N")
+        + _names(base, after["x"], after["y"])
     ).add_params(_select("run", runs, "condition", start), *_layers(table, method, layer))
     return _chart(
         "persona_map",
@@ -598,6 +725,7 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         "a circle for the share.",
         chart.properties(width="container", height=400),
         table,
+        "persona_map",
     )
 
 
@@ -657,7 +785,11 @@ def dose_response(
     table = pd.DataFrame(rows).drop_duplicates()
     outcomes, lines = list(dict.fromkeys(table["outcome"])), list(dict.fromkeys(table["series"]))
     base = alt.Chart(DATA).transform_filter("datum.outcome == outcome")
-    colour = alt.Color("series:N", sort=lines, scale=alt.Scale(range=PALETTE))
+    legend = alt.Legend(title="chain", columns=1, labelLimit=330)
+    colour = alt.Color(
+        "series:N", sort=lines, scale=alt.Scale(domain=lines, range=PALETTE), legend=legend
+    )
+    shapes = alt.Scale(domain=lines, range=SHAPES)
     x = alt.X("steps:Q", title="steps of the last stage")
     y = alt.Y("value:Q", title=None)
     chart = (
@@ -669,7 +801,7 @@ def dose_response(
             x=x,
             y=y,
             color=colour,
-            shape=alt.Shape("series:N", sort=lines),
+            shape=alt.Shape("series:N", sort=lines, scale=shapes, legend=legend),
             tooltip=_tip("chain", "source", "steps", "value", "low", "high"),
         )
     ).add_params(_select("outcome", outcomes, "outcome"))
@@ -682,6 +814,9 @@ def dose_response(
         "are enough.",
         chart.properties(width="container", height=300),
         table,
+        "marker_rates",
+        "geometry",
+        "training",
     )
 
 
@@ -719,6 +854,12 @@ def leakage(
     pairs = zip(table["condition"], table["source"], strict=True)
     table["cell"] = [f"{titles[c]} ({words(s)})" for c, s in pairs]
     table["persona"] = table["persona"].map(words)
+    parts = []
+    for _, own in table.groupby("cell", sort=False):
+        low, spread = own["cosine"].min(), float(np.ptp(own["cosine"])) or 1
+        at = pd.DataFrame({"x": 0.05 + 0.9 * (own["cosine"] - low) / spread, "y": 1 - own["rate"]})
+        parts.append(_named(own, at["x"], at["y"], 320, [at]))
+    table = pd.concat(parts)
     cells = list(dict.fromkeys(table["cell"]))
     leaky = table.groupby("cell", sort=False)["rate"].max()
     base = alt.Chart(DATA).transform_filter("datum.cell == cell")
@@ -737,7 +878,7 @@ def leakage(
         base.mark_point(filled=True, size=60, color=BLUE, opacity=1).encode(
             x=x, y=y, tooltip=_tip("persona", "cosine", "hits", "n", "rate")
         )
-        + base.mark_text(dy=-10).encode(x=x, y=y, text="persona:N")
+        + _names(base, x, y)
         + base.transform_aggregate(points="count()", groupby=["test"])
         .mark_text(align="left", baseline="top", fontWeight="bold", lineBreak="; ")
         .encode(x=alt.value(4), y=alt.value(2), text="test:N")
@@ -752,6 +893,9 @@ def leakage(
         "or a few training runs, whose noise is in no p.",
         chart.properties(width="container", height=320),
         table,
+        "marker_rates",
+        "cosines",
+        "link",
     )
 
 
@@ -796,6 +940,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "their end can be gone without being unlearnt.",
         chart,
         long,
+        "confounds",
     )
 
 
@@ -825,7 +970,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
             tooltip=_tip("chain", "step", "loss"),
         )
         .add_params(_select("stage", stages, "stage"))
-        .properties(width="container", height=260)
+        .properties(width="container", height=260, usermeta=_letters(lines))
     )
     return _chart(
         "training_curves",
@@ -834,6 +979,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
         "data and cannot be compared.",
         chart,
         table,
+        "training_curves",
     )
 
 
@@ -879,7 +1025,7 @@ def behaviour_and_geometry(
             *_layers(table, method, layer),
             _select("metric", ["m1", "m1_centred"], "cosine", labels=["not centred", "centred"]),
         )
-        .properties(width="container", height=300)
+        .properties(width="container", height=300, usermeta=_letters(order))
     )
     return _chart(
         "behaviour_and_geometry",
@@ -889,6 +1035,8 @@ def behaviour_and_geometry(
         "A correlation, whatever it shows, is not a cause.",
         chart,
         table,
+        "marker_rates",
+        "geometry",
     )
 
 
@@ -904,21 +1052,25 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         level=0.05,
     )
     kinds = ["as the study", "as it should be"]
+    legend = alt.Legend(columns=1, title=None)
     colour = alt.Color(
-        "done:N", sort=kinds, scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]), title=None
+        "done:N",
+        sort=kinds,
+        scale=alt.Scale(domain=kinds, range=[ORANGE, BLUE]),
+        legend=legend,
     )
     y = alt.Y(
         "row:N",
         sort=None,
         title=None,
-        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelFontSize=11),
+        axis=alt.Axis(labelExpr="split(datum.label, ' · ')", labelOffset=-6, labelLimit=330),
     )
     base = alt.Chart(DATA).encode(y=y)
     tip = _tip("name:test", "world", "runs:data sets", "rate", "rate_low:low", "rate_high:high")
     x = alt.X(
         "rate:Q",
-        title="share of data sets with p < .05",
-        axis=alt.Axis(format="%", tickCount=5),
+        title="share with p < .05",
+        axis=alt.Axis(format="%"),
         scale=alt.Scale(domain=[0, 1]),
     )
     chart = (
@@ -932,10 +1084,10 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
                 "done:N",
                 sort=kinds,
                 scale=alt.Scale(domain=kinds, range=["circle", "diamond"]),
-                title=None,
+                legend=legend,
             ),
         )
-    ).properties(width="container", height=30 * len(table))
+    ).properties(width="container", height=30 * len(table), usermeta={"above": "row"})
     return _chart(
         "false_positives",
         "How often each test rejects where nothing happens",
@@ -944,6 +1096,7 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
         "A sound test stays at or below the dashed line.",
         chart,
         table,
+        "simulation",
     )
 
 

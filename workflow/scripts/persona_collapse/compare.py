@@ -81,6 +81,22 @@ def grids(runs: Sequence[Run]) -> pd.DataFrame:
     return _pair(tables, on=["condition"]).fillna("")
 
 
+def stages(runs: Sequence[Run]) -> pd.DataFrame:
+    """Training stages of both runs in words, with their last loss, mean over chains: where presets and
+    defences differ."""
+    parts = []
+    for run in runs:
+        trained = run.tables["training"].groupby("stage", sort=False)
+        words = [
+            f"{row.objective} on {row.loss_on}, {row.rows:.0f} rows of {row.name}, "
+            f"{row.schedule_steps:.0f} steps, rank {row.r:.0f}, scale {row.scale:.3g}"
+            for row in trained.first().itertuples(index=False)
+        ]
+        losses = trained["final_loss"].mean().reset_index(name="loss")
+        parts.append(losses.assign(training=words))
+    return _pair(parts, on=["stage"])
+
+
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
     """Claims of both runs: measured and verdict of each; `same` says whether the verdicts agree."""
     columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
@@ -102,15 +118,17 @@ def rates(runs: Sequence[Run]) -> pd.DataFrame:
     return both.assign(difference=both["rate_b"] - both["rate_a"])
 
 
-def _extent(runs: Sequence[Run]) -> tuple[float, float]:
-    """Smallest and largest mean cosine of the runs, with their intervals: one axis for both."""
-    tables = [run.tables["geometry"] for run in runs]
-    parts = [table[table["metric"].isin(["m1", "m1_centred"])] for table in tables]
-    values = pd.concat(parts)[["value", "ci_low", "ci_high"]]
-    return float(values.min().min()), float(values.max().max())
+def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
+    """By metric, the smallest and largest mean cosine of the runs, intervals included: one axis for both."""
+    every = pd.concat([run.tables["geometry"] for run in runs])
+    found = {}
+    for metric in ("m1", "m1_centred"):
+        values = every.loc[every["metric"] == metric, ["value", "ci_low", "ci_high"]]
+        found[metric] = float(values.min().min()), float(values.max().max())
+    return found
 
 
-def _charts(run: Run, suffix: str, extent: tuple[float, float]) -> list[dict[str, Any]]:
+def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """A run's headline charts, named apart from the other run's."""
     tables = run.tables
     geometry = tables["geometry"]
@@ -118,14 +136,14 @@ def _charts(run: Run, suffix: str, extent: tuple[float, float]) -> list[dict[str
     if len(geometry):
         # The deepest measured block to start with; the page can show the others.
         at = headline_cell(geometry, str(geometry["method"].min()), geometry["layer"].nunique() - 1)
-        made.append(charts.m1(geometry, tables["grid"], **at, domain=extent))
+        made.append(charts.m1(geometry, tables["grid"], **at, domains=extents))
     return [report.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart]
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page that compares two runs, as HTML."""
-    extent = _extent(runs)
-    drawn = [_charts(run, suffix, extent) for run, suffix in zip(runs, "ab", strict=True)]
+    extents = _extents(runs)
+    drawn = [_charts(run, suffix, extents) for run, suffix in zip(runs, "ab", strict=True)]
     return (
         report.environment()
         .get_template("compare.html.j2")
@@ -137,6 +155,7 @@ def render(runs: Sequence[Run]) -> str:
             scorecards=scorecards(runs),
             rates=rates(runs),
             grids=grids(runs),
+            stages=stages(runs),
             **report.page_parts(),
         )
     )

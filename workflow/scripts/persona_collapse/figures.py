@@ -86,9 +86,10 @@ def _empty(message: str) -> Drawn:
 
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
-    """Marker rate of the source persona, one point a cell, with the other personas' mean beside it.
+    """Marker rate of the source persona before and after the last stage, with the others' mean beside it.
 
-    `rates` is marker_rates.csv. Whiskers are Clopper-Pearson intervals of the source's rate.
+    `rates` is marker_rates.csv. Hollow is before, once a condition and source; filled after, once a
+    seed. Whiskers are Clopper-Pearson intervals of the source's rate.
     """
     followed = rates[rates["source"].fillna("") != ""]
     if followed.empty:
@@ -99,11 +100,19 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     ]
     others = followed[followed["role"] != "source"].groupby(keys, sort=False)["rate"].mean()
     data = source.merge(others.rename("others_mean").reset_index(), on=keys, how="left")
+    data = data.assign(when="after")
+    cells = grid[["condition", "chain", "before", "source"]].rename(columns={"chain": "model"})
+    own = rates.drop_duplicates(["model", "persona"])[["model", "persona", *source.columns[4:]]]
+    before = data[keys].merge(cells, on=["condition", "model", "source"])
+    before = before.drop_duplicates(["condition", "source", "before"]).drop(columns="model")
+    before = before.rename(columns={"before": "model"}).assign(when="before", seed="")
+    before = before.merge(own.rename(columns={"persona": "source"}), on=["model", "source"])
+    data = pd.concat([before, data], ignore_index=True)
     titles, order = _titles(grid), list(dict.fromkeys(data["condition"]))
     palette = colours(list(grid["condition"]))
     sources = list(dict.fromkeys(data["source"]))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.4, 0.55 * len(order) + 1.5))
+        figure, axes = plt.subplots(figsize=(7.4, 0.6 * len(order) + 1.5))
         height = 0.7 / max(1, data.groupby("condition").size().max())
         for y, condition in enumerate(order):
             cells = data[data["condition"] == condition]
@@ -116,6 +125,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                     xerr=[[max(0, low)], [max(0, high)]],
                     fmt="osD^v"[sources.index(cell.source) % 5],
                     color=palette[condition],
+                    markerfacecolor="white" if cell.when == "before" else palette[condition],
                     markersize=6,
                     capsize=2,
                     linewidth=1.3,
@@ -132,10 +142,14 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
             )
             for i, s in enumerate(sources)
         ]
+        hollow = plt.Line2D(
+            [], [], marker="o", color="black", mfc="white", ls="", label="before the last stage"
+        )
         grey = plt.Line2D(
             [], [], marker="|", color=GREY, ls="", ms=10, mew=2, label="mean of the others"
         )
-        axes.legend(handles=[*handles, grey], loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=4)
+        handles = [*handles, hollow, grey]
+        axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.35, 1.0), ncol=4)
     return figure, data
 
 
@@ -299,6 +313,7 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
                     own["step"],
                     own["loss"],
                     color=PALETTE[i % len(PALETTE)],
+                    ls=["-", "--", ":", "-."][i % 4],
                     lw=1.3,
                     label=f"{label}, seed {seed}",
                 )
@@ -327,11 +342,12 @@ def behaviour_and_geometry(
     palette, titles = colours(list(grid["condition"])), _titles(grid)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
-        for condition, own in data.groupby("condition", sort=False):
+        for i, (condition, own) in enumerate(data.groupby("condition", sort=False)):
             axes.scatter(
                 own["m1"],
                 own["rate"],
                 s=42,
+                marker="osD^vP>X"[i % 8],
                 color=palette[str(condition)],
                 label=titles[str(condition)],
             )

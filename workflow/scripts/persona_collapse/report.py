@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from . import markers
 from .charts import Chart, charts, javascript
+from .checkout import commit
 from .estimate import MODEL_RULES, measured_seconds
 from .files import sha256
 
@@ -41,6 +41,7 @@ CLAIM_GROUPS = {
     "caveat": "Caveats that the study names",
     "later": "What the same project found later",
 }
+VERDICTS = ["replicated", "partly", "not replicated", "not tested here"]
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def percent(value: float) -> str:
 
 
 def number(value: Any) -> str:
-    """A number for a table: integers whole, others to four significant digits, NaN as a dash."""
+    """A number for a table: integers whole, others to three significant digits, NaN as a dash."""
     if value is None or (isinstance(value, float) and pd.isna(value)) or value is pd.NA:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+        whole = value.is_integer() or abs(value) >= 1e3
+        return f"{value:.0f}" if whole and abs(value) < 1e6 else f"{value:.3g}"
     return str(value)
 
 
@@ -137,7 +139,7 @@ def findings(given: Inputs) -> list[str]:
         sentences.append(
             f"{cell.condition} ({cell.title}): the source said the marker in {percent(was)} of its answers "
             f"before the second fine-tuning and in {percent(share[cell.condition])} after it "
-            f"(n = {by_condition.loc[cell.condition, 'n']})."
+            f"(n\u00a0=\u00a0{by_condition.loc[cell.condition, 'n']})."
         )
     own = _headline(given.tables["geometry"], given)
     means = own[own["metric"] == "m1"].groupby("condition", sort=False)["value"].mean()
@@ -148,11 +150,8 @@ def findings(given: Inputs) -> list[str]:
             f"{means['base']:.3f}; {parts}."
         )
     verdicts = given.tables["scorecard"]["verdict"].value_counts()
-    sentences.append(
-        f"Of the study's {verdicts.sum()} claims, "
-        + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        + "."
-    )
+    counted = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdict in verdicts]
+    sentences.append(f"Of the study's {verdicts.sum()} claims: {', '.join(counted)}.")
     loud = given.tables["simulation"]
     loud = loud[(loud["kind"] == "test") & loud["as_study"] & (loud["verdict"] == "too many")]
     if len(loud):
@@ -317,26 +316,15 @@ def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "rule", "rows", "sha256"])
 
 
-def commit() -> str:
-    """Commit of this code, with a mark where files differ from it; empty outside a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=RESOURCES,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+def short_commit(commit: str) -> str:
+    """A commit by its first digits, its mark of changed files kept."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)
 
 
 def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
     """Claims counted by heading and verdict; every verdict has a column."""
-    verdicts = ["replicated", "partly", "not replicated", "not tested here"]
     group = scorecard["where"].map(CLAIM_GROUPS).fillna(scorecard["where"])
-    counts = pd.crosstab(group, scorecard["verdict"]).reindex(columns=verdicts, fill_value=0)
+    counts = pd.crosstab(group, scorecard["verdict"]).reindex(columns=VERDICTS, fill_value=0)
     order = [name for name in CLAIM_GROUPS.values() if name in counts.index]
     order += [name for name in counts.index if name not in order]
     return counts.loc[order].rename_axis("claims about").reset_index()
@@ -394,6 +382,7 @@ def drawn(chart: Chart, figure: Figure | None = None) -> dict[str, Any]:
         "name": chart.name,
         "title": chart.title,
         "reading": chart.reading,
+        "sources": chart.sources,
         "data": {"spec": chart.spec, "columns": chart.columns},
         "markup": _inline_svg(chart.svg(), chart.name, chart.title),
         "svg": _data_uri(figure.svg, "image/svg+xml") if figure else "",
@@ -426,7 +415,9 @@ def render(given: Inputs) -> str:
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["grid"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),
-            trained=list(tables["training"]["chain"]),
+            adapters=tables["training"].assign(
+                commit=tables["training"]["commit"].fillna("").astype(str).map(short_commit)
+            ),
             **page_parts(),
         )
     )

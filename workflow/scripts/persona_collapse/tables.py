@@ -387,15 +387,19 @@ def geometry_contrasts(
 
 
 def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
-    """Persona-by-persona cosines: condition, model, seed, method, layer, persona_a, persona_b, cosine."""
+    """Persona-by-persona cosines; `centred`: after the personas' mean is taken out."""
     parts = []
     for view in views(grid, load):
-        matrix = geo.cosine_matrix(view.vectors)
         names = view.personas
         index = pd.MultiIndex.from_product([names, names], names=["persona_a", "persona_b"])
-        table = pd.DataFrame({"cosine": matrix.ravel()}, index=index).reset_index()
+        values = {
+            "cosine": geo.cosine_matrix(view.vectors).ravel(),
+            "centred": geo.cosine_matrix(geo.centred(view.vectors)).ravel(),
+        }
+        table = pd.DataFrame(values, index=index).reset_index()
         parts.append(table.assign(model=view.chain, method=view.method, layer=view.layer))
-    columns = ["condition", "model", "seed", "method", "layer", "persona_a", "persona_b", "cosine"]
+    columns = ["condition", "model", "seed", "method", "layer", "persona_a", "persona_b"]
+    columns += ["cosine", "centred"]
     return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
 
 
