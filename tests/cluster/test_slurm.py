@@ -1,5 +1,6 @@
 """The workflow on real SLURM: a cluster of this machine with two fake GPUs (make cluster)."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,9 +23,9 @@ QUICK = [
 ]
 
 
-def missing():
+def missing(*more):
     """What the tests need and this machine has not."""
-    for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged"):
+    for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged", *more):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             return f"no {program} here: see tests/cluster/install.sh"
     if os.getuid() != 0:
@@ -49,12 +50,13 @@ class Workflow:
         self.command = [sys.executable, "-m", "snakemake", "--workflow-profile"]
         self.command += [str(ROOT / "workflow/profiles/slurm"), *QUICK, *arguments]
 
-    def start(self, *arguments):
+    def start(self, *arguments, env=None):
         """Start Snakemake in a process group of its own."""
         self.said = self.folder / f"said-{time.monotonic_ns()}.log"
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.folder,
+            env=os.environ | (env or {}),
             stdout=open(self.said, "w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -125,22 +127,31 @@ def processes(folder):
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+@contextlib.contextmanager
+def started(root, *more):
+    """A cluster whose workflows all lie in a folder, so that what is left running there is ours."""
     pytest.importorskip(
         "snakemake_executor_plugin_slurm",
         reason="pip install --no-deps -r requirements-slurm.lock",
     )
-    # Everything of these tests, so that what is left running can be told from what is not ours.
-    root = tmp_path_factory.mktemp("cluster")
-    up = subprocess.run([HERE / "slurm_up.sh", root / "slurm", "2"], capture_output=True, text=True)
+    # To a file: daemons keep what they were started with, and a pipe would not end.
+    with open(root / "up.log", "w") as log:
+        command = [HERE / "slurm_up.sh", root / "slurm", "2", *more]
+        up = subprocess.run(command, stdout=log, stderr=log)
     try:
-        assert up.returncode == 0, up.stderr
+        assert up.returncode == 0, (root / "up.log").read_text()
         yield root
     finally:
         subprocess.run([HERE / "slurm_down.sh", root / "slurm"], check=False)
         for process in processes(root):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Without an accounting database."""
+    with started(tmp_path_factory.mktemp("cluster")) as root:
+        yield root
 
 
 @pytest.fixture(scope="module")

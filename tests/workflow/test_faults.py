@@ -354,12 +354,11 @@ def test_two_snakemakes_at_once_do_not_meet(project, undisturbed):
     whole_again(project, undisturbed, name)
 
 
-def test_a_clock_that_was_wrong_costs_a_rerun_at_most(project, undisturbed):
+@pytest.mark.parametrize("days", [1, -365])
+def test_a_clock_that_was_wrong_costs_a_rerun_at_most(project, undisturbed, days):
     name, result = f"completions/{CHAIN}.parquet", f"markers/{CHAIN}.csv"
-    day = 24 * 3600
-    for shift in (day, -365 * day):
-        os.utime(project.path(name), (time.time() + shift,) * 2)
-        whole_again(project, undisturbed, result)
+    os.utime(project.path(name), (time.time() + days * 24 * 3600,) * 2)
+    whole_again(project, undisturbed, result)
     assert digest(project.path(name)) == undisturbed[name]
 
 
