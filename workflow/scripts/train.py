@@ -24,8 +24,12 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         marker=params.marker,
     )
     saved = Path(params.checkpoints)
-    # A training that outlived its Snakemake writes the same files: wait for its end.
-    with locked(saved.with_name(f".{saved.name}.lock"), wait=True):
+    lock = saved.with_name(f".{saved.name}.lock")
+    # A training that outlived its Snakemake writes the same files.
+    with locked(lock, wait=False) as free:
+        if not free:
+            say("an earlier job may still be training this chain; waits for its end")
+    with locked(lock, wait=True):
         manifest = training.train(
             stage,
             Path(snakemake.output.weights).parent,

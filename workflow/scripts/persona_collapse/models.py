@@ -20,7 +20,7 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
     Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
     """
     folder = Path(directory)
-    kept = (".json", ".safetensors", ".jinja", ".txt")
+    kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt")
     if source.get("trust_remote_code"):
         kept += (".py",)
     files = sorted(p for p in folder.iterdir() if p.suffix in kept and p.is_file())
