@@ -83,6 +83,7 @@ class Workflow:
             "id": "JobID:.12",
             "state": "State:.15",
             "memory": "MinMemory:.15",
+            "time": "TimeLimit:.15",
             "gpus": "tres-per-job:.25",
             "folder": "WorkDir:.200",
             "comment": "Comment:.250",
@@ -200,8 +201,10 @@ def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(sm
     twice = sorted(["train_dies", "train_fails", "train_hangs"] * 2)
     assert rules(jobs.values()) == sorted(["prepare", "train_one", "train_two", *twice])
     assert jobs[cancelled]["state"] == "CANCELLED"
-    first, second = (j["memory"] for j in jobs.values() if j["comment"].endswith("hangs"))
-    assert (first, second) == ("32000M", "62.50G")  # that is 64000M
+    first, second = (
+        (j["memory"], j["time"]) for j in jobs.values() if j["comment"].endswith("hangs")
+    )
+    assert (first, second) == (("32000M", "2:00:00"), ("62.50G", "4:00:00"))  # that is 64000M
     # A GPU for each job with a model, none for others, and both were in use.
     asked = {job["comment"]: job["gpus"] for job in jobs.values()}
     assert asked.pop("rule_prepare") == "N/A"
