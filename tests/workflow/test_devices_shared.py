@@ -18,7 +18,7 @@ def watch(event, arguments):
             watch.begun = True
             note("begins")
             time.sleep(2)
-    elif event == "os.utime" and "/completions/" in str(arguments[0]):
+    elif event == "os.utime" and watch.begun:  # the job's last act
         note("ends")
 watch.begun = False
 sys.addaudithook(watch)
