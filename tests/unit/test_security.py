@@ -128,9 +128,12 @@ class M(Qwen2ForCausalLM):
 """
 
 
-def test_code_that_the_config_trusts_is_run_and_recorded(model, monkeypatch):
+def test_code_that_the_config_trusts_is_run_and_recorded(model, tmp_path, monkeypatch):
     import torch
 
+    # transformers copies the files here before it imports them; by default to the user's cache.
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     ids = torch.tensor([[5, 6, 7]])
     known = models.load_model(model / "model.json", "float32", "cpu")(input_ids=ids).logits
     (model / "modeling_own.py").write_text(OWN_CODE)
