@@ -232,8 +232,9 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
     (small.folder / "hangs.hangs").touch()
     process = small.start()
     until((small.folder / "hanging").exists)
-    # A file alone is not enough: Snakemake has to have noticed that its job is done.
-    until(lambda: "(Rule: train)" in small.said.read_text())
+    # A file alone is not enough: Snakemake has to have noticed that its job is done, and it asks ever
+    # more seldom. The other jobs wait for the device that the tiny run and this one's hanging job leave.
+    until(lambda: "(Rule: train)" in small.said.read_text(), 300)
     process.send_signal(signal.SIGINT)
     status, _ = small.end(process, 60)
     assert status == 1
