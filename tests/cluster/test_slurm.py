@@ -255,7 +255,7 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
 
 def test_the_whole_workflow_passes_to_the_report_in_few_jobs(tiny):
     tiny.said = tiny.log
-    status, said = tiny.end(tiny.process, 480)
+    status, said = tiny.end(tiny.process, 600)
     assert status == 0, said[-6000:]
     results = tiny.folder / "results/tiny"
     assert "<html" in (results / "report.html").read_text()
