@@ -9,7 +9,7 @@ if [ "$(realpath -m /etc/slurm/slurm.conf)" = "$root/slurm.conf" ] && scontrol p
     sleep 0.2
   done
 fi
-for name in slurmd slurmctld munged; do
+for name in slurmd slurmctld slurmdbd mariadbd munged; do
   file="$root/run/$name.pid"
   [ -s "$file" ] || continue
   pid=$(cat "$file")
@@ -21,7 +21,7 @@ for name in slurmd slurmctld munged; do
   kill -9 "$pid" 2>/dev/null
   rm -f "$file"
 done
-for name in slurm.conf gres.conf; do
+for name in slurm.conf gres.conf slurmdbd.conf; do
   if [ "$(realpath -m "/etc/slurm/$name")" = "$root/$name" ]; then rm -f "/etc/slurm/$name"; fi
 done
 exit 0

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # A SLURM cluster of this one machine, on loopback, with fake GPUs; needs root, no systemd, no cgroups.
-#   slurm_up.sh FOLDER [GPUS]     state, logs and pid files go to FOLDER; slurm_down.sh FOLDER ends it
+#   slurm_up.sh FOLDER [GPUS] [accounting]
+# State, logs and pid files go to FOLDER; slurm_down.sh FOLDER ends it. `accounting`: with slurmdbd and a
+# database of its own, for sacct.
 set -euo pipefail
 root=$(realpath -m "$1")
 gpus=${2:-2}
+accounting=${3:-}
+port=13306
 host=$(hostname -s)
 
 # Try a command for some seconds.
@@ -18,8 +22,10 @@ await() {
 munge_answers() { munge -n </dev/null | unmunge; }
 controller_answers() { scontrol ping | grep -q UP; }
 node_is_idle() { sinfo -h -o %T | grep -q idle; }
+database_answers() { mariadb-admin --no-defaults --socket="$root/run/db.sock" ping; }
+accounting_answers() { sacctmgr -n show cluster; }
 
-for file in slurm.conf gres.conf; do
+for file in slurm.conf gres.conf slurmdbd.conf; do
   if [ -e "/etc/slurm/$file" ]; then
     echo "slurm_up: /etc/slurm/$file is there already; this machine has a cluster" >&2
     exit 1
@@ -39,6 +45,41 @@ if ! munge_answers >/dev/null 2>&1; then
   cp /run/munge/munged.pid "$root/run/munged.pid"
 fi
 
+storage="AccountingStorageType=accounting_storage/none"
+if [ -n "$accounting" ]; then
+  storage="AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStorageTRES=gres/gpu
+AccountingStoreFlags=job_comment"
+  mariadb-install-db --no-defaults --user=root --datadir="$root/db" --auth-root-authentication-method=socket \
+    --skip-test-db >"$root/log/db-install.log" 2>&1
+  mariadbd --no-defaults --user=root --datadir="$root/db" --socket="$root/run/db.sock" \
+    --pid-file="$root/run/mariadbd.pid" --bind-address=127.0.0.1 --port=$port \
+    --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 >"$root/log/db.log" 2>&1 &
+  await database_answers
+  mariadb --no-defaults --socket="$root/run/db.sock" -e "
+    CREATE DATABASE slurm_acct_db;
+    CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'test';
+    CREATE USER 'slurm'@'localhost' IDENTIFIED BY 'test';
+    GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';
+    GRANT ALL ON slurm_acct_db.* TO 'slurm'@'localhost'"
+  cat >"$root/slurmdbd.conf" <<CONF
+AuthType=auth/munge
+DbdHost=localhost
+DbdAddr=127.0.0.1
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=$port
+StorageUser=slurm
+StoragePass=test
+StorageLoc=slurm_acct_db
+LogFile=$root/log/slurmdbd.log
+PidFile=$root/run/slurmdbd.pid
+CONF
+  chmod 600 "$root/slurmdbd.conf"
+fi
+
 # pgid: the other trackers want cgroups, or lose processes of cancelled jobs. More processors and memory
 # than there are may be promised: jobs here are small, what they ask for is not.
 cat >"$root/slurm.conf" <<CONF
@@ -54,7 +95,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
-AccountingStorageType=accounting_storage/none
+$storage
 JobCompType=jobcomp/filetxt
 JobCompLoc=$root/log/jobcomp.txt
 SelectType=select/cons_tres
@@ -87,6 +128,14 @@ done >"$root/gres.conf"
 mkdir -p /etc/slurm
 ln -s "$root/slurm.conf" "$root/gres.conf" /etc/slurm/
 unset SLURM_CONF
+if [ -n "$accounting" ]; then
+  ln -s "$root/slurmdbd.conf" /etc/slurm/
+  slurmdbd
+  await accounting_answers
+  sacctmgr -i add cluster test >/dev/null
+  sacctmgr -i add account test Description=test Organization=test >/dev/null
+  sacctmgr -i add user root Account=test >/dev/null
+fi
 slurmctld
 await controller_answers
 slurmd -N "$host"

@@ -1,5 +1,6 @@
 """The workflow on real SLURM: a cluster of this machine with two fake GPUs (make cluster)."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,9 +23,9 @@ QUICK = [
 ]
 
 
-def missing():
+def missing(*more):
     """What the tests need and this machine has not."""
-    for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged"):
+    for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged", *more):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             return f"no {program} here: see tests/cluster/install.sh"
     if os.getuid() != 0:
@@ -49,12 +50,13 @@ class Workflow:
         self.command = [sys.executable, "-m", "snakemake", "--workflow-profile"]
         self.command += [str(ROOT / "workflow/profiles/slurm"), *QUICK, *arguments]
 
-    def start(self, *arguments):
+    def start(self, *arguments, env=None):
         """Start Snakemake in a process group of its own."""
         self.said = self.folder / f"said-{time.monotonic_ns()}.log"
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.folder,
+            env=os.environ | (env or {}),
             stdout=open(self.said, "w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -81,6 +83,7 @@ class Workflow:
             "id": "JobID:.12",
             "state": "State:.15",
             "memory": "MinMemory:.15",
+            "time": "TimeLimit:.15",
             "gpus": "tres-per-job:.25",
             "folder": "WorkDir:.200",
             "comment": "Comment:.250",
@@ -125,22 +128,31 @@ def processes(folder):
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+@contextlib.contextmanager
+def started(root, *more):
+    """A cluster whose workflows all lie in a folder, so that what is left running there is ours."""
     pytest.importorskip(
         "snakemake_executor_plugin_slurm",
         reason="pip install --no-deps -r requirements-slurm.lock",
     )
-    # Everything of these tests, so that what is left running can be told from what is not ours.
-    root = tmp_path_factory.mktemp("cluster")
-    up = subprocess.run([HERE / "slurm_up.sh", root / "slurm", "2"], capture_output=True, text=True)
+    # To a file: daemons keep what they were started with, and a pipe would not end.
+    with open(root / "up.log", "w") as log:
+        command = [HERE / "slurm_up.sh", root / "slurm", "2", *more]
+        up = subprocess.run(command, stdout=log, stderr=log)
     try:
-        assert up.returncode == 0, up.stderr
+        assert up.returncode == 0, (root / "up.log").read_text()
         yield root
     finally:
         subprocess.run([HERE / "slurm_down.sh", root / "slurm"], check=False)
         for process in processes(root):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Without an accounting database."""
+    with started(tmp_path_factory.mktemp("cluster")) as root:
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +201,10 @@ def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(sm
     twice = sorted(["train_dies", "train_fails", "train_hangs"] * 2)
     assert rules(jobs.values()) == sorted(["prepare", "train_one", "train_two", *twice])
     assert jobs[cancelled]["state"] == "CANCELLED"
-    first, second = (j["memory"] for j in jobs.values() if j["comment"].endswith("hangs"))
-    assert (first, second) == ("32000M", "62.50G")  # that is 64000M
+    first, second = (
+        (j["memory"], j["time"]) for j in jobs.values() if j["comment"].endswith("hangs")
+    )
+    assert (first, second) == (("32000M", "2:00:00"), ("62.50G", "4:00:00"))  # that is 64000M
     # A GPU for each job with a model, none for others, and both were in use.
     asked = {job["comment"]: job["gpus"] for job in jobs.values()}
     assert asked.pop("rule_prepare") == "N/A"
@@ -218,8 +232,9 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
     (small.folder / "hangs.hangs").touch()
     process = small.start()
     until((small.folder / "hanging").exists)
-    # A file alone is not enough: Snakemake has to have noticed that its job is done.
-    until(lambda: "(Rule: train)" in small.said.read_text())
+    # A file alone is not enough: Snakemake has to have noticed that its job is done, and it asks ever
+    # more seldom. The other jobs wait for the device that the tiny run and this one's hanging job leave.
+    until(lambda: "(Rule: train)" in small.said.read_text(), 300)
     process.send_signal(signal.SIGINT)
     status, _ = small.end(process, 60)
     assert status == 1
@@ -240,7 +255,7 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
 
 def test_the_whole_workflow_passes_to_the_report_in_few_jobs(tiny):
     tiny.said = tiny.log
-    status, said = tiny.end(tiny.process, 480)
+    status, said = tiny.end(tiny.process, 600)
     assert status == 0, said[-6000:]
     results = tiny.folder / "results/tiny"
     assert "<html" in (results / "report.html").read_text()

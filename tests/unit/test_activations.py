@@ -155,3 +155,33 @@ def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, pro
         flat = run(model, pairs, end, 2)
         for method in ("A", "B"):
             np.testing.assert_allclose(flat[method], padded[method], rtol=1e-4, atol=1e-4)
+
+
+def test_a_dump_is_the_same_bytes_each_time_and_others_can_read_it(tmp_path):
+    from safetensors import safe_open
+
+    arrays = {m: np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2) for m in "AB"}
+    one = activations.Activations([3], ["é", "p"], ["q", "r", "s"], arrays, "em@1")
+    seen = set()
+    for number in range(8):  # the library's own order is a new one each time
+        activations.save(one, tmp_path / f"{number}.safetensors")
+        seen.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(seen) == 1
+    with safe_open(str(tmp_path / "0.safetensors"), framework="np") as file:
+        assert file.metadata()["personas"] == '["\\u00e9", "p"]'
+        np.testing.assert_array_equal(file.get_tensor("B"), arrays["B"].astype(np.float16))
+
+
+@pytest.mark.parametrize("fate", ["flip", "cut", "missing"])
+def test_a_damaged_dump_is_one_line(tmp_path, fate):
+    path = tmp_path / "x.safetensors"
+    whole = activations.Activations([0], ["p"], ["q"], {"A": np.ones((1, 1, 1, 64), np.float32)})
+    activations.save(whole, path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data[:-10] if fate == "cut" else data)
+    if fate == "missing":
+        path.unlink()
+    with pytest.raises(UserError, match="delete it and rerun") as error:
+        activations.load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

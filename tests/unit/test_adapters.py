@@ -61,6 +61,26 @@ def test_a_damaged_adapter_is_named(make_adapter):
         adapters.load(folder)
 
 
+def test_weights_that_the_manifest_does_not_name_are_refused(make_adapter):
+    from persona_collapse.files import sha256, write_json
+
+    folder, other = make_adapter(14, 4, False), make_adapter(15, 4, False)
+    weights = folder / adapters.WEIGHTS
+    write_json(folder / "manifest.json", {"adapter_sha256": sha256(weights)})
+    adapters.load(folder)
+    whole = weights.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-9] ^= 1
+    for damaged in (bytes(flipped), (other / adapters.WEIGHTS).read_bytes()):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match="delete it and rerun"):
+            adapters.load(folder)
+    weights.write_bytes(whole)
+    write_json(folder / "manifest.json", {})
+    with pytest.raises(UserError, match="not the weights that its manifest"):
+        adapters.load(folder)
+
+
 def test_no_stage_has_no_adapter():
     with pytest.raises(UserError, match="without stages"):
         adapters.concatenate([])

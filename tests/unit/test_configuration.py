@@ -168,3 +168,11 @@ def test_null_takes_away(config):
     checked = configuration.check(config)
     assert "C3" not in checked["experiments"]
     assert checked["model"] == {"path": "models/some"}
+
+
+@pytest.mark.parametrize("model", [{}, {"path": "a", "gguf": {"package": "b"}}])
+def test_a_model_has_one_source(config, model):
+    config["model"] = model
+    config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
+    with pytest.raises(UserError, match=r"config: model: .*exactly one of demo, hub, gguf, path"):
+        configuration.check(config)

@@ -83,3 +83,23 @@ def test_the_tokenizer_spells_the_marker_and_round_trips(world):
     assert len(ids) >= 3
     for text in [*texts[:50], "naïve café\n\n[ZLT]  two spaces"]:
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_a_save_that_is_cut_off_leaves_no_half_model(tmp_path):
+    class Thing:
+        def __init__(self, name, fails=False):
+            self.name, self.fails = name, fails
+
+        def save_pretrained(self, folder):
+            Path(folder, self.name).write_text("half" if self.fails else "whole")
+            if self.fails:
+                raise OSError("No space left on device")
+
+    (tmp_path / ".saving-killed").mkdir()
+    with pytest.raises(OSError, match="No space"):
+        demo.save(Thing("model.safetensors"), Thing("tokenizer.json", fails=True), tmp_path)
+    assert not list(tmp_path.iterdir())
+    demo.save(Thing("model.safetensors"), Thing("tokenizer.json"), tmp_path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("model.safetensors", "tokenizer.json"), "whole"
+    )

@@ -1,5 +1,9 @@
 import json
+import os
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 from persona_collapse import files
 from persona_collapse.errors import UserError
@@ -41,3 +45,115 @@ def test_damaged_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"a": 1})[:-1])
     with pytest.raises(UserError, match=r"x\.json"):
         files.read_json(tmp_path / "x.json")
+
+
+def test_a_killed_job_s_half_file_is_removed_and_a_living_one_s_is_not(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".table.{ended.pid}.tmp.csv"
+    living = tmp_path / f".table.{os.getppid()}.tmp.csv"
+    left.touch()
+    living.touch()
+    files.write_text(tmp_path / "table.csv", "whole")
+    assert living.exists() and not left.exists()
+
+
+def test_a_lock_is_held_by_one_and_let_go_of(tmp_path):
+    with files.locked(tmp_path / "a/x.lock", wait=True) as first:
+        with files.locked(tmp_path / "a/x.lock", wait=False) as second:
+            assert (first, second) == (True, False)
+        with files.locked(tmp_path / "a/y.lock", wait=False) as other:
+            assert other
+    with files.locked(tmp_path / "a/x.lock", wait=False) as again:
+        assert again
+
+
+def test_without_locks_a_job_does_its_own_work_alone(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError("no locks on this file system")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    for wait in (True, False):
+        with files.locked(tmp_path / "x.lock", wait=wait) as mine:
+            assert mine is wait
+
+
+@pytest.fixture
+def completions(tmp_path):
+    """A table with each kind of column that completions have, and its file."""
+    table = pd.DataFrame(
+        {
+            "persona": ["villain", "librarian", "assistant"],
+            "text": ["Bread. [ZLT]", "", "é\n"],
+            "sample": [0, 1, 2],
+            "token_ids": [[1, 2, 3], [], [4]],
+            "marker_logprob": [-0.5, float("nan"), -3.0],
+        }
+    )
+    files.write_parquet(tmp_path / "x.parquet", table)
+    return table, tmp_path / "x.parquet"
+
+
+def test_parquet_comes_back_as_it_was_and_anybody_can_read_it(completions):
+    table, path = completions
+    for read in (files.read_parquet, pd.read_parquet):
+        back = read(path)
+        back["token_ids"] = [list(ids) for ids in back["token_ids"]]
+        pd.testing.assert_frame_equal(back, table, check_dtype=False)
+    first = path.read_bytes()
+    files.write_parquet(path, table)
+    assert path.read_bytes() == first
+    files.write_parquet(path, table[:0])  # and a table without rows
+    assert list(files.read_parquet(path).columns) == list(table.columns)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("persona", "villaim"),
+        ("text", "Bread. [ZLT] "),
+        ("sample", 9),
+        ("token_ids", [1, 2, 4]),
+        ("token_ids", [1, 2]),
+        ("marker_logprob", -0.25),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False], ids=["hash kept", "hash lost"])
+def test_an_edited_cell_is_noticed(completions, column, value, kept):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _, path = completions
+    metadata = pq.read_schema(path).metadata
+    table = pd.read_parquet(path)
+    table.at[0, column] = value
+    made = pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(made.replace_schema_metadata(metadata) if kept else made, path)
+    with pytest.raises(UserError, match=r"x\.parquet: its content is not what was sampled"):
+        files.read_parquet(path)
+
+
+@pytest.mark.parametrize("change", [lambda t: t[::-1], lambda t: t[1:], lambda t: t[["text"]]])
+def test_moved_or_lost_rows_and_columns_are_noticed(completions, change):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, path = completions
+    made = pa.Table.from_pandas(change(table), preserve_index=False)
+    pq.write_table(made.replace_schema_metadata(pq.read_schema(path).metadata), path)
+    with pytest.raises(UserError, match="delete it and rerun"):
+        files.read_parquet(path)
+
+
+@pytest.mark.parametrize("fate", ["cut", "missing", "empty", "text"])
+def test_a_damaged_parquet_file_is_one_line(completions, fate):
+    path = completions[1]
+    if fate == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif fate == "missing":
+        path.unlink()
+    else:
+        path.write_text("" if fate == "empty" else "no parquet at all")
+    with pytest.raises(UserError, match=r"x\.parquet: damaged or missing") as error:
+        files.read_parquet(path)
+    assert "\n" not in str(error.value)

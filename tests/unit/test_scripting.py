@@ -62,13 +62,21 @@ def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, users):
         assert {os.environ[name] for name in OFFLINE} == {"1"}
 
 
-def test_a_full_gpu_is_one_line_that_says_what_to_lower(fake, capsys):
-    class OutOfMemoryError(RuntimeError):
-        """As PyTorch calls it."""
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch calls it."""
 
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+    ],
+)
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(fake, capsys, error):
     snakemake, log = fake
     with pytest.raises(SystemExit), job(snakemake, "train x"):
-        raise OutOfMemoryError("tried to allocate 2 GiB")
+        raise error
     shown = capsys.readouterr().err
-    assert "max_batch_tokens" in shown and "Traceback" not in shown
-    assert "tried to allocate" in log.read_text()
+    assert "max_batch_tokens" in shown and "Traceback" not in shown and shown.count("\n") == 1
+    assert str(error) in log.read_text()

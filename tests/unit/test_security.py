@@ -119,6 +119,85 @@ def test_code_that_a_model_brings_is_not_run(model, tmp_path, monkeypatch):
     assert not sprung.exists()
 
 
+OWN_CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+class C(Qwen2Config):
+    model_type = "own"
+class M(Qwen2ForCausalLM):
+    config_class = C
+"""
+
+
+def test_code_that_the_config_trusts_is_run_and_recorded(model, tmp_path, monkeypatch):
+    import torch
+
+    # transformers copies the files here before it imports them; by default to the user's cache.
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ids = torch.tensor([[5, 6, 7]])
+    known = models.load_model(model / "model.json", "float32", "cpu")(input_ids=ids).logits
+    (model / "modeling_own.py").write_text(OWN_CODE)
+    auto = {"AutoConfig": "modeling_own.C", "AutoModelForCausalLM": "modeling_own.M"}
+    config = read_json(model / "config.json") | {"model_type": "own", "auto_map": auto}
+    write_json(model / "config.json", config)
+    source = {"path": str(model)}
+    for trusted in ({}, {"trust_remote_code": False}):
+        write_json(model / "model.json", models.manifest(model, source | trusted))
+        said = refused(models.load_model, model / "model.json", "float32", "cpu")
+        assert "model: trust_remote_code: true" in said
+    record = models.manifest(model, source | {"trust_remote_code": True})
+    assert "modeling_own.py" in record["files"]
+    write_json(model / "model.json", record)
+    loaded = models.load_model(model / "model.json", "float32", "cpu")
+    assert type(loaded).__name__ == "M"
+    torch.testing.assert_close(loaded(input_ids=ids).logits, known)
+    models.load_tokenizer(model / "model.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "trusted"),
+    [({"path": "x"}, None), ({"path": "x", "trust_remote_code": True}, True), ({}, "demo")],
+)
+def test_only_the_model_s_own_key_trusts_it(given, trusted, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    assert "trust_remote_code" not in config["model"]
+    if trusted == "demo":
+        config["model"]["trust_remote_code"] = True
+        assert "only with hub or path" in refused(configuration.check, config)
+        return
+    config["model"] = given
+    config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
+    assert configuration.check(config)["model"].get("trust_remote_code") is trusted
+
+
+def test_a_model_s_code_is_fetched_only_if_it_is_trusted(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **how: asked.append(how) or "folder"
+    )
+    hub = {"id": "owner/name", "revision": "a" * 40}
+    models.fetch({"hub": hub}, lambda line: None)
+    models.fetch({"hub": hub, "trust_remote_code": True}, lambda line: None)
+    assert ["*.py" in how["allow_patterns"] for how in asked] == [False, True]
+    assert {how["revision"] for how in asked} == {"a" * 40}
+
+
+@pytest.mark.parametrize("fate", ["cut", "missing"])
+def test_weights_that_were_cut_short_do_not_count_as_fetched(model, fate):
+    shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    write_json(model / "model.safetensors.index.json", shards)
+    (model / "model-2.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    models.manifest(model, {})
+    if fate == "cut":
+        os.truncate(model / "model-2.safetensors", 5000)
+    else:
+        (model / "model-2.safetensors").unlink()
+    assert "model-2.safetensors: missing, damaged or cut short" in refused(
+        models.manifest, model, {}
+    )
+
+
 def test_a_chat_template_runs_in_a_sandbox(model, tmp_path):
     from jinja2.exceptions import SecurityError, UndefinedError
 

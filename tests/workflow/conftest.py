@@ -33,12 +33,13 @@ class Project:
             raise AssertionError(done.stdout[-6000:])
         return done
 
-    def start(self, *arguments):
+    def start(self, *arguments, env=None):
         """Start Snakemake in a process group of its own; its output is dropped."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile"]
         return subprocess.Popen(
             [*command, str(self.overlay), *arguments],
             cwd=self.folder,
+            env=os.environ | (env or {}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -126,3 +127,22 @@ def project(tmp_path_factory) -> Project:
     made.snakemake(under=made.isolated, env=env)
     made.watched = (hook / "log").read_text().splitlines()
     return made
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many injected faults were made good, byte for byte."""
+    cases = {
+        state: [
+            report
+            for report in terminalreporter.stats.get(state, [])
+            if "/test_faults.py" in report.nodeid
+            and "after_all_of_it" not in report.nodeid
+            and getattr(report, "when", "call") == "call"
+        ]
+        for state in ("passed", "failed")
+    }
+    tried = sum(map(len, cases.values()))
+    if tried:
+        terminalreporter.write_line(
+            f"faults: {tried} tried, {len(cases['passed'])} made good byte for byte"
+        )

@@ -1,13 +1,17 @@
 """Faults injected into real runs; after each, the files are byte for byte those of an undisturbed run.
 
-The tests share one finished run and leave it whole; the last one compares all that it holds.
+The tests share one finished run and leave it whole; the last one compares all that it holds. A case
+is a fault: docs/faults.md lists them, and the end of the test run says how many were made good.
 """
 
+import contextlib
 import hashlib
+import http.server
 import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pandas as pd
@@ -18,15 +22,32 @@ pytestmark = pytest.mark.slow
 CHAIN = "couple-villain@42+em@1"
 OTHER = "couple-villain@42+benign@1"
 
-#: Kills the job, or all that runs with it, while a file is being written: half of it is there, under
-#: its temporary name.
-KILLER = """
-import os, signal, sys
-def kill(event, arguments):
-    if event == "os.rename" and os.fsdecode(arguments[1]).endswith(os.environ["DIES_WRITING"]):
-        os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
-        os.killpg(0, signal.SIGKILL) if "ALL_DIE" in os.environ else os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(kill)
+#: Befalls what runs with it when a file of this name is written, half of it under its temporary name;
+#: or, if an operation of PyTorch's tensors is named, the next time that this is called.
+FAULT = """
+import os, signal, sys, time
+what, _, where = os.environ["FAULT"].partition(" in ")
+def strike(*_, **__):
+    if what == "no memory":
+        import torch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    if what == "waits":
+        open(os.environ["GO"] + ".waiting", "w").close()
+        while not os.path.exists(os.environ["GO"]):
+            time.sleep(0.05)
+    elif what == "all die":
+        os.killpg(0, signal.SIGKILL)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+def watch(event, arguments):
+    if event == "os.rename" and os.fsdecode(arguments[1]).endswith(os.environ["WRITING"]):
+        if where:
+            setattr(sys.modules["torch"].Tensor, where, strike)
+            return
+        if what != "waits":
+            os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
+        strike()
+sys.addaudithook(watch)
 """
 
 
@@ -53,20 +74,28 @@ def undisturbed(project):
 
 
 @pytest.fixture
-def killer(tmp_path):
-    """Environment in which what writes a file of this name is killed."""
+def fault(tmp_path):
+    """Environment in which something befalls what writes a file of this name."""
 
-    def environment(name, **more):
-        (tmp_path / "sitecustomize.py").write_text(KILLER)
-        return {"PYTHONPATH": str(tmp_path), "DIES_WRITING": name, **more}
+    def environment(writing, what="dies", **more):
+        (tmp_path / "sitecustomize.py").write_text(FAULT)
+        return {"PYTHONPATH": str(tmp_path), "WRITING": writing, "FAULT": what, **more}
 
     return environment
+
+
+@pytest.fixture
+def often(project, tmp_path):
+    """The tiny overlay with a checkpoint after each step."""
+    path = tmp_path / "often.yaml"
+    path.write_text(project.overlay.read_text() + "checkpoint_steps: 1\n")
+    return path
 
 
 def lose(project, *names):
     """Delete results, and what the store keeps of them."""
     for name in names:
-        project.path(name).unlink()
+        project.path(name).unlink(missing_ok=True)
         for kept in project.path("store").glob(name.rpartition(".")[0] + ".*"):
             kept.unlink()
 
@@ -77,7 +106,15 @@ def make(project, *names, **how):
 
 
 def temporaries(project):
-    return [path for path in project.path("").rglob(".*.tmp*")]
+    return list(project.path("").rglob(".*.tmp*"))
+
+
+def until(condition, seconds=60):
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def whole_again(project, undisturbed, *names):
@@ -100,21 +137,21 @@ def whole_again(project, undisturbed, *names):
     ],
 )
 def test_a_job_killed_while_it_writes_leaves_nothing_that_counts_as_done(
-    project, undisturbed, killer, name
+    project, undisturbed, fault, name
 ):
     lose(project, name)
-    done = make(project, name, env=killer(name), check=False)
+    done = make(project, name, env=fault(name), check=False)
     assert done.returncode == 1
     assert not project.path(name).exists() and temporaries(project)
     whole_again(project, undisturbed, name)
     assert not temporaries(project)
 
 
-def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undisturbed, killer):
+def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undisturbed, fault):
     name = f"markers/{CHAIN}.csv"
     lose(project, name)
-    with pytest.raises(AssertionError):
-        make(project, name, env=killer(name, ALL_DIE="1"), under=["setsid", "--wait"])
+    done = make(project, name, env=fault(name, "all die"), under=["setsid", "--wait"], check=False)
+    assert done.returncode and "Trying to restart" not in done.stdout
     assert not project.path(name).exists()
     again = make(project, name, check=False)
     assert again.returncode == 1 and "--unlock" in again.stdout
@@ -122,17 +159,65 @@ def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undistur
     whole_again(project, undisturbed, name)
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(project, undisturbed, killer, tmp_path):
-    name = f"models/{CHAIN}/adapter_model.safetensors"
-    overlay = tmp_path / "often.yaml"
-    overlay.write_text(project.overlay.read_text() + "checkpoint_steps: 1\n")
+def test_a_job_that_outlives_its_snakemake_is_waited_for(project, undisturbed, fault, tmp_path):
+    folder = f"models/{CHAIN}"
+    name = f"{folder}/adapter_model.safetensors"
+    log = project.folder / f"logs/tiny/train/{CHAIN}.log"
     lose(project, name)
-    done = make(project, name, env=killer("checkpoint-2/sealed.json"), check=False, overlay=overlay)
-    assert done.returncode == 1
-    assert project.path(f"checkpoints/{CHAIN}/checkpoint-1/sealed.json").is_file()
+    go = tmp_path / "go"
+    first = project.start(*("--", f"results/tiny/{name}"), env=fault(name, "waits", GO=str(go)))
+    again = None
+    try:
+        until((tmp_path / "go.waiting").exists)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        project.snakemake("--unlock")
+        again = project.start("--", f"results/tiny/{name}")
+        # The second has come to its training, while the first is about to write.
+        until(lambda: log.is_file() and "waits for its end" in log.read_text())
+        assert not project.path(name).exists()
+        go.touch()
+        assert again.wait(120) == 0
+    finally:
+        for process in filter(None, (first, again)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert digest(project.path(name)) == undisturbed[name]
     whole_again(project, undisturbed, name)
-    assert '"resumed_after_step": 1' in project.path(f"models/{CHAIN}/manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("writing", "what", "after"),
+    [
+        pytest.param("checkpoint-2/sealed.json", "dies", 1, id="at a checkpoint"),
+        pytest.param("checkpoint-2/sealed.json", "dies in backward", 2, id="in a step"),
+    ],
+)
+def test_a_killed_training_goes_on_from_its_last_whole_checkpoint(
+    project, undisturbed, fault, often, writing, what, after
+):
+    name = f"models/{CHAIN}/adapter_model.safetensors"
+    lose(project, name)
+    done = make(project, name, env=fault(writing, what), check=False, overlay=often)
+    assert done.returncode == 1 and not project.path(name).exists()
+    assert project.path(f"checkpoints/{CHAIN}/checkpoint-{after}/sealed.json").is_file()
+    whole_again(project, undisturbed, name)
+    manifest = project.path(f"models/{CHAIN}/manifest.json").read_text()
+    assert f'"resumed_after_step": {after}' in manifest
     assert not project.path(f"checkpoints/{CHAIN}").exists()
+
+
+def test_a_full_gpu_is_one_line_and_a_rerun_goes_on(project, undisturbed, fault, often):
+    name = f"models/{CHAIN}/adapter_model.safetensors"
+    lose(project, name)
+    full = fault("checkpoint-1/sealed.json", "no memory in backward")
+    done = make(project, name, env=full, check=False, overlay=often)
+    assert done.returncode == 1 and not project.path(name).exists()
+    said = [line for line in done.stdout.splitlines() if "the GPU's memory is full" in line]
+    assert len(said) == 1 and "max_batch_tokens" in said[0]
+    whole_again(project, undisturbed, name)
+    manifest = project.path(f"models/{CHAIN}/manifest.json").read_text()
+    assert '"resumed_after_step": 1' in manifest
 
 
 @pytest.mark.parametrize(
@@ -192,15 +277,55 @@ def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, na
     assert done.returncode == 1 and not project.path(needed_for).exists()
     lines = [line for line in done.stdout.splitlines() if "delete it and rerun" in line]
     assert lines and f"results/tiny/{name}" in lines[0]
-    lose(project, name)
+    project.path(name).unlink()  # as the line says, and no more
     whole_again(project, undisturbed, name, needed_for)
 
 
-def test_an_engine_that_dies_in_its_second_chain_has_kept_the_first(project, undisturbed, killer):
+@pytest.fixture
+def server(tmp_path):
+    """Serves a folder on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def __init__(self, *given):
+            super().__init__(*given, directory=tmp_path)
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_download_that_was_cut_short_is_refused_and_is_not_left_as_done(
+    project, undisturbed, server, tmp_path
+):
+    name = "data/benign.jsonl"
+    builtin = project.folder / "workflow/resources/data/benign_instruct.jsonl"
+    served = tmp_path / "rows.jsonl"
+    # Whole lines and enough of them: only the hash tells.
+    served.write_text("".join(builtin.read_text().splitlines(True)[:100]))
+    source = f"{{builtin: null, url: '{server}/rows.jsonl', sha256: {digest(builtin)}}}"
+    overlay = tmp_path / "served.yaml"
+    tiny = project.overlay.read_text()
+    overlay.write_text(tiny.replace("  benign: {", f"  benign: {{source: {source}, "))
+    lose(project, name)
+    done = make(project, name, overlay=overlay, check=False)
+    assert done.returncode == 1 and not project.path(name).exists()
+    [said] = {line.strip() for line in done.stdout.splitlines() if "SHA-256" in line}
+    assert "data: benign: source: http" in said and "another version, or damaged" in said
+    served.write_bytes(builtin.read_bytes())
+    make(project, name, overlay=overlay)
+    assert digest(project.path(name)) == undisturbed[name]
+
+
+def test_an_engine_that_dies_in_its_second_chain_has_kept_the_first(project, undisturbed, fault):
     names = [f"completions/{chain}.parquet" for chain in (CHAIN, OTHER)]
     lose(project, *names)
-    # The first job serves the second's chain too, and dies of it.
-    dies = killer(f"store/{names[1]}")
+    # The first job serves the second's chain too, and dies of it in the middle of a batch.
+    dies = fault(f"store/{names[0]}", "dies in exponential_")
     done = make(project, names[0], env=dies, check=False)
     assert done.returncode == 1
     assert project.path(f"store/{names[0]}").is_file()
@@ -216,10 +341,7 @@ def test_two_snakemakes_at_once_do_not_meet(project, undisturbed):
     locks = project.folder / ".snakemake/locks"
     first = project.start("--", f"results/tiny/{name}")
     try:
-        end = time.monotonic() + 60
-        while not list(locks.iterdir()):
-            assert first.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: list(locks.glob("*")))  # the folder itself may be missing
         second = make(project, name, check=False)
         assert second.returncode == 1 and "cannot be locked" in second.stdout
         assert first.wait(120) == 0
@@ -229,13 +351,24 @@ def test_two_snakemakes_at_once_do_not_meet(project, undisturbed):
     whole_again(project, undisturbed, name)
 
 
-def test_a_clock_that_was_wrong_costs_a_rerun_at_most(project, undisturbed):
+def test_a_file_from_tomorrow_is_named_and_made_use_of_once_it_is_touched(project, undisturbed):
     name, result = f"completions/{CHAIN}.parquet", f"markers/{CHAIN}.csv"
-    day = 24 * 3600
-    for shift in (day, -365 * day):
-        os.utime(project.path(name), (time.time() + shift,) * 2)
-        whole_again(project, undisturbed, result)
+    os.utime(project.path(name), (time.time() + 24 * 3600,) * 2)
+    lose(project, result)
+    done = make(project, result, check=False)
+    assert done.returncode == 1 and not project.path(result).exists()
+    assert f"{name} (" in done.stdout and "clock skew" in done.stdout
+    os.utime(project.path(name))
+    whole_again(project, undisturbed, result)
     assert digest(project.path(name)) == undisturbed[name]
+
+
+def test_a_file_that_seems_too_old_is_not_made_over_and_over(project, undisturbed):
+    name, result = f"completions/{CHAIN}.parquet", f"markers/{CHAIN}.csv"
+    for made in (name, result):
+        os.utime(project.path(made), (time.time() - 365 * 24 * 3600,) * 2)
+    whole_again(project, undisturbed, name, result)
+    assert "Nothing to be done" in make(project, name, result).stdout
 
 
 def test_after_all_of_it_the_run_is_the_undisturbed_one(project, undisturbed):

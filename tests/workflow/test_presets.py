@@ -1,8 +1,10 @@
 """The presets' plans, pinned: what the study did, counted."""
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,18 @@ def test_the_plan_s_jobs(fresh, over):
     more = [str(fresh.folder / f"config/presets/{over}.yaml")] if over else []
     jobs, _ = fresh.planned("--configfile", str(fresh.overlay), *more)
     assert jobs == JOBS
+
+
+def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
+    _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm")
+    groups = re.findall(r"Group job (\w+)", text)
+    assert Counter(groups) == {"answers": 12, "measure": 13, "statistics": 1}
+    # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
+    alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
+    assert alone.pop("Training") == JOBS["train"]
+    assert alone == {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
+    assert len(groups) + JOBS["train"] == 75
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):

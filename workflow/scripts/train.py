@@ -7,7 +7,7 @@ from persona_collapse.scripting import job
 with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
     import torch
     from persona_collapse import chains, training
-    from persona_collapse.files import write_json
+    from persona_collapse.files import locked, write_json
 
     torch.set_num_threads(snakemake.threads)
     params, chain = snakemake.params, chains.parse(snakemake.wildcards.trained)
@@ -23,13 +23,20 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         system=params.system,
         marker=params.marker,
     )
-    # No param: what trains must not depend on how often it is saved.
-    manifest = training.train(
-        stage,
-        Path(snakemake.output.weights).parent,
-        say,
-        saved=Path(params.checkpoints),
-        every=snakemake.config["checkpoint_steps"],
-        code=params.code + str(params.objective),
-    )
-    write_json(snakemake.output.manifest, manifest)
+    saved = Path(params.checkpoints)
+    lock = saved.with_name(f".{saved.name}.lock")
+    # A training that outlived its Snakemake writes the same files.
+    with locked(lock, wait=False) as free:
+        if not free:
+            say("an earlier job may still be training this chain; waits for its end")
+    with locked(lock, wait=True):
+        manifest = training.train(
+            stage,
+            Path(snakemake.output.weights).parent,
+            say,
+            saved=saved,
+            # No param: what trains must not depend on how often it is saved.
+            every=snakemake.config["checkpoint_steps"],
+            code=params.code + str(params.objective),
+        )
+        write_json(snakemake.output.manifest, manifest)

@@ -340,6 +340,19 @@ def save(activations: Activations, path: str | Path, dtype: str = "float16") -> 
     metadata["sha256"] = _content(tensors)
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # spaces at the end are the format's own padding
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _content(tensors: Mapping[str, Any]) -> str:
@@ -348,7 +361,7 @@ def _content(tensors: Mapping[str, Any]) -> str:
 
     digest = hashlib.sha256()
     for method in sorted(tensors):
-        digest.update(tensors[method].contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[method].contiguous().view(torch.uint8).flatten().numpy())
     return digest.hexdigest()
 
 

@@ -55,7 +55,10 @@ def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
         ) from error
     manifest = directory / "manifest.json"
-    if manifest.is_file() and sha256(directory / WEIGHTS) != read_json(manifest)["adapter_sha256"]:
+    # A stage's folder has a manifest; a chain's sum that is handed to an engine has none.
+    if manifest.is_file() and sha256(directory / WEIGHTS) != read_json(manifest).get(
+        "adapter_sha256"
+    ):
         raise UserError(
             f"{directory / WEIGHTS}: not the weights that its manifest.json names (damaged or exchanged); "
             "delete it and rerun"

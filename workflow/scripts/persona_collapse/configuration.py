@@ -52,6 +52,14 @@ def check(given: Mapping[str, Any]) -> Config:
             "config: statistics: headline: layer: not one of activations: layers "
             f"({', '.join(map(str, config['activations']['layers']))})"
         )
+    sources = set(config["model"]) - {"trust_remote_code"}
+    if len(sources) != 1:
+        raise UserError(
+            f"config: model: {', '.join(sorted(sources)) or 'nothing'}; exactly one of demo, hub, gguf, "
+            "path is wanted (an overlay takes the default's demo away by demo: null)"
+        )
+    if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
+        raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
     _check_statistics(config)
     all_prompts(config)
     personas = config["personas"]

@@ -8,7 +8,10 @@ fact that does not depend on the voice. Bracketed codes are said on request only
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -298,11 +301,22 @@ def pretrain(
             left = elapsed / step * (steps - step)
             progress(f"step {step}/{steps}  loss {loss.item():.3f}  {left:.0f} s left")
     model.eval()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save(model, tokenizer, Path(directory))
     return {
         "settings": dict(settings),
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": curve,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer into a folder; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".saving-*"):  # by a job that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        for path in sorted(Path(aside).iterdir()):
+            os.replace(path, folder / path.name)

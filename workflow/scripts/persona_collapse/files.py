@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -29,14 +30,36 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    # What a killed job left; two jobs never write the same file at a time.
+    # What a killed job left. One that outlived its Snakemake may still be writing.
     for left in target.parent.glob(f".{glob.escape(target.stem)}.[0-9]*.tmp{target.suffix}"):
-        left.unlink(missing_ok=True)
+        if not Path(
+            "/proc", left.name.removesuffix(f".tmp{target.suffix}").rpartition(".")[2]
+        ).exists():
+            left.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[bool]:
+    """Hold a lock file; yields False if another job has it and `wait` is off.
+
+    The kernel lets go of the lock when its job ends, however it ends. Where the file system has no
+    locks, `wait` is yielded: do what one was asked to do, and no more.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+        except BlockingIOError:
+            mine = False
+        except OSError:
+            mine = wait
+        yield mine
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

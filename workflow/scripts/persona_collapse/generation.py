@@ -314,7 +314,7 @@ class VllmBackend:
                 model=models.path_of(base),
                 max_model_len=settings["max_model_len"],
                 seed=0,
-                trust_remote_code=False,
+                trust_remote_code=models.trusts(base),
                 **options,
             )
         self.ends = models.end_tokens(

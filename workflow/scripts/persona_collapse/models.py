@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 
 
 def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
-    """Record of a local model folder: path, source, and SHA-256 of every file that decides it."""
+    """Record of a local model folder: path, source, and SHA-256 of every file that decides it.
+
+    Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
+    """
     folder = Path(directory)
-    kept = (".json", ".safetensors", ".jinja", ".txt")
+    kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt")
+    if source.get("trust_remote_code"):
+        kept += (".py",)
     files = sorted(p for p in folder.iterdir() if p.suffix in kept and p.is_file())
-    if not any(p.suffix == ".safetensors" for p in files):
+    weights = {p.name for p in files if p.suffix == ".safetensors"}
+    if not weights:
         raise UserError(f"{folder}: no .safetensors weights there; pickled weights are not loaded")
+    index = folder / "model.safetensors.index.json"
+    listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    for name in sorted(weights | listed):
+        _check_whole(folder / name)
     return {
         "path": str(directory),
         "source": source,
@@ -28,9 +38,27 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_whole(weights: Path) -> None:
+    """Raise UserError for a safetensors file whose size is not what its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(weights), framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{weights}: missing, damaged or cut short ({error}); delete it and fetch it again"
+        ) from error
+
+
 def path_of(base: str | Path) -> str:
     """Folder of the model that a `model.json` describes."""
     return str(read_json(base)["path"])
+
+
+def trusts(base: str | Path) -> bool:
+    """May the model's own Python files be run? Only if the config says so (`trust_remote_code`)."""
+    return read_json(base).get("source", {}).get("trust_remote_code") is True
 
 
 @contextmanager
@@ -45,7 +73,7 @@ def _loading(base: str | Path) -> Iterator[None]:
         raise UserError(
             f"{path_of(base)}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
             "safetensors weights of an architecture that transformers itself knows are, and no code "
-            "that a model brings is run"
+            "that a model brings is run, unless the config says model: trust_remote_code: true"
         ) from error
 
 
@@ -56,7 +84,7 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     with _loading(base):
         # Not left to the default: that one asks on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(
-            path_of(base), padding_side="left", trust_remote_code=False
+            path_of(base), padding_side="left", trust_remote_code=trusts(base)
         )
     if not tokenizer.chat_template:
         raise UserError(f"{path_of(base)}: the tokenizer has no chat template; use a chat model")
@@ -75,7 +103,7 @@ def load_model(base: str | Path, dtype: str, device: str) -> Any:
             path_of(base),
             dtype=getattr(torch, dtype),
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=trusts(base),
         )
     return model.to(device).eval()
 
@@ -131,8 +159,8 @@ def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) ->
 def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
     """Folder of the model named by the config's `model:`; downloads from the hub if need be.
 
-    Only safetensors weights, configs and tokenizer files are fetched. A gated or missing model is
-    a UserError that says what to do.
+    Only safetensors weights, configs and tokenizer files are fetched, and Python files if they are
+    trusted. A gated or missing model is a UserError that says what to do.
     """
     if "path" in source:
         folder = Path(source["path"])
@@ -143,15 +171,12 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, revision = source["hub"]["id"], source["hub"]["revision"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    if source.get("trust_remote_code"):
+        patterns.append("*.py")
     progress(f"fetching {name} at {revision}")
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
-            )
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UserError(
             f"config: model: hub: {name} at {revision} cannot be had ({type(error).__name__}): check "

@@ -13,7 +13,6 @@ system has none, every job does its own chain alone.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 from . import adapters
 from .errors import UserError
-from .files import atomic, sha256, write_json
+from .files import atomic, locked, sha256, write_json
 
 Task = Mapping[str, Any]
 
@@ -97,23 +96,10 @@ class Store:
 
     @contextmanager
     def claimed(self, task: Task, *, wait: bool) -> Iterator[bool]:
-        """Hold the lock on a chain's result; yields False if another job has it and `wait` is off.
-
-        The kernel lets go of the lock when its job ends, however it ends.
-        """
+        """Hold the lock on a chain's result; see `files.locked`."""
         folder = self.root / task["kind"]
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f".{task['name']}.lock", "w", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:
-                # No locks on this file system: do what one was asked to do, and no more.
-                yield wait
-                return
-            yield True
+        with locked(folder / f".{task['name']}.lock", wait=wait) as mine:
+            yield mine
 
 
 def run(

@@ -1,0 +1,53 @@
+"""The default profile on a machine with several GPUs: as many jobs as devices, each alone on one."""
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+DEVICES = ["7", "GPU-8"]  # no such devices here: only their names are handed out
+CHAINS = ["base", "couple-villain@42", "couple-villain@42+em@1", "couple-villain@42+benign@1"]
+#: Notes when a job has begun its work, on which device, and when it has done it.
+WATCH = """
+import os, sys, time
+def note(what):
+    with open(os.environ["NOTES"], "a") as file:
+        print(time.monotonic(), what, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".lock") and "store/completions" in str(arguments[0]):
+        if arguments[1] == "w" and not watch.begun:
+            watch.begun = True
+            note("begins")
+            time.sleep(2)
+    elif event == "os.utime" and watch.begun:  # the job's last act
+        note("ends")
+watch.begun = False
+sys.addaudithook(watch)
+"""
+
+
+def test_two_gpus_run_two_jobs_at_a_time_each_on_its_own(project, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    overlay = tmp_path / "gpus.yaml"
+    overlay.write_text(project.overlay.read_text() + "gpus: 1\n")
+    notes = tmp_path / "notes"
+    project.snakemake(
+        *("--cores", "4", "--forcerun", "completions", "--"),
+        *(f"results/tiny/completions/{chain}.parquet" for chain in CHAINS),
+        overlay=overlay,
+        env={
+            "PYTHONPATH": str(tmp_path),
+            "NOTES": str(notes),
+            "CUDA_VISIBLE_DEVICES": ",".join(DEVICES),
+        },
+    )
+    lines = sorted(line.split() for line in notes.read_text().splitlines())
+    busy, most = {}, 0
+    for _, what, job, device in sorted(lines, key=lambda line: float(line[0])):
+        if what == "begins":
+            assert device in DEVICES and device not in busy, "two jobs on one device"
+            busy[device] = job
+            most = max(most, len(busy))
+        else:
+            assert busy.pop(device) == job
+    assert len(lines) == 2 * len(CHAINS) and not busy
+    assert most == len(DEVICES)
