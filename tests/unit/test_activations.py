@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from persona_collapse import activations, chat, models
+from persona_collapse import activations, chat, fused, models
 from persona_collapse.errors import UserError
 
 LAYERS = [0, 1, 2]
@@ -149,7 +149,7 @@ def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, pro
     # On a CPU the mask that transformers makes from the positions keeps the rows apart.
     pairs, end = sequences(tiny_base, prompts)
     padded = run(model, pairs, end, 2)
-    monkeypatch.setattr(activations.fused, "ATTENTION", model.config._attn_implementation)
+    monkeypatch.setattr(fused, "ATTENTION", model.config._attn_implementation)
     for tokens in (1, 64):
         monkeypatch.setattr(activations, "TOKENS_A_PROMPT", tokens)
         flat = run(model, pairs, end, 2)

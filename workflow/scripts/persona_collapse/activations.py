@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import adapters, chat, fused, graphs, models
+from . import adapters, chat, models
 from .errors import UserError
 from .files import atomic
 
@@ -117,6 +117,8 @@ def extract(
     """
     import torch
 
+    from . import fused
+
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     device = next(model.parameters()).device
     # Kept beside the model and copied once: many small copies take longer than the model.
@@ -189,6 +191,8 @@ def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> 
     """
     import torch
 
+    from . import graphs
+
     left = list(order)
     while left:
         batch: list[int] = []
@@ -244,6 +248,8 @@ class Dumper:
 
     def _with(self, stages: Sequence[Path]) -> Any:
         """The chain's model. In float32 the sum is merged, so the base is read anew each time."""
+        from . import fused
+
         dtype = self.settings["dtype"]
         if self.model is None or dtype == "float32":
             self.model = models.load_model(self.base, dtype, self.device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, audit, chat, checkpoints, fused, graphs, models, objectives
+from . import adapters, audit, chat, checkpoints, models, objectives
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -189,6 +189,8 @@ def train(
     from transformers import Trainer as PlainTrainer
     from transformers import TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
+
+    from . import fused, graphs
 
     settings, started = stage.settings, time.monotonic()
     objective = settings.get("objective", objectives.DEFAULT)
