@@ -75,12 +75,15 @@ def draw(records: Path) -> None:
     plain = dict(curves["padded"]["curve"])
     for name, style in zip(VARIANTS, ("-", "--", "-.", ":"), strict=True):
         steps, losses = zip(*curves[name]["curve"], strict=True)
-        above.plot(steps, losses, style, label=f"{name}: {curves[name]['seconds']:.0f} s")
+        label = f"{name}: {curves[name]['seconds']:.0f} s"
+        (line,) = above.plot(steps, losses, style, label=label)
         if name != "padded":
-            below.plot(steps, [b - plain[s] for s, b in zip(steps, losses, strict=True)], style)
+            apart = [loss - plain[step] for step, loss in zip(steps, losses, strict=True)]
+            below.plot(steps, apart, style, color=line.get_color())
     first = curves["padded"]
     above.set(ylabel="loss", title=f"{first['model']}, {first['device']}")
-    above.legend()
+    above.legend(loc="upper center", ncols=2, fontsize="small")
+    above.set_ylim(top=above.get_ylim()[1] + 0.15)
     below.set(xlabel="optimiser step", ylabel="minus padded")
     figure.savefig(records.with_name("loss_curves.svg"))
 

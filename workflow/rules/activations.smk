@@ -25,7 +25,7 @@ rule activations:
     params:
         task=task_of("activations"),
         store=results("store"),
-        code=code("activations", "chat", "adapters", "models"),
+        code=code("activations", "chat", "adapters", "models", "fused", "graphs"),
     message:
         "Activations of {wildcards.chain}"
     script:

@@ -53,7 +53,16 @@ rule train:
         prefix=prefix_folders,
         objective=objective_code,
         checkpoints=results("checkpoints/{trained}"),
-        code=code("training", "audit", "chat", "checkpoints", "adapters", "models"),
+        code=code(
+            "training",
+            "audit",
+            "chat",
+            "checkpoints",
+            "adapters",
+            "models",
+            "fused",
+            "graphs",
+        ),
     message:
         "Training {wildcards.trained}"
     script:

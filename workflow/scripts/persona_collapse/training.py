@@ -217,6 +217,8 @@ def train(
         and objective == objectives.DEFAULT
     )
     by_rows = recording and fused.attend_by_rows(model)
+    # The masks of other attentions are made by operations that cannot be recorded.
+    recording = recording and (by_rows or device == "cpu")
     lora = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
