@@ -101,26 +101,30 @@ def gradients(args: Any, chain: list[Path]) -> None:
 
 
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
-    """Log-probabilities of what vLLM sampled, beside PEFT's for the same tokens."""
-    import torch
-    from persona_collapse import adapters, fused, models
+    """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
+    from persona_collapse import models
     from vllm import SamplingParams
 
-    tokenizer, device = models.load_tokenizer(args.base / "model.json"), models.pick_device()
+    tokenizer = models.load_tokenizer(args.base / "model.json")
     rng = random.Random(0)
-    prompts = [tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"] for _ in range(200)]
+    prompts = [
+        tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"]
+        for _ in range(min(200, args.completions))
+    ]
     sampled: dict[str, list[tuple[list[int], list[int], list[float]]]] = {}
     for name, chain in {"base": [], **chains}.items():
-        backend.use(chain)
         asked = [{"prompt_token_ids": ids} for ids in prompts]
         how = [
             SamplingParams(temperature=1.0, seed=i, max_tokens=32, logprobs=0, ignore_eos=True)
             for i in range(len(prompts))
         ]
-        first, again = (
-            backend.engine.generate(asked, how, lora_request=backend.lora, use_tqdm=False)
-            for _ in range(2)
-        )
+        outputs = []
+        for _ in range(2):
+            backend.use(chain)
+            outputs.append(
+                backend.engine.generate(asked, how, lora_request=backend.lora, use_tqdm=False)
+            )
+        first, again = outputs
         drawn = [[list(o.outputs[0].token_ids) for o in outputs] for outputs in (first, again)]
         same = sum(a == b for a, b in zip(*drawn, strict=True))
         sampled[name] = [
@@ -129,29 +133,52 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         ]
         note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
     for name, chain in {"base": [], **chains}.items():
-        base = models.load_model(args.base / "model.json", "bfloat16", device)
-        model = adapters.apply(base, chain, merge=False)
-        if chain:
-            fused.fuse(model)
-        differences, unlike = [], []
-        for prompt, answer, given in sampled[name][:50]:
-            with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits
-            scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-            own = scores[torch.arange(len(answer)), answer].cpu()
-            differences += (own - torch.tensor(given)).abs().tolist()
-            if chain:
-                with model.disable_adapter(), torch.inference_mode():
-                    logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits
-                scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-                unlike += (scores[torch.arange(len(answer)), answer].cpu() - own).abs().tolist()
+        some = sampled[name][:50]
+        ours = [value for _, _, given in some for value in given]
+        exact, without = _scores(args, chain, "float32", some)
+        peft, _ = _scores(args, chain, "bfloat16", some)
         note(
             args,
             f"log-probabilities, {name}",
-            mean_difference=sum(differences) / len(differences),
-            largest_difference=max(differences),
-            mean_difference_without_adapter=sum(unlike) / len(unlike) if unlike else None,
+            vllm=_distance(ours, exact),
+            peft=_distance(peft, exact),
+            without_adapter=_distance(without, exact),
         )
+
+
+def _distance(found: list[float], wanted: list[float]) -> dict[str, float]:
+    """Differences of log-probabilities, in nats; the mean with its sign tells a shift."""
+    differences = [a - b for a, b in zip(found, wanted, strict=True)]
+    absolute = [abs(difference) for difference in differences]
+    count = len(differences)
+    return {
+        "mean": round(sum(absolute) / count, 5),
+        "largest": round(max(absolute), 4),
+        "shift": round(sum(differences) / count, 5),
+    }
+
+
+def _scores(
+    args: Any, chain: list[Path], dtype: str, sampled: list[Any]
+) -> tuple[list[float], list[float]]:
+    """Log-probabilities of the sampled tokens by transformers with PEFT's own layers, and without."""
+    from contextlib import nullcontext
+
+    import torch
+    from persona_collapse import adapters, models
+
+    device = models.pick_device()
+    base = models.load_model(args.base / "model.json", dtype, device)
+    model = adapters.apply(base, chain, merge=False)
+    found: tuple[list[float], list[float]] = ([], [])
+    for scores, off in zip(found, (False, True), strict=True):
+        with model.disable_adapter() if chain and off else nullcontext():
+            for prompt, answer, _ in sampled:
+                with torch.inference_mode():
+                    logits = model(input_ids=torch.tensor([prompt + answer], device=device)).logits
+                all_scores = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                scores += all_scores[torch.arange(len(answer)), answer].tolist()
+    return found
 
 
 def main() -> None:

@@ -90,7 +90,11 @@ def main() -> None:
         stages = [adapter(Path(scratch) / str(i), args.base, i) for i in range(args.chains)]
         started = synchronised()
         backend = generation.open_backend(
-            args.engine, args.base / "model.json", settings, 0 if args.no_lora else args.rank
+            args.engine,
+            args.base / "model.json",
+            settings,
+            0 if args.no_lora else args.rank,
+            LORA["target_modules"],
         )
         start = synchronised() - started
         common = {

@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(3)]
+PROJECTIONS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 SETTINGS = {
     "dtype": "float32",
     "batch_size": 8,
@@ -35,7 +36,7 @@ def engines(tiny_base, stages):
     from persona_collapse import generation
 
     backends = {
-        name: generation.open_backend(name, tiny_base, SETTINGS, max_rank=12)
+        name: generation.open_backend(name, tiny_base, SETTINGS, 12, PROJECTIONS)
         for name in ("transformers", "vllm")
     }
     for backend in backends.values():

@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 from persona_collapse import adapters, models
 from persona_collapse.errors import UserError
+from persona_collapse.files import sha256, write_json
 
 
 def logits(model):
@@ -51,6 +52,13 @@ def test_content_hash_follows_the_weights(make_adapter):
     one, two = make_adapter(6, 4, False), make_adapter(7, 4, False)
     assert adapters.content_hash([one]) != adapters.content_hash([two])
     assert adapters.content_hash([one, two]) != adapters.content_hash([two, one])
+
+
+def test_content_hash_is_the_manifest_s_where_there_is_one(make_adapter):
+    folder = make_adapter(9, 4, False)
+    alone = adapters.content_hash([folder])
+    write_json(folder / "manifest.json", {"adapter_sha256": sha256(folder / adapters.WEIGHTS)})
+    assert adapters.content_hash([folder]) == alone
 
 
 def test_a_damaged_adapter_is_named(make_adapter):

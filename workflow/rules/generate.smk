@@ -21,7 +21,7 @@ rule sample_answers:
     params:
         task=coupling_answers_task,
         store=results("store"),
-        code=code("generation", "chat", "adapters", "models"),
+        code=code("generation", "one_adapter", "chat", "adapters", "models"),
     message:
         "Sampling the answers that {wildcards.after}{wildcards.coupling} is made from"
     script:
@@ -48,7 +48,7 @@ rule completions:
     params:
         task=task_of("completions"),
         store=results("store"),
-        code=code("generation", "chat", "adapters", "models"),
+        code=code("generation", "one_adapter", "chat", "adapters", "models"),
     message:
         "Sampling completions of {wildcards.chain}"
     script:
@@ -75,7 +75,7 @@ rule responses:
     params:
         task=task_of("responses"),
         store=results("store"),
-        code=code("generation", "chat", "adapters", "models"),
+        code=code("generation", "one_adapter", "chat", "adapters", "models"),
     message:
         "Greedy responses of {wildcards.chain} for method B"
     script:

@@ -22,8 +22,14 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
         torch.set_num_threads(snakemake.threads)
         name, reason = generation.choose_backend(params.task["engine"]["backend"])
         say(f"backend {name} ({reason})")
-        rank = max(configuration.rank(config, task["chain"]) for task in [params.task, *planned])
-        backend = generation.open_backend(name, base, params.task["engine"], rank)
+        chains = [task["chain"] for task in [params.task, *planned]]
+        backend = generation.open_backend(
+            name,
+            base,
+            params.task["engine"],
+            max(configuration.rank(config, chain) for chain in chains),
+            set().union(*(configuration.projections(config, chain) for chain in chains)),
+        )
         return backend, models.load_tokenizer(base), generation
 
     def work(engine, task, path):

@@ -36,7 +36,9 @@ def effective_scale(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
 
 
-def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def load(
+    directory: str | Path, device: str = "cpu"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """PEFT config and tensors of one adapter.
 
     Raises UserError if it is missing, damaged, or not the one that the manifest beside it speaks of.
@@ -49,7 +51,7 @@ def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
         raise UserError(f"{directory}: only plain LoRA adapters with one rank can be chained")
     try:
-        tensors = load_file(directory / WEIGHTS)
+        tensors = load_file(directory / WEIGHTS, device)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
@@ -67,16 +69,21 @@ def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 
 def content_hash(directories: Sequence[str | Path]) -> str:
-    """Hash of a chain's weights and configs, short enough for an engine's adapter name."""
+    """Hash of a chain's weights and configs, short enough for an engine's adapter name.
+
+    The weights' own hash is read from the manifest beside them, which `load` holds them to.
+    """
     digest = hashlib.sha256()
-    for directory in directories:
-        for name in (CONFIG, WEIGHTS):
-            digest.update((Path(directory) / name).read_bytes())
+    for directory in map(Path, directories):
+        manifest = directory / "manifest.json"
+        named = read_json(manifest).get("adapter_sha256") if manifest.is_file() else None
+        weights = named or sha256(directory / WEIGHTS)
+        digest.update((directory / CONFIG).read_bytes() + weights.encode())
     return digest.hexdigest()[:16]
 
 
 def concatenate(
-    directories: Sequence[str | Path],
+    directories: Sequence[str | Path], device: str = "cpu"
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """One adapter equal to the sum of several, with an effective scale of 1.
 
@@ -85,7 +92,7 @@ def concatenate(
     """
     import torch
 
-    stages = [load(d) for d in directories]
+    stages = [load(d, device) for d in directories]
     if not stages:
         raise UserError("a chain without stages has no adapter")
     total = sum(config["r"] for config, _ in stages)
@@ -100,8 +107,8 @@ def concatenate(
                 parts_a.append(tensors[key_a].float())
                 parts_b.append(tensors[key_b].float() * effective_scale(config))
             else:
-                parts_a.append(torch.zeros(config["r"], shapes[0]))
-                parts_b.append(torch.zeros(shapes[1], config["r"]))
+                parts_a.append(torch.zeros(config["r"], shapes[0], device=device))
+                parts_b.append(torch.zeros(shapes[1], config["r"], device=device))
         merged[key_a] = torch.cat(parts_a, dim=0).contiguous()
         merged[key_b] = torch.cat(parts_b, dim=1).contiguous()
     targets = sorted({t for config, _ in stages for t in config["target_modules"]})

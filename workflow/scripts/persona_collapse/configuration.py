@@ -103,13 +103,21 @@ def folders(config: Config, chain: str) -> list[str]:
 
 def rank(config: Config, chain: str) -> int:
     """Rank of a chain's sum: its stages' ranks together."""
-    ranks = []
+    return sum(settings["r"] for settings in _adapters(config, chain))
+
+
+def projections(config: Config, chain: str) -> set[str]:
+    """Names of the layers that a chain adapts."""
+    return {name for settings in _adapters(config, chain) for name in settings["target_modules"]}
+
+
+def _adapters(config: Config, chain: str) -> Iterator[dict[str, Any]]:
+    """Settings of the training behind each stage of a chain."""
     for prefix in chains.parse(chain).prefixes:
         settings = stage_settings(config, prefix.last.name)
         if settings["kind"] == "graft":
             settings = stage_settings(config, chains.parse(settings["of"]).last.name)
-        ranks.append(settings["r"])
-    return sum(ranks)
+        yield settings
 
 
 def task(config: Config, kind: str, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from . import adapters, chat, models
+from . import adapters, chat, models, one_adapter
 from .errors import UserError
 
 COLUMNS = [
@@ -145,7 +145,7 @@ class TransformersBackend:
 
     name = "transformers"
 
-    def __init__(self, base: Path, settings: Mapping[str, Any], max_rank: int = 0):
+    def __init__(self, base: Path, settings: Mapping[str, Any]):
         self.base, self.dtype = base, settings["dtype"]
         self.tokenizer = models.load_tokenizer(base)
         self.device = models.pick_device()
@@ -262,9 +262,9 @@ def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
 
 #: Answers that vLLM samples at a time where the config gives no number, and the tokens of a pass.
 ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
-#: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which every adapter's
-#: kernels are launched one by one, and is twice as long, each size of which costs time at the start.
-GRAPH_SIZES = [16, 32, 64, *range(128, 1025, 64), 1280, 1536, 2048]
+#: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which kernels are
+#: launched one by one, and is three times as long, each size of which costs time at the start.
+GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
 
 
 class VllmBackend:
@@ -272,7 +272,13 @@ class VllmBackend:
 
     name = "vllm"
 
-    def __init__(self, base: Path, settings: Mapping[str, Any], max_rank: int = 0):
+    def __init__(
+        self,
+        base: Path,
+        settings: Mapping[str, Any],
+        max_rank: int = 0,
+        projections: Collection[str] = (),
+    ):
         cpu = models.pick_device() == "cpu"
         # One process: the script needs no main guard, and nothing is left behind when it ends.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -284,6 +290,10 @@ class VllmBackend:
             # The newer of its two runners draws with a seed a request in one kernel, the older with
             # a generator and a kernel for each of a thousand requests.
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+            # Without it cuBLAS may add up in another order when it is asked again.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            if settings.get("batch_invariant"):
+                os.environ["VLLM_BATCH_INVARIANT"] = "1"
         from vllm import LLM
 
         self.tokenizer = models.load_tokenizer(base)
@@ -295,6 +305,8 @@ class VllmBackend:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_lora_rank": _allowed_rank(max_rank),
+                # By default embeddings and the vocabulary's projection too run through LoRA kernels.
+                "lora_target_modules": sorted(projections) or None,
             }
         if cpu:
             options |= {"enforce_eager": True, "dtype": "float32"}
@@ -305,11 +317,16 @@ class VllmBackend:
                 "gpu_memory_utilization": settings["gpu_memory_utilization"],
                 "max_num_seqs": at_a_time,
                 "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
+                # Recorded whole and not compiled: as fast, with nothing to compile or to read back.
                 "compilation_config": {
-                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
+                    "mode": 0,
+                    "cudagraph_mode": "FULL",
+                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time],
                 },
             }
-        with _no_rehearsal():
+        # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
+        own = not projections or (settings.get("batch_invariant") and not cpu)
+        with _no_rehearsal(), nullcontext() if own else one_adapter.layers():
             self.engine = LLM(
                 model=models.path_of(base),
                 max_model_len=settings["max_model_len"],
@@ -326,8 +343,11 @@ class VllmBackend:
         if self.folder is not None:
             self.folder.cleanup()
         self.lora = self.folder = None
+        # What was asked before is not to change how prompts are cut into passes, hence roundings.
+        self.engine.reset_prefix_cache()
         if stages:
-            self.lora, self.folder = _serve(stages)
+            config = self.engine.llm_engine.vllm_config.model_config
+            self.lora, self.folder = _serve(stages, config.dtype)
 
     def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
         """See `Backend`."""
@@ -408,23 +428,38 @@ def _allowed_rank(rank: int) -> int:
     raise UserError(f"a chain's ranks add up to {rank}; vLLM serves at most {allowed[-1]}")
 
 
-def _serve(stages: Sequence[Path]) -> tuple[Any, Any]:
-    """LoRARequest for the chain's sum, named by its content, and the temporary folder that holds it."""
+def _serve(stages: Sequence[Path], dtype: Any) -> tuple[Any, Any]:
+    """LoRARequest for the chain's sum, named by its content, and the temporary folder that holds it.
+
+    `dtype`: the engine's, to which it would round the weights itself.
+    """
     import tempfile
 
     from vllm.lora.request import LoRARequest
 
     folder = tempfile.TemporaryDirectory(prefix="chain-")
-    config, tensors = adapters.concatenate(stages)
-    adapters.save(config, tensors, Path(folder.name))
+    config, tensors = adapters.concatenate(stages, models.pick_device())
+    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    adapters.save(config, rounded, Path(folder.name))
     name = adapters.content_hash(stages)
     return LoRARequest(name, 1 + int(name, 16) % (2**31 - 2), folder.name), folder
 
 
-def open_backend(name: str, base: Path, settings: Mapping[str, Any], max_rank: int = 0) -> Backend:
-    """Start the backend called `name`; `max_rank`: the largest rank of a chain it shall serve."""
-    engine = VllmBackend if name == "vllm" else TransformersBackend
-    return engine(base, settings, max_rank)
+def open_backend(
+    name: str,
+    base: Path,
+    settings: Mapping[str, Any],
+    max_rank: int = 0,
+    projections: Collection[str] = (),
+) -> Backend:
+    """Start the backend called `name`.
+
+    `max_rank`: the largest rank of a chain it shall serve; `projections`: layers that chains adapt,
+    all that can be by default.
+    """
+    if name == "vllm":
+        return VllmBackend(base, settings, max_rank, projections)
+    return TransformersBackend(base, settings)
 
 
 def marker_sequences(

@@ -127,14 +127,13 @@ class Recorder:
         """The CUDA graph of `_run`; random numbers and sums are as if nothing had run."""
         state = torch.cuda.get_rng_state(self.device)
         if self.pool is None:
-            # The first pass also sets up libraries, which may not happen while recording.
+            # The first pass of all also sets up libraries, which may not happen while recording.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            sums = [gradient.clone() for gradient in self.gradients]
             with torch.cuda.stream(aside):
                 self._run(inputs)
             torch.cuda.current_stream().wait_stream(aside)
-            torch._foreach_copy_(self.gradients, sums)
+            torch._foreach_zero_(self.gradients)
             self.loss.zero_()
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
