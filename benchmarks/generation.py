@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import LORA, WORDS, arguments, record, synchronised
+from common import LORA, WORDS, arguments, record, synchronised, write_base
 
 
 def adapter(folder: Path, base: Path, seed: int) -> Path:
@@ -48,6 +48,21 @@ def adapter(folder: Path, base: Path, seed: int) -> Path:
     return folder
 
 
+def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
+    """A checkpoint with an adapter merged into the base, as the study wrote one for each cell."""
+    import torch
+    from persona_collapse import adapters, models
+
+    model = models.load_model(base / "model.json", dtype, models.pick_device())
+    adapters.apply(model, [stage], merge=True).save_pretrained(folder)
+    models.load_tokenizer(base / "model.json").save_pretrained(folder)
+    write_base(folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return folder
+
+
 def main() -> None:
     """Start, cells of the base and of chains one after another, then transformers on a part."""
     args = arguments(
@@ -66,6 +81,10 @@ def main() -> None:
         },
         many_completions={"type": int, "default": 336},
         no_lora={"action": "store_true"},
+        merged={
+            "action": "store_true",
+            "help": "merge the first chain's adapter and start an engine for that, as the study",
+        },
         agreement={"action": "store_true", "help": "compare log-probabilities with PEFT's as well"},
         memory={"type": float, "default": 0.85},
     )
@@ -89,6 +108,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         stages = [adapter(Path(scratch) / str(i), args.base, i) for i in range(args.chains)]
         started = synchronised()
+        if args.merged:
+            args.base = merge(args.base, stages[0], settings["dtype"], Path(scratch) / "merged")
+            args.no_lora = True
+        merging = synchronised() - started
+        started = synchronised()
         backend = generation.open_backend(
             args.engine,
             args.base / "model.json",
@@ -103,7 +127,10 @@ def main() -> None:
             "engine": args.engine,
             "max_num_seqs": args.max_num_seqs,
             "lora": not args.no_lora,
+            "merged": args.merged,
         }
+        if args.merged:
+            record(args.out, name="merge and save", seconds=round(merging, 1), **common)
         record(args.out, name="start", seconds=round(start, 1), **common)
         cells: list[tuple[str, list[Path]]] = [("base", [])]
         if not args.no_lora:

@@ -26,6 +26,9 @@ SETTINGS = {
 }
 
 
+PARTS = ["rank-stabilised", "plain", "concatenated"]
+
+
 @pytest.fixture(scope="module")
 def stages(make_adapter):
     return [make_adapter(21, 4, True), make_adapter(22, 8, False, targets=("q_proj", "up_proj"))]
@@ -62,10 +65,13 @@ def test_greedy_answers_of_a_two_stage_chain_agree(engines, tiny_base, prompts):
     assert [c.text for c in ours] == [c.text for c in vllm]
 
 
-def test_log_probabilities_equal_the_chain_s(engines, tiny_base, stages, prompts):
+@pytest.mark.parametrize("part", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=PARTS)
+def test_log_probabilities_equal_the_chain_s(engines, tiny_base, stages, prompts, part):
     from persona_collapse import adapters, generation, models
     from vllm import SamplingParams
 
+    stages = stages[part]
+    engines["vllm"].use(stages)
     model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
     asked = requests(tiny_base, prompts, generation.Sampling(1, 0.0, 1.0, 1, 0))
     engine = engines["vllm"]

@@ -144,7 +144,8 @@ def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
     """Wrap `model` as a PeftModel with the chain's sum as a frozen adapter called `name`."""
     from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 
-    config, tensors = concatenate(directories)
+    # Summed and put in place where the model is: hundreds of small operations, slow on a processor.
+    config, tensors = concatenate(directories, str(model.device))
     lora = LoraConfig(
         r=config["r"],
         lora_alpha=config["lora_alpha"],
@@ -152,8 +153,10 @@ def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
-    peft_model = PeftModel(model, lora, adapter_name=name)
-    loaded: Any = set_peft_model_state_dict(peft_model, tensors, adapter_name=name)
+    peft_model = PeftModel(model, lora, adapter_name=name, low_cpu_mem_usage=True)
+    loaded: Any = set_peft_model_state_dict(
+        peft_model, tensors, adapter_name=name, low_cpu_mem_usage=True
+    )
     if loaded.unexpected_keys:
         raise UserError(
             f"{directories[-1]}: the adapter has weights that the base model lacks "
