@@ -142,6 +142,7 @@ def main() -> None:
             """Put a chain on and sample."""
             started = synchronised()
             backend.use(chain)
+            switch = synchronised() - started
             # No end token, so that all answers are equally long.
             backend.ends = []  # type: ignore[attr-defined]
             done = backend.complete(asked, how, lambda message: None)
@@ -153,6 +154,7 @@ def main() -> None:
                 name=name,
                 completions=len(done),
                 seconds=round(seconds, 1),
+                switch_seconds=round(switch, 2),
                 tokens_per_second=speed,
                 **common,
             )

@@ -19,7 +19,7 @@ from . import chains, configuration
 STATED = {
     "training tokens a second": 13_300,
     "sampled tokens a second": 21_100,
-    "engine start, seconds": 57,
+    "engine start, seconds": 28,
     "prompts with activations a second": 103,
     "model load and imports, seconds": 20,
     "training memory, GiB": 38,
