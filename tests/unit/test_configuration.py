@@ -161,6 +161,19 @@ def test_the_study_s_own_personas_and_questions_are_an_input(config):
         configuration.check(config)
 
 
+def test_a_chain_s_adapter_is_its_stages_together(config):
+    config["stages"]["em"] |= {"r": 4, "target_modules": ["lm_head"]}
+    checked = configuration.check(config)
+    assert configuration.rank(checked, "em@1") == 4
+    assert configuration.projections(checked, "em@1") == {"lm_head"}
+    both = "couple-villain@42+em@1"
+    assert configuration.rank(checked, both) == 4 + config["lora"]["r"]
+    assert configuration.projections(checked, both) == {
+        "lm_head",
+        *config["lora"]["target_modules"],
+    }
+
+
 def test_null_takes_away(config):
     config["experiments"]["C3"] = None
     config["model"] = {"demo": None, "path": "models/some"}

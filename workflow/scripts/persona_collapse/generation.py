@@ -321,7 +321,8 @@ class VllmBackend:
                 "compilation_config": {
                     "mode": 0,
                     "cudagraph_mode": "FULL",
-                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time],
+                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
+                    or [at_a_time],
                 },
             }
         # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
