@@ -290,8 +290,6 @@ class VllmBackend:
             # The newer of its two runners draws with a seed a request in one kernel, the older with
             # a generator and a kernel for each of a thousand requests.
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-            # Without it cuBLAS may add up in another order when it is asked again.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             if settings.get("batch_invariant"):
                 os.environ["VLLM_BATCH_INVARIANT"] = "1"
         from vllm import LLM
