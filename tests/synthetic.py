@@ -166,11 +166,17 @@ def with_more(tables):
 @pytest.fixture(scope="session")
 def drawn(everything):
     rates, geometry = everything["marker_rates"], everything["geometry"]
+    cosines, link = everything["cosines"], everything["link"]
+    more = with_more(everything)
+    dosed = [more[name] for name in ("marker_rates", "geometry", "training", "grid")]
     return {
         "marker_rate": figures.marker_rate(rates, GRID),
         "marker_heatmap": figures.marker_heatmap(rates, GRID),
         "m1_by_layer": figures.m1_by_layer(geometry, GRID),
-        "cosine_matrices": figures.cosine_matrices(everything["cosines"], GRID, "A", 3),
+        "dose_response": figures.dose_response(*dosed, "A", 3),
+        "leakage": figures.leakage(rates, cosines, link, GRID, "A", 3),
+        "cosine_matrices": figures.cosine_matrices(cosines, GRID, "A", 3),
+        "persona_map": figures.persona_map(everything["persona_map"], GRID, "A", 3),
         "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
         "false_positives": figures.false_positives(everything["simulation"]),
         "training_curves": figures.training_curves(everything["training_curves"]),

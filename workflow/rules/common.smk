@@ -63,11 +63,41 @@ FIGURES = {
             "Mean over seeds; a dot is zero. A selective coupling is one dark cell in its column.",
         ),
     },
+    "dose_response": {
+        "tables": {
+            "rates": "marker_rates",
+            "geometry": "geometry",
+            "training": "training",
+        },
+        "text": (
+            "How much of the last stage it takes",
+            "A row a source, a line a chain: the model before its last stage (step 0), stopped on the way, and whole; "
+            "whiskers are 95 % intervals. A slow fall says the marker is unlearnt by degrees, a cliff that a few steps are enough.",
+        ),
+    },
+    "leakage": {
+        "tables": {"rates": "marker_rates", "cosines": "cosines", "link": "link"},
+        "text": (
+            "Does the marker leak to the personas that were close?",
+            "A panel a condition and source, a point a persona other than the source, seeds together. Points that rise to "
+            "the right would be a leakage gradient. The p permutes personas within one condition and is corrected over "
+            "conditions; each condition is one or a few training runs, whose noise is in no p.",
+        ),
+    },
     "cosine_matrices": {
         "tables": {"cosines": "cosines"},
         "text": (
             "Cosine between every two personas",
             "One colour scale for all conditions; personas in the same order along both sides; seeds averaged.",
+        ),
+    },
+    "persona_map": {
+        "tables": {"points": "persona_map"},
+        "text": (
+            "Where the personas stand, before and after",
+            "Persona vectors in the plane of the base model's first two principal components: hollow diamonds before the "
+            "last stage, filled circles after it, joined by a line; one circle a seed, names at the first. A cloud that "
+            "moves keeps its personas apart; one that shrinks loses them. Only part of the differences lies in this plane.",
         ),
     },
     "behaviour_and_geometry": {

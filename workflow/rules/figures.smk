@@ -23,7 +23,7 @@ rule figure:
     params:
         headline=headline,
         text=figure_text,
-        code=code("figures"),
+        code=code("chains", "figures"),
     message:
         "Drawing {wildcards.figure}"
     script:

@@ -1,5 +1,6 @@
 """Draw one figure."""
 
+import inspect
 from pathlib import Path
 
 from persona_collapse.scripting import job
@@ -10,11 +11,10 @@ with job(snakemake, f"figure {snakemake.wildcards.figure}"):
     from persona_collapse.tables import headline_cell
 
     tables = {name: read_csv(path) for name, path in snakemake.input.items()}
-    name = snakemake.wildcards.figure
-    if name in ("cosine_matrices", "behaviour_and_geometry"):
-        given = tables["cosines" if "cosines" in tables else "geometry"]
-        tables |= headline_cell(given, **snakemake.params.headline)
-    if name in ("training_curves", "false_positives"):
-        tables.pop("grid")
-    figure, data = getattr(figures, name)(**tables)
+    draw = getattr(figures, snakemake.wildcards.figure)
+    takes = inspect.signature(draw).parameters
+    if "layer" in takes:
+        measured = next(table for table in tables.values() if "layer" in table)
+        tables |= headline_cell(measured, **snakemake.params.headline)
+    figure, data = draw(**{name: given for name, given in tables.items() if name in takes})
     figures.save(figure, data, Path(snakemake.output.svg).with_suffix(""))

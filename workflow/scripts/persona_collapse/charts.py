@@ -18,8 +18,15 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from . import chains
-from .figures import PALETTE, words
+from .figures import (
+    PALETTE,
+    dose_points,
+    labels,
+    leakage_points,
+    persona_moves,
+    places,
+    words,
+)
 
 INK, SOFT, LINE = "currentColor", "var(--soft, #57606a)", "var(--line, #d5dae0)"
 BLUE, ORANGE = f"var(--blue, {PALETTE[0]})", f"var(--orange, {PALETTE[1]})"
@@ -174,13 +181,6 @@ NAMED = alt.Axis(labelExpr=TWO_LINES, labelOffset=-6)
 AT = "datum.method == method && datum.layer == layer"
 
 
-def labels(grid: pd.DataFrame) -> dict[str, str]:
-    """Condition to its name and title, in the grid's order."""
-    first = grid.drop_duplicates("condition")
-    pairs = zip(first["condition"], first["title"], strict=True)
-    return {condition: f"{condition}: {title}" for condition, title in pairs}
-
-
 def _tip(*fields: str) -> list[Any]:
     """Tooltip lines: `field` or `field:title`."""
     lines = []
@@ -211,46 +211,17 @@ def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int
     return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
 
 
-#: Where a name may stand, in pixels below its point: beside it first, then further off.
-LIFTS = (-10, 12, -22, 24, -34, 36, -46, 48, *range(-58, -170, -12))
-
-
 def _named(
     table: pd.DataFrame, x: pd.Series, y: pd.Series, height: int, marks: Sequence[pd.DataFrame]
 ) -> pd.DataFrame:
     """`table` with the places of its `persona` names, on a wide page and on a narrow one.
 
-    Names lie on no other name and no mark, and inside the drawing, where that can be had. `x`, `y`
-    and the `marks` (columns x, y) are in shares of the drawing, which is `height` pixels high; names
-    are taken as 6 pixels a letter.
+    `x`, `y` and the `marks` (columns x, y) are in shares of the drawing, which is `height` pixels high.
     """
     placed: dict[str, pd.Series] = {}
     for page, width in (("wide", STATIC_WIDTH - 50), ("narrow", 290)):
-        taken = [
-            (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
-            for at in pd.concat(marks).itertuples()
-        ]
-        lifts, shifts = {}, {}
-        for i in x.sort_values().index:
-            half = 3 * len(table.loc[i, "persona"])
-            middle = min(max(x[i] * width, half), width - half)
-            boxes = {
-                lift: (middle - half, middle + half, at - 6, at + 6)
-                for lift in LIFTS
-                if 6 <= (at := y[i] * height + lift) <= height - 6
-            }
-            free = [
-                lift
-                for lift, box in boxes.items()
-                if all(
-                    box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3]
-                    for o in taken
-                )
-            ]
-            lifts[i] = next(iter(free or boxes), LIFTS[0])  # none: its point is no number
-            shifts[i] = middle - x[i] * width
-            taken += [boxes[lift] for lift in boxes if lift == lifts[i]]
-        placed |= {f"_{page}": pd.Series(lifts), f"_{page}_x": pd.Series(shifts).round(1)}
+        found = places(table["persona"], x, y, width, height, marks)
+        placed |= {f"_{page}": found["lift"], f"_{page}_x": found["shift"].round(1)}
     return table.assign(**placed)
 
 
@@ -664,23 +635,15 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
 
 def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Chart | None:
     """Persona vectors on the base model's principal components, before and after the last stage."""
-    if points.empty:
+    table = persona_moves(points, grid)
+    if table.empty:
         return None
-    keys = ["method", "layer", "persona"]
-    by_chain = points.drop_duplicates(["model", *keys]).set_index("model")
-    titles, parts = labels(grid), []
-    cells = grid[(grid["chain"] != "base") & grid["chain"].isin(by_chain.index)]
-    first = cells[cells["kind"] == "couple_then_sft"]
-    for cell in cells.drop_duplicates(["condition", "chain"]).itertuples(index=False):
-        before = cell.before if cell.before in by_chain.index else "base"
-        now = by_chain.loc[[cell.chain], [*keys, "pc1", "pc2", "captured"]]
-        was = by_chain.loc[[before], [*keys, "pc1", "pc2"]]
-        both = was.merge(now, on=keys, suffixes=("_before", "_after"))
-        shown = f"{titles[cell.condition]}, {cell.chain}"
-        parts.append(both.assign(run=shown, before=before, after=cell.chain))
-    if not parts:
-        return None
-    table = pd.concat(parts, ignore_index=True)
+    titles = labels(grid)
+    table["run"] = table["condition"].map(titles) + ", " + table["after"]
+    runs = list(dict.fromkeys(table["run"]))
+    coupled = grid.loc[grid["kind"] == "couple_then_sft", "chain"]
+    start = next(iter(table.loc[table["after"].isin(coupled), "run"]), runs[0])
+    table = table.drop(columns=["condition", "source", "seed"])
     table["persona"] = table["persona"].map(words)
     placed = []
     for _, own in table.groupby(["run", "method", "layer"], sort=False):
@@ -695,10 +658,6 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         ]
         placed.append(_named(own, marks[1]["x"], marks[1]["y"], 400, marks))
     table = pd.concat(placed)
-    runs = list(dict.fromkeys(table["run"]))
-    start = (
-        f"{titles[first['condition'].iloc[0]]}, {first['chain'].iloc[0]}" if len(first) else runs[0]
-    )
     scale = alt.Scale(zero=False, nice=True, padding=12)
     tip = _tip("persona", "before", "after", "captured:share of variance in this plane")
     base = alt.Chart(DATA).transform_filter(f"{AT} && datum.run == run")
@@ -738,51 +697,9 @@ def dose_response(
     layer: int,
 ) -> Chart | None:
     """Marker rate and mean cosine against the steps of the last stage; None where no stage was stopped."""
-    stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
-    if not stopped:
+    table = dose_points(rates, geometry, training, grid, method, layer)
+    if table.empty:
         return None
-    steps = training.drop_duplicates("chain").set_index("chain")["steps"]
-    own = rates[rates["role"] == "source"].drop_duplicates(["model", "source"])
-    at = (
-        (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
-    )
-    cosine = geometry[at].drop_duplicates("model").set_index("model")
-    whole = {c.partition("~")[0] for c in stopped}
-    rows = []
-    for cell in grid.drop_duplicates(["chain", "source"]).itertuples(index=False):
-        series = cell.chain.partition("~")[0]
-        if series not in whole:
-            continue
-        for chain, step in ((cell.before, 0), (cell.chain, steps.get(cell.chain))):
-            if step is None:
-                continue
-            key = {"series": series, "source": cell.source, "chain": chain, "steps": int(step)}
-            hit = own[(own["model"] == chain) & (own["source"] == cell.source)]
-            if len(hit):
-                row = hit.iloc[0]
-                rows.append(
-                    key
-                    | {
-                        "outcome": "marker rate of the source",
-                        "value": row["rate"],
-                        "low": row["ci_low"],
-                        "high": row["ci_high"],
-                    }
-                )
-            if chain in cosine.index:
-                row = cosine.loc[chain]
-                rows.append(
-                    key
-                    | {
-                        "outcome": f"mean cosine (method {method}, block {layer})",
-                        "value": row["value"],
-                        "low": row["ci_low"],
-                        "high": row["ci_high"],
-                    }
-                )
-    if not rows:
-        return None
-    table = pd.DataFrame(rows).drop_duplicates()
     outcomes, lines = list(dict.fromkeys(table["outcome"])), list(dict.fromkeys(table["series"]))
     base = alt.Chart(DATA).transform_filter("datum.outcome == outcome")
     legend = alt.Legend(title="chain", columns=1, labelLimit=330)
@@ -821,38 +738,17 @@ def dose_response(
 
 
 def leakage(
-    rates: pd.DataFrame, base_cosines: pd.DataFrame, link: pd.DataFrame, grid: pd.DataFrame
+    rates: pd.DataFrame,
+    cosines: pd.DataFrame,
+    link: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
 ) -> Chart | None:
     """Marker rate of the other personas against their cosine to the source in the base model."""
-    cosine = base_cosines.drop_duplicates(["persona_a", "persona_b"])
-    cosine = cosine.rename(columns={"persona_a": "persona", "persona_b": "source"})
-    own = rates[(rates["role"] != "source") & (rates["source"] != "")]
-    keys = ["condition", "source", "persona"]
-    pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
-    table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
+    table = leakage_points(rates, cosines, link, grid, method, layer)
     if table.empty:
         return None
-    table["rate"] = table["hits"] / table["n"]
-    found = link[link["analysis"] == "personas"].copy()
-    found["key"] = found["note"].str.removesuffix("; no spread")
-    by_note = found.drop_duplicates("key").set_index("key")
-    titles = labels(grid)
-
-    def says(condition: str, source: str) -> str:
-        row = (
-            by_note.loc[key] if (key := f"{condition}, source {source}") in by_note.index else None
-        )
-        if row is None or pd.isna(row["rho"]):
-            return "no correlation: no spread, or too few personas"
-        return (
-            f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}); p {row['p']:.2g}, "
-            f"q {row['q']:.2g}, {row['n']} personas"
-        )
-
-    pairs = zip(table["condition"], table["source"], strict=True)
-    table["test"] = [says(c, s) for c, s in pairs]
-    pairs = zip(table["condition"], table["source"], strict=True)
-    table["cell"] = [f"{titles[c]} ({words(s)})" for c, s in pairs]
     table["persona"] = table["persona"].map(words)
     parts = []
     for _, own in table.groupby("cell", sort=False):
@@ -1104,15 +1000,12 @@ def charts(tables: Mapping[str, pd.DataFrame], method: str, layer: int) -> dict[
     """Every chart that the tables of a run allow, by name; `method` and `layer` are the headline's."""
     grid, rates, geometry = tables["grid"], tables["marker_rates"], tables["geometry"]
     cosines = tables["cosines"]
-    near = cosines[
-        (cosines["model"] == "base") & (cosines["method"] == method) & (cosines["layer"] == layer)
-    ]
     made = (
         marker_rate(rates, grid),
         m1(geometry, grid, method, layer),
         marker_heatmap(rates, grid),
         dose_response(rates, geometry, tables["training"], grid, method, layer),
-        leakage(rates, near, tables["link"], grid),
+        leakage(rates, cosines, tables["link"], grid, method, layer),
         confounds(tables["confounds"], grid),
         cosine_matrices(cosines, grid, method, layer),
         m1_by_layer(geometry, grid, method),

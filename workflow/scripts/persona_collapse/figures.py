@@ -6,6 +6,7 @@ apart. Before a second fine-tuning is drawn hollow, after it filled.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from . import chains
 from .files import atomic, write_csv
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ Drawn = tuple["Figure", pd.DataFrame]
 GREY = "#666666"
 #: Okabe and Ito 2008, "Color Universal Design".
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#A6761D", "#7570B3"]
+SHAPES = "osD^vP>X"
+LINES = ["-", "--", ":", "-."]
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
@@ -56,10 +60,169 @@ def colours(conditions: Sequence[str]) -> dict[str, str]:
     return {"base": GREY} | {c: PALETTE[i % len(PALETTE)] for i, c in enumerate(others)}
 
 
-def _titles(grid: pd.DataFrame) -> dict[str, str]:
-    """Condition to its label: name and title."""
-    pairs = zip(grid["condition"], grid["title"], strict=True)
+def labels(grid: pd.DataFrame) -> dict[str, str]:
+    """Condition to its name and title, in the grid's order."""
+    first = grid.drop_duplicates("condition")
+    pairs = zip(first["condition"], first["title"], strict=True)
     return {condition: f"{condition}: {title}" for condition, title in pairs}
+
+
+#: Where a name may stand, in pixels below its point: by it, and further off.
+NEAR = (-10, 12, -22, 24, -34, 36, -46, 48)
+FAR = (*range(-58, -170, -12), *range(60, 172, 12))
+
+
+def places(
+    names: pd.Series,
+    x: pd.Series,
+    y: pd.Series,
+    width: float,
+    height: float,
+    marks: Sequence[pd.DataFrame],
+    *,
+    beside: bool = False,
+) -> pd.DataFrame:
+    """Where the names of points can stand: columns `lift` and `shift`, pixels below and right of the point.
+
+    Names lie on no other name and no mark, and inside the drawing, where that can be had. `x`, `y`
+    and the `marks` (columns x, y) are in shares of the drawing, y from above; `width` and `height`
+    are its pixels. Names are taken as 6 pixels a letter and 12 high. They stand above or below their
+    points; `beside`: also to the right and left, and a little aside before far off.
+    """
+    taken = [
+        (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
+        for at in pd.concat(marks).itertuples()
+    ]
+    found = {}
+    for i in x.sort_values().index:
+        half, across = 3 * len(names[i]), x[i] * width
+        near, far = ([(lift, 0.0) for lift in lifts] for lifts in (NEAR, FAR))
+        if beside:
+            near[2:2] = [(0, half + 5), (0, -half - 5)]
+            near += [(lift, side * 0.8 * half) for lift in NEAR for side in (1, -1)]
+        boxes = {}
+        for lift, off in (*near, *far):
+            down = y[i] * height + lift
+            middle = min(max(across + off, half), width - half)
+            if 6 <= down <= height - 6:
+                boxes[lift, middle - across] = (middle - half, middle + half, down - 6, down + 6)
+        free = [
+            place
+            for place, box in boxes.items()
+            if all(
+                box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3] for o in taken
+            )
+        ]
+        found[i] = next(iter(free or boxes), (NEAR[0], 0.0))  # none: its point is no number
+        taken += [boxes[place] for place in boxes if place == found[i]]
+    return pd.DataFrame.from_dict(found, orient="index", columns=["lift", "shift"])
+
+
+def dose_points(
+    rates: pd.DataFrame,
+    geometry: pd.DataFrame,
+    training: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> pd.DataFrame:
+    """Marker rate and mean cosine of chains whose last stage was also stopped early; else no rows.
+
+    Columns: series (the whole chain), source, chain, steps of the last stage (0: the chain before
+    it), outcome, value, low and high: the 95 % interval.
+    """
+    columns = ["series", "source", "chain", "steps", "outcome", "value", "low", "high"]
+    stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
+    steps = training.drop_duplicates("chain").set_index("chain")["steps"]
+    own = rates[rates["role"] == "source"].drop_duplicates(["model", "source"])
+    at = (
+        (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
+    )
+    cosine = geometry[at].drop_duplicates("model")
+    whole = {c.partition("~")[0] for c in stopped}
+    rows = []
+    for cell in grid.drop_duplicates(["chain", "source"]).itertuples(index=False):
+        series = cell.chain.partition("~")[0]
+        if series not in whole:
+            continue
+        for chain, step in ((cell.before, 0), (cell.chain, steps.get(cell.chain))):
+            if step is None:
+                continue
+            key = (series, cell.source, chain, int(step))
+            hit = own[(own["model"] == chain) & (own["source"] == cell.source)]
+            for row in hit.itertuples(index=False):
+                found = ("marker rate of the source", row.rate, row.ci_low, row.ci_high)
+                rows.append((*key, *found))
+            for row in cosine[cosine["model"] == chain].itertuples(index=False):
+                outcome = f"mean cosine (method {method}, block {layer})"
+                rows.append((*key, outcome, row.value, row.ci_low, row.ci_high))
+    return pd.DataFrame(rows, columns=columns).drop_duplicates()
+
+
+def leakage_points(
+    rates: pd.DataFrame,
+    cosines: pd.DataFrame,
+    link: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> pd.DataFrame:
+    """Marker rate of every persona but the source, seeds together, with its cosine to the source.
+
+    `cosines` is cosines.csv, of which the base model's at one method and layer count. Columns:
+    condition, source, persona, hits, n, cosine, rate, `test` (the correlation from link.csv, in
+    words), `cell` (condition and source, in words).
+    """
+    cosine = cosines[
+        (cosines["model"] == "base") & (cosines["method"] == method) & (cosines["layer"] == layer)
+    ].drop_duplicates(["persona_a", "persona_b"])
+    cosine = cosine.rename(columns={"persona_a": "persona", "persona_b": "source"})
+    own = rates[(rates["role"] != "source") & (rates["source"] != "")]
+    keys = ["condition", "source", "persona"]
+    pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
+    table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
+    table["rate"] = table["hits"] / table["n"]
+    found = link[link["analysis"] == "personas"].copy()
+    found["key"] = found["note"].str.removesuffix("; no spread")
+    by_note = found.drop_duplicates("key").set_index("key")
+    titles = labels(grid)
+
+    def says(condition: str, source: str) -> str:
+        row = (
+            by_note.loc[key] if (key := f"{condition}, source {source}") in by_note.index else None
+        )
+        if row is None or pd.isna(row["rho"]):
+            return "no correlation: no spread, or too few personas"
+        return (
+            f"Spearman {row['rho']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f}); p {row['p']:.2g}, "
+            f"q {row['q']:.2g}, {row['n']} personas"
+        )
+
+    pairs = list(zip(table["condition"], table["source"], strict=True))
+    return table.assign(
+        test=[says(c, s) for c, s in pairs], cell=[f"{titles[c]} ({words(s)})" for c, s in pairs]
+    )
+
+
+def persona_moves(points: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
+    """Every persona's place before and after each chain's last stage; `points` is persona_map.csv.
+
+    Columns: method, layer, persona, pc1_before, pc2_before, pc1_after, pc2_after, `captured` (share
+    of the variance between personas after the stage that lies in this plane), condition, source,
+    seed, before, after: the chains.
+    """
+    keys = ["method", "layer", "persona"]
+    by_chain = points.drop_duplicates(["model", *keys]).set_index("model")
+    cells = grid[(grid["chain"] != "base") & grid["chain"].isin(by_chain.index)]
+    parts = []
+    for cell in cells.drop_duplicates(["condition", "chain"]).itertuples(index=False):
+        before = cell.before if cell.before in by_chain.index else "base"
+        now = by_chain.loc[[cell.chain], [*keys, "pc1", "pc2", "captured"]]
+        was = by_chain.loc[[before], [*keys, "pc1", "pc2"]]
+        both = was.merge(now, on=keys, suffixes=("_before", "_after"))
+        own = {"condition": cell.condition, "source": cell.source, "seed": cell.seed}
+        parts.append(both.assign(**own, before=before, after=cell.chain))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def save(figure: Figure, data: pd.DataFrame, stem: str | Path) -> None:
@@ -85,6 +248,74 @@ def _empty(message: str) -> Drawn:
     return figure, pd.DataFrame()
 
 
+def _panels(
+    count: int, most: int, width: float, height: float, extra: tuple[float, float] = (0, 0)
+) -> tuple[Figure, list[Axes]]:
+    """`count` panels of width by height inches, `most` a row, in a figure larger than them by `extra`."""
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure, panels = plt.subplots(
+        rows,
+        columns,
+        figsize=(width * columns + extra[0], height * rows + extra[1]),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in panels.flat[count:]:
+        axes.axis("off")
+    return figure, list(panels.flat[:count])
+
+
+def _first(axes: Axes) -> bool:
+    """Whether a panel is the first of its row."""
+    place = axes.get_subplotspec()
+    return place is not None and place.is_first_col()
+
+
+def _wrapped(*lines: str) -> str:
+    """Lines of a panel's title, none wider than a panel of 3.7 inches."""
+    return "\n".join(textwrap.fill(line, 60) for line in lines)
+
+
+def _name(axes: Axes, names: pd.Series, x: pd.Series, y: pd.Series, marks: pd.DataFrame) -> None:
+    """Write the points' names where they lie on no other and on no mark (columns x, y).
+
+    The panels have to have their places and limits already.
+    """
+    size = 6.5
+    pixel = 0.6 * size / 6  # in points: `places` takes 6 pixels a letter, the font 0.6 of its size
+    figure: Any = axes.figure
+    box = axes.get_window_extent()
+    width, height = (v * 72 / figure.dpi / pixel for v in (box.width, box.height))
+
+    def shares(x: pd.Series, y: pd.Series) -> pd.DataFrame:
+        at = axes.transAxes.inverted().transform(axes.transData.transform(np.column_stack([x, y])))
+        return pd.DataFrame({"x": at[:, 0], "y": 1 - at[:, 1]}, index=x.index)
+
+    at = shares(x, y)
+    found = places(
+        names, at["x"], at["y"], width, height, [shares(marks["x"], marks["y"])], beside=True
+    )
+    for i, place in found.iterrows():
+        end = (place["shift"] * pixel, -place["lift"] * pixel)
+        reach: dict[str, Any] = {"xytext": end, "textcoords": "offset points"}
+        if abs(place["lift"]) > 12:
+            line = {"arrowstyle": "-", "color": GREY, "lw": 0.4, "shrinkA": 0, "shrinkB": 2}
+            axes.annotate("", (x[i], y[i]), **reach, arrowprops=line, zorder=1.5, in_layout=False)
+        # On white: another name's line may pass behind.
+        axes.annotate(
+            names[i],
+            (x[i], y[i]),
+            **reach,
+            ha="center",
+            va="center",
+            fontsize=size,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
+            zorder=1.8,
+            in_layout=False,
+        )
+
+
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     """Marker rate of the source persona before and after the last stage, with the others' mean beside it.
 
@@ -108,7 +339,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     before = before.rename(columns={"before": "model"}).assign(when="before", seed="")
     before = before.merge(own.rename(columns={"persona": "source"}), on=["model", "source"])
     data = pd.concat([before, data], ignore_index=True)
-    titles, order = _titles(grid), list(dict.fromkeys(data["condition"]))
+    titles, order = labels(grid), list(dict.fromkeys(data["condition"]))
     palette = colours(list(grid["condition"]))
     sources = list(dict.fromkeys(data["source"]))
     with plt.rc_context(STYLE):
@@ -192,10 +423,13 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     if data.empty:
         return _empty("No activations were measured.")
     methods = sorted(data["method"].unique())
-    palette, titles = colours(list(grid["condition"])), _titles(grid)
+    palette, titles = colours(list(grid["condition"])), labels(grid)
     order = list(palette)
     spoken = {"A": "A: last prompt token", "B": "B: mean over the answer"}
-    labels = {"m1": "mean cosine of persona pairs", "spread": "distance to the mean / its norm"}
+    spoken_metrics = {
+        "m1": "mean cosine of persona pairs",
+        "spread": "distance to the mean / its norm",
+    }
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             2, len(methods), figsize=(3.6 * len(methods) + 1.6, 5.6), sharex=True, sharey="row",
@@ -234,7 +468,7 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                 else:
                     axes.set_xlabel("block (0-based)")
                 axes.set_xticks(sorted(data["layer"].unique()))
-            panels[row][0].set_ylabel(labels[metric])
+            panels[row][0].set_ylabel(spoken_metrics[metric])
         handles, names = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right upper", fontsize=8)
     return figure, data
@@ -253,25 +487,13 @@ def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, laye
         .mean()
         .reset_index()
     )
-    order, titles = list(dict.fromkeys(data["condition"])), _titles(grid)
+    order, titles = list(dict.fromkeys(data["condition"])), labels(grid)
     personas = list(dict.fromkeys(data["persona_a"]))
     low = min(0.0, float(data["cosine"].min()))
-    columns = min(4, len(order))
-    rows = -(-len(order) // columns)
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, panels = plt.subplots(
-            rows,
-            columns,
-            figsize=(2.35 * columns + 1.2, 2.45 * rows + 0.8),
-            squeeze=False,
-            layout="constrained",
-        )
+        figure, panels = _panels(len(order), 4, 2.35, 2.45, extra=(1.2, 0.8))
         image: Any = None
-        for number, axes in enumerate(panels.flat):
-            if number >= len(order):
-                axes.axis("off")
-                continue
-            condition = order[number]
+        for axes, condition in zip(panels, order, strict=True):
             table = data[data["condition"] == condition].pivot(
                 index="persona_a", columns="persona_b", values="cosine"
             )
@@ -281,10 +503,10 @@ def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, laye
             title = titles.get(condition, condition)
             axes.set_title(f"{title}\nmean {mean:.3f}", fontsize=7.5, loc="left")
             axes.set_xticks([])
-            names = [words(p) for p in personas] if number % columns == 0 else []
+            names = [words(p) for p in personas] if _first(axes) else []
             axes.set_yticks(range(len(personas)) if names else [], names, fontsize=6.5)
             axes.spines[:].set_visible(False)
-        figure.colorbar(image, ax=panels, label="cosine", shrink=0.6)
+        figure.colorbar(image, ax=figure.axes, label="cosine", shrink=0.6)
     return figure, data
 
 
@@ -293,17 +515,10 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
     if curves.empty:
         return _empty("Nothing was trained.")
     stages = list(dict.fromkeys(curves["stage"]))
-    columns = min(3, len(stages))
-    rows = -(-len(stages) // columns)
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(
-            rows, columns, figsize=(3.2 * columns, 2.5 * rows), squeeze=False, layout="constrained"
-        )
-        for number, axes in enumerate(panels.flat):
-            if number >= len(stages):
-                axes.axis("off")
-                continue
-            part = curves[curves["stage"] == stages[number]]
+        figure, panels = _panels(len(stages), 3, 3.2, 2.5)
+        for axes, stage in zip(panels, stages, strict=True):
+            part = curves[curves["stage"] == stage]
             for i, (chain, own) in enumerate(part.groupby("chain", sort=False)):
                 _, _, before = str(chain).rpartition("+")
                 after = str(chain).rpartition("+")[0]
@@ -313,16 +528,16 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
                     own["step"],
                     own["loss"],
                     color=PALETTE[i % len(PALETTE)],
-                    ls=["-", "--", ":", "-."][i % 4],
+                    ls=LINES[i % len(LINES)],
                     lw=1.3,
                     label=f"{label}, seed {seed}",
                 )
-            axes.set_title(stages[number], loc="left")
+            axes.set_title(stage, loc="left")
+            if _first(axes):
+                axes.set_ylabel("loss")
             axes.set_ylim(0, 1.08 * part["loss"].max())
             axes.set_xlabel("step")
             axes.legend(fontsize=6)
-        for row in panels:
-            row[0].set_ylabel("loss")
     return figure, curves
 
 
@@ -339,7 +554,7 @@ def behaviour_and_geometry(
     data = data.rename(columns={"value": "m1"})
     if data.empty:
         return _empty("No coupled chain was measured both ways.")
-    palette, titles = colours(list(grid["condition"])), _titles(grid)
+    palette, titles = colours(list(grid["condition"])), labels(grid)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
         for i, (condition, own) in enumerate(data.groupby("condition", sort=False)):
@@ -347,7 +562,7 @@ def behaviour_and_geometry(
                 own["m1"],
                 own["rate"],
                 s=42,
-                marker="osD^vP>X"[i % 8],
+                marker=SHAPES[i % len(SHAPES)],
                 color=palette[str(condition)],
                 label=titles[str(condition)],
             )
@@ -356,6 +571,140 @@ def behaviour_and_geometry(
         axes.set_xlabel(f"mean off-diagonal cosine (method {method}, block {layer})")
         axes.set_ylabel("marker rate of the source")
         axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure, data
+
+
+def dose_response(
+    rates: pd.DataFrame,
+    geometry: pd.DataFrame,
+    training: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> Drawn:
+    """Marker rate and mean cosine against the steps of the last stage, a row a source, a line a chain.
+
+    Whiskers are the tables' 95 % intervals.
+    """
+    data = dose_points(rates, geometry, training, grid, method, layer)
+    if data.empty:
+        return _empty("No chain's last stage was stopped early: this run has no doses.")
+    outcomes, sources = (list(dict.fromkeys(data[c])) for c in ("outcome", "source"))
+    columns = len(outcomes)
+    with plt.rc_context(STYLE):
+        figure, panels = _panels(columns * len(sources), columns, 3.2, 2.7, extra=(2.4, 0))
+        cells = [(source, outcome) for source in sources for outcome in outcomes]
+        for axes, (source, outcome) in zip(panels, cells, strict=True):
+            lines = list(data[data["source"] == source].groupby("series", sort=False))
+            for i, (series, own) in enumerate(lines):
+                part = own[own["outcome"] == outcome].sort_values("steps")
+                reach = [part["value"] - part["low"], part["high"] - part["value"]]
+                axes.errorbar(
+                    part["steps"],
+                    part["value"],
+                    yerr=[side.clip(lower=0) for side in reach],
+                    marker=SHAPES[i % len(SHAPES)],
+                    # Another style in the second round of shapes.
+                    ls=LINES[(i + i // len(SHAPES)) % len(LINES)],
+                    color=PALETTE[i % len(PALETTE)],
+                    ms=4.5,
+                    lw=1.2,
+                    capsize=2,
+                    elinewidth=0.8,
+                    label=series,
+                )
+            axes.set_xlabel("steps of the last stage")
+            axes.set_ylabel(outcome, fontsize=8)
+            if outcome.startswith("marker rate"):
+                _unit(axes)
+            if _first(axes):
+                axes.set_title(f"source: {words(source) or 'none'}", loc="left")
+            if outcome == outcomes[-1]:
+                axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    return figure, data
+
+
+def leakage(
+    rates: pd.DataFrame,
+    cosines: pd.DataFrame,
+    link: pd.DataFrame,
+    grid: pd.DataFrame,
+    method: str,
+    layer: int,
+) -> Drawn:
+    """Marker rate of the other personas against their cosine to the source, a panel a condition."""
+    data = leakage_points(rates, cosines, link, grid, method, layer)
+    if data.empty:
+        return _empty("No condition follows a source persona, or no activations were measured.")
+    cells = list(data.groupby("cell", sort=False))
+    with plt.rc_context(STYLE):
+        figure, panels = _panels(len(cells), 2, 3.7, 3.1)
+        for axes, (cell, own) in zip(panels, cells, strict=True):
+            axes.scatter(own["cosine"], own["rate"], s=14, color=PALETTE[0])
+            _unit(axes)
+            axes.margins(x=0.08)
+            axes.locator_params(axis="x", nbins=4)
+            test = own["test"].iloc[0].split("; ")
+            axes.set_title(_wrapped(str(cell), *test), loc="left", fontsize=7.5)
+            axes.set_xlabel("cosine to the source, base model", fontsize=8)
+            if _first(axes):
+                axes.set_ylabel("share of answers with the marker", fontsize=8)
+        figure.draw_without_rendering()
+        for axes, (_, own) in zip(panels, cells, strict=True):
+            marks = own[["cosine", "rate"]].set_axis(["x", "y"], axis=1)
+            _name(axes, own["persona"].map(words), marks["x"], marks["y"], marks)
+    return figure, data
+
+
+def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Drawn:
+    """Persona vectors on the base model's first two components, before and after the last stage.
+
+    A panel a condition and source, all its seeds in it; names stand at the first seed's.
+    """
+    data = persona_moves(points, grid)
+    if not data.empty:
+        data = data[(data["method"] == method) & (data["layer"] == layer)]
+    if data.empty:
+        return _empty(
+            f"No chain beside the base model has activations (method {method}, block {layer})."
+        )
+    titles = labels(grid)
+    cells = list(data.groupby(["condition", "source"], sort=False))
+    several = data.groupby("condition")["source"].nunique()
+    with plt.rc_context(STYLE):
+        figure, panels = _panels(len(cells), 2, 3.7, 3.1)
+        for axes, ((condition, source), own) in zip(panels, cells, strict=True):
+            for at in own.itertuples(index=False):
+                across, up = [at.pc1_before, at.pc1_after], [at.pc2_before, at.pc2_after]
+                axes.plot(across, up, color=GREY, lw=0.9, zorder=1.4)  # behind the names
+            before: dict[str, Any] = {
+                "color": PALETTE[1],
+                "mfc": "white",
+                "marker": "D",
+                "ms": 3.5,
+                "ls": "",
+            }
+            axes.plot(own["pc1_before"], own["pc2_before"], **before)
+            axes.plot(own["pc1_after"], own["pc2_after"], "o", color=PALETTE[0], ms=3.5)
+            share = sorted({f"{100 * value:.0f}" for value in own["captured"]}, key=int)
+            name = titles[condition] + (f" ({words(source)})" if several[condition] > 1 else "")
+            held = " to ".join(dict.fromkeys([share[0], share[-1]]))
+            axes.set_title(
+                _wrapped(name, f"{held} % of variance in this plane"), loc="left", fontsize=7.5
+            )
+            axes.margins(0.12)
+            axes.set_xlabel("first component of the base model", fontsize=8)
+            if _first(axes):
+                axes.set_ylabel("second component", fontsize=8)
+        figure.draw_without_rendering()
+        for axes, (_, own) in zip(panels, cells, strict=True):
+            ends = [
+                own[[f"pc1_{w}", f"pc2_{w}"]].set_axis(["x", "y"], axis=1)
+                for w in ("before", "after")
+            ]
+            first = ends[1][own["after"] == own["after"].iloc[0]]
+            names = own.loc[first.index, "persona"].map(words)
+            _name(axes, names, first["x"], first["y"], pd.concat(ends))
     return figure, data
 
 
