@@ -37,7 +37,7 @@ JOBS = {
     "geometry": 1,
     "training_table": 1,
     "scorecard": 1,
-    "figure": 7,
+    "figure": 10,
     "persona_map": 1,
     "separability": 1,
     "link": 1,
