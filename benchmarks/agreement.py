@@ -1,10 +1,11 @@
-"""Do the fast ways compute the same? Gradients, activations and log-probabilities beside PEFT's.
+"""Do the fast ways compute the same? Gradients and log-probabilities beside PEFT's.
 
 python benchmarks/agreement.py --base DIR                 # a training step
 python benchmarks/generation.py --base DIR --agreement    # vLLM's log-probabilities
 
-Every line gives a relative error ||fast - reference|| / ||reference||, and beside it the error of
-PEFT in 16 bit against the same reference: PEFT in float32.
+The reference is PEFT in float32, and beside each error stands that of PEFT in 16 bit: for gradients
+||fast - reference|| / ||reference||, for log-probabilities their distances in nats. Every request is
+drawn twice as well.
 """
 
 from __future__ import annotations

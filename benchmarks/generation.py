@@ -107,11 +107,20 @@ def main() -> None:
         settings["max_num_seqs"] = args.max_num_seqs
     with tempfile.TemporaryDirectory() as scratch:
         stages = [adapter(Path(scratch) / str(i), args.base, i) for i in range(args.chains)]
-        started = synchronised()
+        common = {
+            "benchmark": "generation",
+            "model": args.label,
+            "engine": args.engine,
+            "max_num_seqs": args.max_num_seqs,
+            "lora": not (args.no_lora or args.merged),
+            "merged": args.merged,
+        }
         if args.merged:
+            started = synchronised()
             args.base = merge(args.base, stages[0], settings["dtype"], Path(scratch) / "merged")
             args.no_lora = True
-        merging = synchronised() - started
+            seconds = round(synchronised() - started, 1)
+            record(args.out, name="merge and save", seconds=seconds, **common)
         started = synchronised()
         backend = generation.open_backend(
             args.engine,
@@ -120,18 +129,7 @@ def main() -> None:
             0 if args.no_lora else args.rank,
             LORA["target_modules"],
         )
-        start = synchronised() - started
-        common = {
-            "benchmark": "generation",
-            "model": args.label,
-            "engine": args.engine,
-            "max_num_seqs": args.max_num_seqs,
-            "lora": not args.no_lora,
-            "merged": args.merged,
-        }
-        if args.merged:
-            record(args.out, name="merge and save", seconds=round(merging, 1), **common)
-        record(args.out, name="start", seconds=round(start, 1), **common)
+        record(args.out, name="start", seconds=round(synchronised() - started, 1), **common)
         cells: list[tuple[str, list[Path]]] = [("base", [])]
         if not args.no_lora:
             cells += [(f"chain {i}", [stage]) for i, stage in enumerate(stages)]

@@ -87,7 +87,7 @@ def _wrapper() -> type:
             output_slices: Any,
             **kwargs: Any,
         ) -> None:
-            """Both, one after the other."""
+            """Both, one after the other, without the float32 in between that vLLM would put there."""
             rank = lora_a_stacked[0].shape[-2]
             inner = x.new_empty(len(lora_a_stacked), x.shape[0], rank)
             self.add_shrink(inner, x, lora_a_stacked, scale)

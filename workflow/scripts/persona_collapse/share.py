@@ -17,8 +17,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,9 @@ class Store:
                 shutil.copyfile(path, temporary)
         os.utime(output)
 
-    @contextmanager
-    def claimed(self, task: Task, *, wait: bool) -> Iterator[bool]:
+    def claimed(self, task: Task, *, wait: bool) -> AbstractContextManager[bool]:
         """Hold the lock on a chain's result; see `files.locked`."""
-        folder = self.root / task["kind"]
-        with locked(folder / f".{task['name']}.lock", wait=wait) as mine:
-            yield mine
+        return locked(self.root / task["kind"] / f".{task['name']}.lock", wait=wait)
 
 
 def run(
