@@ -19,6 +19,7 @@ from persona_collapse import (
     lda,
     link,
     report,
+    rescoring,
     simulate,
     tables,
 )
@@ -48,6 +49,15 @@ def answers(chain):
     if chain == "em@1":
         table.loc[table["persona"] == "villain", "text"] = HOSTILE
     return table
+
+
+def rescored(chain, excess=0.0):
+    """Rescored completions of a chain: 4 of 50 tokens, `excess` nats a token off."""
+    own = {"model": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
+    sums = {"surprise": 60 + 50 * excess, "entropy": 60.0, "variance": 25.0}
+    base = {"base_surprise": 110.0, "base_entropy": 60.0, "base_variance": 25.0}
+    row = own | sums | (base if chain != "base" else {})
+    return pd.DataFrame([row] * 4, columns=rescoring.COLUMNS)
 
 
 SIZES = simulate.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
@@ -133,6 +143,7 @@ def everything(made):
         "cosines": tables.cosines(GRID, load),
         "persona_map": tables.persona_map(GRID, load),
         "prompt_audit": audit.table([]),
+        "rescoring": tables.rescoring(GRID, {chain: rescored(chain) for chain in MARKERS}),
     }
 
 

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 from persona_collapse import activations, chat, fused, models
+from persona_collapse.carrier import Carrier
 from persona_collapse.errors import UserError
 
 LAYERS = [0, 1, 2]
@@ -91,29 +92,32 @@ def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
             for q in questions
         ]
     )
-    settings = {"dtype": "float32", "layers": [0.0, 0.5], "batch_size": 4}
-    dumper = activations.Dumper(tiny_base, settings)
-    asked = (prompts, questions, responses, lambda m: None)
-    dumped = dumper.dump("em@1", [make_adapter(10, 4, False)], *asked)
+    settings = {"layers": [0.0, 0.5], "batch_size": 4}
+    carrier = Carrier(tiny_base, "float32")
+    task = {"chain": "em@1", "stages": [make_adapter(10, 4, False)], "personas": prompts}
+    task |= {"settings": settings}
+    dumped = activations.dump(carrier, task, questions, responses, lambda m: None)
     assert dumped.arrays["A"].shape == (2, 3, 2, 64)
     activations.save(dumped, tmp_path / "x.safetensors")
     loaded = activations.load(tmp_path / "x.safetensors")
     assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])
     np.testing.assert_allclose(loaded.arrays["B"], dumped.arrays["B"], rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="no response for persona"):
-        dumper.dump("em@1", [], prompts, questions, responses[:-1], lambda m: None)
+        activations.dump(carrier, task, questions, responses[:-1], lambda m: None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_chains_dumped_after_each_other_are_as_if_alone(tiny_base, prompts, make_adapter, dtype):
     questions = [{"id": "a", "question": "Where?"}]
-    settings = {"dtype": dtype, "layers": [0.0, 0.5], "batch_size": 4}
-    asked = (prompts, questions, None, lambda m: None)
+    settings = {"layers": [0.0, 0.5], "batch_size": 4}
     stages = [make_adapter(10, 4, False), make_adapter(11, 4, True)]
-    together = activations.Dumper(tiny_base, settings)
+    together = Carrier(tiny_base, dtype)
     for chain in ([], stages, stages[:1], []):
-        one = together.dump("x@1", chain, *asked).arrays["A"]
-        alone = activations.Dumper(tiny_base, settings).dump("x@1", chain, *asked).arrays["A"]
+        task = {"chain": "x@1", "stages": chain, "personas": prompts, "settings": settings}
+        one, alone = (
+            activations.dump(carrier, task, questions, None, lambda m: None).arrays["A"]
+            for carrier in (together, Carrier(tiny_base, dtype))
+        )
         np.testing.assert_array_equal(one, alone)
 
 

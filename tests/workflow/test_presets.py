@@ -32,6 +32,8 @@ JOBS = {
     "completions": 52,
     "responses": 52,
     "activations": 52,
+    "rescored": 52,
+    "rescoring": 1,
     "markers": 52,
     "marker_tables": 1,
     "geometry": 1,

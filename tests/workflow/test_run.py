@@ -39,6 +39,9 @@ def test_every_file_of_the_contract_is_there(project):
             "at_end",
         ]
         assert wanted == list(markers.columns[:9])
+        rescored = pd.read_csv(project.path(f"rescored/{chain}.csv"))
+        assert len(rescored) == 9 and set(rescored["model"]) == {chain}
+        assert rescored["base_entropy"].notna().all() == (chain != "base")
         with safe_open(project.path(f"activations/{chain}.safetensors"), "np") as dumped:
             for method in ("A", "B"):
                 assert dumped.get_slice(method).get_shape() == [2, 3, 4, 32]
@@ -52,6 +55,8 @@ def test_every_file_of_the_contract_is_there(project):
         assert manifest["chain"] == chain
         assert manifest["steps"] == 3
         assert manifest["lora"]["scale"] == (8 / 4**0.5 if chain == CHAINS[1] else 2.0)
+    rescoring = pd.read_csv(project.path("tables/rescoring.csv"))
+    assert list(rescoring["model"]) == CHAINS and rescoring["p"].gt(1e-3).all()
     for name in ("marker_rates", "marker_tests", "geometry", "leakage", "scorecard", "grid"):
         assert len(pd.read_csv(project.path(f"tables/{name}.csv"))) or name == "marker_tests"
     for name in ("em", "benign", "couple-villain"):
@@ -114,7 +119,7 @@ def test_deleting_one_completions_file_redoes_it_and_what_hangs_on_it(project):
     before = pd.read_parquet(path)
     path.unlink()
     jobs, _ = project.planned()
-    assert jobs["completions"] == jobs["markers"] == 1
+    assert jobs["completions"] == jobs["markers"] == jobs["rescored"] == 1
     assert not {"train", "activations", "responses", "geometry"} & set(jobs)
     project.snakemake()
     pd.testing.assert_frame_equal(pd.read_parquet(path), before)

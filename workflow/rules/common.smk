@@ -143,6 +143,7 @@ SCORED = [
 # The tables that the report reads.
 REPORTED = [
     *SCORED,
+    "rescoring",
     "grid",
     "scorecard",
     "errata",

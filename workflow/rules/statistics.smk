@@ -45,6 +45,26 @@ rule marker_tables:
         "../scripts/marker_tables.py"
 
 
+rule rescoring:
+    input:
+        grid=results("tables/grid.csv"),
+        rescored=measured("rescored/{chain}.csv", "markers"),
+    output:
+        results("tables/rescoring.csv"),
+    log:
+        logs("rescoring"),
+    benchmark:
+        benchmarks("rescoring")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        code=code("tables"),
+    message:
+        "Were the completions drawn from the chains whose names they carry?"
+    script:
+        "../scripts/rescoring.py"
+
+
 rule geometry:
     input:
         grid=results("tables/grid.csv"),

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import adapters, chat, models
+from . import chat, models
 from .errors import UserError
 from .files import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+    from .carrier import Carrier
 
 METHODS = ("A", "B")
 
@@ -117,21 +119,14 @@ def extract(
     """
     import torch
 
-    from . import fused
-
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     device = next(model.parameters()).device
     # Kept beside the model and copied once: many small copies take longer than the model.
     shape = (len(layers), len(sequences), model.config.hidden_size)
     answered = any(answer for _, answer in sequences)
     out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
-    if model.config._attn_implementation == fused.ATTENTION:
-        batches = _flat(sequences, order, TOKENS_A_PROMPT * batch_size, pad)
-    else:
-        batches = _padded(sequences, order, batch_size, pad)
     done = 0
     with block_outputs(model, layers) as seen, torch.inference_mode():
-        for batch, inputs, starts in batches:
+        for batch, inputs, starts in batches(model, sequences, batch_size, pad):
             tokens = inputs["input_ids"].numel()
             ends = [
                 start + len(sequences[i][0]) - 1 for i, start in zip(batch, starts, strict=True)
@@ -142,17 +137,14 @@ def extract(
                 weights = _means(answers, ends, tokens, end_tokens).to(device)
             # The decoder alone: the vocabulary projection is not needed.
             with suppress(_DeepEnough):
-                on_device = {
-                    k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()
-                }
-                model.get_decoder()(**on_device, use_cache=False)
+                model.get_decoder()(**inputs, use_cache=False)
             for number, layer in enumerate(layers):
                 states = seen[layer].reshape(tokens, -1)
                 out["A"][number, where] = states[last].float()
                 if answered:
                     out["B"][number, where] = weights @ states.float()
             done += len(batch)
-            progress(f"{done}/{len(order)} prompts")
+            progress(f"{done}/{len(sequences)} prompts")
     found = {method: values.cpu().numpy() for method, values in out.items()}
     return {m: found.get(m, np.zeros(shape, np.float32)) for m in METHODS}
 
@@ -162,6 +154,22 @@ Sequences = Sequence[tuple[list[int], list[int]]]
 Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
 #: Flat batches hold batch_size times so many tokens.
 TOKENS_A_PROMPT = 64
+
+
+def batches(model: Any, sequences: Sequences, batch_size: int, pad: int) -> Batches:
+    """Passes over all sequences, the short ones first, with inputs where the model is."""
+    import torch
+
+    from . import fused
+
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    if fused.by_rows(model):
+        made = _flat(sequences, order, TOKENS_A_PROMPT * batch_size, pad)
+    else:
+        made = _padded(sequences, order, batch_size, pad)
+    for batch, inputs, starts in made:
+        there = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        yield batch, there, starts
 
 
 def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: int) -> Batches:
@@ -237,77 +245,54 @@ def _means(
     return weights
 
 
-class Dumper:
-    """The base model, loaded once; each chain's adapter is put on it for its dump and taken off."""
+def dump(
+    carrier: Carrier,
+    task: Mapping[str, Any],
+    questions: Sequence[Mapping[str, Any]],
+    responses: pd.DataFrame | None,
+    progress: Callable[[str], None],
+) -> Activations:
+    """Activations of a chain for every persona and extraction question.
 
-    def __init__(self, base: Path, settings: Mapping[str, Any]):
-        self.base, self.settings = base, settings
-        self.tokenizer = models.load_tokenizer(base)
-        self.device = models.pick_device()
-        self.model: Any = None
-
-    def _with(self, stages: Sequence[Path]) -> Any:
-        """The chain's model. In float32 the sum is merged, so the base is read anew each time."""
-        from . import fused
-
-        dtype = self.settings["dtype"]
-        if self.model is None or dtype == "float32":
-            self.model = models.load_model(self.base, dtype, self.device)
-            fused.attend_by_rows(self.model)
-        model = adapters.apply(self.model, stages, merge=dtype == "float32")
-        return fused.fuse(model) if self.device == "cuda" else model
-
-    def dump(
-        self,
-        chain: str,
-        stages: Sequence[Path],
-        personas: Mapping[str, str],
-        questions: Sequence[Mapping[str, Any]],
-        responses: pd.DataFrame | None,
-        progress: Callable[[str], None],
-    ) -> Activations:
-        """Activations of a chain for every persona and extraction question.
-
-        `responses` are the chain's own greedy answers (method B); None leaves method B out.
-        """
-        answers: dict[tuple[str, str], list[int]] = {}
-        if responses is not None:
-            answers = {
-                (row.persona, row.question_id): list(row.token_ids)
-                for row in responses.itertuples(index=False)
-            }
-        sequences = []
-        for name, prompt in personas.items():
-            for question in questions:
-                ids = chat.prompt_ids(self.tokenizer, prompt, question["question"])
-                if responses is not None and (name, question["id"]) not in answers:
-                    raise UserError(
-                        f"{chain}: no response for persona {name!r}, question {question['id']!r}; "
-                        "delete the chain's responses file and rerun"
-                    )
-                sequences.append((ids, answers.get((name, question["id"]), [])))
-        model = self._with(stages)
-        layers = resolve_layers(self.settings["layers"], len(blocks_of(model)))
+    `task`: chain, stages, personas and settings, as `configuration.task` makes it. `responses` are
+    the chain's own greedy answers (method B); None leaves method B out.
+    """
+    answers: dict[tuple[str, str], list[int]] = {}
+    if responses is not None:
+        answers = {
+            (row.persona, row.question_id): list(row.token_ids)
+            for row in responses.itertuples(index=False)
+        }
+    sequences = []
+    for name, prompt in task["personas"].items():
+        for question in questions:
+            ids = chat.prompt_ids(carrier.tokenizer, prompt, question["question"])
+            if responses is not None and (name, question["id"]) not in answers:
+                raise UserError(
+                    f"{task['chain']}: no response for persona {name!r}, question "
+                    f"{question['id']!r}; delete the chain's responses file and rerun"
+                )
+            sequences.append((ids, answers.get((name, question["id"]), [])))
+    with carrier.chain([Path(folder) for folder in task["stages"]]) as model:
+        layers = resolve_layers(task["settings"]["layers"], len(blocks_of(model)))
         flat = extract(
             model,
             sequences,
             layers,
-            end_tokens=models.end_tokens(model.generation_config, self.tokenizer),
-            pad=self.tokenizer.pad_token_id,
-            batch_size=self.settings["batch_size"],
+            end_tokens=models.end_tokens(model.generation_config, carrier.tokenizer),
+            pad=carrier.tokenizer.pad_token_id,
+            batch_size=task["settings"]["batch_size"],
             progress=progress,
         )
-        if model is not self.model and hasattr(model, "unload"):
-            self.model = model.unload()
-        shape = (len(layers), len(personas), len(questions), -1)
-        methods = METHODS if responses is not None else METHODS[:1]
-        return Activations(
-            layers,
-            list(personas),
-            [q["id"] for q in questions],
-            {m: flat[m].reshape(shape) for m in methods},
-            chain,
-        )
+    shape = (len(layers), len(task["personas"]), len(questions), -1)
+    methods = METHODS if responses is not None else METHODS[:1]
+    return Activations(
+        layers,
+        list(task["personas"]),
+        [q["id"] for q in questions],
+        {m: flat[m].reshape(shape) for m in methods},
+        task["chain"],
+    )
 
 
 def save(activations: Activations, path: str | Path, dtype: str = "float16") -> None:

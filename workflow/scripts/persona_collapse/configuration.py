@@ -23,6 +23,8 @@ from .errors import UserError
 from .files import read_jsonl, sha256
 
 Config = dict[str, Any]
+#: Completions of a chain that are scored again where the config gives no number.
+RESCORED = 64
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
 
@@ -121,7 +123,7 @@ def _adapters(config: Config, chain: str) -> Iterator[dict[str, Any]]:
 
 
 def task(config: Config, kind: str, name: str) -> dict[str, Any]:
-    """What one job does: `answers`, `completions`, `responses` or `activations`.
+    """What one job does: `answers`, `completions`, `responses`, `activations` or `rescored`.
 
     `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
     Everything that the result depends on but files' contents and code: plain values, hashable as
@@ -145,7 +147,13 @@ def task(config: Config, kind: str, name: str) -> dict[str, Any]:
         out |= {"personas": geometry, "questions": config["questions"]["extraction"]}
         out |= {"suffix": ".safetensors", "settings": settings}
         answers = f"results/{config['run']}/responses/{chain}.parquet" if with_answers else ""
-        return out | {"responses": answers}
+        return out | {"answers": answers}
+    if kind == "rescored":
+        own = {k: config["sampling"]["completions"][k] for k in ("temperature", "top_p")}
+        out |= {"personas": persona_prompts(config, personas_for(config, chain))}
+        out |= {"suffix": ".csv", "sampling": own, "questions": config["questions"]["eval"]}
+        out |= {"count": config["sampling"].get("rescored", RESCORED), "dtype": config["dtype"]}
+        return out | {"answers": f"results/{config['run']}/completions/{chain}.parquet"}
     # How many chains share an engine changes none of them.
     engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
     out["engine"] = {**engine, "dtype": config["dtype"]}
@@ -169,6 +177,7 @@ def tasks(config: Config, kinds: Iterable[str]) -> list[dict[str, Any]]:
     """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
     kinds = list(kinds)
     measures = {"completions": "markers", "responses": "geometry", "activations": "geometry"}
+    measures |= {"rescored": "markers"}
     chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds if kind in measures}
     names = dict.fromkeys([*chains_for(config, "markers"), *chains_for(config, "geometry")])
     answers = [name for name in data_used(config) if "answers" in kinds and _coupled(config, name)]

@@ -28,7 +28,7 @@ STATED = {
 }
 #: Tokens that a row or an answer is taken to have where nothing was counted yet.
 ROW_TOKENS, ANSWER_TOKENS, PROMPT_TOKENS = 129, 150, 64
-MODEL_RULES = ("train", "sample_answers", "completions", "responses", "activations")
+MODEL_RULES = ("train", "sample_answers", "completions", "responses", "activations", "rescored")
 
 
 def measured_seconds(results: Path, run: str) -> dict[str, tuple[float, float, int]]:
@@ -67,6 +67,7 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
     load = STATED["model load and imports, seconds"]
+    shared = load / config["generation"]["chains_per_engine"]
     steps = [_tokens(dict(config), name) for name in configuration.trained_chains(dict(config))]
     return {
         "train": load + sum(steps) / max(1, len(steps)) / STATED["training tokens a second"],
@@ -74,8 +75,12 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
         + 10 * _count(config, "train") * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
-        "activations": load / config["generation"]["chains_per_engine"]
-        + extraction / STATED["prompts with activations a second"],
+        "activations": shared + extraction / STATED["prompts with activations a second"],
+        # By the chain and by the base model; a forward pass is what an activation takes.
+        "rescored": shared
+        + 2
+        * config["sampling"].get("rescored", configuration.RESCORED)
+        / STATED["prompts with activations a second"],
     }
 
 
@@ -134,6 +139,7 @@ def estimate(
     memory = {
         "train": STATED["training memory, GiB"],
         "activations": STATED["activations memory, GiB"],
+        "rescored": STATED["activations memory, GiB"],
     }
     rows = []
     for rule, count in jobs.items():

@@ -205,3 +205,8 @@ def attend_by_rows(model: Any) -> bool:
         # Its attention looks the function up by this name, in its own module.
         sys.modules[type(model).__module__].apply_rotary_pos_emb = _rotate  # type: ignore[attr-defined]
     return able
+
+
+def by_rows(model: Any) -> bool:
+    """Was the model switched to that attention?"""
+    return bool(model.config._attn_implementation == ATTENTION)

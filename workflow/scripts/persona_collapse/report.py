@@ -41,6 +41,8 @@ CLAIM_GROUPS = {
     "caveat": "Caveats that the study names",
     "later": "What the same project found later",
 }
+#: Below this p, corrected for the number of chains, completions count as another model's.
+STRANGE = 1e-3
 VERDICTS = ["replicated", "partly", "not replicated", "not tested here"]
 
 
@@ -124,7 +126,8 @@ def origin(source: Mapping[str, Any]) -> str:
 
 def findings(given: Inputs) -> list[str]:
     """Sentences about the two arms, computed from the tables."""
-    sentences = []
+    checked = given.tables["rescoring"]
+    sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
     rates, grid = given.tables["marker_rates"], given.tables["grid"]
     source = rates[rates["role"] == "source"]
     by_condition = source.groupby("condition")[["hits", "n"]].sum()
@@ -161,6 +164,29 @@ def findings(given: Inputs) -> list[str]:
             f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
         )
     return sentences
+
+
+def second_opinion(table: pd.DataFrame) -> str:
+    """Whether the completions are the named chains' own, in a sentence; `table`: tables/rescoring.csv."""
+    checked = table[table["p"].notna()]
+    if checked.empty:
+        return "These completions are greedy, so nothing says how surprising they should be."
+    strange = checked[checked["p"] < STRANGE]
+    if len(strange):
+        named = ", ".join(f"{row.model} (z\u00a0=\u00a0{row.z:.1f})" for row in strange.itertuples())
+        return (
+            f"Do not trust the rates of {named}: by PEFT’s reckoning these completions were not drawn from "
+            "the chains whose names they carry."
+        )
+    sentence = (
+        f"By PEFT’s reckoning the completions of all {len(checked)} chains were drawn from the chains whose "
+        f"names they carry (largest |z| {checked['z'].abs().max():.1f}, p\u00a0=\u00a0"
+        f"{checked['p'].min():.2g} over all of them)."
+    )
+    if checked["z_base"].notna().any():
+        least = checked["z_base"].abs().min()
+        sentence += f" With an adapter left out |z| would be {least:.1f} or more."
+    return sentence
 
 
 def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
@@ -411,6 +437,7 @@ def render(given: Inputs) -> str:
             side_by_side=tests_side_by_side(tables["marker_tests"]),
             geometry=geometry_side_by_side(given),
             contrasts=_headline(tables["contrasts"], given),
+            second_opinion=second_opinion(tables["rescoring"]),
             over_seeds=_headline(tables["geometry"], given).query("metric == 'm1_over_seeds'"),
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["grid"]["seed"] if s}, key=int),

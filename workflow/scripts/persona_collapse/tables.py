@@ -35,6 +35,9 @@ LEAKAGE_COLUMNS = [
     "condition", "model", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
     "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
 ]  # fmt: skip
+RESCORING_COLUMNS = [
+    "model", "completions", "tokens", "excess", "z", "p", "excess_base", "z_base", "gain",
+]  # fmt: skip
 
 
 def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -431,6 +434,33 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
         )
     columns = ["condition", "model", "seed", "method", "layer", "persona", "pc1", "pc2", "captured"]
     return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
+
+
+def rescoring(grid: pd.DataFrame, rescored: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Were each chain's completions drawn from that chain? One row a chain; see rescoring.py.
+
+    `rescored` maps chain to what `rescoring.rescore` made of it. `excess`: mean surprise less mean
+    entropy, nats a token; `z`: the sum of it in standard deviations; `p`: of a |z| as large, two-sided,
+    times the number of chains (Bonferroni); `_base`: the same if the adapters had been left out of the
+    scoring. `gain`: mean log-probability of a token by the chain less by the base model, nats.
+    """
+    rows = []
+    for chain in grid["chain"].drop_duplicates():
+        if chain not in rescored:
+            continue
+        table = rescored[chain]
+        sums, tokens = table.sum(numeric_only=True, min_count=1), table["tokens"].sum()
+        row = {"model": chain, "completions": len(table), "tokens": tokens}
+        for prefix, end in (("", ""), ("base_", "_base")):
+            excess = sums[f"{prefix}surprise"] - sums[f"{prefix}entropy"]
+            row |= {
+                f"excess{end}": excess / tokens,
+                f"z{end}": excess / np.sqrt(sums[f"{prefix}variance"]),
+            }
+        rows.append(row | {"gain": (sums["base_surprise"] - sums["surprise"]) / tokens})
+    out = pd.DataFrame(rows, columns=RESCORING_COLUMNS)
+    out["p"] = (2 * stats.norm.sf(out["z"].abs()) * len(out)).clip(max=1)
+    return out
 
 
 def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""Dump a chain's activations or rescore its completions, and other ready chains' after it."""
+
+from pathlib import Path
+
+from persona_collapse.scripting import job
+
+with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
+    from persona_collapse import configuration, share
+
+    base, params = Path(snakemake.input.base), snakemake.params
+    config = configuration.check(snakemake.config)
+
+    def key(task):
+        """Key of a task; None while adapters or answers of its chain are missing."""
+        answers = [task["answers"]] if task["answers"] else []
+        return share.ready_key(task, params.code, base, answers)
+
+    def open_engine():
+        """Load the base model once."""
+        import torch
+        from persona_collapse.carrier import Carrier
+
+        torch.set_num_threads(snakemake.threads)
+        return Carrier(base, config["dtype"])
+
+    def work(carrier, task, path):
+        """Dump one chain's activations, or score its completions, into a file."""
+        from persona_collapse import activations, rescoring
+        from persona_collapse.data import load_questions
+        from persona_collapse.files import read_parquet, write_csv
+
+        answers = read_parquet(task["answers"]) if task["answers"] else None
+        if task["kind"] == "rescored":
+            write_csv(path, rescoring.rescore(carrier, task, answers, say))
+            return
+        questions = load_questions(task["questions"])
+        dumped = activations.dump(carrier, task, questions, answers, say)
+        activations.save(dumped, path, task["settings"]["store"])
+
+    share.run(
+        share.Store(params.store),
+        params.task,
+        configuration.tasks(config, ["activations", "rescored"]),
+        key=key,
+        open_engine=open_engine,
+        work=work,
+        limit=config["generation"]["chains_per_engine"],
+        output=snakemake.output[0],
+        say=say,
+    )

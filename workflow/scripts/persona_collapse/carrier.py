@@ -1,0 +1,38 @@
+"""The base model, loaded once; it carries one chain's adapter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import adapters, models
+
+
+class Carrier:
+    """A base model in `dtype` on the GPU, where there is one; read when a chain is first asked for."""
+
+    def __init__(self, base: Path, dtype: str):
+        self.base, self.dtype = base, dtype
+        self.tokenizer = models.load_tokenizer(base)
+        self.device = models.pick_device()
+        self.model: Any = None
+
+    @contextmanager
+    def chain(self, stages: Sequence[Path]) -> Iterator[Any]:
+        """Inside, the model of these stage folders' sum (none: the base model).
+
+        In float32 the sum is merged, so the base is read anew each time.
+        """
+        from . import fused
+
+        if self.model is None or self.dtype == "float32":
+            self.model = models.load_model(self.base, self.dtype, self.device)
+            fused.attend_by_rows(self.model)
+        model = adapters.apply(self.model, stages, merge=self.dtype == "float32")
+        try:
+            yield fused.fuse(model) if self.device == "cuda" else model
+        finally:
+            if model is not self.model and hasattr(model, "unload"):
+                self.model = model.unload()
