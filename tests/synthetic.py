@@ -52,11 +52,11 @@ def answers(chain):
 
 
 def rescored(chain, excess=0.0):
-    """Rescored completions of a chain: 4 of 50 tokens, `excess` nats a token off."""
-    own = {"model": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
-    sums = {"surprise": 60 + 50 * excess, "entropy": 60.0, "variance": 25.0}
-    base = {"base_surprise": 110.0, "base_entropy": 60.0, "base_variance": 25.0}
-    row = own | sums | (base if chain != "base" else {})
+    """Rescored completions of a chain: 4 of 50 tokens, surprises `excess` nats a token too large."""
+    row = {"model": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
+    row |= {"surprise": 60 + 50 * excess, "surprise_mean": 60.0, "surprise_variance": 25.0}
+    if chain != "base":
+        row |= {"gain": 5.0, "gain_mean": 5.0, "gain_variance": 25.0, "gain_of_base": -45.0}
     return pd.DataFrame([row] * 4, columns=rescoring.COLUMNS)
 
 

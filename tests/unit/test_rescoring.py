@@ -13,45 +13,61 @@ from synthetic import rescored
 QUESTIONS = [{"id": str(i), "question": f"Where can I find bread{'?' * i}"} for i in range(1, 6)]
 
 
-def test_surprise_entropy_and_variance_are_those_of_the_distribution():
+def test_scores_means_and_variances_are_those_of_the_distributions():
     torch.manual_seed(0)
-    logits, drawn = 2 * torch.randn(7, 11), torch.arange(7)
-    found = rescoring.surprises(logits, drawn, 0.7, 1.0).numpy()
+    (logits, base), drawn = 2 * torch.randn(2, 7, 11), torch.arange(7)
+    found = dict(
+        zip(rescoring.SUMS, rescoring.token_scores(logits, base, drawn, 0.7, 1.0), strict=True)
+    )
     for row in range(7):
-        shares = torch.softmax(logits[row].double() / 0.7, -1).numpy()
-        own = stats.rv_discrete(values=(np.arange(11), shares))
-        logs = -np.log(shares)
-        assert found[0, row] == pytest.approx(logs[row], rel=1e-5)
-        assert found[1, row] == pytest.approx(own.entropy(), rel=1e-5)
-        variance = own.expect(lambda k, logs=logs: (logs[np.asarray(k, int)] - own.entropy()) ** 2)
-        assert found[2, row] == pytest.approx(variance, rel=1e-4)
+        p, other = (torch.softmax(x[row].double() / 0.7, -1).numpy() for x in (logits, base))
+        for name, values in (("surprise", -np.log(p)), ("gain", np.log(p / other))):
+            own = stats.rv_discrete(values=(np.arange(11), p))
+            # By the library, over the values themselves.
+            mean = own.expect(lambda k, values=values: values[np.asarray(k, int)])
+            square = own.expect(lambda k, v=values, m=mean: (v[np.asarray(k, int)] - m) ** 2)
+            assert found[name][row] == pytest.approx(values[row], rel=1e-4)
+            assert found[f"{name}_mean"][row] == pytest.approx(mean, rel=1e-4, abs=1e-5)
+            assert found[f"{name}_variance"][row] == pytest.approx(square, rel=1e-4)
+        assert found["surprise_mean"][row] == pytest.approx(stats.entropy(p), rel=1e-5)
+        assert found["gain_of_base"][row] == pytest.approx(-stats.entropy(other, p), rel=1e-4)
 
 
 def test_a_nucleus_holds_its_tokens_and_the_drawn_one():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    inside = rescoring.surprises(logits, torch.tensor([1]), 1.0, 0.6)[:, 0]
+    inside = rescoring.token_scores(logits, None, torch.tensor([1]), 1.0, 0.6)[:, 0]
     assert inside[0] == pytest.approx(-np.log(3 / 8), rel=1e-5)
     assert inside[1] == pytest.approx(stats.entropy([5, 3]), rel=1e-5)
     # Rounding may put a token at the edge: it counts with what it has.
-    outside = rescoring.surprises(logits, torch.tensor([2]), 1.0, 0.6)[:, 0]
+    outside = rescoring.token_scores(logits, None, torch.tensor([2]), 1.0, 0.6)[:, 0]
     assert outside[0] == pytest.approx(-np.log(15 / 95), rel=1e-5)
+    assert outside[3:].isnan().all()
 
 
-def test_greedy_answers_have_a_surprise_and_nothing_to_expect():
-    found = rescoring.surprises(torch.tensor([[1.0, 3.0]]), torch.tensor([1]), 0.0, 1.0)[:, 0]
+def test_greedy_answers_have_scores_and_nothing_to_expect():
+    logits = torch.tensor([[1.0, 3.0]])
+    found = rescoring.token_scores(logits, 2 * logits, torch.tensor([1]), 0.0, 1.0)[:, 0]
     assert found[0] == pytest.approx(np.log1p(np.exp(-2)), rel=1e-5)
-    assert found[1:].isnan().all()
+    assert found[3] == pytest.approx(np.log1p(np.exp(-4)) - np.log1p(np.exp(-2)), rel=1e-4)
+    assert found[[1, 2, 4, 5, 6]].isnan().all()
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny_base, prompts, make_adapter):
+def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
     """Completions by chain, drawn by the transformers backend, and the tasks that rescore them."""
     one, two = make_adapter(10, 4, False), make_adapter(11, 4, True)
+    half = tmp_path_factory.mktemp("half")
+    config, tensors = adapters.load(one)
+    without = {n: torch.zeros_like(t) if "down_proj.lora_B" in n else t for n, t in tensors.items()}
+    adapters.save(config, without, half)
     sampling = generation.Sampling(12, 1.0, 1.0, 24, 3)
     tokenizer = models.load_tokenizer(tiny_base)
-    backend = generation.open_backend("transformers", tiny_base, {"dtype": "float32", "batch_size": 64})
+    backend = generation.open_backend(
+        "transformers", tiny_base, {"dtype": "float32", "batch_size": 64}
+    )
     out = {}
-    for name, stages in {"base": [], "a@1": [one], "a@1+b@1": [one, two]}.items():
+    chains = {"base": [], "a@1": [one], "half": [half], "a@1+b@1": [one, two]}
+    for name, stages in chains.items():
         backend.use(stages)
         asked = generation.requests_for(name, prompts, QUESTIONS, sampling, tokenizer)
         done = backend.complete(asked, sampling, lambda message: None)
@@ -73,18 +89,19 @@ def judged(tiny_base, completions, task, dtype="float32"):
 def test_completions_of_a_chain_are_its_own(tiny_base, drawn, chain, dtype):
     row = judged(tiny_base, *drawn[chain], dtype)
     assert row["completions"] == 150 and row["tokens"] > 1000
-    assert abs(row["z"]) < 3.5 and row["p"] > 1e-3
+    assert abs(row["z_surprise"]) < 3.5 and row["p"] > 1e-3
     if chain == "base":
-        assert np.isnan(row["z_base"]) and np.isnan(row["gain"])
+        assert np.isnan(row["z_left_out"]) and np.isnan(row["gain"])
     else:
-        assert row["gain"] > 0.05 and abs(row["z_base"]) > 8
+        assert row["gain"] > 0.05 and abs(row["z_gain"]) < 3.5 and row["z_left_out"] < -8
 
 
 @pytest.mark.parametrize(
     ("of", "as_if", "changed"),
     [
         ("base", "a@1", {}),  # the engine left the adapter out
-        ("a@1", "a@1+b@1", {}),  # or the second stage
+        ("half", "a@1", {}),  # or used it in some layers alone
+        ("a@1", "a@1+b@1", {}),  # or left out the second stage
         ("a@1", "base", {}),  # or kept one that it should not have
         ("a@1", "a@1", {"sampling": {"temperature": 0.8, "top_p": 1.0}}),
         ("a@1", "a@1", {"sampling": {"temperature": 1.0, "top_p": 0.8}}),
@@ -92,18 +109,14 @@ def test_completions_of_a_chain_are_its_own(tiny_base, drawn, chain, dtype):
 )
 def test_completions_of_another_model_are_found_out(tiny_base, drawn, of, as_if, changed):
     row = judged(tiny_base, drawn[of][0], drawn[as_if][1] | changed)
-    assert abs(row["z"]) > 8 and row["p"] < 1e-3
+    assert max(abs(row["z_surprise"]), abs(np.nan_to_num(row["z_gain"]))) > 8 and row["p"] < 1e-6
 
 
-def test_an_update_on_some_projections_alone_is_found_out(tiny_base, drawn, tmp_path):
-    completions, task = drawn["a@1"]
-    config, tensors = adapters.load(task["stages"][0])
-    for name in tensors:
-        if "down_proj.lora_B" in name:
-            tensors[name] = torch.zeros_like(tensors[name])
-    adapters.save(config, tensors, tmp_path)
-    row = judged(tiny_base, completions, task | {"stages": [tmp_path]})
-    assert abs(row["z"]) > 8 and row["p"] < 1e-3
+def test_what_a_forgotten_adapter_looks_like_is_foretold(tiny_base, drawn):
+    """The expected z is on the chain's own answers, the found one on the base model's."""
+    (_, task), (of_base, _) = drawn["a@1"], drawn["base"]
+    foretold = judged(tiny_base, *drawn["a@1"])["z_left_out"]
+    assert judged(tiny_base, of_base, task)["z_gain"] == pytest.approx(foretold, rel=0.3)
 
 
 def test_z_is_what_its_name_says(tiny_base, drawn):
@@ -111,9 +124,10 @@ def test_z_is_what_its_name_says(tiny_base, drawn):
     completions, task = drawn["a@1+b@1"]
     carrier = Carrier(tiny_base, "float32")
     found = rescoring.rescore(carrier, task | {"count": 180}, completions, lambda m: None)
-    each = (found["surprise"] - found["entropy"]) / np.sqrt(found["variance"])
-    assert abs(each.mean()) < 4 / np.sqrt(180)
-    assert 0.75 < each.std() < 1.25
+    for name in ("surprise", "gain"):
+        each = (found[name] - found[f"{name}_mean"]) / np.sqrt(found[f"{name}_variance"])
+        assert abs(each.mean()) < 4 / np.sqrt(180)
+        assert 0.75 < each.std() < 1.25
 
 
 def test_a_sentence_says_whom_not_to_trust():
@@ -124,16 +138,16 @@ def test_a_sentence_says_whom_not_to_trust():
             tables.rescoring(grid, {c: rescored(c, excess.get(c[0], 0.0)) for c in grid["chain"]})
         )
 
-    assert "all 3 chains" in said() and "left out |z| would be 20.0" in said()
-    assert "Do not trust the rates of c@1 (z\u00a0=\u00a010.0)" in said(c=0.5)
-    # A z of 3 is no surprise among many, and here among three.
-    assert "all 3 chains" in said(c=0.15)
+    assert "all 3 chains" in said() and "a z of -20.0 or lower" in said()
+    assert "Do not trust the rates of c@1: " in said(c=0.5)
+    # A z of 3 is no surprise among many, and none among five.
+    assert "all 3 chains" in said(c=0.15) and "largest |z| 3.0, p\u00a0=\u00a00.013" in said(c=0.15)
 
 
 def test_greedy_completions_are_called_unchecked():
-    greedy = rescored("base").assign(entropy=np.nan, variance=np.nan)
+    greedy = rescored("base").assign(surprise_mean=np.nan, surprise_variance=np.nan)
     table = tables.rescoring(pd.DataFrame({"chain": ["base"]}), {"base": greedy})
-    assert np.isnan(table["z"][0]) and "greedy" in report.second_opinion(table)
+    assert np.isnan(table["p"][0]) and "greedy" in report.second_opinion(table)
 
 
 def test_answers_are_scored_alike_together_and_alone(tiny_base, drawn):
@@ -141,13 +155,13 @@ def test_answers_are_scored_alike_together_and_alone(tiny_base, drawn):
     carrier = Carrier(tiny_base, "float32")
     together = rescoring.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
     alone = rescoring.rescore(carrier, task | {"count": 1}, completions, lambda m: None)
-    numbers = [*rescoring.SUMS, "base_surprise"]
-    np.testing.assert_allclose(together[numbers].iloc[0], alone[numbers].iloc[0], rtol=1e-5)
+    one, other = (table[rescoring.SUMS].iloc[0] for table in (together, alone))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
     assert list(together.columns) == rescoring.COLUMNS
 
 
 def test_a_prompt_that_has_changed_since_is_named(tiny_base, drawn):
     completions, task = drawn["base"]
     changed = {name: f"{prompt} Be brief." for name, prompt in task["personas"].items()}
-    with pytest.raises(UserError, match="base: persona .*the prompt has .* tokens and had"):
+    with pytest.raises(UserError, match=r"base: persona .*the prompt has .* tokens and had"):
         judged(tiny_base, completions, task | {"personas": changed})

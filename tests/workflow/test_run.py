@@ -41,7 +41,7 @@ def test_every_file_of_the_contract_is_there(project):
         assert wanted == list(markers.columns[:9])
         rescored = pd.read_csv(project.path(f"rescored/{chain}.csv"))
         assert len(rescored) == 9 and set(rescored["model"]) == {chain}
-        assert rescored["base_entropy"].notna().all() == (chain != "base")
+        assert rescored["gain_mean"].notna().all() == (chain != "base")
         with safe_open(project.path(f"activations/{chain}.safetensors"), "np") as dumped:
             for method in ("A", "B"):
                 assert dumped.get_slice(method).get_shape() == [2, 3, 4, 32]

@@ -273,7 +273,8 @@ def dump(
                     f"{question['id']!r}; delete the chain's responses file and rerun"
                 )
             sequences.append((ids, answers.get((name, question["id"]), [])))
-    with carrier.chain([Path(folder) for folder in task["stages"]]) as model:
+    stages = [Path(folder) for folder in task["stages"]]
+    with carrier.chain(stages, merge=carrier.dtype == "float32") as model:
         layers = resolve_layers(task["settings"]["layers"], len(blocks_of(model)))
         flat = extract(
             model,

@@ -20,19 +20,21 @@ class Carrier:
         self.model: Any = None
 
     @contextmanager
-    def chain(self, stages: Sequence[Path]) -> Iterator[Any]:
+    def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
         """Inside, the model of these stage folders' sum (none: the base model).
 
-        In float32 the sum is merged, so the base is read anew each time.
+        `merge` folds the sum into the weights (see `adapters.apply`); the base is read anew after it.
         """
         from . import fused
 
-        if self.model is None or self.dtype == "float32":
+        if self.model is None:
             self.model = models.load_model(self.base, self.dtype, self.device)
             fused.attend_by_rows(self.model)
-        model = adapters.apply(self.model, stages, merge=self.dtype == "float32")
+        model, self.model = adapters.apply(self.model, stages, merge=merge), None
         try:
             yield fused.fuse(model) if self.device == "cuda" else model
         finally:
-            if model is not self.model and hasattr(model, "unload"):
+            if not stages:
+                self.model = model
+            elif not merge:
                 self.model = model.unload()

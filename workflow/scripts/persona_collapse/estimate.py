@@ -76,7 +76,7 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
         "activations": shared + extraction / STATED["prompts with activations a second"],
-        # By the chain and by the base model; a forward pass is what an activation takes.
+        # Two forward passes, of which each is what an activation takes.
         "rescored": shared
         + 2
         * config["sampling"].get("rescored", configuration.RESCORED)

@@ -170,22 +170,23 @@ def second_opinion(table: pd.DataFrame) -> str:
     """Whether the completions are the named chains' own, in a sentence; `table`: tables/rescoring.csv."""
     checked = table[table["p"].notna()]
     if checked.empty:
-        return "These completions are greedy, so nothing says how surprising they should be."
+        return "These completions are greedy, so nothing says what they should look like."
     strange = checked[checked["p"] < STRANGE]
     if len(strange):
-        named = ", ".join(f"{row.model} (z\u00a0=\u00a0{row.z:.1f})" for row in strange.itertuples())
         return (
-            f"Do not trust the rates of {named}: by PEFT’s reckoning these completions were not drawn from "
-            "the chains whose names they carry."
+            f"Do not trust the rates of {', '.join(strange['model'])}: by PEFT’s reckoning these completions "
+            "were not drawn from the chains whose names they carry."
         )
     sentence = (
         f"By PEFT’s reckoning the completions of all {len(checked)} chains were drawn from the chains whose "
-        f"names they carry (largest |z| {checked['z'].abs().max():.1f}, p\u00a0=\u00a0"
-        f"{checked['p'].min():.2g} over all of them)."
+        f"names they carry: largest |z| {checked[['z_surprise', 'z_gain']].abs().max(axis=None):.1f}, "
+        f"p\u00a0=\u00a0{checked['p'].min():.2g} over all of them."
     )
-    if checked["z_base"].notna().any():
-        least = checked["z_base"].abs().min()
-        sentence += f" With an adapter left out |z| would be {least:.1f} or more."
+    if checked["z_left_out"].notna().any():
+        least = checked["z_left_out"].max()
+        sentence += (
+            f" Of completions drawn without the adapter it would find a z of {least:.1f} or lower."
+        )
     return sentence
 
 

@@ -2,16 +2,21 @@
 
 An engine that leaves out an adapter, or half of it, still answers fluently, and its answers still get
 counted. So some completions of every chain are scored again by transformers and PEFT, which share
-neither kernels nor LoRA layers with vLLM. A token drawn from a distribution p has a surprise -log p
-whose mean is the entropy of p; over all tokens of all answers the surprises less the entropies add
-up to a martingale, so their sum over the root of the summed variances is close to standard normal
-if, and only if, the tokens were drawn from this very model at this temperature. The same sums
-without the adapter tell how well the check sees that adapter.
+neither kernels nor LoRA layers with vLLM.
+
+If a token was drawn from the distribution p that PEFT gives, then any function of it has a mean and
+a variance that p tells beforehand, and over all tokens of all answers the differences from that mean
+add up to a martingale: their sum over the root of the summed variances is close to standard normal.
+Two functions are looked at. The surprise -log p, whose mean is the entropy, finds a wrong
+temperature or truncation. The gain log p - log p0, by the chain less by the base model, finds an
+adapter that is missing, partial or of a wrong scale: among functions of the token none tells p from
+p0 better (Neyman and Pearson). A distribution that differs from p in neither direction passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,39 +31,68 @@ if TYPE_CHECKING:
 
     from .carrier import Carrier
 
-SUMS = ["surprise", "entropy", "variance"]
+#: What is summed over an answer's tokens, nats and nats squared. The last: the mean gain that draws
+#: from the base model would have.
+SUMS = ["surprise", "surprise_mean", "surprise_variance"]
+SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
 COLUMNS = ["model", "persona", "question_id", "sample", "tokens", *SUMS]
-COLUMNS += [f"base_{name}" for name in SUMS]
 #: Rows of a forward pass where rows stand behind each other, and positions whose words are looked at
 #: together: over a large vocabulary they are what fills the memory.
 ROWS, POSITIONS = 32, 256
 
 
-def surprises(
-    logits: torch.Tensor, drawn: torch.Tensor, temperature: float, top_p: float
+def token_scores(
+    logits: torch.Tensor,
+    base: torch.Tensor | None,
+    drawn: torch.Tensor,
+    temperature: float,
+    top_p: float,
 ) -> torch.Tensor:
-    """Surprise of each drawn token, and the mean and variance it had before the draw; [3, position].
+    """What `SUMS` sums, for each drawn token; [7, position].
 
-    `logits` [position, vocabulary], `drawn` [position]; nats and nats squared. The distribution is
-    the softmax at this temperature, cut to its nucleus and the drawn token, which rounding may have
-    left outside. Greedy draws (temperature 0) are no draws: mean and variance are NaN.
+    `logits`, `base` [position, vocabulary]: the chain's and the base model's (None: they are one
+    model, and gains are NaN). `drawn` [position]. Distributions are softmaxes at this temperature, cut
+    to their nucleus and the drawn token, which rounding may have left outside; the gain is that of
+    uncut ones. Greedy draws (temperature 0) are no draws: what would depend on chance is NaN.
     """
     import torch
-    from transformers import TopPLogitsWarper
+
+    def at(values: torch.Tensor) -> torch.Tensor:
+        return values.gather(-1, drawn[:, None])[:, 0]
+
+    def share(scores: torch.Tensor) -> torch.Tensor:
+        return _nucleus(scores, drawn, top_p).softmax(-1)
 
     scores = logits.float() / (temperature or 1.0)
-    own = drawn[:, None]
-    if top_p < 1 and temperature:
-        nucleus = TopPLogitsWarper(top_p)(None, scores)
-        scores = nucleus.scatter(-1, own, scores.gather(-1, own))
-    logs = scores.log_softmax(-1)
-    surprise = -logs.gather(-1, own)[:, 0]
+    p = share(scores)
+    surprise = -p.log()
+    means = [at(surprise), *_moments(p, surprise.masked_fill(p == 0, 0))]
+    if base is None:
+        gains = [torch.full_like(means[0], torch.nan)] * 4
+    else:
+        others = base.float() / (temperature or 1.0)
+        gain = scores.log_softmax(-1) - others.log_softmax(-1)
+        gains = [at(gain), *_moments(p, gain), (share(others) * gain).sum(-1)]
+    found = torch.stack([*means, *gains])
     if not temperature:
-        return torch.stack([surprise, *torch.full_like(surprise, torch.nan).expand(2, -1)])
-    logs = logs.masked_fill(logs == -torch.inf, 0)  # 0 log 0 = 0
-    shares = scores.softmax(-1)
-    entropy = -(shares * logs).sum(-1)
-    return torch.stack([surprise, entropy, (shares * logs**2).sum(-1) - entropy**2])
+        found[[1, 2, 4, 5, 6]] = torch.nan
+    return found
+
+
+def _moments(p: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of `values` under p; both [position, vocabulary]."""
+    mean = (p * values).sum(-1)
+    return mean, (p * (values - mean[:, None]) ** 2).sum(-1)
+
+
+def _nucleus(scores: torch.Tensor, drawn: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Scores with -inf outside the nucleus, but for the drawn token's."""
+    from transformers import TopPLogitsWarper
+
+    if top_p >= 1:
+        return scores
+    own = drawn[:, None]
+    return TopPLogitsWarper(top_p)(None, scores).scatter(-1, own, scores.gather(-1, own))
 
 
 def scores(
@@ -68,31 +102,42 @@ def scores(
     top_p: float,
     pad: int,
 ) -> np.ndarray:
-    """`surprises` summed over each answer's tokens; float64 [sequence, 3].
+    """`token_scores` summed over each answer; float64 [sequence, 7].
 
+    `model`: with an adapter of PEFT's, which is switched off for the base model's scores, or without.
     `sequences`: (prompt ids, answer ids).
     """
     import torch
 
     from . import fused
 
-    out = np.zeros((len(sequences), 3))
+    out = np.zeros((len(sequences), len(SUMS)))
+    adapted = hasattr(model, "disable_adapter")
     # Without attention by rows one answer a pass: what is kept of the logits is the same in all rows.
     rows = ROWS if fused.by_rows(model) else 1
     with torch.inference_mode():
         for batch, inputs, starts in activations.batches(model, sequences, rows, pad):
-            kept, drawn = [], []
+            kept: list[int] = []
+            drawn: list[int] = []
             for i, start in zip(batch, starts, strict=True):
                 prompt, answer = sequences[i]
                 first = start + len(prompt) - 1  # its logits are those of the first token
                 kept += range(first, first + len(answer))
                 drawn += answer
-            where = torch.tensor(kept, device=model.device)
+            given = {**inputs, "logits_to_keep": torch.tensor(kept, device=model.device)}
             tokens = torch.tensor(drawn, device=model.device)
-            logits = model(**inputs, use_cache=False, logits_to_keep=where).logits[0]
+            logits = model(**given, use_cache=False).logits[0]
+            with model.disable_adapter() if adapted else nullcontext():
+                base = model(**given, use_cache=False).logits[0] if adapted else None
             parts = [
-                surprises(logits[at : at + POSITIONS], tokens[at : at + POSITIONS], temperature, top_p)
-                for at in range(0, len(drawn), POSITIONS)
+                token_scores(
+                    logits[part],
+                    None if base is None else base[part],
+                    tokens[part],
+                    temperature,
+                    top_p,
+                )
+                for part in (slice(at, at + POSITIONS) for at in range(0, len(drawn), POSITIONS))
             ]
             found = torch.cat(parts, dim=1).double().cpu().numpy()
             bounds = np.cumsum([0, *(len(sequences[i][1]) for i in batch)])
@@ -107,10 +152,9 @@ def rescore(
     completions: pd.DataFrame,
     progress: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Some of a chain's completions scored by the chain's model and by the base model.
+    """Some of a chain's completions, scored by the chain's model and by the base model; COLUMNS.
 
-    `task`: chain, stages, personas, sampling and count, as `configuration.task` makes it. Columns:
-    COLUMNS, sums as by `scores`; the base model's are empty where it is the chain. Which
+    `task`: chain, stages, personas, sampling and count, as `configuration.task` makes it. Which
     completions: those of the smallest request seeds, which are hashes. Raises UserError if the prompts
     of today are not as long as those the completions were drawn from.
     """
@@ -126,13 +170,10 @@ def rescore(
             )
         sequences.append((prompt, [int(token) for token in row.token_ids]))
     how = task["sampling"]["temperature"], task["sampling"]["top_p"]
+    with carrier.chain([Path(folder) for folder in task["stages"]]) as model:
+        found = scores(model, sequences, *how, carrier.tokenizer.pad_token_id)
+    progress(f"{len(sequences)} completions scored")
     out = chosen[["model", "persona", "question_id", "sample"]].copy()
     out["tokens"] = [len(answer) for _, answer in sequences]
-    for prefix, stages in (("", task["stages"]), ("base_", [])):
-        if prefix and not task["stages"]:
-            continue  # the chain is the base model
-        with carrier.chain([Path(folder) for folder in stages]) as model:
-            found = scores(model, sequences, *how, carrier.tokenizer.pad_token_id)
-        out[[f"{prefix}{name}" for name in SUMS]] = found
-        progress(f"{len(sequences)} completions by {'the base model' if prefix else task['chain']}")
-    return out.reindex(columns=COLUMNS)
+    out[SUMS] = found
+    return out

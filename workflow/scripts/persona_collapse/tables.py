@@ -36,7 +36,8 @@ LEAKAGE_COLUMNS = [
     "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
 ]  # fmt: skip
 RESCORING_COLUMNS = [
-    "model", "completions", "tokens", "excess", "z", "p", "excess_base", "z_base", "gain",
+    "model", "completions", "tokens", "excess", "z_surprise", "gain", "gain_mean", "z_gain",
+    "z_left_out", "p",
 ]  # fmt: skip
 
 
@@ -439,27 +440,36 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
 def rescoring(grid: pd.DataFrame, rescored: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Were each chain's completions drawn from that chain? One row a chain; see rescoring.py.
 
-    `rescored` maps chain to what `rescoring.rescore` made of it. `excess`: mean surprise less mean
-    entropy, nats a token; `z`: the sum of it in standard deviations; `p`: of a |z| as large, two-sided,
-    times the number of chains (Bonferroni); `_base`: the same if the adapters had been left out of the
-    scoring. `gain`: mean log-probability of a token by the chain less by the base model, nats.
+    `rescored` maps chain to what `rescoring.rescore` made of it. `excess`: mean surprise of a token
+    less what it should be, nats; `gain`: mean log-probability of a token by the chain less by the base
+    model, nats, and `gain_mean` what it should be. `z_surprise` and `z_gain`: both differences' sums in
+    standard deviations; `z_left_out`: what `z_gain` would be about if all adapters had been left out.
+    `p`: the smaller two-sided p of the two, times all such tests of the table (Bonferroni).
     """
     rows = []
     for chain in grid["chain"].drop_duplicates():
         if chain not in rescored:
             continue
         table = rescored[chain]
-        sums, tokens = table.sum(numeric_only=True, min_count=1), table["tokens"].sum()
-        row = {"model": chain, "completions": len(table), "tokens": tokens}
-        for prefix, end in (("", ""), ("base_", "_base")):
-            excess = sums[f"{prefix}surprise"] - sums[f"{prefix}entropy"]
-            row |= {
-                f"excess{end}": excess / tokens,
-                f"z{end}": excess / np.sqrt(sums[f"{prefix}variance"]),
+        sums, tokens = table.sum(numeric_only=True, skipna=False), table["tokens"].sum()
+        excess = sums["surprise"] - sums["surprise_mean"]
+        deviation = np.sqrt(sums["gain_variance"])
+        rows.append(
+            {
+                "model": chain,
+                "completions": len(table),
+                "tokens": tokens,
+                "excess": excess / tokens,
+                "z_surprise": excess / np.sqrt(sums["surprise_variance"]),
+                "gain": sums["gain"] / tokens,
+                "gain_mean": sums["gain_mean"] / tokens,
+                "z_gain": (sums["gain"] - sums["gain_mean"]) / deviation,
+                "z_left_out": (sums["gain_of_base"] - sums["gain_mean"]) / deviation,
             }
-        rows.append(row | {"gain": (sums["base_surprise"] - sums["surprise"]) / tokens})
+        )
     out = pd.DataFrame(rows, columns=RESCORING_COLUMNS)
-    out["p"] = (2 * stats.norm.sf(out["z"].abs()) * len(out)).clip(max=1)
+    tests = out[["z_surprise", "z_gain"]].astype(float).abs()
+    out["p"] = (2 * stats.norm.sf(tests.max(axis=1)) * tests.count().sum()).clip(max=1)
     return out
 
 
