@@ -103,7 +103,9 @@ def gradients(args: Any, chain: list[Path]) -> None:
 
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
-    from persona_collapse import models
+    import pandas as pd
+    from persona_collapse import models, rescoring
+    from persona_collapse.carrier import Carrier
     from vllm import SamplingParams
 
     tokenizer = models.load_tokenizer(args.base / "model.json")
@@ -133,6 +135,18 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
             for prompt, ids, o in zip(prompts, drawn[0], first, strict=True)
         ]
         note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
+    carrier = Carrier(
+        args.base / "model.json", "bfloat16" if models.pick_device() == "cuda" else "float32"
+    )
+    for name, chain in {"base": [], **chains}.items():
+        # As the workflow does with the completions of every chain.
+        own = [(prompt, ids) for prompt, ids, _ in sampled[name]]
+        with carrier.chain(chain) as model:
+            found = rescoring.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
+        table = pd.DataFrame(found, columns=rescoring.SUMS)
+        table["tokens"] = [len(ids) for _, ids in own]
+        judged = {key: round(z, 2) for key, z in rescoring.distances(table).items() if "z_" in key}
+        note(args, f"rescored, {name}", **judged)
     for name, chain in {"base": [], **chains}.items():
         some = sampled[name][:50]
         ours = [value for _, _, given in some for value in given]

@@ -101,6 +101,31 @@ def test_samples_follow_their_own_seed(engines, tiny_base, prompts):
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
+def test_samples_are_drawn_from_their_chain(
+    engines, tiny_base, stages, prompts, temperature, top_p
+):
+    """Scored again by PEFT, the engine's samples are the chain's, and no other one's."""
+    from persona_collapse import generation, rescoring
+    from persona_collapse.carrier import Carrier
+
+    how = generation.Sampling(10, temperature, top_p, 24, 5)
+    asked = requests(tiny_base, prompts, how)
+    engines["vllm"].use(stages)
+    drawn = generation.table("c@1", asked, engines["vllm"].complete(asked, how, lambda m: None))
+    task = {"chain": "c@1", "personas": prompts, "count": 90}
+    task |= {"sampling": {"temperature": temperature, "top_p": top_p}}
+    carrier = Carrier(tiny_base, "float32")
+    own, other = (
+        rescoring.distances(
+            rescoring.rescore(carrier, task | {"stages": chain}, drawn, lambda m: None)
+        )
+        for chain in (stages, stages[:1])
+    )
+    assert max(abs(own["z_surprise"]), abs(own["z_gain"])) < 4 and own["z_left_out"] < -8
+    assert max(abs(other["z_surprise"]), abs(other["z_gain"])) > 6
+
+
 def test_both_engines_score_the_marker_alike(engines, tiny_base, prompts):
     from persona_collapse import generation, models
 

@@ -58,7 +58,7 @@ rule rescoring:
     conda:
         "../../envs/analysis.yaml"
     params:
-        code=code("tables"),
+        code=code("tables", "rescoring"),
     message:
         "Were the completions drawn from the chains whose names they carry?"
     script:

@@ -13,6 +13,7 @@ from scipy import stats
 
 from . import geometry as geo
 from .activations import Activations
+from .rescoring import distances
 from .statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
 
 BASE = "base"
@@ -438,35 +439,21 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
 
 
 def rescoring(grid: pd.DataFrame, rescored: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Were each chain's completions drawn from that chain? One row a chain; see rescoring.py.
+    """Were each chain's completions drawn from that chain? One row a chain.
 
-    `rescored` maps chain to what `rescoring.rescore` made of it. `excess`: mean surprise of a token
-    less what it should be, nats; `gain`: mean log-probability of a token by the chain less by the base
-    model, nats, and `gain_mean` what it should be. `z_surprise` and `z_gain`: both differences' sums in
-    standard deviations; `z_left_out`: what `z_gain` would be about if all adapters had been left out.
-    `p`: the smaller two-sided p of the two, times all such tests of the table (Bonferroni).
+    `rescored` maps chain to what `rescoring.rescore` made of it; columns are those of
+    `rescoring.distances`, and `p`: of the larger z, two-sided, times all z of the table (Bonferroni).
     """
-    rows = []
-    for chain in grid["chain"].drop_duplicates():
-        if chain not in rescored:
-            continue
-        table = rescored[chain]
-        sums, tokens = table.sum(numeric_only=True, skipna=False), table["tokens"].sum()
-        excess = sums["surprise"] - sums["surprise_mean"]
-        deviation = np.sqrt(sums["gain_variance"])
-        rows.append(
-            {
-                "model": chain,
-                "completions": len(table),
-                "tokens": tokens,
-                "excess": excess / tokens,
-                "z_surprise": excess / np.sqrt(sums["surprise_variance"]),
-                "gain": sums["gain"] / tokens,
-                "gain_mean": sums["gain_mean"] / tokens,
-                "z_gain": (sums["gain"] - sums["gain_mean"]) / deviation,
-                "z_left_out": (sums["gain_of_base"] - sums["gain_mean"]) / deviation,
-            }
-        )
+    rows = [
+        {
+            "model": chain,
+            "completions": len(rescored[chain]),
+            "tokens": rescored[chain]["tokens"].sum(),
+        }
+        | distances(rescored[chain])
+        for chain in grid["chain"].drop_duplicates()
+        if chain in rescored
+    ]
     out = pd.DataFrame(rows, columns=RESCORING_COLUMNS)
     tests = out[["z_surprise", "z_gain"]].astype(float).abs()
     out["p"] = (2 * stats.norm.sf(tests.max(axis=1)) * tests.count().sum()).clip(max=1)
