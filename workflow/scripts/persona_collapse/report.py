@@ -174,19 +174,17 @@ def second_opinion(table: pd.DataFrame) -> str:
     strange = checked[checked["p"] < STRANGE]
     if len(strange):
         return (
-            f"Do not trust the rates of {', '.join(strange['model'])}: by PEFT’s reckoning these completions "
-            "were not drawn from the chains whose names they carry."
+            f"Do not trust the rates of {', '.join(strange['model'])}: scored again by PEFT, these completions "
+            "do not look like draws from the chains they are counted for."
         )
     sentence = (
-        f"By PEFT’s reckoning the completions of all {len(checked)} chains were drawn from the chains whose "
-        f"names they carry: largest |z| {checked[['z_surprise', 'z_gain']].abs().max(axis=None):.1f}, "
+        f"Scored again by PEFT, the completions of all {len(checked)} chains look like draws from the chains "
+        f"they are counted for: largest |z| {checked[['z_surprise', 'z_gain']].abs().max(axis=None):.1f}, "
         f"p\u00a0=\u00a0{checked['p'].min():.2g} over all of them."
     )
     if checked["z_left_out"].notna().any():
         least = checked["z_left_out"].max()
-        sentence += (
-            f" Of completions drawn without the adapter it would find a z of {least:.1f} or lower."
-        )
+        sentence += f" Had the engine left the adapters out, z would be {least:.0f} or further off."
     return sentence
 
 
