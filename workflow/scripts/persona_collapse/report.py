@@ -174,8 +174,8 @@ def second_opinion(table: pd.DataFrame) -> str:
     strange = checked[checked["p"] < STRANGE]
     if len(strange):
         return (
-            f"Do not trust the rates of {', '.join(strange['model'])}: scored again by PEFT, these completions "
-            "do not look like draws from the chains they are counted for."
+            f"Do not trust the rates of {', '.join(strange['model'])}: scored again by PEFT, these "
+            "completions do not look like draws from the chains they are counted for."
         )
     sentence = (
         f"Scored again by PEFT, the completions of all {len(checked)} chains look like draws from the chains "
