@@ -143,7 +143,7 @@ def everything(made):
         "cosines": tables.cosines(GRID, load),
         "persona_map": tables.persona_map(GRID, load),
         "prompt_audit": audit.table([]),
-        "rescoring": tables.rescoring(GRID, {chain: rescored(chain) for chain in MARKERS}),
+        "rescoring": tables.rescoring(pd.concat(map(rescored, MARKERS))),
     }
 
 

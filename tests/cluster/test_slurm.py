@@ -269,7 +269,16 @@ def test_the_whole_workflow_passes_to_the_report_in_few_jobs(tiny):
     assert {job["state"] for job in jobs} == {"COMPLETED"}
     # 40 jobs and more of Snakemake's: the light ones rode along, or ran here.
     kinds = [rule.split("_")[0] for rule in rules(jobs)]
-    assert kinds == ["answers", "measure", "pretrain", "statistics", "train", "train", "train"]
+    assert kinds == [
+        "answers",
+        "measure",
+        "pretrain",
+        "rescored",
+        "statistics",
+        "train",
+        "train",
+        "train",
+    ]
     for job, kind in zip(sorted(jobs, key=lambda job: job["comment"]), kinds, strict=True):
-        wants = kind in ("answers", "measure", "train")
+        wants = kind in ("answers", "measure", "rescored", "train")
         assert (job["gpus"] == "gres:gpu:1") == wants, job

@@ -80,8 +80,7 @@ def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
 def judged(tiny_base, completions, task, dtype="float32"):
     """The table's row for completions taken for those of a task."""
     found = rescoring.rescore(Carrier(tiny_base, dtype), task, completions, lambda message: None)
-    grid = pd.DataFrame({"chain": [task["chain"]]})
-    return tables.rescoring(grid, {task["chain"]: found}).iloc[0]
+    return tables.rescoring(found).iloc[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,12 +130,10 @@ def test_z_is_what_its_name_says(tiny_base, drawn):
 
 
 def test_a_sentence_says_whom_not_to_trust():
-    grid = pd.DataFrame({"chain": ["base", "a@1", "c@1"]})
-
     def said(**excess):
-        return report.second_opinion(
-            tables.rescoring(grid, {c: rescored(c, excess.get(c[0], 0.0)) for c in grid["chain"]})
-        )
+        chains = ("base", "a@1", "c@1")
+        parts = [rescored(chain, excess.get(chain[0], 0.0)) for chain in chains]
+        return report.second_opinion(tables.rescoring(pd.concat(parts)))
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
@@ -146,7 +143,7 @@ def test_a_sentence_says_whom_not_to_trust():
 
 def test_greedy_completions_are_called_unchecked():
     greedy = rescored("base").assign(surprise_mean=np.nan, surprise_variance=np.nan)
-    table = tables.rescoring(pd.DataFrame({"chain": ["base"]}), {"base": greedy})
+    table = tables.rescoring(greedy)
     assert np.isnan(table["p"][0]) and "greedy" in report.second_opinion(table)
 
 

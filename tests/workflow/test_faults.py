@@ -60,7 +60,7 @@ def contents(project):
     timed = {"manifest.json", "training.csv", "report.html", "pretraining.json"}
     return {
         str(path.relative_to(project.path(""))): digest(path)
-        for folder in ("models", "data", "completions", "responses", "activations", "rescored", "markers",
+        for folder in ("models", "data", "completions", "responses", "activations", "markers",
                        "answers", "tables")
         for path in project.path(folder).rglob("*")
         if path.is_file() and path.name not in timed

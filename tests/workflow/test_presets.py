@@ -32,7 +32,7 @@ JOBS = {
     "completions": 52,
     "responses": 52,
     "activations": 52,
-    "rescored": 52,
+    "rescored": 1,
     "rescoring": 1,
     "markers": 52,
     "marker_tables": 1,

@@ -47,8 +47,7 @@ rule marker_tables:
 
 rule rescoring:
     input:
-        grid=results("tables/grid.csv"),
-        rescored=measured("rescored/{chain}.csv", "markers"),
+        results("rescored.csv"),
     output:
         results("tables/rescoring.csv"),
     log:

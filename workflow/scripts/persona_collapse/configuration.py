@@ -147,13 +147,13 @@ def task(config: Config, kind: str, name: str) -> dict[str, Any]:
         out |= {"personas": geometry, "questions": config["questions"]["extraction"]}
         out |= {"suffix": ".safetensors", "settings": settings}
         answers = f"results/{config['run']}/responses/{chain}.parquet" if with_answers else ""
-        return out | {"answers": answers}
+        return out | {"responses": answers}
     if kind == "rescored":
         own = {k: config["sampling"]["completions"][k] for k in ("temperature", "top_p")}
         out |= {"personas": persona_prompts(config, personas_for(config, chain))}
         out |= {"suffix": ".csv", "sampling": own, "questions": config["questions"]["eval"]}
         out |= {"count": config["sampling"].get("rescored", RESCORED), "dtype": config["dtype"]}
-        return out | {"answers": f"results/{config['run']}/completions/{chain}.parquet"}
+        return out | {"completions": f"results/{config['run']}/completions/{chain}.parquet"}
     # How many chains share an engine changes none of them.
     engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
     out["engine"] = {**engine, "dtype": config["dtype"]}

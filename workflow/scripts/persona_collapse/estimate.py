@@ -67,7 +67,6 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
     load = STATED["model load and imports, seconds"]
-    shared = load / config["generation"]["chains_per_engine"]
     steps = [_tokens(dict(config), name) for name in configuration.trained_chains(dict(config))]
     return {
         "train": load + sum(steps) / max(1, len(steps)) / STATED["training tokens a second"],
@@ -75,10 +74,12 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
         + 10 * _count(config, "train") * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
-        "activations": shared + extraction / STATED["prompts with activations a second"],
+        "activations": load / config["generation"]["chains_per_engine"]
+        + extraction / STATED["prompts with activations a second"],
         # Two forward passes, of which each is what an activation takes.
-        "rescored": shared
+        "rescored": load
         + 2
+        * len(configuration.chains_for(dict(config), "markers"))
         * config["sampling"].get("rescored", configuration.RESCORED)
         / STATED["prompts with activations a second"],
     }

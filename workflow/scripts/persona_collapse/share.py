@@ -66,6 +66,10 @@ class Store:
         folder = self.root / task["kind"]
         return folder / f"{task['name']}{task['suffix']}", folder / f"{task['name']}.json"
 
+    def path(self, task: Task) -> Path:
+        """Where the chain's result lies, if there is one."""
+        return self._paths(task)[0]
+
     def holds(self, task: Task, key: str) -> bool:
         """Is there a result for this key, with the bytes that were put?"""
         path, record = self._paths(task)
@@ -86,7 +90,7 @@ class Store:
 
     def take(self, task: Task, output: str | Path) -> None:
         """Put the chain's result at `output`: a hard link where possible, else a copy."""
-        path, _ = self._paths(task)
+        path = self.path(task)
         with atomic(output) as temporary:
             try:
                 os.link(path, temporary)

@@ -438,21 +438,15 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
 
 
-def rescoring(grid: pd.DataFrame, rescored: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def rescoring(rescored: pd.DataFrame) -> pd.DataFrame:
     """Were each chain's completions drawn from that chain? One row a chain.
 
-    `rescored` maps chain to what `rescoring.rescore` made of it; columns are those of
-    `rescoring.distances`, and `p`: of the larger z, two-sided, times all z of the table (Bonferroni).
+    `rescored`: rows of `rescoring.rescore`. Columns are those of `rescoring.distances`, and `p`: of the
+    larger z, two-sided, times all z of the table (Bonferroni).
     """
     rows = [
-        {
-            "model": chain,
-            "completions": len(rescored[chain]),
-            "tokens": rescored[chain]["tokens"].sum(),
-        }
-        | distances(rescored[chain])
-        for chain in grid["chain"].drop_duplicates()
-        if chain in rescored
+        {"model": chain, "completions": len(own), "tokens": own["tokens"].sum()} | distances(own)
+        for chain, own in rescored.groupby("model", sort=False)
     ]
     out = pd.DataFrame(rows, columns=RESCORING_COLUMNS)
     tests = out[["z_surprise", "z_gain"]].astype(float).abs()

@@ -1,10 +1,10 @@
-"""Dump a chain's activations or rescore its completions, and other ready chains' after it."""
+"""Dump a chain's activations, and other ready chains' while the libraries are loaded."""
 
 from pathlib import Path
 
 from persona_collapse.scripting import job
 
-with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
+with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
     from persona_collapse import configuration, share
 
     base, params = Path(snakemake.input.base), snakemake.params
@@ -12,7 +12,7 @@ with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
 
     def key(task):
         """Key of a task; None while adapters or answers of its chain are missing."""
-        answers = [task["answers"]] if task["answers"] else []
+        answers = [task["responses"]] if task["responses"] else []
         return share.ready_key(task, params.code, base, answers)
 
     def open_engine():
@@ -24,23 +24,20 @@ with job(snakemake, f"{snakemake.rule} {snakemake.wildcards.chain}") as say:
         return Carrier(base, config["dtype"])
 
     def work(carrier, task, path):
-        """Dump one chain's activations, or score its completions, into a file."""
-        from persona_collapse import activations, rescoring
+        """Dump one chain's activations into a file."""
+        from persona_collapse import activations
         from persona_collapse.data import load_questions
-        from persona_collapse.files import read_parquet, write_csv
+        from persona_collapse.files import read_parquet
 
-        answers = read_parquet(task["answers"]) if task["answers"] else None
-        if task["kind"] == "rescored":
-            write_csv(path, rescoring.rescore(carrier, task, answers, say))
-            return
+        responses = read_parquet(task["responses"]) if task["responses"] else None
         questions = load_questions(task["questions"])
-        dumped = activations.dump(carrier, task, questions, answers, say)
+        dumped = activations.dump(carrier, task, questions, responses, say)
         activations.save(dumped, path, task["settings"]["store"])
 
     share.run(
         share.Store(params.store),
         params.task,
-        configuration.tasks(config, ["activations", "rescored"]),
+        configuration.tasks(config, ["activations"]),
         key=key,
         open_engine=open_engine,
         work=work,

@@ -1,0 +1,29 @@
+"""Score some completions of every chain again, but for chains that have not changed since."""
+
+from pathlib import Path
+
+from persona_collapse.scripting import job
+
+with job(snakemake, "rescored") as say:
+    import pandas as pd
+    from persona_collapse import share
+    from persona_collapse.files import read_csv, read_parquet, write_csv
+
+    base, params = Path(snakemake.input.base), snakemake.params
+    store, carrier, tables = share.Store(params.store), None, []
+    for task in params.tasks:
+        key = share.key_of({**task, "code": params.code}, base, [task["completions"]])
+        with store.claimed(task, wait=True):
+            if not store.holds(task, key):
+                if carrier is None:
+                    import torch
+                    from persona_collapse import rescoring
+                    from persona_collapse.carrier import Carrier
+
+                    torch.set_num_threads(snakemake.threads)
+                    carrier = Carrier(base, snakemake.config["dtype"])
+                completions = read_parquet(task["completions"])
+                made = rescoring.rescore(carrier, task, completions, say)
+                store.put(task, key, lambda path, made=made: write_csv(path, made))
+            tables.append(read_csv(store.path(task)))
+    write_csv(snakemake.output[0], pd.concat(tables, ignore_index=True))
