@@ -84,8 +84,9 @@ def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
     # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
     assert alone.pop("Training") == JOBS["train"]
-    assert alone == {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
-    assert len(groups) + JOBS["train"] == 75
+    here = {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
+    assert alone == here | {"Scoring": JOBS["rescored"]}
+    assert len(groups) + JOBS["train"] + JOBS["rescored"] == 76
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):
