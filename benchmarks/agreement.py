@@ -10,6 +10,7 @@ drawn twice as well.
 
 from __future__ import annotations
 
+import gc
 import random
 import tempfile
 from pathlib import Path
@@ -104,6 +105,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
     import pandas as pd
+    import torch
     from persona_collapse import models, rescoring
     from persona_collapse.carrier import Carrier
     from vllm import SamplingParams
@@ -145,8 +147,15 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
             found = rescoring.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
         table = pd.DataFrame(found, columns=rescoring.SUMS)
         table["tokens"] = [len(ids) for _, ids in own]
-        judged = {key: round(z, 2) for key, z in rescoring.distances(table).items() if "z_" in key}
+        judged = {
+            key: round(z, 2)
+            for key, z in rescoring.distances(table).items()
+            if "z_" in key and z == z  # the base has no gain
+        }
         note(args, f"rescored, {name}", **judged)
+    del carrier, model  # a GPU of 80 GB does not hold these beside the engine and float32
+    gc.collect()
+    torch.cuda.empty_cache()
     for name, chain in {"base": [], **chains}.items():
         some = sampled[name][:50]
         ours = [value for _, _, given in some for value in given]

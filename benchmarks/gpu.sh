@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The GPU benchmarks one after another, the records in OUT.jsonl; what fails does not stop the rest.
 #   gpu.sh MODELS OUT.jsonl [PART...]     parts: generation activations training scale, all by default
-# MODELS gets both models, 15 GB. LIMIT (900): the most seconds a script may take. PYTHON: which Python.
+# MODELS gets both models, 15 GB. SHAPES: which of the two are measured. LIMIT (900): the most seconds that
+# a script may take. PYTHON: which Python.
 set -u
 cd "$(dirname "$(realpath "$0")")"
 models=$(realpath -m "${1:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
 out=$(realpath -m "${2:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
 shift 2
 [ $# -gt 0 ] || set -- generation activations training scale
-large=(--base "$models/qwen2.5-7b" --label "qwen2.5-7b shape" --out "$out")
-small=(--base "$models/smollm2" --label "SmolLM2-135M" --out "$out")
+declare -A label=([qwen2.5-7b]="qwen2.5-7b shape" [smollm2]=SmolLM2-135M)
 failed=0
 
 try() {
@@ -20,38 +20,36 @@ try() {
   [ $status = 0 ] || failed=1
 }
 
-for shape in qwen2.5-7b smollm2; do
-  [ -e "$models/$shape/model.json" ] || try make_model.py --shape "$shape" --base "$models/$shape"
-done
+# The small one first: its tokenizer is the large one's as well.
+[ -e "$models/smollm2/model.json" ] || try make_model.py --shape smollm2 --base "$models/smollm2"
+[ -e "$models/qwen2.5-7b/model.json" ] ||
+  try make_model.py --shape qwen2.5-7b --base "$models/qwen2.5-7b" --tokenizer "$models/smollm2"
 for part in "$@"; do
-  case $part in
-    generation)
-      try generation.py "${large[@]}" --chains 2 --rank 64 --memory 0.55 --agreement
-      try generation.py "${small[@]}" --chains 2 --rank 64 --memory 0.55 --agreement
-      ;;
-    activations)
-      try activations.py "${large[@]}" --single 48
-      try activations.py "${small[@]}" --single 48 --layers 7 15 21 22 29
-      ;;
-    training)
-      try training.py "${large[@]}" --plain-steps 30 \
-        --only ours "ours, not recorded, PEFT's layers" "plain TRL, batch 16"
-      try training.py "${small[@]}" --plain-steps 60 \
-        --only ours "ours, not recorded, PEFT's layers" "plain TRL, batch 16"
-      try agreement.py "${small[@]}"
-      ;;
-    scale)
-      for rows in 400 1600 6400; do
-        try training.py "${small[@]}" --steps $((rows / 16)) --only ours
-      done
-      try generation.py "${small[@]}" --chains 0 --many 40
-      try generation.py "${small[@]}" --chains 1 --merged
-      try generation.py "${large[@]}" --chains 1 --merged
-      ;;
-    *)
-      echo "gpu.sh: there is no part \"$part\": generation, activations, training or scale" >&2
-      exit 2
-      ;;
-  esac
+  for shape in ${SHAPES:-qwen2.5-7b smollm2}; do
+    with=(--base "$models/$shape" --label "${label[$shape]-}" --out "$out")
+    case $part/$shape in
+      generation/*) try generation.py "${with[@]}" --chains 2 --rank 64 --memory 0.55 --agreement ;;
+      activations/qwen2.5-7b) try activations.py "${with[@]}" --single 48 ;;
+      activations/smollm2) try activations.py "${with[@]}" --single 48 --layers 7 15 21 22 29 ;;
+      training/*)
+        try training.py "${with[@]}" --plain-steps 30 \
+          --only ours "ours, not recorded, PEFT's layers" "plain TRL, batch 16"
+        [ $shape = qwen2.5-7b ] || try agreement.py "${with[@]}"
+        ;;
+      scale/qwen2.5-7b) try generation.py "${with[@]}" --chains 1 --merged ;;
+      scale/smollm2)
+        for rows in 400 1600 6400; do
+          try training.py "${with[@]}" --steps $((rows / 16)) --only ours
+        done
+        try generation.py "${with[@]}" --chains 0 --many 40
+        try generation.py "${with[@]}" --chains 1 --merged
+        ;;
+      *)
+        echo "gpu.sh: there is no part \"$part\" for \"$shape\": parts are generation, activations," \
+          "training and scale; shapes qwen2.5-7b and smollm2" >&2
+        exit 2
+        ;;
+    esac
+  done
 done
 exit $failed
