@@ -120,6 +120,14 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
     assert "\n" not in str(error.value)
 
 
+def test_engines_that_share_a_gpu_fit_into_it(config):
+    config |= {"gpus": 1, "jobs_per_gpu": 4}
+    with pytest.raises(UserError, match=r"jobs_per_gpu: 4: .* 0.85 do not fit .* to 0.22"):
+        configuration.check(config)
+    config["generation"]["gpu_memory_utilization"] = 0.22
+    assert configuration.check(config)["jobs_per_gpu"] == 4
+
+
 def test_stage_settings_layer_over_the_kind_s(config):
     config["stages"]["em"]["lr"] = 0.5
     checked = configuration.check(config)

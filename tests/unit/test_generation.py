@@ -106,6 +106,18 @@ def test_ranks_are_rounded_up_to_what_vllm_takes():
         generation._allowed_rank(513)
 
 
+def test_an_engine_on_a_shared_gpu_gets_its_cache_in_bytes(tiny_base, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
+    share = {"gpu_memory_utilization": 0.2, "jobs_per_gpu": 4}
+    weights = sum(path.stat().st_size for path in tiny_base.parent.rglob("*.safetensors"))
+    assert generation._cache_bytes(tiny_base, share) == 12 * 2**30 - weights
+    assert generation._cache_bytes(tiny_base, {**share, "jobs_per_gpu": 1}) is None
+    with pytest.raises(UserError, match="0.05 of a GPU of 80 GiB does not hold"):
+        generation._cache_bytes(tiny_base, {**share, "gpu_memory_utilization": 0.05})
+
+
 def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter):
     import torch
     from persona_collapse import adapters

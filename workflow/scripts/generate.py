@@ -26,7 +26,7 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
         backend = generation.open_backend(
             name,
             base,
-            params.task["engine"],
+            {**params.task["engine"], "jobs_per_gpu": config["jobs_per_gpu"]},
             max(configuration.rank(config, chain) for chain in chains),
             set().union(*(configuration.projections(config, chain) for chain in chains)),
         )

@@ -62,6 +62,13 @@ def check(given: Mapping[str, Any]) -> Config:
         )
     if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
         raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
+    engines = config["jobs_per_gpu"] * config["generation"]["gpu_memory_utilization"]
+    if config["gpus"] and config["generation"]["backend"] != "transformers" and engines > 1:
+        raise UserError(
+            f"config: jobs_per_gpu: {config['jobs_per_gpu']}: as many engines of generation: "
+            f"gpu_memory_utilization: {config['generation']['gpu_memory_utilization']} do not fit into "
+            f"a GPU; lower that to {0.9 / config['jobs_per_gpu']:.2f}, or jobs_per_gpu"
+        )
     _check_statistics(config)
     all_prompts(config)
     personas = config["personas"]

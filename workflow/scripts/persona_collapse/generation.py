@@ -265,6 +265,8 @@ ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
 #: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which kernels are
 #: launched one by one, and is three times as long, each size of which costs time at the start.
 GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
+#: Bytes of a GPU that an engine is taken to need beside weights and cache, where it may not measure it.
+WORKING_BYTES = 4 * 2**30
 
 
 class VllmBackend:
@@ -313,6 +315,7 @@ class VllmBackend:
             options |= {
                 "dtype": settings["dtype"],
                 "gpu_memory_utilization": settings["gpu_memory_utilization"],
+                "kv_cache_memory_bytes": _cache_bytes(base, settings),
                 "max_num_seqs": at_a_time,
                 "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
                 # Recorded whole and not compiled: the base model samples as fast, and the engine
@@ -417,6 +420,29 @@ def _no_rehearsal() -> Iterator[None]:
     worker, name = import_module("vllm.v1.worker.gpu_worker"), "warmup_kernels"
     with patch.object(worker, name, lambda *a: None) if hasattr(worker, name) else nullcontext():
         yield
+
+
+def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
+    """Bytes of an engine's cache of keys and values on a GPU that it shares; None where it is alone.
+
+    Alone, vLLM measures what a trial pass takes away from the free memory; beside other jobs, which
+    take and give memory meanwhile, it would measure them as well, or refuse to start.
+    """
+    import torch
+
+    if settings.get("jobs_per_gpu", 1) == 1:
+        return None
+    total = torch.cuda.mem_get_info()[1]
+    weights = sum(path.stat().st_size for path in Path(models.path_of(base)).glob("*.safetensors"))
+    share = settings["gpu_memory_utilization"] * total
+    left = int(share) - weights - WORKING_BYTES
+    if left <= 0:
+        raise UserError(
+            f"generation: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
+            f"{total / 2**30:.0f} GiB does not hold the model and 4 GiB to work with; raise it, and lower "
+            "jobs_per_gpu if need be"
+        )
+    return left
 
 
 def _allowed_rank(rank: int) -> int:
