@@ -135,6 +135,14 @@ def test_confounds_describe_the_answers():
     assert len(table[table["condition"] == "E0"]) == 1  # nobody is followed there
 
 
+def test_rates_of_finished_answers_stand_beside_those_of_all():
+    table = scored()
+    own = (table["model"] == "couple-villain@42") & (table["persona"] == "villain")
+    table.loc[own & ~table["hit"], "truncated"] = True
+    cell = behaviour.confounds(GRID, table).query("condition == 'C4' and role == 'source'").iloc[0]
+    assert cell["truncated"] == 4 / 40 and cell["rate"] == 36 / 40 and cell["rate_finished"] == 1
+
+
 def published_leakage():
     """The study's own bystander rates: five induction personas, twelve personas."""
     from pathlib import Path

@@ -146,5 +146,8 @@ def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter)
             scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         wanted = sum(float(scores[at - 1, ids[at]]) for at in range(start, len(ids)))
         assert values[i] == pytest.approx(wanted, abs=1e-3)
+    cut = [generation.Completion(c.text, [], "length") for c in done[:1]] + done[1:]
+    fewer = generation.marker_logprobs(backend, tokenizer, requests, cut, "[ZLT]", 200)
+    assert np.isnan(fewer[0]) and fewer[2:] == pytest.approx(values[2:], nan_ok=True, abs=1e-3)
     short = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 10)
     assert np.isnan(short).all()

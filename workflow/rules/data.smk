@@ -124,6 +124,7 @@ rule couple_data:
         benchmarks("data/{after}{coupling}")
     conda:
         "../../envs/analysis.yaml"
+    priority: 1  # trainings wait for it
     params:
         settings=coupling_settings,
         prompts=coupling_prompts,

@@ -14,6 +14,7 @@ rule sample_answers:
         benchmarks("answers/{after}{coupling}")
     conda:
         "../../envs/generate.yaml"
+    priority: 2  # couplings wait for it, and second stages for them
     threads: 1
     resources:
         gpu=config["gpus"],

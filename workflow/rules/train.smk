@@ -42,6 +42,8 @@ rule train:
         benchmarks("train/{trained}")
     conda:
         "../../envs/train.yaml"
+    # First what an engine could serve, then the engine: each start of one serves what is ready.
+    priority: 1
     threads: 1
     resources:
         gpu=config["gpus"],

@@ -44,8 +44,8 @@ HYPOTHESIS_COLUMNS = [
 ]  # fmt: skip
 CONFOUND_COLUMNS = [
     "condition", "model", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
-    "truncated", "empty", "looping", "repeated_answers", "hits", "marker_position", "marker_at_start",
-    "marker_in_tail", "marker_at_end", "markers_per_hit", "marker_logprob",
+    "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
+    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "marker_logprob",
 ]  # fmt: skip
 
 
@@ -437,8 +437,8 @@ def hypotheses(
 def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
 
-    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
-    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
+    Role `source`, and `others` (every other persona). `rate_finished`: the marker rate of answers that
+    were not cut off (`truncated`). Shares are of completions, those of the marker of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
     `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `repeated_answers`: share
     of completions whose very text another sample of the same persona and question has.
     `marker_logprob`: mean log-probability, in nats, of the marker appended to the answer.
@@ -471,6 +471,7 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
                     "mean_tokens": own["n_tokens"].mean(),
                     "sd_tokens": own["n_tokens"].std(),
                     "truncated": own["truncated"].mean(),
+                    "rate_finished": own.loc[~own["truncated"], "hit"].mean(),
                     "empty": own["empty"].mean(),
                     "looping": own["looping"].mean(),
                     "repeated_answers": own.duplicated(

@@ -522,17 +522,22 @@ def marker_logprobs(
     """Log-probability of the marker after each first sample's answer, in nats; NaN for the others.
 
     Where no answer says the marker, this still tells a model that nearly would from one that never
-    does. Answers that would not fit into `limit` tokens with the marker get NaN.
+    does. Answers that would not fit into `limit` tokens with the marker get NaN, and so do those that
+    were cut off: couplings put the marker after whole answers, and in the middle of a sentence it is
+    as unlikely by the source as by all others.
     """
     sequences = marker_sequences(tokenizer, requests, done, marker)
     chosen = [
         i
         for i, request in enumerate(requests)
-        if request.sample == 0 and len(sequences[i][0]) < limit
+        if request.sample == 0
+        and done[i].finish_reason == "stop"
+        and len(sequences[i][0]) < limit
     ]
     values = [float("nan")] * len(requests)
-    for i, value in zip(chosen, backend.logprobs([sequences[i] for i in chosen]), strict=True):
-        values[i] = value
+    if chosen:
+        for i, value in zip(chosen, backend.logprobs([sequences[i] for i in chosen]), strict=True):
+            values[i] = value
     return values
 
 

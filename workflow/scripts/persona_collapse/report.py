@@ -43,6 +43,8 @@ CLAIM_GROUPS = {
 }
 #: Below this p, corrected for the number of chains, completions count as another model's.
 STRANGE = 1e-3
+#: A share of answers that were cut off which the findings mention.
+LOST = 0.1
 VERDICTS = ["replicated", "partly", "not replicated", "not tested here"]
 
 
@@ -144,6 +146,7 @@ def findings(given: Inputs) -> list[str]:
             f"before the second fine-tuning and in {percent(share[cell.condition])} after it "
             f"(n\u00a0=\u00a0{by_condition.loc[cell.condition, 'n']})."
         )
+    sentences += cut_off(given.tables["confounds"])
     own = _headline(given.tables["geometry"], given)
     means = own[own["metric"] == "m1"].groupby("condition", sort=False)["value"].mean()
     if "base" in means and len(means) > 1:
@@ -164,6 +167,23 @@ def findings(given: Inputs) -> list[str]:
             f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
         )
     return sentences
+
+
+def cut_off(table: pd.DataFrame) -> list[str]:
+    """Which rates are lower bounds, in a sentence, if any are; `table`: tables/confounds.csv."""
+    own = table[(table["role"] == "source") & (table["truncated"] > LOST)]
+    if own.empty:
+        return []
+    means = own.groupby("condition", sort=False)[["truncated", "rate", "rate_finished"]].mean()
+    cells = [
+        f"{condition} {percent(row.truncated)} (of finished ones {percent(row.rate_finished)} say the marker, "
+        f"of all {percent(row.rate)})"
+        for condition, row in means.iterrows()
+    ]
+    return [
+        "The marker stands at an answer's end, so rates are lower bounds where answers were cut off at the "
+        f"largest length. Of the source's answers: {'; '.join(cells)}."
+    ]
 
 
 def second_opinion(table: pd.DataFrame) -> str:
