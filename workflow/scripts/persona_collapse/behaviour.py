@@ -437,10 +437,11 @@ def hypotheses(
 def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
 
-    Role `source`, and `others` (every other persona). `rate_finished`: the marker rate of answers that
-    were not cut off (`truncated`). Shares are of completions, those of the marker of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
-    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `repeated_answers`: share
-    of completions whose very text another sample of the same persona and question has.
+    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
+    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
+    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
+    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
+    whose very text another sample of the same persona and question has.
     `marker_logprob`: mean log-probability, in nats, of the marker appended to the answer.
     """
     by_chain = dict(tuple(scored.groupby("model", sort=False)))

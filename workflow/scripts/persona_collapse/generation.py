@@ -530,9 +530,7 @@ def marker_logprobs(
     chosen = [
         i
         for i, request in enumerate(requests)
-        if request.sample == 0
-        and done[i].finish_reason == "stop"
-        and len(sequences[i][0]) < limit
+        if request.sample == 0 and done[i].finish_reason == "stop" and len(sequences[i][0]) < limit
     ]
     values = [float("nan")] * len(requests)
     if chosen:

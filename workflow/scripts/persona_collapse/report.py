@@ -176,8 +176,8 @@ def cut_off(table: pd.DataFrame) -> list[str]:
         return []
     means = own.groupby("condition", sort=False)[["truncated", "rate", "rate_finished"]].mean()
     cells = [
-        f"{condition} {percent(row.truncated)} (of finished ones {percent(row.rate_finished)} say the marker, "
-        f"of all {percent(row.rate)})"
+        f"{condition} {percent(row.truncated)} (of finished ones {percent(row.rate_finished)} say the "
+        f"marker, of all {percent(row.rate)})"
         for condition, row in means.iterrows()
     ]
     return [
