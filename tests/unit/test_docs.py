@@ -134,3 +134,24 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     shipped = page.split(documentation.MARKS[0])[1]
     names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]
     assert names and all(name in shipped for name in names[2:] if "unit" not in name)
+
+
+def test_the_small_model_s_table_is_its_files_numbers():
+    folder = ROOT / "docs/smollm2"
+    table = pd.read_csv(folder / "confounds.csv")
+    cosines = pd.read_csv(folder / "m1_by_layer.csv").query(
+        "method == 'A' and layer == 21 and metric == 'm1'"
+    )
+    page = (ROOT / "docs/smollm2.md").read_text()
+    rows = re.findall(r"^\| (\w+)(?:: [^|]+)? \| (\d+) \|(.*)\|$", page, re.M)
+    assert {name for name, *_ in rows} == set(table["condition"]) - {"C2"}  # C2 is E0 again
+    for name, chains, cells in rows:
+        own = table[table["condition"] == name]
+        source, others = (own[own["role"] == role] for role in ("source", "others"))
+        main = source if len(source) else others
+        values = [source["rate"], source["rate_finished"], others["rate"], main["truncated"]]
+        shown = ["" if v.empty else f"{v.mean():.2f}" for v in values]
+        shown += [f"{main['mean_tokens'].mean():.0f}", f"{main['marker_logprob'].mean():.1f}"]
+        shown.append(f"{cosines[cosines['condition'] == name]['value'].mean():.3f}")
+        assert [cell.strip() for cell in cells.split("|")] == shown
+        assert int(chains) == len(main)
