@@ -44,6 +44,7 @@ METRICS = {
 MEASURES = {
     "mean_tokens": "tokens an answer",
     "truncated": "share cut off",
+    "rate_finished": "marker rate of answers that were not cut off",
     "empty": "share empty",
     "looping": "share looping",
     "repeated_answers": "share saying the same twice",
