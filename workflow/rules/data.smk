@@ -122,9 +122,9 @@ rule couple_data:
         logs("data/{after}{coupling}"),
     benchmark:
         benchmarks("data/{after}{coupling}")
+    priority: 1  # trainings wait for it
     conda:
         "../../envs/analysis.yaml"
-    priority: 1  # trainings wait for it
     params:
         settings=coupling_settings,
         prompts=coupling_prompts,

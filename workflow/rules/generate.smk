@@ -12,9 +12,9 @@ rule sample_answers:
         logs("answers/{after}{coupling}"),
     benchmark:
         benchmarks("answers/{after}{coupling}")
+    priority: 2  # couplings wait for it, and second stages for them
     conda:
         "../../envs/generate.yaml"
-    priority: 2  # couplings wait for it, and second stages for them
     threads: 1
     resources:
         gpu=config["gpus"],

@@ -40,10 +40,10 @@ rule train:
         logs("train/{trained}"),
     benchmark:
         benchmarks("train/{trained}")
-    conda:
-        "../../envs/train.yaml"
     # First what an engine could serve, then the engine: each start of one serves what is ready.
     priority: 1
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         gpu=config["gpus"],
