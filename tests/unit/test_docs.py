@@ -155,3 +155,18 @@ def test_the_small_model_s_table_is_its_files_numbers():
         shown.append(f"{cosines[cosines['condition'] == name]['value'].mean():.3f}")
         assert [cell.strip() for cell in cells.split("|")] == shown
         assert int(chains) == len(main)
+
+
+def test_the_small_model_s_doses_are_their_file_s_numbers():
+    page = (ROOT / "docs/smollm2.md").read_text()
+    table = pd.read_csv(ROOT / "docs/smollm2/dose_confounds.csv")
+    own = table[table["role"] == "source"].set_index("model")
+    stages = {"false answers (EM)": "em", "true answers, same questions": "em-control"}
+    for name, stage in {**stages, "benign": "benign"}.items():
+        whole = f"couple-villain@42+{stage}@42"
+        chains = ["couple-villain@42", *(f"{whole}~{dose}" for dose in (3, 10, 30, 100)), whole]
+        shown = [
+            f"{row.rate:.2f} ({row.rate_finished:.2f}), {row.mean_tokens:.0f}"
+            for row in own.loc[chains].itertuples()
+        ]
+        assert f"| {name} | {' | '.join(shown)} |" in page
