@@ -122,6 +122,7 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
 
 def test_engines_that_share_a_gpu_fit_into_it(config):
     config |= {"gpus": 1, "jobs_per_gpu": 4}
+    config["generation"]["backend"] = "vllm"
     with pytest.raises(UserError, match=r"jobs_per_gpu: 4: .* 0.85 do not fit .* to 0.2"):
         configuration.check(config)
     config["generation"]["gpu_memory_utilization"] = 0.22

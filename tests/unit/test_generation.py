@@ -110,9 +110,12 @@ def test_an_engine_on_a_shared_gpu_gets_its_cache_in_bytes(tiny_base, monkeypatc
     import torch
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
-    share = {"gpu_memory_utilization": 0.2, "jobs_per_gpu": 4}
-    weights = sum(path.stat().st_size for path in tiny_base.parent.rglob("*.safetensors"))
+    share = {"gpu_memory_utilization": 0.2, "jobs_per_gpu": 4, "dtype": "bfloat16"}
+    model = models.load_model(tiny_base, "bfloat16", "cpu")
+    weights = sum(p.numel() * 2 for p in model.parameters())
     assert generation._cache_bytes(tiny_base, share) == 12 * 2**30 - weights
+    full = generation._cache_bytes(tiny_base, {**share, "dtype": "float32"})
+    assert full == 12 * 2**30 - 2 * weights
     assert generation._cache_bytes(tiny_base, {**share, "jobs_per_gpu": 1}) is None
     with pytest.raises(UserError, match="of a GPU of 80 GiB does not hold"):
         generation._cache_bytes(tiny_base, {**share, "gpu_memory_utilization": 0.05})

@@ -80,16 +80,18 @@ def test_sentences_follow_the_tables(page):
 def test_rates_of_answers_that_were_cut_off_are_called_lower_bounds():
     table = pd.DataFrame(
         {
-            "condition": ["C4", "C4", "C1"],
-            "role": ["source", "others", "source"],
-            "truncated": [0.8, 0.9, 0.1],
-            "rate": [0.125, 0.5, 0.25],
-            "rate_finished": [0.625, 0.5, 0.25],
+            "condition": ["C4", "C4", "C1", "C1", "D", "D"],
+            "role": ["source", "others", "source", "source", "source", "source"],
+            "truncated": [0.8, 0.9, 0.19, 0.0, 0.5, 0.1],
+            "rate": [0.125, 0.5, 0.25, 0.0, 0.5, 0.0],
+            "rate_finished": [0.625, 0.5, 0.25, 0.0, 0.75, 0.25],
         }
     )
     (sentence,) = report.cut_off(table)
     assert "lower bounds" in sentence and "C4 80.0 %" in sentence and "C1" not in sentence
     assert "of finished ones 62.5 % say the marker, of all 12.5 %" in sentence
+    # A condition's chains are averaged before they are judged.
+    assert "D 30.0 % (of finished ones 50.0 % say the marker, of all 25.0 %)" in sentence
     assert report.cut_off(table.assign(truncated=0.0)) == []
 
 

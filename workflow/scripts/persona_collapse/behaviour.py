@@ -45,7 +45,8 @@ HYPOTHESIS_COLUMNS = [
 CONFOUND_COLUMNS = [
     "condition", "model", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
     "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
-    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "marker_logprob",
+    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "n_logprob",
+    "marker_logprob",
 ]  # fmt: skip
 
 
@@ -442,7 +443,8 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
     rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
     whose very text another sample of the same persona and question has.
-    `marker_logprob`: mean log-probability, in nats, of the marker appended to the answer.
+    `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
+    where it was measured: each first one that was not cut off.
     """
     by_chain = dict(tuple(scored.groupby("model", sort=False)))
     rows = []
@@ -484,6 +486,7 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
                     "marker_in_tail": (hits["position"] > 0.85).mean() if len(hits) else np.nan,
                     "marker_at_end": hits["at_end"].mean() if len(hits) else np.nan,
                     "markers_per_hit": hits["markers"].mean(),
+                    "n_logprob": own["marker_logprob"].count(),
                     "marker_logprob": own["marker_logprob"].mean(),
                 }
             )

@@ -63,7 +63,7 @@ def check(given: Mapping[str, Any]) -> Config:
     if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
         raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
     engines = config["jobs_per_gpu"] * config["generation"]["gpu_memory_utilization"]
-    if config["gpus"] and config["generation"]["backend"] != "transformers" and engines > 1:
+    if config["gpus"] and config["generation"]["backend"] == "vllm" and engines > 1:
         raise UserError(
             f"config: jobs_per_gpu: {config['jobs_per_gpu']}: as many engines of generation: "
             f"gpu_memory_utilization: {config['generation']['gpu_memory_utilization']} do not fit into "

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -267,6 +268,7 @@ ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
 GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
 #: Bytes of a GPU that an engine is taken to need beside weights and cache, where it may not measure it.
 WORKING_BYTES = 4 * 2**30
+LEAST_CACHE = 2**30
 
 
 class VllmBackend:
@@ -426,21 +428,27 @@ def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
     """Bytes of an engine's cache of keys and values on a GPU that it shares; None where it is alone.
 
     Alone, vLLM measures what a trial pass takes away from the free memory; beside other jobs, which
-    take and give memory meanwhile, it would measure them as well, or refuse to start.
+    take and give memory meanwhile, it would measure them as well, or stop where they give. It still
+    wants the whole share to be free when it starts.
     """
     import torch
+    from safetensors import safe_open
 
     if settings.get("jobs_per_gpu", 1) == 1:
         return None
     total = torch.cuda.mem_get_info()[1]
-    weights = sum(path.stat().st_size for path in Path(models.path_of(base)).glob("*.safetensors"))
+    numbers = 0
+    for path in Path(models.path_of(base)).glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            numbers += sum(prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    weights = numbers * getattr(torch, settings["dtype"]).itemsize
     share = settings["gpu_memory_utilization"] * total
     left = int(share) - weights - WORKING_BYTES
-    if left <= 0:
+    if left < LEAST_CACHE:
         raise UserError(
             f"generation: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
-            f"{total / 2**30:.0f} GiB does not hold the model and 4 GiB to work with; raise it, and lower "
-            "jobs_per_gpu if need be"
+            f"{total / 2**30:.0f} GiB does not hold the model, 4 GiB to work with and 1 GiB of cache; raise "
+            "it, and lower jobs_per_gpu if need be"
         )
     return left
 

@@ -171,10 +171,11 @@ def findings(given: Inputs) -> list[str]:
 
 def cut_off(table: pd.DataFrame) -> list[str]:
     """Which rates are lower bounds, in a sentence, if any are; `table`: tables/confounds.csv."""
-    own = table[(table["role"] == "source") & (table["truncated"] > LOST)]
-    if own.empty:
+    own = table[table["role"] == "source"].groupby("condition", sort=False)
+    means = own[["truncated", "rate", "rate_finished"]].mean()
+    means = means[means["truncated"] > LOST]
+    if means.empty:
         return []
-    means = own.groupby("condition", sort=False)[["truncated", "rate", "rate_finished"]].mean()
     cells = [
         f"{condition} {percent(row.truncated)} (of finished ones {percent(row.rate_finished)} say the "
         f"marker, of all {percent(row.rate)})"

@@ -26,7 +26,9 @@ os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 SECONDS_BETWEEN_LINES = 5.0
-#: PyTorch's exception is OutOfMemoryError; CUDA's own libraries say it in words.
+#: PyTorch's exception is OutOfMemoryError; CUDA's own libraries say it in words, and vLLM, where other
+#: jobs hold too much when it starts.
+GPU_FULL = ("out of memory", "is less than desired gpu memory utilization")
 OUT_OF_MEMORY = (
     "the GPU's memory is full; in the config lower, for training, max_batch_tokens (or batch_size with "
     "more accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
@@ -89,7 +91,7 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
             print(
                 f"  [{name}] error: {error}; free some space and rerun", file=terminal, flush=True
             )
-        elif kind == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        elif kind == "OutOfMemoryError" or any(text in str(error).lower() for text in GPU_FULL):
             print(f"  [{name}] error: {OUT_OF_MEMORY}", file=terminal, flush=True)
         else:
             print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
