@@ -12,7 +12,7 @@ TARGETS ?=
 CONFIG ?= config/config.yaml
 RUNS ?=
 
-.PHONY: run estimate compare docs test lint quick slow engine cluster clean
+.PHONY: run estimate compare docs test lint quick slow slow-tiny-run slow-others engine cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
@@ -27,9 +27,7 @@ compare: $(VENV)/.run
 docs: $(VENV)/.run
 	$(BIN)/python workflow/scripts/docs.py
 
-# The long parts leave half of two cores idle, so two of them run side by side.
-test: lint quick
-	@$(MAKE) --no-print-directory --jobs 2 slow engine cluster
+test: lint quick slow engine cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,8 +39,12 @@ lint: $(VENV)/.dev
 quick: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow"
 
+# Each half leaves one of two cores idle half of the time, so they run side by side.
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m "slow and not cluster" --ignore tests/engine
+	@$(MAKE) --no-print-directory --jobs 2 slow-tiny-run slow-others
+
+slow-tiny-run slow-others: $(VENV)/.dev
+	$(BIN)/pytest -m "slow and not cluster and $(if $(filter slow-others,$@),not )tiny_run" --ignore tests/engine
 
 # The vLLM backend, on vLLM's CPU build, in an environment of its own.
 engine: $(VENV)-vllm/.ready

@@ -129,6 +129,13 @@ def project(tmp_path_factory) -> Project:
     return made
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests that share the tiny run: `make test` runs the others beside them."""
+    for item in items:
+        if "project" in getattr(item, "fixturenames", ()):
+            item.add_marker("tiny_run")
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many injected faults were made good, byte for byte."""
     cases = {
