@@ -10,13 +10,12 @@ drawn twice as well.
 
 from __future__ import annotations
 
-import gc
 import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import LORA, WORDS, arguments, record
+from common import LORA, WORDS, arguments, free, record
 
 
 def error(found: list[Any], wanted: list[Any]) -> float:
@@ -105,7 +104,6 @@ def gradients(args: Any, chain: list[Path]) -> None:
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
     import pandas as pd
-    import torch
     from persona_collapse import models, rescoring
     from persona_collapse.carrier import Carrier
     from vllm import SamplingParams
@@ -154,8 +152,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         }
         note(args, f"rescored, {name}", **judged)
     del carrier, model  # a GPU of 80 GB does not hold these beside the engine and float32
-    gc.collect()
-    torch.cuda.empty_cache()
+    free()
     for name, chain in {"base": [], **chains}.items():
         some = sampled[name][:50]
         ours = [value for _, _, given in some for value in given]

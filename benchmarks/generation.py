@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import LORA, WORDS, arguments, record, synchronised, write_base
+from common import LORA, WORDS, arguments, free, record, synchronised, write_base
 
 
 def adapter(folder: Path, base: Path, seed: int) -> Path:
@@ -50,7 +50,6 @@ def adapter(folder: Path, base: Path, seed: int) -> Path:
 
 def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
     """A checkpoint with an adapter merged into the base, as the study wrote one for each cell."""
-    import torch
     from persona_collapse import adapters, models
 
     model = models.load_model(base / "model.json", dtype, models.pick_device())
@@ -58,8 +57,7 @@ def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
     models.load_tokenizer(base / "model.json").save_pretrained(folder)
     write_base(folder)
     del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free()
     return folder
 
 

@@ -10,6 +10,7 @@ out=$(realpath -m "${2:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
 shift 2
 [ $# -gt 0 ] || set -- generation activations training scale
 declare -A label=([qwen2.5-7b]="qwen2.5-7b shape" [smollm2]=SmolLM2-135M)
+declare -A plain_steps=([qwen2.5-7b]=30 [smollm2]=60)
 failed=0
 
 try() {
@@ -32,9 +33,9 @@ for part in "$@"; do
       activations/qwen2.5-7b) try activations.py "${with[@]}" --single 48 ;;
       activations/smollm2) try activations.py "${with[@]}" --single 48 --layers 7 15 21 22 29 ;;
       training/*)
-        try training.py "${with[@]}" --plain-steps 30 \
+        try training.py "${with[@]}" --plain-steps "${plain_steps[$shape]}" \
           --only ours "ours, not recorded, PEFT's layers" "plain TRL, batch 16"
-        [ $shape = qwen2.5-7b ] || try agreement.py "${with[@]}"
+        [ "$shape" = qwen2.5-7b ] || try agreement.py "${with[@]}"
         ;;
       scale/qwen2.5-7b) try generation.py "${with[@]}" --chains 1 --merged ;;
       scale/smollm2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import LORA, arguments, record, rows, synchronised
+from common import LORA, arguments, free, record, rows, synchronised
 
 SETTINGS: dict[str, Any] = {
     **LORA,
@@ -183,17 +183,7 @@ def main() -> None:
                     error=str(error)[:300],
                 )
             print(f"{name}: {time.monotonic() - started:.0f} s in all", flush=True)
-            _free()
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            free()
 
 
 if __name__ == "__main__":
