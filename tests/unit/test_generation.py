@@ -43,6 +43,17 @@ def test_draws_do_not_depend_on_the_batch(tiny_base, prompts):
     assert (alone["text"] == same["text"]).mean() > 0.9
 
 
+def test_rounds_change_no_answer(tiny_base, prompts, monkeypatch):
+    """Answers that are not done after a round go on in the next, with their own random numbers."""
+    monkeypatch.setattr(models, "end_tokens", lambda *_: list(range(5, 40)))
+    whole = draw(tiny_base, prompts, max_tokens=24)
+    assert whole["n_tokens"].nunique() > 1
+    monkeypatch.setattr(generation, "FIRST_ROUND", 3)
+    cut = draw(tiny_base, prompts, max_tokens=24)
+    assert (cut["text"] == whole["text"]).mean() > 0.95  # rounding may flip a rare near-tie
+    assert cut["n_tokens"].max() == 24 and (cut["finish_reason"] == whole["finish_reason"]).all()
+
+
 def test_samples_differ_and_greedy_ones_do_not(tiny_base, prompts):
     table = draw(tiny_base, prompts)
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
@@ -56,7 +67,9 @@ def test_the_seeded_draw_follows_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     picks = []
     for seed in range(4000):
-        *_, process = generation._sampling_processors(sampling(), [seed])
+        *_, process = generation._sampling_processors(
+            sampling(), [torch.Generator().manual_seed(seed)]
+        )
         picks.append(int(process(None, logits).argmax()))
     wanted = torch.softmax(logits[0], 0).numpy()
     got = np.bincount(picks, minlength=4) / len(picks)

@@ -51,6 +51,25 @@ def run(store, engine, own, planned, output, keys, limit=10):
     )
 
 
+def test_a_result_may_be_a_folder(store, tmp_path):
+    one = task("a") | {"suffix": ""}
+
+    def write(folder):
+        (folder / "weights").write_text("w")
+        (folder / ".left-by-a-killed-job").write_text("x")
+        (folder / "manifest").write_text("m")
+
+    store.put(one, "key", write)
+    assert store.holds(one, "key") and not store.holds(one, "other")
+    store.take(one, tmp_path / "made")
+    assert {p.name: p.read_text() for p in (tmp_path / "made").iterdir()} == {
+        "weights": "w",
+        "manifest": "m",
+    }
+    (store.path(one) / "weights").write_text("edited")
+    assert not store.holds(one, "key")
+
+
 def test_one_start_serves_all_chains_and_their_own_jobs_start_none(store, tmp_path):
     keys = {c: f"key {c}" for c in "abc"}
     engine = Engine()

@@ -150,6 +150,17 @@ def test_rows_are_cut_into_pieces_by_tokens():
     assert sizes == [[5, 7, 8], [40], [90]]
 
 
+def test_rows_of_like_length_are_padded_together():
+    rows = [{"input_ids": [0] * n} for n in (300, 10, 12, 290, 11, 50)]
+    sizes = [[len(r["input_ids"]) for r in group] for group in training.by_length(rows, 4096)]
+    assert sizes == [[10, 11, 12, 50], [290, 300]]
+    # Memory's bound goes first: 4 x 50 and 2 x 300 are too many.
+    sizes = [[len(r["input_ids"]) for r in group] for group in training.by_length(rows, 100)]
+    assert sizes == [[10, 11, 12], [50], [290], [300]]
+    alike = [{"input_ids": [0] * n} for n in range(70, 86)]
+    assert len(training.by_length(alike, 4096)) == 1
+
+
 @pytest.fixture(scope="module")
 def peft_model(tiny_base):
     from peft import LoraConfig, get_peft_model
@@ -192,8 +203,10 @@ def test_the_loss_is_the_model_s_own_and_padding_changes_nothing(peft_model):
         items = sum(n != -100 for r in rows for n in r["labels"][1:])
         parts = [training.flatten(p) for p in training.pieces(rows, 20)]
         summed = sum(training.supervised_loss(peft_model, p, items) for p in parts)
-    assert len(parts) == 3
-    for loss in (ours, flat, summed):
+        groups = [training.pad(group) for group in training.by_length(rows, 40)]
+        grouped = sum(training.supervised_loss(peft_model, group, items) for group in groups)
+    assert len(parts) == len(groups) == 3
+    for loss in (ours, flat, summed, grouped):
         torch.testing.assert_close(loss, usual, rtol=1e-5, atol=1e-6)
 
 
@@ -215,13 +228,15 @@ def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
     curves = {}
     for name, padding_free, fused_lora, cuda_graphs in [
         ("plain", False, False, False),
+        ("padded, in two accumulated batches", False, False, False),
         ("free", True, False, False),
         ("fused", True, True, False),
         ("recorded", True, True, True),
     ]:
         settings = {
             "padding_free": padding_free, "fused_lora": fused_lora, "cuda_graphs": cuda_graphs,
-            "epochs": 8, "accumulation_steps": 1, "dropout": 0.0, "max_batch_tokens": 60,
+            "epochs": 8, "accumulation_steps": 1 + ("accumulated" in name), "dropout": 0.0,
+            "max_batch_tokens": 60,
         }  # fmt: skip
         curves[name] = [point["loss"] for point in train(name, **settings)[1]["loss"]]
     plain = curves.pop("plain")
@@ -289,6 +304,24 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     assert (again / adapters.WEIGHTS).read_bytes() == (whole / adapters.WEIGHTS).read_bytes()
     assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
     assert not steps["saved"].exists()
+
+
+def test_the_result_does_not_depend_on_what_the_process_trained_before(train):
+    alone, _ = train("alone", seed=3)
+    train("other", seed=4, dropout=0.2, r=8)
+    after, _ = train("after", seed=3)
+    assert (after / adapters.WEIGHTS).read_bytes() == (alone / adapters.WEIGHTS).read_bytes()
+
+
+def test_a_frozen_prefix_acts_the_same_merged_and_apart(train, make_adapter):
+    """In float32 the stages before are folded into the base; in 16 bit they stay apart."""
+    steps = {"epochs": 4, "prefix": [make_adapter(31, 4, True)], "dropout": 0.0, "lr": 1e-3}
+    merged, half = (train(d, dtype=d, **steps)[1]["loss"] for d in ("float32", "bfloat16"))
+    without = train("without", **(steps | {"prefix": []}))[1]["loss"]
+    first = [curve[0]["loss"] for curve in (merged, half, without)]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    assert first[0] != pytest.approx(first[2], rel=0.05)
+    assert merged[-1]["loss"] == pytest.approx(half[-1]["loss"], rel=0.05)
 
 
 def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):

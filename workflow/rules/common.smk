@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, checkout, configuration, devices, objectives
+from persona_collapse import chains, checkout, configuration, devices
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -251,31 +251,15 @@ def audited_stages():
 audited = audited_stages()
 
 
-def last_stage(wildcards):
-    """Settings of the stage that a chain trains last."""
-    return configuration.stage_settings(
-        config, chains.parse(wildcards.trained).last.name
-    )
-
-
-def objective_code(wildcards):
-    """Hash of the function that a chain's last stage minimises."""
-    return objectives.code_of(
-        last_stage(wildcards).get("objective", objectives.DEFAULT)
-    )
+def training_task(wildcards):
+    """What the job does that trains a chain's last stage; see configuration.task."""
+    return configuration.task(config, "train", wildcards.trained)
 
 
 def training_rows(wildcards):
     """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
     return results(
         f"data/{configuration.data_of(config, chains.parse(wildcards.trained))}.jsonl"
-    )
-
-
-def induction_prompt(wildcards):
-    """System prompt that a chain's last stage puts on every row."""
-    return configuration.induction_prompt(
-        config, chains.parse(wildcards.trained).last.name
     )
 
 
@@ -373,11 +357,6 @@ def data_prompts(wildcards):
 def chain_adapters(wildcards):
     """Adapter files of a chain."""
     return adapter_files(wildcards.chain)
-
-
-def prefix_folders(wildcards):
-    """Folders of the adapters that this chain continues."""
-    return configuration.folders(config, str(chains.parse(wildcards.trained).prefix))
 
 
 def figure_tables(wildcards):

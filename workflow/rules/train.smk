@@ -49,12 +49,8 @@ rule train:
         gpu=config["gpus"],
         mem_mb=4000,
     params:
-        settings=last_stage,
-        system=induction_prompt,
-        marker=config["marker"],
-        prefix=prefix_folders,
-        objective=objective_code,
-        checkpoints=results("checkpoints/{trained}"),
+        task=training_task,
+        store=results("store"),
         code=code(
             "training",
             "audit",

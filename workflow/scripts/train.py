@@ -1,42 +1,51 @@
-"""Train the last stage of a chain."""
+"""Train the last stage of a chain, and other ready chains' while the libraries are loaded."""
 
 from pathlib import Path
 
 from persona_collapse.scripting import job
 
 with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
-    import torch
-    from persona_collapse import chains, training
-    from persona_collapse.files import locked, write_json
+    from persona_collapse import configuration, share
 
-    torch.set_num_threads(snakemake.threads)
-    params, chain = snakemake.params, chains.parse(snakemake.wildcards.trained)
-    stage = training.Stage(
-        chain=str(chain),
-        name=chain.last.name,
-        seed=chain.last.seed,
-        stop=chain.last.stop,
-        settings=params.settings,
-        base=Path(snakemake.input.base),
-        prefix=[Path(folder) for folder in params.prefix],
-        data=Path(snakemake.input.rows),
-        system=params.system,
-        marker=params.marker,
-    )
-    saved = Path(params.checkpoints)
-    lock = saved.with_name(f".{saved.name}.lock")
-    # A training that outlived its Snakemake writes the same files.
-    with locked(lock, wait=False) as free:
-        if not free:
-            say("an earlier job may still be training this chain; waits for its end")
-    with locked(lock, wait=True):
+    base, params = Path(snakemake.input.base), snakemake.params
+    config = configuration.check(snakemake.config)
+
+    def key(task):
+        """Key of a task; None while the adapters or the data that it trains on are missing."""
+        rows = Path(task["rows"])
+        return share.ready_key(task, params.code, base, [rows, rows.with_suffix(".manifest.json")])
+
+    def open_engine():
+        """Import what trains; most jobs find their work done."""
+        import torch
+        from persona_collapse import training
+
+        torch.set_num_threads(snakemake.threads)
+        return training
+
+    def work(training, task, folder):
+        """Train one chain's last stage into a folder."""
+        from persona_collapse.files import write_json
+
         manifest = training.train(
-            stage,
-            Path(snakemake.output.weights).parent,
+            training.stage_of(task, base),
+            folder,
             say,
-            saved=saved,
-            # No param: what trains must not depend on how often it is saved.
-            every=snakemake.config["checkpoint_steps"],
-            code=params.code + str(params.objective),
+            saved=Path(task["checkpoints"]),
+            # Not in the task: what trains must not depend on how often it is saved.
+            every=config["checkpoint_steps"],
+            code=params.code + task["objective"],
         )
-        write_json(snakemake.output.manifest, manifest)
+        write_json(folder / "manifest.json", manifest)
+
+    share.run(
+        share.Store(params.store),
+        params.task,
+        configuration.tasks(config, ["train"]),
+        key=key,
+        open_engine=open_engine,
+        work=work,
+        limit=config["generation"]["chains_per_engine"],
+        output=Path(snakemake.output.weights).parent,
+        say=say,
+    )

@@ -130,12 +130,14 @@ def _adapters(config: Config, chain: str) -> Iterator[dict[str, Any]]:
 
 
 def task(config: Config, kind: str, name: str) -> dict[str, Any]:
-    """What one job does: `answers`, `completions`, `responses`, `activations` or `rescored`.
+    """What one job does: `train`, `answers`, `completions`, `responses`, `activations` or `rescored`.
 
     `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
     Everything that the result depends on but files' contents and code: plain values, hashable as
     JSON (see `share.key_of`).
     """
+    if kind == "train":
+        return _training_task(config, name)
     geometry = persona_prompts(config, geometry_personas(config))
     after, _, coupling = name.rpartition("+")
     chain = name if kind != "answers" else after or chains.BASE
@@ -180,9 +182,36 @@ def task(config: Config, kind: str, name: str) -> dict[str, Any]:
     return out | {"sampling": {**sampling["answers"], "samples": needed}}
 
 
+def _training_task(config: Config, name: str) -> dict[str, Any]:
+    """The training of a chain's last stage on the frozen sum of the stages before it."""
+    chain = chains.parse(name)
+    settings = stage_settings(config, chain.last.name)
+    run = f"results/{config['run']}"
+    return {
+        "kind": "train",
+        "name": name,
+        "chain": name,
+        "stages": folders(config, str(chain.prefix)),
+        "suffix": "",
+        "rows": f"{run}/data/{data_of(config, chain)}.jsonl",
+        "settings": settings,
+        "objective": objectives.code_of(settings.get("objective", objectives.DEFAULT)),
+        "system": induction_prompt(config, chain.last.name),
+        "marker": config["marker"],
+        "checkpoints": f"{run}/checkpoints/{name}",
+    }
+
+
 def tasks(config: Config, kinds: Iterable[str]) -> list[dict[str, Any]]:
     """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
     kinds = list(kinds)
+    if kinds == ["train"]:
+        stages = config["stages"]
+        return [
+            task(config, "train", name)
+            for name in trained_chains(config)
+            if stages[chains.parse(name).last.name]["kind"] != "graft"
+        ]
     measures = {"completions": "markers", "responses": "geometry", "activations": "geometry"}
     measures |= {"rescored": "markers"}
     chosen = {kind: set(chains_for(config, measures[kind])) for kind in kinds if kind in measures}

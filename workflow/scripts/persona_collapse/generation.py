@@ -186,52 +186,69 @@ class TransformersBackend:
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
     ) -> list[Completion]:
-        """See `Backend`. Draws depend on each request's seed, not on its batch."""
+        """See `Backend`. Draws depend on each request's seed, not on its batch.
+
+        A batch takes as long as its longest answer. So a round ends after some tokens, and the answers
+        that are not done by then go on together in the next, which may be twice as long.
+        """
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-        done: dict[int, Completion] = {}
-        started, tokens = time.monotonic(), 0
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=self.ends,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
-        for first in range(0, len(order), self.batch_size):
-            batch = order[first : first + self.batch_size]
-            padded = self.tokenizer.pad(
-                {"input_ids": [requests[i].prompt for i in batch]}, return_tensors="pt"
-            ).to(self.device)
-            with torch.inference_mode():
-                output = self.model.generate(
-                    **padded,
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList(
-                        _sampling_processors(sampling, [requests[i].seed for i in batch])
-                    ),
-                )
-            width = padded["input_ids"].shape[1]
-            for i, row in zip(batch, output[:, width:].tolist(), strict=True):
-                end = next((n for n, token in enumerate(row) if token in self.ends), None)
-                ids = row if end is None else row[: end + 1]
-                done[i] = Completion(
-                    str(self.tokenizer.decode(ids, skip_special_tokens=True)),
-                    ids,
-                    "length" if end is None else "stop",
-                )
-                tokens += len(ids)
-            seconds = time.monotonic() - started
-            left = seconds / len(done) * (len(order) - len(done))
-            progress(
-                f"{len(done)}/{len(order)} completions  {tokens / seconds:,.0f} tokens/s  "
-                f"{left:.0f} s left"
+        drawn: list[list[int]] = [[] for _ in requests]
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        started, left, length = time.monotonic(), list(range(len(requests))), FIRST_ROUND
+        while left:
+            left.sort(key=lambda i: len(requests[i].prompt) + len(drawn[i]))
+            length = min(length, sampling.max_tokens - len(drawn[left[0]]))
+            config = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=length,
+                eos_token_id=self.ends,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
-        return [done[i] for i in range(len(requests))]
+            unfinished = []
+            for first in range(0, len(left), self.batch_size):
+                batch = left[first : first + self.batch_size]
+                padded = self.tokenizer.pad(
+                    {"input_ids": [requests[i].prompt + drawn[i] for i in batch]},
+                    return_tensors="pt",
+                ).to(self.device)
+                with torch.inference_mode():
+                    output = self.model.generate(
+                        **padded,
+                        generation_config=config,
+                        logits_processor=LogitsProcessorList(
+                            _sampling_processors(sampling, [generators[i] for i in batch])
+                        ),
+                    )
+                width = padded["input_ids"].shape[1]
+                for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+                    end = next((n for n, token in enumerate(row) if token in self.ends), None)
+                    drawn[i] += row if end is None else row[: end + 1]
+                    if end is None and len(drawn[i]) < sampling.max_tokens:
+                        unfinished.append(i)
+                seconds, tokens = time.monotonic() - started, sum(map(len, drawn))
+                waiting = len(left) - first - len(batch) + len(unfinished)
+                progress(
+                    f"{len(requests) - waiting}/{len(requests)} completions  "
+                    f"{tokens / seconds:,.0f} tokens/s"
+                )
+            left, length = unfinished, 2 * length
+        return [
+            Completion(
+                str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+                ids,
+                "stop" if ids[-1] in self.ends else "length",
+            )
+            for ids in drawn
+        ]
 
 
-def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
+#: Tokens of an answer that transformers draws in the first round; see TransformersBackend.complete.
+FIRST_ROUND = 40
+
+
+def _sampling_processors(sampling: Sampling, generators: Sequence[Any]) -> list[Any]:
     """Temperature, nucleus, then a seeded draw per row; none for greedy decoding.
 
     `argmax(p_i / e_i)` with e_i ~ Exp(1) is a draw from p (the exponential race, i.e. the Gumbel
@@ -245,12 +262,9 @@ def _sampling_processors(sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
     class SeededDraw(LogitsProcessor):
         """Perturb each row's scores with its own random numbers."""
 
-        def __init__(self) -> None:
-            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
-
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             noise = torch.empty(scores.shape, dtype=torch.float32)
-            for row, generator in enumerate(self.generators):
+            for row, generator in enumerate(generators):
                 noise[row].exponential_(generator=generator)
             logits: Any = scores.float() - noise.clamp_min(1e-30).log().to(scores.device)
             return logits

@@ -1,7 +1,7 @@
-"""One engine start for many chains, while each chain keeps a file and a job of its own.
+"""One process for many chains, while each chain keeps its files and a job of its own.
 
 Starting an engine, or importing PyTorch, takes as long as the work for several chains. So the job
-that has started one also does the work of other planned chains that are ready, and leaves the
+that has done so also does the work of other planned chains that are ready, and leaves the
 results in a store; their own jobs then find them there and end at once. A result is keyed by the
 content of everything it was made from (adapters, base, questions, settings, code), so what the
 store holds for a chain that has changed since is never used: only that chain is done again. What an
@@ -38,7 +38,7 @@ def key_of(task: Task, base: str | Path, more: Sequence[str | Path] = ()) -> str
     parts: dict[str, Any] = {
         "task": task,
         "base": sha256(base),
-        "questions": sha256(task["questions"]["file"]),
+        "questions": sha256(task["questions"]["file"]) if "questions" in task else "",
         "adapters": adapters.content_hash(task["stages"]) if task["stages"] else "",
         "more": [sha256(path) for path in more],
     }
@@ -57,7 +57,10 @@ def ready_key(
 
 
 class Store:
-    """Results by kind and name, each with its key and checksum beside it; one a name is kept."""
+    """Results by kind and name, each with its key and checksums beside it; one per name is kept.
+
+    A result is a file, or, for a task whose `suffix` is empty, a folder of files.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -75,7 +78,7 @@ class Store:
         path, record = self._paths(task)
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
-            return bool(known["key"] == key and known["sha256"] == sha256(path))
+            return bool(known["key"] == key and known["sha256"] == _hashes(path))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -84,23 +87,41 @@ class Store:
         path, record = self._paths(task)
         # The record goes first and comes back last, so it never speaks of other bytes.
         record.unlink(missing_ok=True)
-        with atomic(path) as temporary:
-            write(temporary)
-        write_json(record, {"key": key, "sha256": sha256(path)})
+        if task["suffix"]:
+            with atomic(path) as temporary:
+                write(temporary)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write(path)
+        write_json(record, {"key": key, "sha256": _hashes(path)})
 
     def take(self, task: Task, output: str | Path) -> None:
-        """Put the chain's result at `output`: a hard link where possible, else a copy."""
-        path = self.path(task)
-        with atomic(output) as temporary:
-            try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)
-        os.utime(output)
+        """Put the chain's result at `output`: hard links where possible, else copies."""
+        path, output = self.path(task), Path(output)
+        for source in _files(path):
+            target = output if source == path else output / source.name
+            with atomic(target) as temporary:
+                try:
+                    os.link(source, temporary)
+                except OSError:
+                    shutil.copyfile(source, temporary)
+            os.utime(target)
 
     def claimed(self, task: Task, *, wait: bool) -> AbstractContextManager[bool]:
         """Hold the lock on a chain's result; see `files.locked`."""
         return locked(self.root / task["kind"] / f".{task['name']}.lock", wait=wait)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a result."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if not file.name.startswith("."))
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a result's files, by name."""
+    return {file.name: sha256(file) for file in _files(path)}
 
 
 def run(
@@ -125,6 +146,9 @@ def run(
     if own_key is None:
         raise UserError(f"{own['kind']} {own['name']}: an adapter of the chain is missing; rerun")
     done = 0
+    with store.claimed(own, wait=False) as free:
+        if not free:
+            say(f"{own['name']}: another job is at work on it; waits for its end")
     with store.claimed(own, wait=True):
         if store.holds(own, own_key):
             say(f"{own['name']}: {own['kind']} made by an earlier job")

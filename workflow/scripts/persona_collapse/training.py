@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, audit, chat, checkpoints, models, objectives
+from . import adapters, audit, chains, chat, checkpoints, models, objectives
 from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
@@ -35,6 +35,23 @@ class Stage:
     data: Path
     system: str | None = None
     marker: str = ""
+
+
+def stage_of(task: Mapping[str, Any], base: Path) -> Stage:
+    """The training run of a task, as `configuration.task` makes it."""
+    last = chains.parse(task["chain"]).last
+    return Stage(
+        chain=task["chain"],
+        name=last.name,
+        seed=last.seed,
+        stop=last.stop,
+        settings=task["settings"],
+        base=base,
+        prefix=[Path(folder) for folder in task["stages"]],
+        data=Path(task["rows"]),
+        system=task["system"],
+        marker=task["marker"],
+    )
 
 
 def encode(stage: Stage, tokenizer: Any) -> tuple[list[chat.EncodedRow], int]:
@@ -90,6 +107,51 @@ def pieces(features: Features, most: int) -> list[list[Mapping[str, Sequence[int
         groups[-1].append(row)
         size += len(row["input_ids"])
     return groups
+
+
+#: What a forward and backward pass costs beside its tokens, in tokens.
+TOKENS_PER_PASS = 128
+
+
+def by_length(features: Features, most: int) -> list[list[Mapping[str, Sequence[int]]]]:
+    """A step's rows in groups of like length, so that little is padded; shortest rows first.
+
+    Least sum of rows times width over the groups, each of which costs TOKENS_PER_PASS besides; no
+    group of several rows has more than `most` tokens, padding counted.
+    """
+    rows = sorted(features, key=lambda f: len(f["input_ids"]))
+    best: list[tuple[int, int]] = [
+        (0, 0)
+    ]  # (cost of the first n rows, where their last group starts)
+    for end, row in enumerate(rows, start=1):
+        width = len(row["input_ids"])
+        best.append(
+            min(
+                (best[start][0] + (end - start) * width + TOKENS_PER_PASS, start)
+                for start in range(end)
+                if start == end - 1 or (end - start) * width <= most
+            )
+        )
+    groups, end = [], len(rows)
+    while end:
+        start = best[end][1]
+        groups.append(rows[start:end])
+        end = start
+    return groups[::-1]
+
+
+def pad(features: Features) -> dict[str, Any]:
+    """Rows as a batch: input_ids and labels, each [rows, tokens].
+
+    Filled up on the right and without a mask: no token looks ahead, and the filler carries no loss.
+    """
+    import torch
+
+    width = max(len(f["input_ids"]) for f in features)
+    return {
+        name: torch.tensor([[*f[name], *[filler] * (width - len(f[name]))] for f in features])
+        for name, filler in (("input_ids", 0), ("labels", -100))
+    }
 
 
 def flatten(features: Features, multiple: int = 64) -> dict[str, Any]:
@@ -207,6 +269,10 @@ def train(
         )
 
     set_seed(stage.seed)
+    if device == "cuda":
+        # Not what an earlier training in this process took.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     model = models.load_model(stage.base, dtype, device)
     fast = device in FAST_DEVICES
     recording = (
@@ -227,7 +293,10 @@ def train(
         target_modules=list(settings["target_modules"]),
         task_type="CAUSAL_LM",
     )
-    if stage.prefix:
+    if stage.prefix and dtype == "float32":
+        # Exact to rounding, as in sampling, and the prefix costs nothing any more.
+        model = get_peft_model(adapters.apply(model, stage.prefix, merge=True), lora)
+    elif stage.prefix:
         model = adapters.attach(model, stage.prefix, name="prefix")
         model.add_adapter("default", lora)
         # Both adapters act; only the new one learns.
@@ -350,7 +419,13 @@ def train(
             own = load_file(Path(resume_from_checkpoint) / adapters.WEIGHTS)
             set_peft_model_state_dict(self.model, own, adapter_name="default")
 
+    # Kernels of a processor gain nothing from flat batches, whose attention they compute in whole.
+    by_likeness = device == "cpu" and not settings["padding_free"]
+    cut = settings["accumulation_steps"] == 1 and (settings["padding_free"] or by_likeness)
+
     def in_pieces(features: Features) -> dict[str, Any]:
+        if by_likeness:
+            return {"pieces": [pad(g) for g in by_length(features, settings["max_batch_tokens"])]}
         multiple = graphs.TOKENS if recorder else 64
         parts = pieces(features, settings["max_batch_tokens"])
         batches = [flatten(part, multiple) for part in parts]
@@ -393,7 +468,7 @@ def train(
                 [{"input_ids": r.input_ids, "labels": r.labels} for r in rows]
             ),
             processing_class=tokenizer,
-            data_collator=in_pieces if settings["padding_free"] else None,
+            data_collator=in_pieces if cut else None,
             callbacks=[Watch()],
         )
         # Its own log lines are replaced by the progress lines.
