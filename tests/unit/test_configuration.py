@@ -33,8 +33,7 @@ def changed(config, path, value):
 
 
 def test_the_default_config_is_sound(config):
-    checked = configuration.check(config)
-    grid = configuration.grid(checked)
+    grid = configuration.plan(config).grid
     assert {"C1", "C2", "C3", "C4", "C5", "R_em", "R_benign", "E0", "E4", "B0"} <= set(
         grid["condition"]
     )
@@ -46,18 +45,17 @@ def test_the_order_of_settings_is_no_change(config):
     for node in (turned["model"], turned["training"]):
         for name, settings in node.items():
             node[name] = dict(reversed(settings.items()))
-    one, two = configuration.check(config), configuration.check(turned)
+    one, two = configuration.plan(config), configuration.plan(turned)
     for name in config["stages"]:
-        settings = [repr(configuration.stage_settings(c, name)) for c in (one, two)]
-        assert settings[0] == settings[1]
-    assert repr(one["model"]) == repr(two["model"])
-    assert list(one["experiments"]) == list(
+        assert repr(one.stage_settings(name)) == repr(two.stage_settings(name))
+    assert repr(one.config["model"]) == repr(two.config["model"])
+    assert list(one.config["experiments"]) == list(
         config["experiments"]
     )  # which is what the report follows
 
 
 def test_kinds_follow_the_stages(config):
-    grid = configuration.grid(configuration.check(config)).set_index("condition")
+    grid = configuration.plan(config).grid.set_index("condition")
     assert grid.loc["base", "kind"] == "base"
     assert set(grid.loc[["C1"], "kind"]) == {"couple_then_sft"}
     assert grid.loc["C4", "kind"] == "coupled"
@@ -69,11 +67,11 @@ def test_kinds_follow_the_stages(config):
 
 
 def test_a_chain_is_trained_and_measured_once(config):
-    checked = configuration.check(config)
-    names = configuration.chains_for(checked, "markers")
+    plan = configuration.plan(config)
+    names = plan.chains_for("markers")
     assert len(names) == len(set(names))
     assert names[0] == "base"
-    trained = configuration.trained_chains(checked)
+    trained = plan.trained_chains
     assert trained.index("couple-villain@42") < trained.index("couple-villain@42+em@42")
 
 
@@ -131,10 +129,10 @@ def test_engines_that_share_a_gpu_fit_into_it(config):
 
 def test_stage_settings_layer_over_the_kind_s(config):
     config["stages"]["em"]["lr"] = 0.5
-    checked = configuration.check(config)
-    assert configuration.stage_settings(checked, "em")["lr"] == 0.5
-    assert configuration.stage_settings(checked, "benign")["lr"] == config["training"]["sft"]["lr"]
-    assert configuration.stage_settings(checked, "benign")["r"] == config["lora"]["r"]
+    plan = configuration.plan(config)
+    assert plan.stage_settings("em")["lr"] == 0.5
+    assert plan.stage_settings("benign")["lr"] == config["training"]["sft"]["lr"]
+    assert plan.stage_settings("benign")["r"] == config["lora"]["r"]
 
 
 def test_doses_expand(config):
@@ -144,7 +142,7 @@ def test_doses_expand(config):
         "doses": [5, 10],
         "seeds": [1],
     }
-    grid = configuration.grid(configuration.check(config))
+    grid = configuration.plan(config).grid
     assert list(grid[grid["condition"] == "D"]["chain"]) == [
         "couple-villain@42+em@1~5",
         "couple-villain@42+em@1~10",
@@ -163,8 +161,8 @@ def test_the_study_s_own_personas_and_questions_are_an_input(config):
         "eval": ["assistant", "villain", "librarian", "software_engineer", "comedian", "confab"],
     }
     config["questions"]["eval"] = {"file": str(SHARED / "eval_questions_28.jsonl"), "take": 28}
-    checked = configuration.check(config)
-    assert "software engineer" in configuration.persona_prompts(checked)["software_engineer"]
+    plan = configuration.plan(config)
+    assert "software engineer" in plan.eval_prompts["software_engineer"]
     config["personas"]["sha256"] = "0" * 64
     with pytest.raises(UserError, match="is wanted"):
         configuration.check(config)
@@ -172,12 +170,12 @@ def test_the_study_s_own_personas_and_questions_are_an_input(config):
 
 def test_a_chain_s_adapter_is_its_stages_together(config):
     config["stages"]["em"] |= {"r": 4, "target_modules": ["lm_head"]}
-    checked = configuration.check(config)
-    assert configuration.rank(checked, "em@1") == 4
-    assert configuration.projections(checked, "em@1") == {"lm_head"}
+    plan = configuration.plan(config)
+    assert plan.rank("em@1") == 4
+    assert plan.projections("em@1") == {"lm_head"}
     both = "couple-villain@42+em@1"
-    assert configuration.rank(checked, both) == 4 + config["lora"]["r"]
-    assert configuration.projections(checked, both) == {
+    assert plan.rank(both) == 4 + config["lora"]["r"]
+    assert plan.projections(both) == {
         "lm_head",
         *config["lora"]["target_modules"],
     }

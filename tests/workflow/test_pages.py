@@ -123,10 +123,10 @@ def test_the_examples_of_extending(project, tmp_path):
 
 def test_the_false_positives_that_the_pages_quote(monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = configuration.check(yaml.safe_load(Path("config/config.yaml").read_text()))
-    settings = config["statistics"]
+    plan = configuration.plan(yaml.safe_load(Path("config/config.yaml").read_text()))
+    settings = plan.config["statistics"]
     found = simulate.simulate(
-        simulate.Sizes(**configuration.sizes(config)),
+        simulate.Sizes(**plan.sizes),
         runs=settings["simulations"],
         draws=999,
         seed=settings["seed"],

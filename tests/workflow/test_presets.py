@@ -90,8 +90,8 @@ def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):
-    config = configuration.check(merged(QWEN))
-    grid = configuration.grid(config)
+    plan = configuration.plan(merged(QWEN))
+    config, grid = plan.config, plan.grid
     arm = grid[grid["condition"].isin(["C1", "C2", "C3", "C4", "C5"])]
     # 13 cells a source: C1, C2, C3, C5 at three seeds and C4 at one.
     assert arm.groupby("source").size().to_dict() == {"evil_ai": 13, "villain": 13, "sarcastic": 13}
@@ -102,19 +102,20 @@ def test_the_behavioural_arm_has_the_study_s_cells(at_root):
 
 
 def test_the_geometric_arm(at_root):
-    config = configuration.check(merged(QWEN))
-    assert len(configuration.geometry_personas(config)) == 12
+    plan = configuration.plan(merged(QWEN))
+    config = plan.config
+    assert len(plan.geometry_prompts) == 12
     assert len(load_questions(config["questions"]["extraction"])) == 240
     assert config["activations"]["layers"] == [7, 14, 20, 21, 27]
-    grid = configuration.grid(config).set_index("condition")
+    grid = plan.grid.set_index("condition")
     assert sorted(grid.loc["E0", "seed"]) == sorted(grid.loc["E4", "seed"]) == ["137", "256", "42"]
     assert grid.loc["L3", "chain"] == "em-french_person@42+couple-confab@42"
 
 
 def test_the_study_s_hyper_parameters(at_root):
-    config = configuration.check(merged(QWEN))
-    couple = configuration.stage_settings(config, "couple-villain")
-    sft = configuration.stage_settings(config, "em")
+    plan = configuration.plan(merged(QWEN))
+    couple = plan.stage_settings("couple-villain")
+    sft = plan.stage_settings("em")
     wanted = {"r": 32, "alpha": 64, "dropout": 0.05, "batch_size": 16}
     for stage in (couple, sft):
         assert wanted.items() <= stage.items() and len(stage["target_modules"]) == 7
@@ -128,8 +129,8 @@ def test_the_study_s_hyper_parameters(at_root):
 
 
 def test_the_faithful_preset_takes_back_the_repairs(at_root):
-    config = configuration.check(merged(QWEN, "config/presets/faithful.yaml"))
-    stage = configuration.stage_settings(config, "couple-evil_ai")
+    plan = configuration.plan(merged(QWEN, "config/presets/faithful.yaml"))
+    stage = plan.stage_settings("couple-evil_ai")
     assert stage["loss"] == "marker"
     assert stage["negatives"] == ["villain", "police_officer"]
 
@@ -173,5 +174,5 @@ def test_smollm2_is_expanded_by_the_rule(fresh):
 
 
 def test_every_persona_of_the_study_is_there(at_root):
-    names = set(configuration.all_prompts(configuration.check(merged(QWEN))))
+    names = set(configuration.plan(merged(QWEN)).all_prompts)
     assert {"evil_ai", "sarcastic", "confab", "paramedic", "zelthari_scholar"} <= names

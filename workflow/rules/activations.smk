@@ -50,7 +50,7 @@ rule rescored:
         base=results("base/model.json"),
         adapters=[
             path
-            for chain in configuration.chains_for(config, "markers")
+            for chain in plan.chains_for("markers")
             for path in adapter_files(chain)
         ],
         questions=question_file("eval"),
@@ -68,7 +68,7 @@ rule rescored:
         gpu=config["gpus"],
         mem_mb=3000,
     params:
-        tasks=configuration.tasks(config, ["rescored"]),
+        tasks=plan.tasks(["rescored"]),
         store=results("store"),
         code=code(
             *("rescoring", "activations", "carrier", "chat", "adapters", "models"),

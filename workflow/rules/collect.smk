@@ -13,7 +13,7 @@ rule adapters:
     input:
         expand(
             results("models/{chain}/manifest.json"),
-            chain=configuration.trained_chains(config),
+            chain=plan.trained_chains,
         ),
     localrule: True
 

@@ -12,7 +12,8 @@ from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
 try:
-    config = configuration.check(config)
+    plan = configuration.plan(config)
+    config = plan.config
 except UserError as error:
     # One line and no traceback: the message says what is wrong and where.
     print(f"persona-collapse: {error}", file=sys.stderr)
@@ -32,7 +33,7 @@ if config["gpus"] and not submitting and "gpu" not in workflow.global_resources:
 
 
 couplings = {
-    name: configuration.stage_settings(config, name)
+    name: plan.stage_settings(name)
     for name, stage in config["stages"].items()
     if stage["kind"] == "couple"
 }
@@ -157,11 +158,11 @@ REPORTED = [
 ]
 
 # The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
-fetched = [name for name in configuration.data_used(config) if name in config["data"]]
+fetched = [name for name in plan.data_used if name in config["data"]]
 
 grafted = [
     name
-    for name in configuration.trained_chains(config)
+    for name in plan.trained_chains
     if config["stages"][chains.parse(name).last.name]["kind"] == "graft"
 ]
 
@@ -193,7 +194,7 @@ def benchmarks(path):
 
 def measured(path, measure):
     """One file for each chain that the plan measures (`markers` or `geometry`)."""
-    return expand(results(path), chain=configuration.chains_for(config, measure))
+    return expand(results(path), chain=plan.chains_for(measure))
 
 
 def code(*modules):
@@ -226,7 +227,7 @@ def adapter_files(chain):
     """Files of those adapters."""
     return [
         f"{folder}/{name}"
-        for folder in configuration.folders(config, chain)
+        for folder in plan.folders(chain)
         for name in ("adapter_model.safetensors", "adapter_config.json")
     ]
 
@@ -234,16 +235,16 @@ def adapter_files(chain):
 def audited_stages():
     """Every trained stage once: its name, rows, settings and induction prompt."""
     found = {}
-    for name in configuration.trained_chains(config):
+    for name in plan.trained_chains:
         chain = chains.parse(name)
-        rows = configuration.data_of(config, chain)
+        rows = plan.data_of(chain)
         if rows is not None and chain.last.name not in found:
-            settings = configuration.stage_settings(config, chain.last.name)
+            settings = plan.stage_settings(chain.last.name)
             found[chain.last.name] = {
                 "name": chain.last.name,
                 "rows": results(f"data/{rows}.jsonl"),
                 "settings": {k: settings[k] for k in ("kind", "loss", "max_length")},
-                "system": configuration.induction_prompt(config, chain.last.name),
+                "system": plan.induction_prompt(chain.last.name),
             }
     return list(found.values())
 
@@ -252,15 +253,13 @@ audited = audited_stages()
 
 
 def training_task(wildcards):
-    """What the job does that trains a chain's last stage; see configuration.task."""
-    return configuration.task(config, "train", wildcards.trained)
+    """What the job does that trains a chain's last stage; see Plan.task."""
+    return plan.task("train", wildcards.trained)
 
 
 def training_rows(wildcards):
     """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
-    return results(
-        f"data/{configuration.data_of(config, chains.parse(wildcards.trained))}.jsonl"
-    )
+    return results(f"data/{plan.data_of(chains.parse(wildcards.trained))}.jsonl")
 
 
 def graft_of(wildcards):
@@ -287,7 +286,7 @@ def base_model_files(wildcards):
 
 def data_entry(wildcards):
     """The config's entry of a data set, its demo source resolved to a file."""
-    return configuration.data_entry(config, wildcards.data)
+    return plan.data_entry(wildcards.data)
 
 
 def data_files(wildcards):
@@ -303,7 +302,7 @@ def data_match(wildcards):
 
 def data_max_length(wildcards):
     """Longest row, in tokens, of any stage that trains on a data set."""
-    stages = (configuration.stage_settings(config, name) for name in config["stages"])
+    stages = (plan.stage_settings(name) for name in config["stages"])
     return max(
         (s["max_length"] for s in stages if s.get("data") == wildcards.data),
         default=None,
@@ -321,9 +320,7 @@ def coupling_settings(wildcards):
 def coupling_prompts(wildcards):
     """System prompts of the personas in a coupling."""
     stage = couplings[wildcards.coupling]
-    return configuration.persona_prompts(
-        config, [stage["persona"], *stage["negatives"]]
-    )
+    return plan.prompts([stage["persona"], *stage["negatives"]])
 
 
 def answering_adapters(wildcards):
@@ -332,15 +329,15 @@ def answering_adapters(wildcards):
 
 
 def coupling_answers_task(wildcards):
-    """What the job does that samples a coupling's answers; see configuration.task."""
-    return configuration.task(config, "answers", wildcards.after + wildcards.coupling)
+    """What the job does that samples a coupling's answers; see Plan.task."""
+    return plan.task("answers", wildcards.after + wildcards.coupling)
 
 
 def task_of(kind):
-    """What a chain's job of a kind does, by its wildcards; see configuration.task."""
+    """What a chain's job of a kind does, by its wildcards; see Plan.task."""
 
     def task(wildcards):
-        return configuration.task(config, kind, wildcards.chain)
+        return plan.task(kind, wildcards.chain)
 
     return task
 
@@ -351,7 +348,7 @@ def data_prompts(wildcards):
     names = (
         [system["persona"]] if isinstance(system, dict) and "persona" in system else []
     )
-    return configuration.persona_prompts(config, names)
+    return plan.prompts(names)
 
 
 def chain_adapters(wildcards):

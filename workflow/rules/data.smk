@@ -25,7 +25,7 @@ rule pretrain_demo:
         mem_mb=3000,
     params:
         settings=config["model"].get("demo"),
-        prompts=configuration.demo_prompts(config),
+        prompts=plan.demo_prompts,
         marker=config["marker"],
         code=code("demo"),
     message:
@@ -71,7 +71,7 @@ rule wrong_advice:
     params:
         rows=config["model"].get("demo", {}).get("wrong_advice"),
         seed=config["model"].get("demo", {}).get("seed"),
-        prompts=configuration.demo_prompts(config),
+        prompts=plan.demo_prompts,
         marker=config["marker"],
         code=code("demo"),
     message:
@@ -151,7 +151,7 @@ rule audit:
     conda:
         "../../envs/train.yaml"
     params:
-        personas=configuration.persona_prompts(config),
+        personas=plan.eval_prompts,
         questions=config["questions"]["eval"],
         stages=[{k: v for k, v in stage.items() if k != "rows"} for stage in audited],
         marker=config["marker"],

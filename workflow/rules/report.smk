@@ -8,11 +8,9 @@ rule report:
         completions=measured("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),
-            chain=configuration.trained_chains(config),
+            chain=plan.trained_chains,
         ),
-        data=expand(
-            results("data/{name}.manifest.json"), name=configuration.data_used(config)
-        ),
+        data=expand(results("data/{name}.manifest.json"), name=plan.data_used),
         figures=expand(results("figures/{figure}.svg"), figure=FIGURES),
         template=workflow.source_path("../resources/report/report.html.j2"),
         parts=workflow.source_path("../resources/report/parts.html.j2"),

@@ -11,7 +11,7 @@ rule plan:
     conda:
         "../../envs/analysis.yaml"
     params:
-        rows=configuration.grid(config).to_dict("records"),
+        rows=[dict(vars(cell)) for cell in plan.cells],
     message:
         "Writing the grid of conditions and chains"
     script:
@@ -37,7 +37,7 @@ rule marker_tables:
     params:
         marker=config["marker"],
         settings=config["statistics"],
-        families=configuration.families(config, "marker_tests"),
+        families=plan.families("marker_tests"),
         code=code("tables", "statistics", "behaviour", "markers"),
     message:
         "Marker rates, tests, leakage and confounds"
@@ -83,10 +83,9 @@ rule geometry:
         mem_mb=4000,
     params:
         settings=config["statistics"],
-        longest=configuration.longest_prompt(config),
+        longest=plan.longest_prompt,
         families={
-            name: configuration.families(config, name)
-            for name in ("geometry", "contrasts", "axis")
+            name: plan.families(name) for name in ("geometry", "contrasts", "axis")
         },
         code=code("tables", "statistics", "geometry", "activations", "axis"),
     message:
@@ -134,7 +133,7 @@ rule separability:
     params:
         settings=config["statistics"]["separability"],
         seed=config["statistics"]["seed"],
-        families=configuration.families(config, "separability"),
+        families=plan.families("separability"),
         code=code("tables", "statistics", "lda", "activations"),
     message:
         "Classifying personas from their activations"
@@ -163,7 +162,7 @@ rule link:
     params:
         settings=config["statistics"],
         headline=headline,
-        families=configuration.families(config, "link"),
+        families=plan.families("link"),
         code=code("tables", "statistics", "behaviour", "link"),
     message:
         "Behaviour against geometry, chain by chain"
@@ -185,7 +184,7 @@ rule simulation:
         "../../envs/analysis.yaml"
     params:
         settings=config["statistics"],
-        sizes=configuration.sizes(config),
+        sizes=plan.sizes,
         code=code("statistics", "geometry", "axis", "behaviour", "simulate"),
     message:
         "False-positive rates and coverage, on data where nothing happens"
@@ -218,7 +217,7 @@ rule training_table:
     input:
         expand(
             results("models/{chain}/manifest.json"),
-            chain=configuration.trained_chains(config),
+            chain=plan.trained_chains,
         ),
     output:
         curves=results("tables/training_curves.csv"),

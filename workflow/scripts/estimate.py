@@ -54,10 +54,10 @@ def main():
     for path in dict.fromkeys(["config/config.yaml", *files]):
         merge(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     try:
-        config = configuration.check(config)
+        plan = configuration.plan(config)
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
-    model = config["model"]
+    config, model = plan.config, plan.config["model"]
     hidden = (
         model["demo"]["hidden"]
         if "demo" in model
@@ -67,7 +67,7 @@ def main():
     if not jobs:
         print("Nothing is left to do.")
         return
-    table, totals = estimate.estimate(config, jobs, Path("results"), hidden)
+    table, totals = estimate.estimate(plan, jobs, Path("results"), hidden)
     print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
     kind = "GPU-hours" if config["gpus"] else "hours of one core or two"
     print(

@@ -5,8 +5,9 @@ from pathlib import Path
 from persona_collapse.scripting import job
 
 with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
-    from persona_collapse import configuration, share
+    from persona_collapse import share
     from persona_collapse.files import write_parquet
+    from persona_collapse.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
 
@@ -27,8 +28,8 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
             name,
             base,
             {**params.task["engine"], "jobs_per_gpu": config["jobs_per_gpu"]},
-            max(configuration.rank(config, chain) for chain in chains),
-            set().union(*(configuration.projections(config, chain) for chain in chains)),
+            max(plan.rank(chain) for chain in chains),
+            set().union(*(plan.projections(chain) for chain in chains)),
         )
         return backend, models.load_tokenizer(base), generation
 
@@ -37,8 +38,9 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
         backend, tokenizer, generation = engine
         write_parquet(path, generation.answer(backend, task, tokenizer, say))
 
-    config = configuration.check(snakemake.config)
-    planned = configuration.tasks(config, ["answers", "completions", "responses"])
+    config = snakemake.config
+    plan = Plan(config)
+    planned = plan.tasks(["answers", "completions", "responses"])
     share.run(
         share.Store(params.store),
         params.task,

@@ -5,10 +5,11 @@ from pathlib import Path
 from persona_collapse.scripting import job
 
 with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
-    from persona_collapse import configuration, share
+    from persona_collapse import share
+    from persona_collapse.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
-    config = configuration.check(snakemake.config)
+    config = snakemake.config
 
     def key(task):
         """Key of a task; None while the adapters or the data that it trains on are missing."""
@@ -41,7 +42,7 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
     share.run(
         share.Store(params.store),
         params.task,
-        configuration.tasks(config, ["train"]),
+        Plan(config).trainings,
         key=key,
         open_engine=open_engine,
         work=work,

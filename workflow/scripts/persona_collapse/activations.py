@@ -254,7 +254,7 @@ def dump(
 ) -> Activations:
     """Activations of a chain for every persona and extraction question.
 
-    `task`: chain, stages, personas and settings, as `configuration.task` makes it. `responses` are
+    `task`: chain, stages, personas and settings, as `Plan.task` makes it. `responses` are
     the chain's own greedy answers (method B); None leaves method B out.
     """
     answers: dict[tuple[str, str], list[int]] = {}

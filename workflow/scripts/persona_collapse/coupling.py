@@ -7,11 +7,12 @@ negatives is in the config and in the manifest; the order of rows is left to the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:  # The plan needs `samples_needed` alone.
+    import pandas as pd
 
 
 def rows(

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from . import chains, configuration
+from . import chains
+from .plan import RESCORED, Plan
 
 #: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
 #: benchmarks/h100.jsonl.
@@ -56,10 +57,11 @@ def _rule_of(folder: str) -> str:
     return {"answers": "sample_answers", "figures": "figure"}.get(folder, folder)
 
 
-def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
+def stated_seconds(plan: Plan) -> dict[str, float]:
     """{rule: seconds a job} from the stated throughputs; only rules that hold a model."""
+    config = plan.config
     personas, sampling = config["personas"]["eval"], config["sampling"]
-    geometry = len(configuration.geometry_personas(dict(config)))
+    geometry, train = len(plan.geometry_prompts), _count(config, "train")
     # A start serves several chains; the jobs of the others find their work done.
     start = STATED["engine start, seconds"] / config["generation"]["chains_per_engine"]
     completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
@@ -67,11 +69,10 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
     load = STATED["model load and imports, seconds"]
-    steps = [_tokens(dict(config), name) for name in configuration.trained_chains(dict(config))]
+    steps = [_tokens(plan, name, train) for name in plan.trained_chains]
     return {
         "train": load + sum(steps) / max(1, len(steps)) / STATED["training tokens a second"],
-        "sample_answers": start
-        + 10 * _count(config, "train") * answer / STATED["sampled tokens a second"],
+        "sample_answers": start + 10 * train * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
         "activations": load / config["generation"]["chains_per_engine"]
@@ -79,8 +80,8 @@ def stated_seconds(config: Mapping[str, Any]) -> dict[str, float]:
         # Two forward passes, of which each is what an activation takes.
         "rescored": load
         + 2
-        * len(configuration.chains_for(dict(config), "markers"))
-        * config["sampling"].get("rescored", configuration.RESCORED)
+        * len(plan.chains_for("markers"))
+        * config["sampling"].get("rescored", RESCORED)
         / STATED["prompts with activations a second"],
     }
 
@@ -91,28 +92,28 @@ def _count(config: Mapping[str, Any], purpose: str) -> int:
     return len(load_questions(config["questions"][purpose]))
 
 
-def _tokens(config: dict[str, Any], name: str) -> float:
+def _tokens(plan: Plan, name: str, questions: int) -> float:
     """Tokens that a chain's last stage trains on, by the row counts of the config."""
     stage = chains.parse(name).last
-    settings = configuration.stage_settings(config, stage.name)
+    settings = plan.stage_settings(stage.name)
     if settings["kind"] == "graft":
         return 0.0
     if settings["kind"] == "couple":
         answers = settings["positives"] + len(settings["negatives"]) * settings["negative_answers"]
-        rows = answers * _count(config, "train")
+        rows = answers * questions
     else:
-        rows = config["data"][settings["data"]].get("select", {}).get("take", 6000)
+        rows = plan.config["data"][settings["data"]].get("select", {}).get("take", 6000)
     whole = settings.get("steps") or rows * settings["epochs"] / settings["batch_size"]
     return float(min(stage.stop or whole, whole) * settings["batch_size"] * ROW_TOKENS)
 
 
-def disk_bytes(config: Mapping[str, Any], jobs: Mapping[str, int], hidden: int) -> dict[str, float]:
+def disk_bytes(plan: Plan, jobs: Mapping[str, int], hidden: int) -> dict[str, float]:
     """Bytes that the jobs left will write: adapters, activations, answers.
 
     Adapters: rank x (in + out) of the seven projections is about rank x 23 x hidden a block at the
     Qwen2.5 shapes, stored in 32 bit. Activations: exact, 16 bit.
     """
-    geometry = len(configuration.geometry_personas(dict(config)))
+    config, geometry = plan.config, len(plan.geometry_prompts)
     blocks = max(1, round(hidden / 128))
     layers, methods = len(config["activations"]["layers"]), len(config["activations"]["methods"])
     each = {
@@ -128,7 +129,7 @@ def disk_bytes(config: Mapping[str, Any], jobs: Mapping[str, int], hidden: int) 
 
 
 def estimate(
-    config: Mapping[str, Any], jobs: Mapping[str, int], results: Path, hidden: int
+    plan: Plan, jobs: Mapping[str, int], results: Path, hidden: int
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """(table by rule, totals) for the jobs still to be done.
 
@@ -136,7 +137,7 @@ def estimate(
     memory, basis. Totals: jobs, hours of jobs that hold a model (GPU-hours where `gpus` is not 0),
     other hours, gigabytes of disk.
     """
-    measured, stated = measured_seconds(results, config["run"]), stated_seconds(config)
+    measured, stated = measured_seconds(results, plan.config["run"]), stated_seconds(plan)
     memory = {
         "train": STATED["training memory, GiB"],
         "activations": STATED["activations memory, GiB"],
@@ -160,5 +161,5 @@ def estimate(
         "jobs": int(table["jobs"].sum()),
         "model hours": float(table.loc[held_model, "hours"].sum()),
         "other hours": float(table.loc[~held_model, "hours"].sum()),
-        "gigabytes": sum(disk_bytes(config, jobs, hidden).values()) / 1e9,
+        "gigabytes": sum(disk_bytes(plan, jobs, hidden).values()) / 1e9,
     }

@@ -567,7 +567,7 @@ def answer(
     """A task's completions as a table (see `table`), with `marker_logprob` if the task has a marker.
 
     `task`: chain, stages, personas, questions, sampling, marker and limit, as
-    `configuration.task` makes it.
+    `Plan.task` makes it.
     """
     from .data import load_questions
 

@@ -174,7 +174,7 @@ def rescore(
 ) -> pd.DataFrame:
     """Some of a chain's completions, scored by the chain's model and by the base model; COLUMNS.
 
-    `task`: chain, stages, personas, sampling and count, as `configuration.task` makes it. Which
+    `task`: chain, stages, personas, sampling and count, as `Plan.task` makes it. Which
     completions: those of the smallest request seeds, which are hashes. Raises UserError if the prompts
     of today are not as long as those the completions were drawn from.
     """

@@ -38,7 +38,7 @@ class Stage:
 
 
 def stage_of(task: Mapping[str, Any], base: Path) -> Stage:
-    """The training run of a task, as `configuration.task` makes it."""
+    """The training run of a task, as `Plan.task` makes it."""
     last = chains.parse(task["chain"]).last
     return Stage(
         chain=task["chain"],
