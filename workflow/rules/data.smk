@@ -93,6 +93,7 @@ rule data:
         logs("data/{data}"),
     benchmark:
         benchmarks("data/{data}")
+    priority: 3  # trainings wait for it
     # As base_model.
     localrule: True
     conda:
@@ -122,7 +123,7 @@ rule couple_data:
         logs("data/{after}{coupling}"),
     benchmark:
         benchmarks("data/{after}{coupling}")
-    priority: 1  # trainings wait for it
+    priority: 3  # trainings wait for it
     conda:
         "../../envs/analysis.yaml"
     params:
