@@ -14,8 +14,8 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts are imported when they are used: marker counts need no scipy.stats
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from .errors import UserError
 
@@ -33,15 +33,15 @@ def clopper_pearson(
         raise UserError("clopper_pearson: hits must lie between 0 and n")
     tail = (1 - confidence) / 2
     with np.errstate(invalid="ignore"):
-        low = np.where(k > 0, stats.beta.ppf(tail, k, total - k + 1), 0.0)
-        high = np.where(k < total, stats.beta.ppf(1 - tail, k + 1, total - k), 1.0)
+        low = np.where(k > 0, scipy.special.betaincinv(k, total - k + 1, tail), 0.0)
+        high = np.where(k < total, scipy.special.betaincinv(k + 1, total - k, 1 - tail), 1.0)
     return low, high
 
 
 def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
     """Student's interval of a mean of independent units, two at least."""
     x = np.asarray(values, float)
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * stats.sem(x)
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 1) * scipy.stats.sem(x)
     return float(x.mean() - half), float(x.mean() + half)
 
 
@@ -66,7 +66,7 @@ def spearman_exact(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     Ties get mean ranks. Raises UserError for fewer than 3 or more than 9 points (9! orders), and
     for a constant variable.
     """
-    a, b = stats.rankdata(x), stats.rankdata(y)
+    a, b = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
     n = len(a)
     if len(b) != n or not 3 <= n <= 9:
         raise UserError(f"spearman_exact: 3 to 9 pairs are wanted, got {n} and {len(b)}")
@@ -115,7 +115,7 @@ def bh(p_values: ArrayLike) -> np.ndarray:
     q = np.full(p.shape, np.nan)
     known = ~np.isnan(p)
     if known.any():
-        q[known] = stats.false_discovery_control(p[known], method="bh")
+        q[known] = scipy.stats.false_discovery_control(p[known], method="bh")
     return q
 
 
@@ -186,8 +186,8 @@ def newcombe(
 
     Newcombe 1998, Statistics in Medicine 17:873, method 10.
     """
-    one = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
-    two = stats.binomtest(hits_before, n_before).proportion_ci(confidence, method="wilson")
+    one = scipy.stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    two = scipy.stats.binomtest(hits_before, n_before).proportion_ci(confidence, method="wilson")
     p, p_before = hits / n, hits_before / n_before
     low = p - p_before - np.hypot(p - one.low, two.high - p_before)
     high = p - p_before + np.hypot(one.high - p, p_before - two.low)
@@ -199,7 +199,9 @@ def fisher(hits: int, n: int, hits_before: int, n_before: int) -> tuple[float, f
 
     def p_of(first: int) -> float:
         second = hits + hits_before - first
-        return float(stats.fisher_exact([[first, n - first], [second, n_before - second]]).pvalue)
+        return float(
+            scipy.stats.fisher_exact([[first, n - first], [second, n_before - second]]).pvalue
+        )
 
     total = hits + hits_before
     return p_of(hits), min(p_of(max(0, total - n_before)), p_of(min(total, n)))
@@ -263,7 +265,7 @@ def welch_margin(x: ArrayLike, y: ArrayLike, margin: float = 0.0) -> float:
         return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is meant
-        test = stats.ttest_ind(a - margin, b, equal_var=False, alternative="greater")
+        test = scipy.stats.ttest_ind(a - margin, b, equal_var=False, alternative="greater")
     return float(test.pvalue)
 
 
@@ -312,9 +314,9 @@ def tost_units(differences: ArrayLike, margin: float) -> float:
     d = np.asarray(differences, float)
     if len(d) < 2 or np.ptp(d) == 0:
         return float("nan")
-    error = stats.sem(d)
+    error = scipy.stats.sem(d)
     distance = (margin - abs(d.mean())) / error
-    return float(stats.t.sf(distance, len(d) - 1))
+    return float(scipy.stats.t.sf(distance, len(d) - 1))
 
 
 def fisher_power(
@@ -325,15 +327,15 @@ def fisher_power(
     Sums over every table; completions are taken as independent, so with questions that repeat it
     is an upper bound.
     """
-    first = stats.binom.pmf(np.arange(n + 1), n, rate)
-    second = stats.binom.pmf(np.arange(n_before + 1), n_before, rate_before)
+    first = scipy.stats.binom.pmf(np.arange(n + 1), n, rate)
+    second = scipy.stats.binom.pmf(np.arange(n_before + 1), n_before, rate_before)
     power = 0.0
     for total in range(n + n_before + 1):
         inside = np.arange(max(0, total - n_before), min(n, total) + 1)
         weight = first[inside] * second[total - inside]
         if weight.sum() < 1e-12:
             continue
-        pmf = stats.hypergeom.pmf(inside, n + n_before, total, n)
+        pmf = scipy.stats.hypergeom.pmf(inside, n + n_before, total, n)
         order = np.argsort(pmf)
         # Two-sided p: all tables no more likely than this one, ties within rounding included.
         cumulative = np.concatenate([[0.0], np.cumsum(pmf[order])])
