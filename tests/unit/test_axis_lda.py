@@ -6,7 +6,10 @@ import pytest
 from persona_collapse import axis, lda
 from persona_collapse.activations import Activations
 from persona_collapse.errors import UserError
+from sklearn.covariance import ledoit_wolf
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import KFold
 
 GRID = pd.DataFrame(
     [("E0", "em@1", "1"), ("E4", "em-villain@1", "1"), ("B0", "benign@1", "1")],
@@ -62,9 +65,36 @@ def test_the_discriminant_is_scikit_learn_s():
     x = rng.normal(size=(4, 6))[y] + rng.normal(size=(120, 6))
     x_test = rng.normal(size=(50, 6))
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(x, y)
-    ours = lda.discriminant(x, y, x_test, 4, shrinkage=0.3)
+    ours = lda.discriminants(x, y[None], x_test, 4, shrinkage=0.3)[0]
     # Theirs shrinks each class on standardised features; on these, predictions agree but for ties.
     assert np.mean(ours == theirs.predict(x_test)) >= 0.96
+
+
+def test_all_labellings_at_once_are_each_by_its_definition():
+    rng = np.random.default_rng(4)
+    x, x_test = 30 + rng.normal(size=(2, 90, 7)) * np.arange(1, 8)
+    # Unequal classes too.
+    labels = np.stack([np.tile(np.arange(3), 30), *rng.integers(0, 3, (5, 90))])
+    found = lda.discriminants(x, labels, x_test, 3)
+    for y, predicted in zip(labels, found, strict=True):
+        means = np.stack([x[y == one].mean(axis=0) for one in range(3)])
+        covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
+        distances = [
+            np.einsum("ij,jk,ik->i", d, np.linalg.inv(covariance), d)
+            for d in (x_test - mean for mean in means)
+        ]
+        np.testing.assert_array_equal(predicted, np.argmin(distances, axis=0))
+
+
+@pytest.mark.parametrize("hidden", [20, 70])  # fewer features than training rows, and more
+def test_directions_are_the_principal_components_of_the_training_rows(hidden):
+    rng = np.random.default_rng(5)
+    rows = (100 + rng.normal(size=(60, hidden)) * 0.8 ** np.arange(hidden)).astype(np.float32)
+    rows -= rows.mean(axis=0)
+    splits = list(KFold(4).split(rows))
+    for (train, _), found in zip(splits, lda._directions(rows, splits, 6, 1), strict=True):
+        theirs = PCA(6, svd_solver="full").fit(rows[train]).components_.T
+        np.testing.assert_allclose(found @ found.T, theirs @ theirs.T, atol=2e-4)
 
 
 def test_separable_personas_are_told_apart_and_noise_is_not():
@@ -95,3 +125,5 @@ def test_lda_table():
     assert set(own["condition"]) == {"base", "E0", "E4", "B0"}
     assert (own["p"] >= own["p_min"]).all() and (own["ci_low"] < 1).all()
     assert (table[table["metric"] == "m3_study"]["value"] == 0).all()
+    assert own.loc[own["condition"] == "base", "delta_base"].eq(0).all()
+    assert table.equals(lda.lda_table(GRID, load, folds=3, shuffles=9, seed=1, threads=3))

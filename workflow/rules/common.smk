@@ -218,6 +218,11 @@ def code(*modules):
     return sha256_text("".join(parts))[:16]
 
 
+def half_the_cores(wildcards):
+    """Threads of a job that can use many and should leave room for others; 8 at most."""
+    return max(1, min(8, (workflow.cores or 8) // 2))
+
+
 def question_file(purpose):
     """File of the `train`, `eval` or `extraction` questions."""
     return config["questions"][purpose]["file"]

@@ -128,6 +128,7 @@ rule separability:
         benchmarks("separability")
     conda:
         "../../envs/analysis.yaml"
+    threads: half_the_cores
     resources:
         mem_mb=4000,
     params:

@@ -10,8 +10,9 @@ with job(snakemake, "rescored") as say:
     from persona_collapse.files import read_csv, read_parquet, write_csv
 
     base, params = Path(snakemake.input.base), snakemake.params
-    store, carrier, tables = share.Store(params.store), None, []
-    for task in params.tasks:
+    store, carrier, tables = share.Store(params.store), None, {}
+    # Chains of equally many stages after each other: their adapters mostly have one shape.
+    for task in sorted(params.tasks, key=lambda task: len(task["stages"])):
         key = share.key_of({**task, "code": params.code}, base, [task["completions"]])
         with store.claimed(task, wait=True):
             if not store.holds(task, key):
@@ -25,5 +26,6 @@ with job(snakemake, "rescored") as say:
                 completions = read_parquet(task["completions"])
                 made = rescoring.rescore(carrier, task, completions, say)
                 store.put(task, key, lambda path, made=made: write_csv(path, made))
-            tables.append(read_csv(store.path(task)))
-    write_csv(snakemake.output[0], pd.concat(tables, ignore_index=True))
+            tables[task["name"]] = read_csv(store.path(task))
+    ordered = [tables[task["name"]] for task in params.tasks]
+    write_csv(snakemake.output[0], pd.concat(ordered, ignore_index=True))

@@ -16,5 +16,6 @@ with job(snakemake, "separability") as say:
         shuffles=params.settings["shuffles"],
         seed=params.seed,
         families=params.families,
+        threads=snakemake.threads,
     )
     write_csv(snakemake.output[0], table)

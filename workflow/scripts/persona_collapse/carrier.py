@@ -30,11 +30,9 @@ class Carrier:
         if self.model is None:
             self.model = models.load_model(self.base, self.dtype, self.device)
             fused.attend_by_rows(self.model)
-        model, self.model = adapters.apply(self.model, stages, merge=merge), None
-        try:
-            yield fused.fuse(model) if self.device == "cuda" else model
-        finally:
-            if not stages:
-                self.model = model
-            elif not merge:
-                self.model = model.unload()
+        # Gone until the chain's model is whole, and kept by no one who fails on the way.
+        given, self.model = self.model, None
+        model = adapters.apply(given, stages, merge=merge)
+        if not (merge and stages):
+            self.model = model
+        yield fused.fuse(model) if self.device == "cuda" else model

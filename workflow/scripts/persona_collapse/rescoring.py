@@ -15,8 +15,8 @@ p0 better (Neyman and Pearson). A distribution that differs from p in neither di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 SUMS = ["surprise", "surprise_mean", "surprise_variance"]
 SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
 COLUMNS = ["model", "persona", "question_id", "sample", "tokens", *SUMS]
-#: Rows of a forward pass where rows stand behind each other, and positions whose words are looked at
-#: together: over a large vocabulary they are what fills the memory.
-ROWS, POSITIONS = 32, 256
+#: Over a large vocabulary logits fill the memory. Bytes of a pass's, of the chain's model and of the
+#: base each: on a GPU few large passes, on a processor what is soon used again.
+LOGITS = {"cuda": 2**30, "cpu": 2**28}
+#: Positions whose words are looked at together.
+POSITIONS = 256
 
 
 def token_scores(
@@ -109,41 +111,61 @@ def scores(
     """
     import torch
 
-    from . import fused
-
     out = np.zeros((len(sequences), len(SUMS)))
-    adapted = hasattr(model, "disable_adapter")
-    # Without attention by rows one answer a pass: what is kept of the logits is the same in all rows.
-    rows = ROWS if fused.by_rows(model) else 1
     with torch.inference_mode():
-        for batch, inputs, starts in activations.batches(model, sequences, rows, pad):
-            kept: list[int] = []
+        for batch, inputs, starts in activations.batches(
+            model, sequences, _rows(model, sequences), pad
+        ):
+            width = inputs["input_ids"].shape[1]
+            at: list[int] = []  # where the logits of the drawn tokens are
             drawn: list[int] = []
             for i, start in zip(batch, starts, strict=True):
                 prompt, answer = sequences[i]
-                first = start + len(prompt) - 1  # its logits are those of the first token
-                kept += range(first, first + len(answer))
+                before = start + len(prompt) - 1
+                at += range(before, before + len(answer))
                 drawn += answer
-            given = {**inputs, "logits_to_keep": torch.tensor(kept, device=model.device)}
-            tokens = torch.tensor(drawn, device=model.device)
-            logits = model(**given, use_cache=False).logits[0]
-            with model.disable_adapter() if adapted else nullcontext():
-                base = model(**given, use_cache=False).logits[0] if adapted else None
-            parts = [
-                token_scores(
-                    logits[part],
-                    None if base is None else base[part],
-                    tokens[part],
-                    temperature,
-                    top_p,
-                )
-                for part in (slice(at, at + POSITIONS) for at in range(0, len(drawn), POSITIONS))
-            ]
-            found = torch.cat(parts, dim=1).double().cpu().numpy()
+            # What is kept of the logits is the same in all rows of the batch.
+            columns, column = np.unique(np.array(at) % width, return_inverse=True)
+            keep, row, kept, tokens = (
+                torch.tensor(numbers, device=model.device)
+                for numbers in (columns, np.array(at) // width, column, drawn)
+            )
+            given = {**inputs, "logits_to_keep": keep, "use_cache": False}
+            logits, base = model(**given).logits, None
+            if hasattr(model, "peft_config"):
+                with _switched_off(model):
+                    base = model(**given).logits
+            found = []
+            for first in range(0, len(at), POSITIONS):
+                part = slice(first, first + POSITIONS)
+                own = logits[row[part], kept[part]]
+                other = None if base is None else base[row[part], kept[part]]
+                found.append(token_scores(own, other, tokens[part], temperature, top_p))
+            by_token = torch.cat(found, dim=1).double().cpu().numpy()
             bounds = np.cumsum([0, *(len(sequences[i][1]) for i in batch)])
             for n, i in enumerate(batch):
-                out[i] = found[:, bounds[n] : bounds[n + 1]].sum(1)
+                out[i] = by_token[:, bounds[n] : bounds[n + 1]].sum(1)
     return out
+
+
+def _rows(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> int:
+    """The batch size, as `activations.batches` counts it, whose logits take `LOGITS` bytes."""
+    from . import fused
+
+    longest = max((len(prompt) + len(answer) for prompt, answer in sequences), default=1)
+    tokens = activations.TOKENS_A_PROMPT if fused.by_rows(model) else longest
+    row = tokens * model.config.vocab_size * model.dtype.itemsize
+    return max(1, LOGITS[model.device.type] // row)
+
+
+@contextmanager
+def _switched_off(model: Any) -> Iterator[None]:
+    """Inside, the base model answers. PEFT's own context also looks at every layer's state, in vain."""
+    model.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        model.base_model.enable_adapter_layers()
 
 
 def distances(scored: pd.DataFrame) -> dict[str, float]:
