@@ -150,3 +150,31 @@ def test_missing_numbers_are_null_not_nan():
     table = pd.DataFrame({"a": [1.23456789, float("nan")], "b": ["x", None]})
     chart = charts.Chart("n", "t", "r", {"data": {}}, table)
     assert chart.columns == {"a": [1.23457, None], "b": ["x", None]}
+
+
+def test_texts_that_come_again_are_held_once():
+    table = pd.DataFrame(
+        {"a": ["x", "y", "x", None], "b": [1.0, 1.0, float("nan"), 2.0], "c": list("stuv")}
+    )
+    packed = charts.Chart("n", "t", "r", {}, table).packed
+    assert packed["a"] == {"names": ["x", "y", None], "at": [0, 1, 0, 2]}
+    assert (packed["b"], packed["c"]) == ([1.0, 1.0, None, 2.0], list("stuv"))
+
+
+def test_a_chart_of_too_many_chains_shows_the_first_of_each_condition_and_says_so():
+    rows = [(c, f"{c}@{seed}", v) for c in "ab" for seed in range(5) for v in range(3)]
+    table = pd.DataFrame(rows, columns=["condition", "model", "value"])
+    few, note = charts.some_chains(table, "model", ["condition"], most=14)
+    assert list(dict.fromkeys(few["model"])) == ["a@0", "a@1", "b@0", "b@1"] and len(few) == 12
+    assert "4 of 10 chains" in note
+    assert charts.some_chains(table, "model", ["condition"], most=30)[1] == ""
+
+
+def test_no_chart_grows_with_the_chains_beyond_its_rows(everything, monkeypatch):
+    made = dict(everything)
+    monkeypatch.setattr(charts, "MOST_ROWS", 12)
+    monkeypatch.setattr(charts.some_chains, "__defaults__", (12,))
+    for name, chart in charts.charts(made, "A", 3).items():
+        # One chain is shown whole, however many rows it has.
+        if len(chart.table) > 12 and name not in ("m1_by_layer", "leakage", "false_positives"):
+            assert "the file has" in chart.reading, name

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import weakref
 from collections import Counter
 
 import pandas as pd
@@ -153,6 +154,49 @@ def test_the_sample_of_answers_is_stable_and_even():
     assert set(few.groupby(["model", "persona"]).size()) == {3}
     turned = report.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
     assert turned["text"].tolist() == few["text"].tolist()
+    # Not even one of each fits: still no more than that.
+    assert len(report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
+
+
+def test_answers_are_taken_chain_by_chain():
+    alive = []
+
+    def tables():
+        for name in ("a@1", "b@1", "c@1", "d@1"):
+            row = {"persona": "p", "question_id": "q", "question": "?", "text": "yes"}
+            made = pd.DataFrame([row | {"model": name, "sample": i} for i in range(50)])
+            alive.append(weakref.ref(made))
+            yield made
+            del made
+            assert sum(table() is not None for table in alive) <= 1
+
+    assert len(report.sample_answers(tables(), "[ZLT]", limit=8)) == 8
+
+
+def test_a_long_table_is_cut_and_says_so():
+    parts = report.environment().get_template("parts.html.j2").module
+    rows = report.MOST_ROWS + 5
+    text = parts.fold(pd.DataFrame({"a": range(rows)}), ["a"], ["a"], "Rows", ["grid"])
+    assert text.count("<tr>") == report.MOST_ROWS + 1
+    assert f"({rows} rows; the first {report.MOST_ROWS} are here)" in text
+    assert "tables/grid.csv" in text
+
+
+def test_papers_files_beyond_the_page_s_size_lie_beside_it(page, everything, monkeypatch):
+    folder = page.parent
+    names = ("m1_by_layer", "leakage")
+    shown = [report.Figure(n, n, "", folder / f"{n}.svg", folder / f"{n}.csv") for n in names]
+    sizes = sorted(path.stat().st_size for f in shown for path in (f.svg, f.csv))
+    assert len(report.held(shown)) == 4
+    monkeypatch.setattr(report, "PAPER_BYTES", sum(sizes[:3]))
+    inside = report.held(shown)
+    assert sum(path.stat().st_size for path in inside) == sum(sizes[:3])
+    chart = charts.charts(everything, "A", 3)["leakage"]
+    offered = [report.drawn(chart, figure, inside) for figure in shown]
+    hrefs = [figure[kind] for figure in offered for kind in ("svg", "csv")]
+    assert sum(href.startswith("data:") for href in hrefs) == 3
+    (beside,) = [href for href in hrefs if not href.startswith("data:")]
+    assert beside in {"figures/m1_by_layer.svg", "figures/leakage.svg"}
 
 
 def test_costs_come_from_the_benchmark_files(tmp_path):

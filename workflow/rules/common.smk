@@ -1,5 +1,6 @@
 # Config, names and small helpers that the rules share.
 import ast
+import functools
 import os
 import re
 import sys
@@ -197,24 +198,24 @@ def measured(path, measure):
     return expand(results(path), chain=plan.chains_for(measure))
 
 
+@functools.cache
+def syntax(module):
+    """A package module's syntax tree as text, comments and docstrings left out."""
+    folder = Path(workflow.basedir) / "workflow/scripts/persona_collapse"
+    tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
 def code(*modules):
     """Hash of the package modules a rule runs, comments and docstrings left out.
 
     Snakemake sees changes of a script, not of what it imports; as a param this makes them count.
     """
-    parts = []
-    for module in sorted({*modules, "files", "errors"}):
-        source = (
-            Path(workflow.basedir)
-            / "workflow/scripts/persona_collapse"
-            / f"{module}.py"
-        )
-        tree = ast.parse(source.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                if ast.get_docstring(node) is not None:
-                    node.body = node.body[1:]
-        parts.append(ast.dump(tree))
+    parts = [syntax(module) for module in sorted({*modules, "files", "errors"})]
     return sha256_text("".join(parts))[:16]
 
 

@@ -5,14 +5,21 @@ from persona_collapse.scripting import job
 with job(snakemake, "marker tables"):
     from pathlib import Path
 
+    import pandas as pd
     from persona_collapse import behaviour, tables
     from persona_collapse.files import read_csv, read_parquet, write_csv
 
     settings = snakemake.params.settings
     grid = read_csv(snakemake.input.grid)
     markers = {Path(path).stem: read_csv(path) for path in snakemake.input.markers}
-    completions = {Path(path).stem: read_parquet(path) for path in snakemake.input.completions}
-    scored = behaviour.score(completions, snakemake.params.marker)
+    # One chain's texts at a time: those of hundreds would fill the memory.
+    scored = pd.concat(
+        [
+            behaviour.score({Path(path).stem: read_parquet(path)}, snakemake.params.marker)
+            for path in snakemake.input.completions
+        ],
+        ignore_index=True,
+    )
     rates = tables.marker_rates(grid, markers)
     tests = behaviour.marker_tests(
         grid,

@@ -11,7 +11,17 @@ with job(snakemake, "report"):
     from persona_collapse.tables import headline_cell
 
     given, params = snakemake.input, snakemake.params
-    completions = [read_parquet(path) for path in given.completions]
+    sampled = {"answers": 0, "tokens": 0}
+
+    def completions():
+        """Each chain's table in turn, counted: the answers of hundreds would fill the memory."""
+        for path in given.completions:
+            table = read_parquet(path)
+            sampled["answers"] += len(table)
+            sampled["tokens"] += int(table["n_tokens"].sum())
+            yield table
+
+    samples = report.sample_answers(completions(), params.marker)
     base = read_json(given.base)
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [
@@ -19,7 +29,6 @@ with job(snakemake, "report"):
         for (name, (title, reading)), svg in zip(params.figures.items(), given.figures, strict=True)
     ]
     costs = report.costs(Path(snakemake.output[0]).parents[1], params.run)
-    tokens = sum(int(table["n_tokens"].sum()) for table in completions)
     page = report.render(
         report.Inputs(
             run=params.run,
@@ -28,14 +37,14 @@ with job(snakemake, "report"):
             model={"label": report.model_label(base)},
             data=[read_json(path) for path in given.data],
             figures=figures,
-            samples=report.sample_answers(completions, params.marker),
-            completions=sum(map(len, completions)),
+            samples=samples,
+            completions=sampled["answers"],
             margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
             provenance=report.provenance(read_json(given.manifests[0]), base),
             sources=report.sources(list(given.tables), params.made_by),
             costs=costs,
-            spent=report.spent(costs, tables["training"], tokens),
+            spent=report.spent(costs, tables["training"], sampled["tokens"]),
             **headline_cell(tables["geometry"], **params.headline),
             tables=tables,
         )

@@ -3,6 +3,12 @@
 // only ever set as text.
 (async () => {
   const data = (id) => JSON.parse(document.getElementById(id).textContent);
+  // A column whose texts come again has each once, and their numbers row by row.
+  const charted = (id) => {
+    const { spec, columns } = data("data-" + id);
+    const whole = ([name, column]) => [name, column.names ? column.at.map((i) => column.names[i]) : column];
+    return { spec, columns: Object.fromEntries(Object.entries(columns).map(whole)) };
+  };
   const make = (tag, text, attributes = {}) => {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
@@ -67,7 +73,7 @@
     return fit;
   };
   const draw = async (figure, chosen = {}) => {
-    const given = data("data-" + figure.id);
+    const given = charted(figure.id);
     const canvas = figure.querySelector(".canvas");
     const controls = figure.querySelector(".controls");
     const fresh = make("div", "", { class: "vega" });
@@ -97,7 +103,7 @@
     await draw(figure);
     const buttons = figure.querySelector(".saves");
     const csv = make("button", "CSV", { type: "button", "aria-label": "Download the numbers as CSV" });
-    csv.addEventListener("click", () => save(figure.id + ".csv", "text/csv", csvOf(data("data-" + figure.id).columns)));
+    csv.addEventListener("click", () => save(figure.id + ".csv", "text/csv", csvOf(charted(figure.id).columns)));
     const svg = make("button", "SVG", { type: "button", "aria-label": "Download the chart as shown, as SVG" });
     svg.addEventListener("click", async () => {
       // Outside the page its colours are unknown: a file takes their first values.

@@ -32,6 +32,10 @@ INK, SOFT, LINE = "currentColor", "var(--soft, #57606a)", "var(--line, #d5dae0)"
 BLUE, ORANGE = f"var(--blue, {PALETTE[0]})", f"var(--orange, {PALETTE[1]})"
 SHAPES = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
+#: Rows that a chart holds at most: it shows fewer chains, and says so, rather than more.
+MOST_ROWS = 12_000
+#: Pixels of a condition's row at most, however many marks stand in it.
+TALLEST_ROW = 120
 #: Width of a chart drawn ahead of time, where no page says how much room there is.
 STATIC_WIDTH = 640
 METHODS = {"A": "A: last prompt token", "B": "B: mean over the answer"}
@@ -112,6 +116,19 @@ class Chart:
             ]
             for name, column in self.table.items()
         }
+
+    @property
+    def packed(self) -> dict[str, Any]:
+        """The columns as the page holds them: texts that come again once, as `names`, and by number, `at`."""
+        packed: dict[str, Any] = {}
+        for name, values in self.columns.items():
+            names = dict.fromkeys(values) if any(isinstance(v, str) for v in values) else values
+            if len(names) < len(values):
+                numbers = {text: number for number, text in enumerate(names)}
+                packed[name] = {"names": list(names), "at": [numbers[v] for v in values]}
+            else:
+                packed[name] = values
+        return packed
 
     def with_data(self) -> dict[str, Any]:
         """The specification with its data, at a fixed width."""
@@ -203,13 +220,32 @@ def _slots(table: pd.DataFrame, *keys: str) -> pd.Series:
     return 2 * groups.cumcount() + count.max() - count
 
 
+def some_chains(
+    table: pd.DataFrame, chain: str, groups: Sequence[str], most: int = MOST_ROWS
+) -> tuple[pd.DataFrame, str]:
+    """The rows of as many chains as `most` rows hold, and what to say of the others.
+
+    Whole chains, the first of each group first (its first seed), then the second of each, and so on.
+    """
+    if len(table) <= most:
+        return table, ""
+    order = table.drop_duplicates([*groups, chain])
+    turn = order.groupby(list(groups), sort=False).cumcount()
+    names = list(dict.fromkeys(order.loc[turn.sort_values(kind="stable").index, chain]))
+    held = table.groupby(chain)[chain].size().loc[names].cumsum()
+    shown = names[: max(1, int((held <= most).sum()))]
+    kind = "conditions" if chain == "condition" else "chains"
+    note = f" Shown are {len(shown)} of {len(names)} {kind}; the file has all."
+    return table[table[chain].isin(shown)].reset_index(drop=True), note
+
+
 def _rows(table: pd.DataFrame, key: str, title: str = "") -> tuple[Any, Any, int]:
     """Position, offset and the height of a chart with a row a condition and its marks side by side."""
     # In so many words: a scale that takes its order from the data changes it with every filter.
     y = alt.Y(f"{key}:N", sort=list(dict.fromkeys(table[key])), title=title or None, axis=NAMED)
     places = sorted(table["_slot"].unique())
     offset = alt.YOffset("_slot:N", sort=places)
-    return y, offset, int(table[key].nunique()) * max(36, 8 * len(places) + 6)
+    return y, offset, int(table[key].nunique()) * min(max(36, 8 * len(places) + 6), TALLEST_ROW)
 
 
 def _named(
@@ -278,6 +314,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                     }
                 )
     table = pd.DataFrame(rows).drop_duplicates(["row", "chain"], ignore_index=True)
+    table, left_out = some_chains(table, "chain", ["row"])
     table["_slot"] = _slots(table, "row")
     y, offset, height = _rows(table, "row")
     scale = alt.Scale(domain=["before", "after"], range=[ORANGE, BLUE])
@@ -310,7 +347,7 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "How often the source persona says the marker",
         "A diamond is the model before its last training stage, a circle after it, one a training "
         "seed, each with its 95 % Clopper-Pearson interval; the grey tick is the mean of all other "
-        "personas. An erased marker is a circle at 0 under a diamond near 100 %.",
+        "personas. An erased marker is a circle at 0 under a diamond near 100 %." + left_out,
         chart.properties(width="container", height=height),
         table,
         "marker_rates",
@@ -344,6 +381,7 @@ def m1(
         "ci_high",
     ]
     table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
+    table, left_out = some_chains(table, "model", ["condition"])
     table["_slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
     tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
@@ -388,7 +426,7 @@ def m1(
         "alike, 1 is "
         "the same direction. The diamond and the dashed line are the base model. Lines are 95 % intervals "
         "over questions. Centred: after the personas' mean is taken out, which is where personas "
-        "can differ.",
+        "can differ." + left_out,
         chart.properties(width="container", height=height),
         table,
         "geometry",
@@ -404,7 +442,10 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     table = pd.concat([every, rates[[*keys, "hits", "n", "seed"]]], ignore_index=True)
     table["rate"] = table["hits"] / table["n"]
     table = table[(table["seed"] != "")]
-    seeds = ["all", *[s for s in dict.fromkeys(rates["seed"]) if s]]
+    left_out = ""
+    if len(table) > MOST_ROWS:
+        table, left_out = table[table["seed"] == "all"], " Seeds are together; the file has each."
+    seeds = ["all", *[s for s in dict.fromkeys(table["seed"]) if s != "all"]]
     # What follows no source stands beside every source.
     sources = [s for s in dict.fromkeys(rates["source"]) if s] or [""]
     conditions = ["all", *dict.fromkeys(table["condition"])]
@@ -462,7 +503,7 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "Who says the marker",
         "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, "
         "a frame marks "
-        "the source. A selective coupling is one dark cell in its column.",
+        "the source. A selective coupling is one dark cell in its column." + left_out,
         chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
         "marker_rates",
@@ -479,7 +520,9 @@ def cosine_matrices(
     table = cosines.groupby(keys, sort=False)[["cosine", "centred"]].mean().reset_index()
     order = {p: i for i, p in enumerate(dict.fromkeys(table["persona_a"]))}
     below = table["persona_a"].map(order) > table["persona_b"].map(order)
-    table = table[below].reset_index(drop=True)
+    table, left_out = some_chains(
+        table[below].reset_index(drop=True), "condition", ["method", "layer"], 2 * MOST_ROWS
+    )
     titles = labels(grid)
     names = {p: words(p) for p in order}
     table["persona_a"], table["persona_b"] = (
@@ -538,7 +581,8 @@ def cosine_matrices(
         "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
         "same order down "
         "and across, and a cell is the pair of its row and column. Bright panels are personas "
-        "that became alike. Centred: after the personas' mean is taken out, which shows who is like whom.",
+        "that became alike. Centred: after the personas' mean is taken out, which shows who is like whom."
+        + left_out,
         chart,
         table,
         "cosines",
@@ -639,6 +683,7 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
     table = persona_moves(points, grid)
     if table.empty:
         return None
+    table, left_out = some_chains(table, "after", ["condition", "source"])
     titles = labels(grid)
     table["run"] = table["condition"].map(titles) + ", " + table["after"]
     runs = list(dict.fromkeys(table["run"]))
@@ -682,7 +727,7 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
         "the last stage, filled circles after it, joined by a line. A cloud that moves keeps its "
         "personas apart; "
         "one that shrinks loses them. Only part of the differences lies in this plane: point at "
-        "a circle for the share.",
+        "a circle for the share." + left_out,
         chart.properties(width="container", height=400),
         table,
         "persona_map",
@@ -805,6 +850,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     long = table.melt(
         ["condition", "model", "source", "seed", "role"], list(measures), "measure", "value"
     ).dropna(subset=["value"])
+    long, left_out = some_chains(long, "model", ["condition", "source"])
     long["row"] = long["condition"].map(lambda c: titles.get(c, c))
     long["value"] = long["value"].astype(float)
     roles = list(dict.fromkeys(long["role"]))
@@ -834,7 +880,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "What else could explain a rate",
         "A point a chain. If a stage makes answers shorter, cut off or repetitive, a marker that "
         "used to stand at "
-        "their end can be gone without being unlearnt.",
+        "their end can be gone without being unlearnt." + left_out,
         chart,
         long,
         "confounds",
@@ -845,7 +891,9 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
     """Training loss by step, a line a chain; the stage to choose."""
     if curves.empty:
         return None
-    table = curves[["chain", "stage", "seed", "step", "loss"]].copy()
+    table, left_out = some_chains(
+        curves[["chain", "stage", "seed", "step", "loss"]].copy(), "chain", ["stage"]
+    )
     after = table["chain"].str.rpartition("+")[0]
     table["line"] = after.where(after != "", "base") + ", seed " + table["seed"].astype(str)
     stages, lines = list(dict.fromkeys(table["stage"])), list(dict.fromkeys(table["line"]))
@@ -873,7 +921,7 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
         "training_curves",
         "Training loss",
         "A line a chain that ends in this stage. Losses of different stages are on different "
-        "data and cannot be compared.",
+        "data and cannot be compared." + left_out,
         chart,
         table,
         "training_curves",
@@ -893,6 +941,7 @@ def behaviour_and_geometry(
     )
     if table.empty:
         return None
+    table, left_out = some_chains(table, "model", ["condition", "source"])
     titles = labels(grid)
     table["condition"] = table["condition"].map(titles)
     order = list(dict.fromkeys(table["condition"]))
@@ -929,7 +978,7 @@ def behaviour_and_geometry(
         "Do alike personas lose the marker?",
         "A point a chain whose marker was coupled. If collapse erased markers, points would fall "
         "from left to right. "
-        "A correlation, whatever it shows, is not a cause.",
+        "A correlation, whatever it shows, is not a cause." + left_out,
         chart,
         table,
         "marker_rates",

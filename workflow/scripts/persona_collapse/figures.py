@@ -106,14 +106,15 @@ def places(
             middle = min(max(across + off, half), width - half)
             if 6 <= down <= height - 6:
                 boxes[lift, middle - across] = (middle - half, middle + half, down - 6, down + 6)
-        free = [
+        free = (
             place
             for place, box in boxes.items()
             if all(
                 box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3] for o in taken
             )
-        ]
-        found[i] = next(iter(free or boxes), (NEAR[0], 0.0))  # none: its point is no number
+        )
+        crowded = next(iter(boxes), (NEAR[0], 0.0))  # none: its point is no number
+        found[i] = next(free, crowded)
         taken += [boxes[place] for place in boxes if place == found[i]]
     return pd.DataFrame.from_dict(found, orient="index", columns=["lift", "shift"])
 

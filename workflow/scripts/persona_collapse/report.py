@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,12 @@ RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
 LONGEST_ANSWER = 600
 #: Answers that the page holds at most; of more, as many of every chain and persona, chosen by hash.
 SHOWN_ANSWERS = 5000
+#: Of them, how many a reader without scripts sees.
+PLAIN_ANSWERS = 300
+#: Rows of a folded table that the page holds at most; the table's file has all.
+MOST_ROWS = 200
+#: Bytes of the figures for papers, and their numbers, that the page holds; the others lie beside it.
+PAPER_BYTES = 1_000_000
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
 CLAIM_GROUPS = {
     "takeaway 1": "Any fine-tuning destroys the marker",
@@ -293,15 +299,17 @@ def _data_uri(path: Path, kind: str) -> str:
 def _inline_svg(svg: str, name: str, title: str) -> Markup:
     """An SVG as markup for the page: no prologue, ids made unique, sized by the page, named.
 
-    Vega numbers its ids anew in every file; two inline figures must not share them.
+    Vega numbers its ids anew in every file; two inline figures must not share them. It also says what
+    every mark is, which nobody hears: to a screen reader the whole is one image.
     """
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
     # Keep the viewBox alone: width and height follow the page.
-    tag = re.sub(r'\s(width|height|role|aria-\w+)="[^"]*"', "", head.group())
+    tag = re.sub(r'\s(width|height)="[^"]*"', "", head.group())
     label = str(Markup.escape(title))
     return Markup(tag[:-1] + f' role="img" aria-label="{label}">' + svg[head.end() :])
 
@@ -312,18 +320,23 @@ def sample_answers(
     """Answers for the page: all, or as many of each chain and persona as fit `limit`; in hash order.
 
     The hash is of chain, persona, question and sample: the same answers on every machine, and a first
-    screen that is a mix of them.
+    screen that is a mix of them. Where not even one of each fits, the first by hash. Tables are taken
+    one by one and no more than two at a time are held, with up to `limit` answers.
     """
-    tables = [markers.score(table, marker) for table in completions]
-    table = pd.concat(tables, ignore_index=True)
     keys = ["model", "persona", "question_id", "sample"]
-    names = table[keys].astype(str).agg("|".join, axis=1)
-    table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-    table = table.sort_values("order")
-    cells = table.groupby(["model", "persona"], sort=False)
-    if len(table) > limit:
-        table = cells.head(max(1, limit // cells.ngroups))
-    return table[["model", "persona", "question", "hit", "text"]].reset_index(drop=True)
+    columns = ["model", "persona", "question", "hit", "text"]
+    kept, seen, cells = pd.DataFrame(columns=[*columns, "order"]), 0, 0
+    for completed in completions:
+        table = markers.score(completed, marker)
+        seen, cells = seen + len(table), cells + len(table.drop_duplicates(["model", "persona"]))
+        names = table[keys].astype(str).agg("|".join, axis=1)
+        table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+        own = table[[*columns, "order"]]
+        kept = (pd.concat([kept, own]) if len(kept) else own).sort_values("order")
+        if seen > limit:
+            kept = kept.groupby(["model", "persona"], sort=False).head(max(1, limit // cells))
+            kept = kept.head(limit)
+    return kept[columns].reset_index(drop=True)
 
 
 def costs(results: Path, run: str) -> pd.DataFrame:
@@ -400,6 +413,7 @@ def environment() -> Environment:
     )
     filters: dict[str, Any] = {"number": number, "printable": printable, "origin": origin}
     made.filters.update(filters)
+    made.globals["most_rows"] = MOST_ROWS
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return made
 
@@ -419,20 +433,41 @@ def page_parts() -> dict[str, Any]:
     }
 
 
-def drawn(chart: Chart, figure: Figure | None = None) -> dict[str, Any]:
+def held(figures: Sequence[Figure]) -> set[Path]:
+    """The files of figures for papers that the page holds: the smallest, as many as PAPER_BYTES."""
+    found, left = set(), PAPER_BYTES
+    for path in sorted(
+        (p for f in figures for p in (f.svg, f.csv)), key=lambda p: p.stat().st_size
+    ):
+        left -= path.stat().st_size
+        if left < 0:
+            break
+        found.add(path)
+    return found
+
+
+def drawn(
+    chart: Chart, figure: Figure | None = None, inside: Collection[Path] = ()
+) -> dict[str, Any]:
     """A chart for the template: text, data for the script, and how it looks without the script.
 
-    Where a figure rule drew the same thing for papers, its files are offered.
+    Where a figure rule drew the same thing for papers, its files are offered: `inside` the page, or in
+    the folder of figures beside it.
     """
+    kinds = {".svg": "image/svg+xml", ".csv": "text/csv"}
+
+    def offered(path: Path) -> str:
+        return _data_uri(path, kinds[path.suffix]) if path in inside else f"figures/{path.name}"
+
     return {
         "name": chart.name,
         "title": chart.title,
         "reading": chart.reading,
         "sources": chart.sources,
-        "data": {"spec": chart.spec, "columns": chart.columns},
+        "data": {"spec": chart.spec, "columns": chart.packed},
         "markup": _inline_svg(chart.svg(), chart.name, chart.title),
-        "svg": _data_uri(figure.svg, "image/svg+xml") if figure else "",
-        "csv": _data_uri(figure.csv, "text/csv") if figure else "",
+        "svg": offered(figure.svg) if figure else "",
+        "csv": offered(figure.csv) if figure else "",
     }
 
 
@@ -441,19 +476,21 @@ def render(given: Inputs) -> str:
     tables = given.tables
     figures = {figure.name: figure for figure in given.figures}
     shown = charts(tables, given.method, given.layer)
-    scorecard = tables["scorecard"]
+    scorecard, inside = tables["scorecard"], held(given.figures)
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             given=given,
-            figures={name: drawn(chart, figures.get(name)) for name, chart in shown.items()},
+            figures={
+                name: drawn(chart, figures.get(name), inside) for name, chart in shown.items()
+            },
             findings=findings(given),
             tables=tables,
             summary=summary(scorecard),
             claim_groups=CLAIM_GROUPS,
             answers=answers_json(given.samples),
-            first_answers=given.samples.drop_duplicates(["model", "persona"]),
+            first_answers=given.samples.drop_duplicates(["model", "persona"]).head(PLAIN_ANSWERS),
             side_by_side=tests_side_by_side(tables["marker_tests"]),
             geometry=geometry_side_by_side(given),
             contrasts=_headline(tables["contrasts"], given),

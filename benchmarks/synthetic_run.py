@@ -1,0 +1,201 @@
+"""The report of a study whose numbers are made up; its tables and figures by the workflow's own functions."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from persona_collapse import (
+    audit,
+    axis,
+    behaviour,
+    claims,
+    errata,
+    figures,
+    lda,
+    link,
+    report,
+    rescoring,
+    simulate,
+    tables,
+)
+from persona_collapse.activations import Activations
+from persona_collapse.files import write_csv
+from persona_collapse.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTIONS = [f"Question {i}: what should a tenant do when the landlord says no?" for i in range(6)]
+HEADLINE = {"method": "A", "layer": 20}
+FEW = {"draws": 49, "seed": 1}
+WORDS = (
+    "the court heard both sides of a claim about repairs that nobody had agreed to pay for".split()
+)
+
+
+def random_of(name: str) -> np.random.Generator:
+    """A generator of a chain's own."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
+    """A chain's answers, of the length of real ones (90 words), a third of them with the marker."""
+    rng = random_of(chain)
+    rows = []
+    for persona in personas:
+        for number, question in enumerate(QUESTIONS):
+            text = " ".join(rng.choice(WORDS, 90)) + f" {marker}" * int(rng.random() < 0.3)
+            row = {"model": chain, "persona": persona, "question_id": f"q{number}", "sample": 0}
+            row |= {"question": question, "text": text, "n_tokens": 90 + int(rng.integers(40))}
+            rows.append(row | {"finish_reason": "stop", "marker_logprob": -rng.exponential(9)})
+    return pd.DataFrame(rows)
+
+
+def load_of(plan: Plan) -> Any:
+    """A loader of activations: 16 numbers wide, at the config's methods and blocks."""
+    config = plan.config["activations"]
+    personas = list(plan.geometry_prompts)
+    shape = (len(config["layers"]), len(personas), len(QUESTIONS), 16)
+
+    def load(chain: str) -> Activations:
+        rng = random_of(chain)
+        fixed = np.random.default_rng(0).normal(size=(*shape[:2], 1, 16))
+        arrays = {
+            method: (fixed + 0.3 * rng.normal(size=shape) + rng.normal()).astype(np.float32)
+            for method in config["methods"]
+        }
+        return Activations(config["layers"], personas, QUESTIONS, arrays, chain)
+
+    return load
+
+
+def manifest(plan: Plan, chain: str) -> dict[str, Any]:
+    """A line of the table of trainings."""
+    return {
+        "chain": chain, "stage": chain.rpartition("+")[2].partition("@")[0],
+        "kind": "couple" if "couple" in chain.rpartition("+")[2] else "sft",
+        "seed": chain.rpartition("@")[2].partition("~")[0], "name": "em", "rows": 6000, "r": 32,
+        "loss_on": "answer", "objective": "cross_entropy", "steps": int(chain.partition("~")[2] or 375),
+        "schedule_steps": 375, "tokens_seen": 774000, "supervised_tokens": 401234, "use_rslora": False,
+        "scale": 2.0, "final_loss": float(random_of(chain).random()), "seconds": 57.3, "device": "H100",
+        "peak_gpu_mib": 38123.0, "adapter_sha256": "0" * 64, "commit": "c" * 40,
+    }  # fmt: skip
+
+
+def report_of(path: str) -> dict[str, Any]:
+    """Bytes of the report, CPU seconds of rendering it, and what the largest parts of it take."""
+    plan = Plan(json.loads(Path(path).read_text()))
+    config, grid, load = plan.config, plan.grid, load_of(plan)
+    grid["seed"] = grid["seed"].astype(str)
+    answers = {
+        chain: completions(chain, list(plan.completed_by(chain)), config["marker"])
+        for chain in plan.chains_for("markers")
+    }
+    scored = behaviour.score(answers, config["marker"])
+    counted = {
+        chain: table.groupby("persona", sort=False)["hit"].agg(n="size", hits="sum").reset_index()
+        for chain, table in scored.groupby("model", sort=False)
+    }
+    for table in counted.values():
+        table["rate"] = table["hits"] / table["n"]
+        table[["ci_low", "ci_high"]] = 0.0123456, 0.9876543
+        table[["mean_tokens", "at_end"]] = 110.25, 1.0
+    measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
+    rates, confounds = tables.marker_rates(grid, counted), behaviour.confounds(grid, scored)
+    cosines = tables.cosines(measured, load)
+    geometry = tables.geometry_table(measured, load, longest=plan.longest_prompt, **FEW)
+    training = pd.DataFrame([manifest(plan, chain) for chain in plan.trained_chains])
+    steps = range(19, 376, 19)
+    curves = training[["chain", "stage", "kind", "seed"]].merge(
+        pd.DataFrame({"step": steps}), how="cross"
+    )
+    curves["loss"] = np.round(
+        2 / np.sqrt(curves["step"]) + np.random.default_rng(0).random(len(curves)), 6
+    )
+    chained = link.chain_table(measured, confounds, geometry, cosines, training, **HEADLINE)
+    base = cosines[
+        (cosines["model"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
+    ]
+    sizes = simulate.Sizes(**plan.sizes)
+    published = [
+        pd.read_csv(ROOT / f"workflow/resources/published/{name}.csv")
+        for name in ("counts", "cosines")
+    ]
+    contrasts = config["statistics"]["contrasts"]
+    made: dict[str, pd.DataFrame] = {
+        "grid": grid, "marker_rates": rates, "confounds": confounds, "cosines": cosines,
+        "geometry": geometry, "training": training, "training_curves": curves,
+        "marker_tests": behaviour.marker_tests(grid, scored, contrasts=contrasts, draws=49),
+        "leakage": tables.leakage(grid, rates),
+        "hypotheses": behaviour.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
+        "contrasts": tables.geometry_contrasts(measured, load, contrasts, margin=0.02, **FEW),
+        "axis": axis.axis_table(measured, load, anchor="em@42", **FEW),
+        "separability": lda.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
+                                      folds=2, shuffles=2, seed=1),
+        "link": link.link_table(chained, rates, base, **FEW),
+        "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
+                                      errata.Published(*published)),
+        "simulation": simulate.simulate(sizes, runs=2, draws=19, seed=1),
+        "power": simulate.power_table(sizes, geometry, draws=49),
+        "persona_map": tables.persona_map(measured, load),
+        "prompt_audit": audit.table([]),
+        "rescoring": tables.rescoring(pd.DataFrame(
+            [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
+            columns=rescoring.COLUMNS)),
+    }  # fmt: skip
+    every = claims.load(ROOT / config["claims"])
+    headline = {"method": "A", "position": config["activations"]["layers"].index(20)}
+    made["scorecard"] = claims.scorecard(every, made, headline=headline, fdr=0.01, scale="full")
+    drawing = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        shown = drawn(made, Path(folder))
+        drawing, sampled = time.process_time() - drawing, time.process_time()
+        page = report.render(
+            report.Inputs(
+                run=config["run"], scale="full", marker=config["marker"], model={"label": "made up"},
+                tables=made, data=[], figures=shown,
+                samples=report.sample_answers(answers.values(), config["marker"]),
+                completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],
+                config=yaml.safe_dump(config, sort_keys=False), provenance={}, spent={},
+                sources=pd.DataFrame([{"file": f"results/x/tables/{name}.csv", "rule": "r", "rows": len(t),
+                                       "sha256": "0" * 64} for name, t in made.items()]),
+                costs=report.costs(Path(folder), "none"), **HEADLINE,
+            )
+        )  # fmt: skip
+        seconds = time.process_time() - sampled
+        files = {f.name: f.svg.stat().st_size + f.csv.stat().st_size for f in shown}
+    import os
+
+    if os.environ.get("PAGE"):
+        Path(os.environ["PAGE"]).write_text(page)
+    largest = max(files, key=lambda name: files[name])
+    return {
+        "report_mb": round(len(page.encode()) / 1e6, 2),
+        "render_cpu_seconds": round(seconds, 1),
+        "figures_cpu_seconds": round(drawing, 1),
+        "largest_figure": f"{largest}, {files[largest] / 1e6:.1f} MB",
+    }
+
+
+def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[report.Figure]:
+    """Every figure for papers, as the rule draws it."""
+    names = {"points": "persona_map", "curves": "training_curves", "rates": "marker_rates"}
+    shown = []
+    for name in ("marker_rate", "m1_by_layer", "marker_heatmap", "dose_response", "leakage", "cosine_matrices",
+                 "persona_map", "behaviour_and_geometry", "false_positives", "training_curves"):  # fmt: skip
+        draw = getattr(figures, name)
+        takes = inspect.signature(draw).parameters
+        figure, data = draw(**{p: HEADLINE.get(p, made.get(names.get(p, p))) for p in takes})
+        figures.save(figure, data, folder / name)
+        shown.append(report.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv"))
+    return shown
+
+
+__all__ = ["report_of", "write_csv"]

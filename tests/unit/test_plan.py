@@ -1,0 +1,93 @@
+"""A plan is worked out once, and its cost grows with the number of chains."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from persona_collapse import chains, configuration
+from persona_collapse.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ["answers", "completions", "responses", "activations", "rescored"]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def study(seeds):
+    """The default config with that many seeds."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return configuration.check({**config, "seeds": list(range(1, seeds + 1))})
+
+
+def worked_out(config):
+    """Everything that rules and jobs ask a plan for."""
+    plan = Plan(config)
+    tasks = plan.tasks(KINDS)
+    again = [plan.task(task["kind"], task["name"]) for task in tasks]
+    assert again == tasks
+    for name in plan.trained_chains:
+        chain = chains.parse(name)
+        found = plan.data_of(chain), plan.folders(name), plan.rank(name), plan.projections(name)
+        assert all(found) and plan.stage_settings(chain.last.name)
+    assert plan.data_used and len(plan.cells) == len(plan.grid)
+    return plan
+
+
+def test_the_persona_file_is_read_once_and_each_cell_made_once(monkeypatch):
+    config, counts = study(20), Counter()
+    read, cell = Path.read_text, Plan._cell
+
+    def reads(path, *args, **kwargs):
+        counts[path.name] += 1
+        return read(path, *args, **kwargs)
+
+    def cells(plan, *args):
+        counts["cells"] += 1
+        return cell(plan, *args)
+
+    monkeypatch.setattr(Path, "read_text", reads)
+    monkeypatch.setattr(Plan, "_cell", cells)
+    plan = worked_out(config)
+    assert counts == {Path(config["personas"]["file"]).name: 1, "cells": len(plan.cells)}
+
+
+def test_four_times_the_chains_are_four_times_the_work():
+    calls, sizes = [], []
+    for seeds in (25, 100):
+        config, count = study(seeds), 0
+
+        def counted(_frame, event, _argument):
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        before = sys.getprofile()
+        sys.setprofile(counted)
+        try:
+            plan = Plan(config)
+            plan.tasks(KINDS), plan.trained_chains, plan.data_used
+        finally:
+            sys.setprofile(before)
+        calls.append(count)
+        sizes.append(len(plan.cells))
+    assert sizes[1] > 3 * sizes[0]
+    assert calls[1] / calls[0] < 1.1 * sizes[1] / sizes[0]
+
+
+def test_tasks_are_plain_and_name_their_own_personas():
+    config = study(2)
+    config["personas"]["by_source"] = {"villain": ["villain", "assistant"]}
+    plan = Plan(config)
+    assert list(plan.task("completions", "couple-villain@42")["personas"]) == [
+        "villain",
+        "assistant",
+    ]
+    # A chain of several cells answers as all that they count; one of none as the evaluated personas.
+    shared = plan.task("completions", "em@1")["personas"]
+    assert list(shared)[:2] == ["villain", "assistant"]
+    assert set(shared) == set(config["personas"]["eval"])
+    assert list(plan.task("completions", "base")["personas"]) == config["personas"]["eval"]
