@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+from environments import RULES
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,11 @@ def test_every_file_of_the_contract_is_there(project):
         assert project.path(f"figures/{name}.png").is_file()
         assert project.path(f"figures/{name}.csv").is_file()
     assert "<html" in project.path("report.html").read_text()
+
+
+def test_every_rule_ran_with_what_its_environment_holds(project):
+    elsewhere = {"graft"}  # not in this run
+    assert project.guarded == {script for _, _, script in RULES} - elsewhere | {"snakemake"}
 
 
 def test_adapters_load_in_peft_unchanged(project):
