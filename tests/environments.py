@@ -66,10 +66,10 @@ def importable(packages) -> set[str]:
 GUARD = """
 import json, os, re, sys
 from importlib.machinery import PathFinder
-held = json.load(open(os.environ["HELD"]))
+absent = json.load(open(os.environ["GUARD"]))
 script = re.search(r"/scripts/tmp\\w+\\.(\\w+)\\.py(\\n|$)", "\\n".join(sys.orig_argv))
 script = script[1] if script else "snakemake"
-held = set(held[script]) | sys.stdlib_module_names
+absent = set(absent[script])
 OURS = re.compile(r"Snakefile$|\\.smk$|/workflow/scripts/|/scripts/tmp\\w+\\.\\w+\\.py$")
 
 def for_snakemake():
@@ -80,15 +80,15 @@ def for_snakemake():
         frame = frame.f_back
     return False
 
-class Held(PathFinder):
+class Guard(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if path is None and name not in held and not for_snakemake():
+        if path is None and name in absent and not for_snakemake():
             return None
         return super().find_spec(name, path, target)
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = Held
-with open(os.environ["HELD"] + ".log", "a") as log:
+sys.meta_path[sys.meta_path.index(PathFinder)] = Guard
+with open(os.environ["GUARD"] + ".log", "a") as log:
     print(script, file=log)
 """
 
@@ -96,12 +96,13 @@ with open(os.environ["HELD"] + ".log", "a") as log:
 def guard(folder: Path) -> dict[str, str]:
     """Environment variables for the guard, whose code belongs in a `sitecustomize.py`.
 
-    Which scripts it guarded is a line each in `<HELD>.log`.
+    Which scripts it guarded is a line each in `<GUARD>.log`.
     """
-    held = {
-        script: sorted(importable(pins(environment)) | {"persona_collapse", "snakemake"})
-        for _, environment, script in RULES
+    held = {script: importable(pins(environment)) for _, environment, script in RULES}
+    held["snakemake"] = importable(["snakemake"])
+    absent = {
+        script: sorted(packages_distributions().keys() - names - {"snakemake"})
+        for script, names in held.items()
     }
-    held["snakemake"] = sorted(importable(["snakemake"]) | {"persona_collapse"})
-    (folder / "held.json").write_text(json.dumps(held))
-    return {"HELD": str(folder / "held.json")}
+    (folder / "absent.json").write_text(json.dumps(absent))
+    return {"GUARD": str(folder / "absent.json")}

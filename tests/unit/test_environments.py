@@ -165,7 +165,7 @@ def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
     code = f"from safetensors import safe_open\nsafe_open({str(tmp_path / 'x')!r}, framework='pt')"
     (tmp_path / "x").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     assert "No module named 'torch'" in run(tmp_path, "geometry", code).stderr
-    assert (tmp_path / "held.json.log").read_text().split() == ["geometry", "train", "geometry"]
+    assert (tmp_path / "absent.json.log").read_text().split() == ["geometry", "train", "geometry"]
 
 
 def test_snakemake_s_own_environment_is_enough_for_the_snakefile(tmp_path):

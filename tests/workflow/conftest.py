@@ -126,10 +126,10 @@ def project(tmp_path_factory) -> Project:
     # As a user who has told the libraries to go online; the workflow shall know better.
     online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
     env = {**online, **held, "WATCHED": str(hook / "log")}
-    made.isolated = without_network()
+    made.isolated, made.env = without_network(), env
     made.snakemake(under=made.isolated, env=env)
     made.watched = (hook / "log").read_text().splitlines()
-    made.guarded = set(Path(held["HELD"] + ".log").read_text().split())
+    made.guarded = set(Path(held["GUARD"] + ".log").read_text().split())
     return made
 
 
