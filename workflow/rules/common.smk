@@ -197,18 +197,29 @@ def measured(path, measure):
     return expand(results(path), chain=plan.chains_for(measure))
 
 
+def resource(path):
+    """Path of a file of workflow/resources, the same wherever the checkout lies.
+
+    Not workflow.source_path: it copies files to where each run has another path, so that Snakemake
+    cannot know their content again.
+    """
+    return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
+
+
 def code(*modules):
     """Hash of the package modules a rule runs, comments and docstrings left out.
 
-    Snakemake sees changes of a script, not of what it imports; as a param this makes them count.
+    Snakemake does not see changes of what a script imports; as a param this makes them count.
     """
+    names = sorted({*modules, "files", "errors"})
+    return hash_of_code(*(f"persona_collapse/{name}.py" for name in names))
+
+
+def hash_of_code(*files):
+    """Hash of files of workflow/scripts, comments and docstrings left out."""
     parts = []
-    for module in sorted({*modules, "files", "errors"}):
-        source = (
-            Path(workflow.basedir)
-            / "workflow/scripts/persona_collapse"
-            / f"{module}.py"
-        )
+    for name in files:
+        source = Path(workflow.basedir) / "workflow/scripts" / name
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

@@ -195,8 +195,8 @@ rule simulation:
 rule errata:
     input:
         errata=config["errata"],
-        counts=workflow.source_path("../resources/published/counts.csv"),
-        cosines=workflow.source_path("../resources/published/cosines.csv"),
+        counts=resource("published/counts.csv"),
+        cosines=resource("published/cosines.csv"),
     output:
         results("tables/errata.csv"),
     log:
