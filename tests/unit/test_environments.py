@@ -171,6 +171,6 @@ def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
 def test_snakemake_s_own_environment_is_enough_for_the_snakefile(tmp_path):
     code = "import yaml\nfrom persona_collapse import checkout, configuration, devices\n"
     code += "config = configuration.check(yaml.safe_load(open('config/config.yaml')))\n"
-    code += "list(configuration.plan(config)), checkout.commit(), devices.visible()\n"
+    code += "configuration.plan(config).cells, checkout.commit(), devices.visible()\n"
     assert run(tmp_path, None, code).stderr == ""
     assert "No module named 'pandas'" in run(tmp_path, None, "import pandas").stderr
