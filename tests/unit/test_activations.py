@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from persona_collapse import activations, chat, fused, models
+from persona_collapse import activation_files, activations, chat, fused, models
 from persona_collapse.carrier import Carrier
 from persona_collapse.errors import UserError
 
@@ -98,8 +98,8 @@ def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
     task |= {"settings": settings}
     dumped = activations.dump(carrier, task, questions, responses, lambda m: None)
     assert dumped.arrays["A"].shape == (2, 3, 2, 64)
-    activations.save(dumped, tmp_path / "x.safetensors")
-    loaded = activations.load(tmp_path / "x.safetensors")
+    activation_files.save(dumped, tmp_path / "x.safetensors")
+    loaded = activation_files.load(tmp_path / "x.safetensors")
     assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])
     np.testing.assert_allclose(loaded.arrays["B"], dumped.arrays["B"], rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="no response for persona"):
@@ -142,11 +142,11 @@ def test_a_pass_ends_after_the_deepest_block_that_is_wanted(tiny_base):
 
 
 def test_overflow_is_refused(tmp_path):
-    big = activations.Activations([0], ["p"], ["q"], {"A": np.full((1, 1, 1, 2), 1e6)})
+    big = activation_files.Activations([0], ["p"], ["q"], {"A": np.full((1, 1, 1, 2), 1e6)})
     with pytest.raises(UserError, match="bfloat16"):
-        activations.save(big, tmp_path / "x.safetensors")
+        activation_files.save(big, tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
-    activations.save(big, tmp_path / "x.safetensors", "bfloat16")
+    activation_files.save(big, tmp_path / "x.safetensors", "bfloat16")
 
 
 def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, prompts, monkeypatch):
@@ -165,10 +165,10 @@ def test_a_dump_is_the_same_bytes_each_time_and_others_can_read_it(tmp_path):
     from safetensors import safe_open
 
     arrays = {m: np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2) for m in "AB"}
-    one = activations.Activations([3], ["é", "p"], ["q", "r", "s"], arrays, "em@1")
+    one = activation_files.Activations([3], ["é", "p"], ["q", "r", "s"], arrays, "em@1")
     seen = set()
     for number in range(8):  # the library's own order is a new one each time
-        activations.save(one, tmp_path / f"{number}.safetensors")
+        activation_files.save(one, tmp_path / f"{number}.safetensors")
         seen.add((tmp_path / f"{number}.safetensors").read_bytes())
     assert len(seen) == 1
     with safe_open(str(tmp_path / "0.safetensors"), framework="np") as file:
@@ -179,13 +179,15 @@ def test_a_dump_is_the_same_bytes_each_time_and_others_can_read_it(tmp_path):
 @pytest.mark.parametrize("fate", ["flip", "cut", "missing"])
 def test_a_damaged_dump_is_one_line(tmp_path, fate):
     path = tmp_path / "x.safetensors"
-    whole = activations.Activations([0], ["p"], ["q"], {"A": np.ones((1, 1, 1, 64), np.float32)})
-    activations.save(whole, path)
+    whole = activation_files.Activations(
+        [0], ["p"], ["q"], {"A": np.ones((1, 1, 1, 64), np.float32)}
+    )
+    activation_files.save(whole, path)
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data[:-10] if fate == "cut" else data)
     if fate == "missing":
         path.unlink()
     with pytest.raises(UserError, match="delete it and rerun") as error:
-        activations.load(path)
+        activation_files.load(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

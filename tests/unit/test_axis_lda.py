@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse import axis, lda
-from persona_collapse.activations import Activations
+from persona_collapse.activation_files import Activations
 from persona_collapse.errors import UserError
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA

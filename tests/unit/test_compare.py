@@ -1,11 +1,12 @@
 """Two runs on one page."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from persona_collapse import compare
+from persona_collapse import compare, seals
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_csv
 
@@ -94,3 +95,13 @@ def test_an_unfinished_run_names_the_missing_table(results, tmp_path):
         UserError, match=r"run 'half' is not finished: .*tables/grid.csv is missing"
     ):
         compare.load(tmp_path, "half")
+
+
+def test_an_edited_table_is_not_compared(results, tmp_path):
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    table = tmp_path / "two/tables/marker_rates.csv"
+    seals.seal(tmp_path / "two", [table])
+    compare.load(tmp_path, "two")
+    table.write_text(table.read_text().replace("0.8", "0.9"))
+    with pytest.raises(UserError, match=r"two/tables/marker_rates\.csv: edited or damaged"):
+        compare.load(tmp_path, "two")

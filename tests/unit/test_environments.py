@@ -1,29 +1,20 @@
 """The conda environments: the lock's versions, and all that the scripts of a rule import."""
 
 import ast
-import re
+import os
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
-import yaml
+from environments import GUARD, ROOT, RULES, guard, pins
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
 #: Not in the lock, which runs on machines without a GPU.
 GPU_ONLY = {"vllm"}
 KNOWN = packages_distributions() | {"vllm": ["vllm"]}
-
-
-def pins(name):
-    """{package: version} of an environment's pip section; all of it is pinned."""
-    given = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
-    *conda, section = given["dependencies"]
-    assert given["channels"] == ["conda-forge"] and conda == ["python =3.11", "pip"]
-    return dict(pin.lower().split("==") for pin in section["pip"])
 
 
 def locked():
@@ -32,40 +23,82 @@ def locked():
 
 
 @cache
-def imports(path, everywhere):
-    """Names a file imports: (third-party, of the package); at its top or in functions as well."""
-    others, own = set(), set()
-    todo = [ast.parse(path.read_text())]
-    while todo:
-        for node in ast.iter_child_nodes(todo.pop()):
-            if isinstance(node, ast.Import):
-                others |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                package, _, module = (node.module or "").partition(".")
-                if node.level or package == "persona_collapse":
-                    module = node.module if node.level and node.module else module
-                    own |= {module} if module else {alias.name for alias in node.names}
-                else:
-                    others.add(package)
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not everywhere:
-                continue
-            elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
-                todo.append(node)
-    return others - set(sys.stdlib_module_names) - {""}, own
+def source(module):
+    """(statements that run on import, {name: definition}) of a module of the package."""
+    tree = ast.parse((SCRIPTS / f"persona_collapse/{module}.py").read_text())
+    definitions = {
+        node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    return [node for node in tree.body if node not in definitions.values()], definitions
 
 
-def needed(script):
-    """Packages that a script, the modules it names and what those need at import time import."""
-    others, named = imports(script, True)
-    done, todo = set(), [(module, True) for module in sorted(named | {"scripting"})]
+def walk(nodes):
+    """Every node below, but what only a type checker sees."""
+    todo = list(nodes)
     while todo:
-        module, everywhere = todo.pop()
-        if module in done or not (SCRIPTS / f"persona_collapse/{module}.py").is_file():
+        node = todo.pop()
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield node
+            todo += ast.iter_child_nodes(node)
+
+
+def imported(nodes):
+    """(top-level names of other packages, {name here: (module of ours, name there or None)})."""
+    others, ours = set(), {}
+    for node in walk(nodes):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package, _, module = (node.module or "").partition(".")
+            if node.level or package == "persona_collapse":
+                module = node.module if node.level else module
+                for alias in node.names:
+                    there = (module, alias.name) if module else (alias.name, None)
+                    ours[alias.asname or alias.name] = there
+            else:
+                others.add(package)
+    return others - set(sys.stdlib_module_names), ours
+
+
+def needed(*scripts):
+    """Packages that scripts import, and what of ours they use: function by function, not file by file.
+
+    A function is used if a used one, or a statement that runs on import, names it; all of a module's
+    are if the module is named without one of them (`getattr(figures, name)`).
+    """
+    others, done = set(), set()
+    todo = [(None, ast.parse(script.read_text())) for script in scripts]
+
+    def use(module, name):
+        statements, definitions = source(module)
+        wanted = statements if name is None else [definitions[name]] if name in definitions else []
+        todo.extend((module, node) for node in wanted)
+
+    while todo:
+        module, node = todo.pop()
+        if (module, node) in done:
             continue
-        done.add(module)
-        found, own = imports(SCRIPTS / f"persona_collapse/{module}.py", everywhere)
+        done.add((module, node))
+        statements, definitions = source(module) if module else ([], {})
+        found, ours = imported([node])
         others |= found
-        todo += [(name, False) for name in sorted(own)]
+        for there, _ in ours.values():
+            use(there, None)
+        ours = imported(statements)[1] | ours
+        of_a_module = {}
+        for part in walk([node]):
+            if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+                of_a_module[part.value] = part.attr
+            if isinstance(part, ast.Name):
+                there, name = ours.get(part.id, (None, None))
+                if there is None and part.id in definitions:
+                    use(module, part.id)
+                elif there and name:
+                    use(there, name)
+                elif there:
+                    names = source(there)[1]
+                    for name in [of_a_module[part]] if part in of_a_module else names:
+                        use(there, name)
     return others
 
 
@@ -85,17 +118,6 @@ def test_vllm_s_version_is_that_of_the_tested_cpu_build():
     assert line.partition("==")[2].partition("+")[0] == pins("generate")["vllm"]
 
 
-RULES = [
-    found
-    for path in sorted((ROOT / "workflow/rules").glob("*.smk"))
-    for found in re.findall(
-        r"\nrule (\w+):(?:(?!\nrule ).)*?envs/(\w+)\.yaml(?:(?!\nrule ).)*?scripts/(\w+)\.py",
-        path.read_text(),
-        re.DOTALL,
-    )
-]
-
-
 def test_every_rule_with_a_script_has_an_environment():
     text = "".join(p.read_text() for p in (ROOT / "workflow/rules").glob("*.smk"))
     assert len(RULES) == text.count("    script:\n") > 15
@@ -105,3 +127,50 @@ def test_every_rule_with_a_script_has_an_environment():
 def test_a_rule_s_environment_holds_what_its_script_imports(rule, environment, script):
     wanted = {KNOWN[name][0].lower() for name in needed(SCRIPTS / f"{script}.py")}
     assert wanted - set(pins(environment)) == set()
+
+
+def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from persona_collapse import rescoring, tables\ntables.rescoring\n")
+    # tables.rescoring calls rescoring.distances; only rescoring.token_scores would import torch.
+    assert {"pandas", "scipy"} <= needed(script) and "torch" not in needed(script)
+    script.write_text("from persona_collapse import share\nshare.key_of\n")
+    assert "torch" not in needed(script)
+    script.write_text("from persona_collapse.carrier import Carrier\nCarrier\n")
+    # By way of adapters and models, which load it in functions.
+    assert {"torch", "transformers", "peft", "safetensors"} <= needed(script)
+    script.write_text("from persona_collapse import figures\ngetattr(figures, 'leakage')\n")
+    assert "matplotlib" in needed(script)
+
+
+def run(folder, script, code):
+    """Run code as a rule's script (or as Snakemake, which reads the Snakefile) behind the guard."""
+    (folder / "sitecustomize.py").write_text(GUARD)
+    path = folder / (f".snakemake/scripts/tmp0.{script}.py" if script else "Snakefile")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code)
+    environment = guard(folder) | {"PYTHONPATH": f"{folder}:{SCRIPTS}", "PATH": os.environ["PATH"]}
+    return subprocess.run(
+        [sys.executable, path], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
+    absent = (
+        "import importlib.util\nassert importlib.util.find_spec('torch') is None\nimport numpy\n"
+    )
+    assert run(tmp_path, "geometry", absent).returncode == 0
+    assert run(tmp_path, "train", absent).returncode == 1
+    # By way of another package: safetensors imports torch from Rust.
+    code = f"from safetensors import safe_open\nsafe_open({str(tmp_path / 'x')!r}, framework='pt')"
+    (tmp_path / "x").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    assert "No module named 'torch'" in run(tmp_path, "geometry", code).stderr
+    assert (tmp_path / "absent.json.log").read_text().split() == ["geometry", "train", "geometry"]
+
+
+def test_snakemake_s_own_environment_is_enough_for_the_snakefile(tmp_path):
+    code = "import yaml\nfrom persona_collapse import checkout, configuration, devices\n"
+    code += "config = configuration.check(yaml.safe_load(open('config/config.yaml')))\n"
+    code += "configuration.plan(config).cells, checkout.commit(), devices.visible()\n"
+    assert run(tmp_path, None, code).stderr == ""
+    assert "No module named 'pandas'" in run(tmp_path, None, "import pandas").stderr

@@ -13,8 +13,13 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     given = SimpleNamespace(
-        log=[str(tmp_path / "job.log")], resources=SimpleNamespace(gpu=0), config={}
+        log=[str(tmp_path / "job.log")],
+        resources=SimpleNamespace(gpu=0),
+        config={"run": "demo"},
+        input=[],
+        output=[],
     )
+    monkeypatch.chdir(tmp_path)
     return given, tmp_path / "job.log"
 
 

@@ -305,7 +305,8 @@ from types import SimpleNamespace
 sys.path.insert(0, "workflow/scripts")
 from persona_collapse.scripting import job
 folder, what = sys.argv[1:]
-given = SimpleNamespace(log=[folder + "/job.log"], resources=SimpleNamespace(gpu=0), config={})
+given = SimpleNamespace(log=[folder + "/job.log"], resources=SimpleNamespace(gpu=0))
+given.config, given.input, given.output = {"run": "demo"}, [], []
 with job(given, what, online=True) as say:
     from persona_collapse import data, models
     hub = {"id": "owner/name", "revision": "a" * 40}

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse import behaviour, tables
-from persona_collapse.activations import Activations
+from persona_collapse.activation_files import Activations
 from scipy import stats
 
 ROWS = [

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from environments import GUARD, ROOT, guard
 
 
 class Project:
@@ -112,20 +111,25 @@ with open(os.environ["WATCHED"], "a") as log:
 def project(tmp_path_factory) -> Project:
     """The tiny run, finished once for all tests of the session: fetched first, then without network.
 
+    Each job can import what its environment holds, and no more.
     `watched`: what the Python processes after the fetch did with sockets, a line each.
+    `guarded`: the scripts that ran so.
     """
     folder = copy_project(tmp_path_factory.mktemp("project"))
     made = Project(folder, ROOT / "tests/workflow/tiny.yaml")
-    made.snakemake("--", "fetch")
-    made.fetched = {str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")}
     hook = tmp_path_factory.mktemp("watcher")
-    (hook / "sitecustomize.py").write_text(WATCHER)
+    (hook / "sitecustomize.py").write_text(GUARD)
+    held = {"PYTHONPATH": str(hook)} | guard(hook)
+    made.snakemake("--", "fetch", env=held)
+    made.fetched = {str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")}
+    (hook / "sitecustomize.py").write_text(GUARD + WATCHER)
     # As a user who has told the libraries to go online; the workflow shall know better.
     online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
-    env = {**online, "PYTHONPATH": str(hook), "WATCHED": str(hook / "log")}
-    made.isolated = without_network()
+    env = {**online, **held, "WATCHED": str(hook / "log")}
+    made.isolated, made.env = without_network(), env
     made.snakemake(under=made.isolated, env=env)
     made.watched = (hook / "log").read_text().splitlines()
+    made.guarded = set(Path(held["GUARD"] + ".log").read_text().split())
     return made
 
 

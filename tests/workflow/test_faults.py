@@ -259,6 +259,13 @@ def edit(path):
     table.to_parquet(path, index=False)
 
 
+def alter(path):
+    """Change a number, as somebody might in a spreadsheet."""
+    table = pd.read_csv(path)
+    table["rate"] = 1 - table["rate"]
+    table.to_csv(path, index=False)
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "needed_for"),
     [
@@ -268,6 +275,7 @@ def edit(path):
         (cut, f"completions/{CHAIN}.parquet", f"markers/{CHAIN}.csv"),
         (flip, f"activations/{CHAIN}.safetensors", "tables/separability.csv"),
         (cut, f"activations/{CHAIN}.safetensors", "tables/separability.csv"),
+        (alter, "tables/marker_rates.csv", "tables/scorecard.csv"),
     ],
 )
 def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, name, needed_for):
@@ -279,6 +287,23 @@ def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, na
     assert lines and f"results/tiny/{name}" in lines[0]
     project.path(name).unlink()  # as the line says, and no more
     whole_again(project, undisturbed, name, needed_for)
+
+
+def test_a_base_model_that_changes_is_named_and_made_again(project, undisturbed):
+    name, base = f"completions/{CHAIN}.parquet", project.path("base/model.json")
+    weights, before = project.path("base/model.safetensors"), digest(base)
+    lose(project, name)
+    flip(weights)
+    done = make(project, name, check=False)
+    assert done.returncode == 1 and not project.path(name).exists()
+    [line] = [s for s in done.stdout.splitlines() if "not the bytes that were fetched" in s]
+    assert str(weights) in line and f"delete it and {base.relative_to(project.folder)}" in line
+    weights.unlink()
+    base.unlink()
+    make(project, "base/model.json")  # as the line says: alone, so that it is seen to be as before
+    assert digest(base) == before
+    whole_again(project, undisturbed, name)
+    assert "Nothing to be done" in project.snakemake("-n").stdout
 
 
 @pytest.fixture

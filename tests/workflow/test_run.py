@@ -1,10 +1,12 @@
 """Real runs of the whole DAG on a tiny model."""
 
 import json
+import os
 import re
 
 import pandas as pd
 import pytest
+from environments import RULES
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -69,6 +71,11 @@ def test_every_file_of_the_contract_is_there(project):
     assert "<html" in project.path("report.html").read_text()
 
 
+def test_every_rule_ran_with_what_its_environment_holds(project):
+    elsewhere = {"graft"}  # not in this run
+    assert project.guarded == {script for _, _, script in RULES} - elsewhere | {"snakemake"}
+
+
 def test_adapters_load_in_peft_unchanged(project):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -79,6 +86,35 @@ def test_adapters_load_in_peft_unchanged(project):
 
 def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.snakemake().stdout
+
+
+def test_files_that_are_touched_and_unchanged_make_nothing_again(project):
+    times = {}
+    for folder in ("config", "workflow", "results", "envs", "Snakefile"):
+        root = project.folder / folder
+        for path in [root, *root.rglob("*")]:
+            if path.is_file():
+                times[path] = path.stat()
+                os.utime(path)
+    try:
+        assert "Nothing to be done" in project.snakemake("-n").stdout
+    finally:
+        for path, was in times.items():
+            os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def test_a_script_counts_by_what_it_does(project):
+    path = project.folder / "workflow/scripts/markers.py"
+    before, was = path.read_text(), path.stat()
+    try:
+        path.write_text(before + "\n# nothing but words\n")
+        assert "Nothing to be done" in project.snakemake("-n").stdout
+        path.write_text(before + "\nprint()\n")
+        jobs, _ = project.planned()
+    finally:
+        path.write_text(before)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert jobs["markers"] == 6 and not {"completions", "train"} & set(jobs)
 
 
 def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_path):
@@ -189,7 +225,7 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, tmp_path):
         "results/tiny/models/em@1+couple-librarian@1/manifest.json",
         "results/tiny/markers/em@1+graft-villain@42.csv",
     ]
-    project.snakemake("--", *targets, overlay=overlay)
+    project.snakemake("--", *targets, overlay=overlay, env=project.env)
     weights = "adapter_model.safetensors"
     grafted = project.path(f"models/em@1+graft-villain@42/{weights}")
     assert grafted.read_bytes() == project.path(f"models/couple-villain@42/{weights}").read_bytes()

@@ -29,6 +29,7 @@ rule activations:
         code=code(
             *(
                 "activations",
+                "activation_files",
                 "carrier",
                 "chat",
                 "adapters",

@@ -198,11 +198,20 @@ def measured(path, measure):
     return expand(results(path), chain=plan.chains_for(measure))
 
 
+def resource(path):
+    """Path of a file of workflow/resources, the same wherever the checkout lies.
+
+    Not workflow.source_path: it copies files to where each run has another path, so that Snakemake
+    cannot know their content again.
+    """
+    return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
+
+
 @functools.cache
-def syntax(module):
-    """A package module's syntax tree as text, comments and docstrings left out."""
-    folder = Path(workflow.basedir) / "workflow/scripts/persona_collapse"
-    tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+def syntax(file):
+    """A file of workflow/scripts as the text of its syntax tree, comments and docstrings left out."""
+    source = Path(workflow.basedir) / "workflow/scripts" / file
+    tree = ast.parse(source.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             if ast.get_docstring(node) is not None:
@@ -213,9 +222,15 @@ def syntax(module):
 def code(*modules):
     """Hash of the package modules a rule runs, comments and docstrings left out.
 
-    Snakemake sees changes of a script, not of what it imports; as a param this makes them count.
+    Snakemake does not see changes of what a script imports; as a param this makes them count.
     """
-    parts = [syntax(module) for module in sorted({*modules, "files", "errors"})]
+    names = sorted({*modules, "files", "errors"})
+    return hash_of_code(*(f"persona_collapse/{name}.py" for name in names))
+
+
+def hash_of_code(*files):
+    """Hash of files of workflow/scripts, comments and docstrings left out."""
+    parts = map(syntax, files)
     return sha256_text("".join(parts))[:16]
 
 

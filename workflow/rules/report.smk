@@ -12,10 +12,10 @@ rule report:
         ),
         data=expand(results("data/{name}.manifest.json"), name=plan.data_used),
         figures=expand(results("figures/{figure}.svg"), figure=FIGURES),
-        template=workflow.source_path("../resources/report/report.html.j2"),
-        parts=workflow.source_path("../resources/report/parts.html.j2"),
-        style=workflow.source_path("../resources/report/style.css"),
-        script=workflow.source_path("../resources/report/report.js"),
+        template=resource("report/report.html.j2"),
+        parts=resource("report/parts.html.j2"),
+        style=resource("report/style.css"),
+        script=resource("report/report.js"),
     output:
         report(
             results("report.html"),

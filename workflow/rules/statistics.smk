@@ -87,7 +87,7 @@ rule geometry:
         families={
             name: plan.families(name) for name in ("geometry", "contrasts", "axis")
         },
-        code=code("tables", "statistics", "geometry", "activations", "axis"),
+        code=code("tables", "statistics", "geometry", "activation_files", "axis"),
     message:
         "Persona geometry: cosines, intervals and tests"
     script:
@@ -109,7 +109,7 @@ rule persona_map:
     resources:
         mem_mb=4000,
     params:
-        code=code("tables", "geometry", "activations"),
+        code=code("tables", "geometry", "activation_files"),
     message:
         "Persona vectors on the base model's principal components"
     script:
@@ -135,7 +135,7 @@ rule separability:
         settings=config["statistics"]["separability"],
         seed=config["statistics"]["seed"],
         families=plan.families("separability"),
-        code=code("tables", "statistics", "lda", "activations"),
+        code=code("tables", "statistics", "lda", "activation_files"),
     message:
         "Classifying personas from their activations"
     script:
@@ -196,8 +196,8 @@ rule simulation:
 rule errata:
     input:
         errata=config["errata"],
-        counts=workflow.source_path("../resources/published/counts.csv"),
-        cosines=workflow.source_path("../resources/published/cosines.csv"),
+        counts=resource("published/counts.csv"),
+        cosines=resource("published/cosines.csv"),
     output:
         results("tables/errata.csv"),
     log:

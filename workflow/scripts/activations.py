@@ -26,14 +26,14 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
 
     def work(carrier, task, path):
         """Dump one chain's activations into a file."""
-        from persona_collapse import activations
+        from persona_collapse import activation_files, activations
         from persona_collapse.data import load_questions
         from persona_collapse.files import read_parquet
 
         responses = read_parquet(task["responses"]) if task["responses"] else None
         questions = load_questions(task["questions"])
         dumped = activations.dump(carrier, task, questions, responses, say)
-        activations.save(dumped, path, task["settings"]["store"])
+        activation_files.save(dumped, path, task["settings"]["store"])
 
     share.run(
         share.Store(params.store),

@@ -16,3 +16,4 @@ with job(snakemake, "base model", online="hub" in snakemake.params.source) as sa
     elif "demo" not in source:
         folder = models.fetch(source, say)
     write_json(output, models.manifest(folder, source))
+    models.note(output)

@@ -3,13 +3,13 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, "geometry") as say:
-    from persona_collapse import activations, axis, tables
+    from persona_collapse import activation_files, axis, tables
     from persona_collapse.files import read_csv, write_csv
 
     params = snakemake.params
     settings, families = params.settings, params.families
     draws = {"draws": settings["draws"], "seed": settings["seed"]}
-    chains, load = activations.loader(snakemake.input.activations, say)
+    chains, load = activation_files.loader(snakemake.input.activations, say)
     grid = read_csv(snakemake.input.grid)
     grid = grid[grid["chain"].isin(chains)]
     anchors = grid.loc[grid["condition"] == settings.get("axis"), "chain"]

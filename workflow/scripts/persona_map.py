@@ -3,9 +3,9 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, "persona_map") as say:
-    from persona_collapse import activations, tables
+    from persona_collapse import activation_files, tables
     from persona_collapse.files import read_csv, write_csv
 
-    chains, load = activations.loader(snakemake.input.activations, say)
+    chains, load = activation_files.loader(snakemake.input.activations, say)
     grid = read_csv(snakemake.input.grid)
     write_csv(snakemake.output[0], tables.persona_map(grid[grid["chain"].isin(chains)], load))

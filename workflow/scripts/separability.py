@@ -3,11 +3,11 @@
 from persona_collapse.scripting import job
 
 with job(snakemake, "separability") as say:
-    from persona_collapse import activations, lda
+    from persona_collapse import activation_files, lda
     from persona_collapse.files import read_csv, write_csv
 
     params = snakemake.params
-    chains, load = activations.loader(snakemake.input.activations, say)
+    chains, load = activation_files.loader(snakemake.input.activations, say)
     grid = read_csv(snakemake.input.grid)
     table = lda.lda_table(
         grid[grid["chain"].isin(chains)],

@@ -11,11 +11,8 @@ token. Attention is causal, so one forward pass over prompt and answer gives bot
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,27 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import chat, models
+from .activation_files import METHODS, Activations
 from .errors import UserError
-from .files import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from .carrier import Carrier
-
-METHODS = ("A", "B")
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Arrays by method, float32 [layer, persona, question, hidden], and the names of the axes."""
-
-    layers: list[int]
-    personas: list[str]
-    questions: list[str]
-    arrays: dict[str, np.ndarray]
-    model: str = ""
 
 
 def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
@@ -293,100 +277,4 @@ def dump(
         [q["id"] for q in questions],
         {m: flat[m].reshape(shape) for m in methods},
         task["chain"],
-    )
-
-
-def save(activations: Activations, path: str | Path, dtype: str = "float16") -> None:
-    """Write the arrays in 16 bit with the axis names as metadata.
-
-    `bfloat16` keeps the range of large models whose activations overflow float16; float16 that
-    overflows raises UserError instead of storing infinities.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {
-        m: torch.from_numpy(a).to(getattr(torch, dtype)).contiguous()
-        for m, a in activations.arrays.items()
-    }
-    for method, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{activations.model}, method {method}: activations are not finite in {dtype}; "
-                "set activations: store: bfloat16"
-            )
-    metadata = {
-        "model": activations.model,
-        "axes": json.dumps(["layer", "persona", "question", "hidden"]),
-        "layers": json.dumps(activations.layers),
-        "layer_convention": "output of block L, 0-based; last block before the final norm",
-        "personas": json.dumps(activations.personas),
-        "questions": json.dumps(activations.questions),
-        "methods": json.dumps(
-            {
-                "A": "last token of the prompt with generation prompt",
-                "B": "mean over the answer's tokens without its end token",
-            }
-        ),
-    }
-    metadata["sha256"] = _content(tensors)
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-        _sort_metadata(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= size:  # spaces at the end are the format's own padding
-            file.seek(8)
-            file.write(text.ljust(size))
-
-
-def _content(tensors: Mapping[str, Any]) -> str:
-    """Hash of the arrays' bytes."""
-    import torch
-
-    digest = hashlib.sha256()
-    for method in sorted(tensors):
-        digest.update(tensors[method].contiguous().view(torch.uint8).flatten().numpy())
-    return digest.hexdigest()
-
-
-def loader(
-    files: Iterable[str | Path], progress: Callable[[str], None]
-) -> tuple[set[str], Callable[[str], Activations]]:
-    """Names of the chains whose files these are, and a function that reads a chain when asked."""
-    paths = {Path(path).stem: path for path in files}
-
-    def read(chain: str) -> Activations:
-        progress(f"reading {chain}")
-        return load(paths[chain])
-
-    return set(paths), read
-
-
-def load(path: str | Path) -> Activations:
-    """Read a file written by `save`; float32 arrays. A damaged file raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as handle:
-            metadata = handle.metadata()
-            tensors = {m: handle.get_tensor(m) for m in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
-    if metadata["sha256"] != _content(tensors):
-        raise UserError(f"{path}: not the arrays that were written; delete it and rerun")
-    arrays = {m: tensor.float().numpy() for m, tensor in tensors.items()}
-    return Activations(
-        json.loads(metadata["layers"]),
-        json.loads(metadata["personas"]),
-        json.loads(metadata["questions"]),
-        arrays,
-        metadata["model"],
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import charts, report
+from . import charts, report, seals
 from .errors import UserError
 from .files import read_csv, read_json
 from .tables import headline_cell
@@ -43,6 +43,7 @@ def load(results: Path, name: str) -> Run:
             f"run {name!r} is not finished: {folder}/tables/{missing[0]}.csv is missing"
         )
     base = folder / "base/model.json"
+    seals.check(folder, [base, *(folder / f"tables/{t}.csv" for t in TABLES)])
     model = report.model_label(read_json(base)) if base.is_file() else "not recorded"
     return Run(name, model, {t: read_csv(folder / f"tables/{t}.csv") for t in TABLES})
 

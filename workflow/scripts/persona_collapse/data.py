@@ -19,10 +19,9 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .errors import UserError
 from .files import read_jsonl, sha256, write_json, write_jsonl
@@ -173,6 +172,8 @@ def prepare(
 
 
 def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
+    import numpy as np  # not above: Snakemake's own environment has none
+
     if not counts:
         return None
     q = np.quantile(counts, [0, 0.25, 0.5, 0.75, 0.95, 1])
@@ -189,13 +190,13 @@ def _rows_for(supervised: Sequence[int], match: Mapping[str, Any], where: str) -
             f"{where}: match_tokens: tokens were not counted; is a stage using both sets?"
         )
     wanted = match["tokens_with_loss"]["sum"]
-    total = np.cumsum(supervised)
+    total = list(accumulate(supervised))
     if total[-1] < wanted:
         raise UserError(
             f"{where}: match_tokens: {match['name']} has {wanted} tokens with loss, the rows here "
             f"{total[-1]}; take more rows"
         )
-    return int(np.argmin(np.abs(total - wanted))) + 1
+    return min(range(len(total)), key=lambda rows: abs(total[rows] - wanted)) + 1
 
 
 def _listed(counts: Mapping[str, int]) -> str:

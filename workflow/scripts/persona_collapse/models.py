@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .files import read_json, sha256
+from .files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+#: Beside `model.json`, and no part of it: what is made from the model depends on its content alone.
+NOTED = ".model.seen"
+#: About the model, and no part of it: the time that pretraining took is in one.
+RECORDS = {"model.json", "pretraining.json"}
 
 
 def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
@@ -20,10 +25,12 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
     Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
     """
     folder = Path(directory)
-    kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt")
+    kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt", ".model")
     if source.get("trust_remote_code"):
         kept += (".py",)
-    files = sorted(p for p in folder.iterdir() if p.suffix in kept and p.is_file())
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in kept and p.name not in RECORDS and p.is_file()
+    )
     weights = {p.name for p in files if p.suffix == ".safetensors"}
     if not weights:
         raise UserError(f"{folder}: no .safetensors weights there; pickled weights are not loaded")
@@ -52,8 +59,43 @@ def _check_whole(weights: Path) -> None:
 
 
 def path_of(base: str | Path) -> str:
-    """Folder of the model that a `model.json` describes."""
-    return str(read_json(base)["path"])
+    """Folder of the model that a `model.json` describes.
+
+    Raises UserError if a file there is not the one that was hashed. Hashing all of them takes longer
+    than loading them, so only those are hashed again that the file system shows to have been touched:
+    by size, times and inode. What a disk forgets by itself stays unnoticed.
+    """
+    record, noted = read_json(base), Path(base).with_name(NOTED)
+    folder, now = Path(record["path"]), _seen(record)
+    known = read_json(noted) if noted.is_file() else {}
+    for name, digest in record.get("files", {}).items():
+        if now[name] != known.get(name) and (now[name] is None or sha256(folder / name) != digest):
+            # In the hub's cache the name is a link: the file that it points to has to go.
+            raise UserError(
+                f"{(folder / name).resolve()}: missing, or not the bytes that were fetched; delete it and "
+                f"{base}, make that again alone (snakemake ... {base}), then rerun"
+            )
+    if now != known:
+        note(base)
+    return str(folder)
+
+
+def note(base: str | Path) -> None:
+    """Remember how the files of a `model.json` look to the file system, now that their hashes are known."""
+    with suppress(OSError):  # a folder that only its owner may write to: hashed again by each job
+        write_json(Path(base).with_name(NOTED), _seen(read_json(base)))
+
+
+def _seen(record: dict[str, Any]) -> dict[str, list[int] | None]:
+    """Size, times and inode of each file of the record; None for one that is not there."""
+    seen: dict[str, list[int] | None] = {}
+    for name in record.get("files", {}):
+        try:
+            stat = (Path(record["path"]) / name).stat()
+            seen[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        except OSError:
+            seen[name] = None
+    return seen
 
 
 def trusts(base: str | Path) -> bool:
@@ -62,16 +104,17 @@ def trusts(base: str | Path) -> bool:
 
 
 @contextmanager
-def _loading(base: str | Path) -> Iterator[None]:
-    """What a library says of a folder it cannot load, as one line."""
+def _loading(base: str | Path) -> Iterator[str]:
+    """The model's folder; what a library says of one that it cannot load is one line."""
     from safetensors import SafetensorError
 
+    folder = path_of(base)
     try:
-        yield
+        yield folder
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).splitlines()
         raise UserError(
-            f"{path_of(base)}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
+            f"{folder}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
             "safetensors weights of an architecture that transformers itself knows are, and no code "
             "that a model brings is run, unless the config says model: trust_remote_code: true"
         ) from error
@@ -81,13 +124,13 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model, padding on the left as batched generation needs it."""
     from transformers import AutoTokenizer
 
-    with _loading(base):
+    with _loading(base) as folder:
         # Not left to the default: that one asks on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(
-            path_of(base), padding_side="left", trust_remote_code=trusts(base)
+            folder, padding_side="left", trust_remote_code=trusts(base)
         )
     if not tokenizer.chat_template:
-        raise UserError(f"{path_of(base)}: the tokenizer has no chat template; use a chat model")
+        raise UserError(f"{folder}: the tokenizer has no chat template; use a chat model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -98,9 +141,9 @@ def load_model(base: str | Path, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with _loading(base):
+    with _loading(base) as folder:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path_of(base),
+            folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trusts(base),

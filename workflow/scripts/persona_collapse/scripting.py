@@ -11,9 +11,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
-from . import devices
+from . import devices, seals
 from .errors import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,7 +54,8 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
     other job is offline, whatever the environment says: without the switch, look-ups of local models
     try the network. Libraries read it when they are imported, so the body imports them.
 
-    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other.
+    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other. A job reads no
+    table or record that was edited since it was made (see seals.py).
 
     Yields a function that says one line of progress; the terminal gets at most one in five
     seconds. A UserError ends the job with its one line and status 1; anything else leaves its
@@ -77,9 +79,12 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
             last = now
             print(f"  [{name}] {message}", file=terminal, flush=True)
 
+    run = Path("results", snakemake.config["run"])
     try:
+        seals.check(run, snakemake.input)
         with _device(snakemake):
             yield say
+        seals.seal(run, snakemake.output)
     except UserError as error:
         print(f"error: {error}", file=log)
         print(f"  [{name}] error: {error}", file=terminal, flush=True)

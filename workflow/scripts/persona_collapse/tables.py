@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from . import geometry as geo
-from .activations import Activations
+from .activation_files import Activations
 from .rescoring import distances
 from .statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
 

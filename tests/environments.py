@@ -1,0 +1,108 @@
+"""What the conda environments hold, and Python processes in which nothing else can be imported."""
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: (rule, environment, script) of every rule with a script.
+RULES = [
+    found
+    for path in sorted((ROOT / "workflow/rules").glob("*.smk"))
+    for found in re.findall(
+        r"\nrule (\w+):(?:(?!\nrule ).)*?envs/(\w+)\.yaml(?:(?!\nrule ).)*?scripts/(\w+)\.py",
+        path.read_text(),
+        re.DOTALL,
+    )
+]
+
+
+def pins(name: str) -> dict[str, str]:
+    """{package: version} of an environment's pip section; all of it is pinned."""
+    given = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
+    *conda, section = given["dependencies"]
+    assert given["channels"] == ["conda-forge"] and conda == ["python =3.11", "pip"]
+    return dict(pin.lower().split("==") for pin in section["pip"])
+
+
+def closure(packages) -> set[str]:
+    """Packages with all that they require, as far as it is installed here."""
+    todo, found = [(canonicalize_name(name), "") for name in packages], set()
+    while todo:
+        name, extra = todo.pop()
+        if (name, extra) in found:
+            continue
+        found.add((name, extra))
+        try:
+            listed = requires(name) or []
+        except PackageNotFoundError:  # vLLM for GPUs
+            continue
+        for requirement in map(Requirement, listed):
+            if not requirement.marker or requirement.marker.evaluate({"extra": extra}):
+                wanted = canonicalize_name(requirement.name)
+                todo += [(wanted, more) for more in {"", *requirement.extras}]
+    return {name for name, _ in found}
+
+
+def importable(packages) -> set[str]:
+    """Top-level names that packages and all that they require bring."""
+    held = closure(packages)
+    return {
+        name
+        for name, packages in packages_distributions().items()
+        if held & set(map(canonicalize_name, packages))
+    }
+
+
+#: For a `sitecustomize.py`. Absent is to import systems what no file of this name is: a package that
+#: our code imports, itself or by way of another package, and that the process's environment lacks.
+#: What Snakemake imports for itself it may: its packages are at the end of a job's path.
+GUARD = """
+import json, os, re, sys
+from importlib.machinery import PathFinder
+absent = json.load(open(os.environ["GUARD"]))
+script = re.search(r"/scripts/tmp\\w+\\.(\\w+)\\.py(\\n|$)", "\\n".join(sys.orig_argv))
+script = script[1] if script else "snakemake"
+absent = set(absent[script])
+OURS = re.compile(r"Snakefile$|\\.smk$|/workflow/scripts/|/scripts/tmp\\w+\\.\\w+\\.py$")
+
+def for_snakemake():
+    frame = sys._getframe(2)
+    while frame and not OURS.search(frame.f_code.co_filename):
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "snakemake":
+            return True
+        frame = frame.f_back
+    return False
+
+class Guard(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if path is None and name in absent and not for_snakemake():
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Guard
+with open(os.environ["GUARD"] + ".log", "a") as log:
+    print(script, file=log)
+"""
+
+
+def guard(folder: Path) -> dict[str, str]:
+    """Environment variables for the guard, whose code belongs in a `sitecustomize.py`.
+
+    Which scripts it guarded is a line each in `<GUARD>.log`.
+    """
+    held = {script: importable(pins(environment)) for _, environment, script in RULES}
+    held["snakemake"] = importable(["snakemake"])
+    absent = {
+        script: sorted(packages_distributions().keys() - names - {"snakemake"})
+        for script, names in held.items()
+    }
+    (folder / "absent.json").write_text(json.dumps(absent))
+    return {"GUARD": str(folder / "absent.json")}
