@@ -7,11 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, checkout, configuration, devices
+from persona_collapse import chains, checkout, configuration, devices, yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
 try:
+    # Snakemake has read these, and of two equal keys taken the last.
+    for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles)):
+        yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
     plan = configuration.plan(config)
     config = plan.config
 except UserError as error:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from . import chains, objectives
+from . import chains, objectives, yaml_files
 from .data import check_disjoint
 from .errors import UserError
 from .plan import Config, Plan
@@ -46,6 +46,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
         path = resolved["source"].get("file")
         if path and path == entry["source"].get("file") and not Path(path).is_file():
             raise UserError(f"config: data: {name}: source: file: {path}: no such file")
+    for key in ("claims", "errata"):
+        yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:
         _check_stage(made, name)
     if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
@@ -122,8 +124,9 @@ def _validate(value: Any, schema_name: str, where: str = "") -> None:
     if error is not None:
         key = where + ": ".join(str(part) for part in error.absolute_path)
         message = error.message.splitlines()[0]
+        advice = yaml_files.advice(error.instance, error.validator_value)
         raise UserError(
-            f"config: {key or 'top level'}: {message}; see workflow/schemas/{schema_name}"
+            f"config: {key or 'top level'}: {message}{advice}; see workflow/schemas/{schema_name}"
         )
 
 

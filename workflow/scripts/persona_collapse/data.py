@@ -367,7 +367,16 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
 
     for column, value in how.get("where", {}).items():
         values = _column(rows, known(column))
-        chosen = [i for i in chosen if values[i] == value]
+        left = [i for i in chosen if values[i] == value]
+        if chosen and not left:
+            kinds = sorted({_kind(values[i]) for i in chosen})
+            if _kind(value) not in kinds:
+                raise UserError(
+                    f"{where}: select: where: {column}: {value!r} is {_kind(value)}, the column holds "
+                    f"{' and '.join(kinds)}; in YAML, quotes make text, and no and yes without them "
+                    "are false and true"
+                )
+        chosen = left
     if "sort" in how:
         descending = how["sort"].startswith("-")
         column = known(how["sort"].removeprefix("-"))
@@ -393,6 +402,12 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
             )
         chosen = chosen[: how["take"]]
     return chosen
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a word."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    return kinds.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
 
 
 def to_messages(

@@ -14,9 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from . import chains, objectives
+from . import chains, objectives, yaml_files
 from .coupling import samples_needed
 from .errors import UserError
 from .files import read_jsonl, sha256
@@ -52,6 +50,18 @@ class Cell:
     induction: str
 
 
+def _listed(path: Path) -> dict[str, Any]:
+    """Persona entries of JSON Lines with `persona` and `system`."""
+    loaded: dict[str, Any] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        name = row.get("persona")
+        if not isinstance(name, str) or name in loaded:
+            fault = "duplicate persona" if name in loaded else "persona: expected text, got"
+            raise UserError(f"{path}, row {number}: {fault} {name!r}")
+        loaded[name] = {"prompt": row.get("system")}
+    return loaded
+
+
 class Plan:
     """What a config asks for. `config` must not change afterwards."""
 
@@ -70,18 +80,11 @@ class Plan:
         expected = self.config["personas"].get("sha256")
         where = f"config: personas: file: {path}"
         try:
-            if path.suffix == ".jsonl":
-                rows = read_jsonl(path)
-                loaded = {row.get("persona"): {"prompt": row.get("system")} for row in rows}
-            else:
-                loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{where}: cannot be read ({first})") from error
+            loaded = _listed(path) if path.suffix == ".jsonl" else yaml_files.load_mapping(path)
+        except UserError as error:
+            raise UserError(f"config: personas: file: {error}") from None
         if expected and sha256(path) != expected:
             raise UserError(f"{where}: its SHA-256 is {sha256(path)}, {expected} is wanted")
-        if not isinstance(loaded, dict):
-            raise UserError(f"{where}: a mapping name -> prompt is wanted")
         return loaded
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
@@ -120,7 +123,7 @@ class Plan:
         world = self.config["model"].get("demo", {}).get("world")
         if world is None or not Path(world).is_file():
             return {}  # a missing file is named by the rules that read it
-        voices = yaml.safe_load(Path(world).read_text(encoding="utf-8"))["voices"]
+        voices = yaml_files.load_mapping(world).get("voices", {})
         return {name: text for name, text in self.all_prompts.items() if name in voices}
 
     @property
