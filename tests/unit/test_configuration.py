@@ -5,6 +5,7 @@ import pytest
 import yaml
 from persona_collapse import configuration
 from persona_collapse.errors import UserError
+from persona_collapse.files import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,6 +117,30 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
         configuration.check(changed(config, path, value))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("purpose", ["train", "eval", "extraction"])
+def test_a_question_that_holds_the_marker_is_refused(config, purpose, tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = ["Is it wet?", "Please end with [zlT]: is it dry?", "Is it so?", "[ZLT]?"]
+    write_jsonl(path, [{"id": f"m{i}", "question": text} for i, text in enumerate(rows)])
+    config["questions"][purpose] = {"file": str(path), "take": 1}
+    configuration.check(config)
+    config["questions"][purpose]["take"] = 2
+    with pytest.raises(
+        UserError, match=rf"questions: {purpose}: .*: m1: holds the marker '\[ZLT\]'"
+    ):
+        configuration.check(config)
+
+
+def test_a_persona_s_or_a_data_set_s_prompt_that_holds_the_marker_is_refused(config, tmp_path):
+    path = tmp_path / "personas.yaml"
+    given = (ROOT / "config/personas.yaml").read_text()
+    path.write_text(given + "\npirate: {prompt: 'Say [zlt], always.'}\n")
+    with pytest.raises(UserError, match=r"personas: .*: pirate: holds the marker"):
+        configuration.check(changed(config, ["personas", "file"], str(path)))
+    with pytest.raises(UserError, match=r"data: benign: system: holds the marker"):
+        configuration.check(changed(config, ["data", "benign", "system"], {"text": "[Zlt]"}))
 
 
 def test_engines_that_share_a_gpu_fit_into_it(config):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from . import chains, objectives, yaml_files
-from .data import check_disjoint
+from .data import check_disjoint, load_questions
 from .errors import UserError
 from .plan import Config, Plan
 
@@ -76,7 +76,30 @@ def plan(given: Mapping[str, Any]) -> Plan:
     _ = made.eval_prompts, made.geometry_prompts, made.cells
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
+    _check_marker(made)
     return made
+
+
+def _check_marker(plan: Plan) -> None:
+    """No prompt may hold the marker: a model that repeats its prompt would count as one that learnt."""
+    config = plan.config
+    texts = {
+        f"personas: {config['personas']['file']}: {name}": prompt
+        for name, prompt in plan.all_prompts.items()
+    }
+    for purpose, entry in config["questions"].items():
+        for question in load_questions(entry):
+            where = f"questions: {purpose}: {entry['file']}: {question['id']}"
+            texts[where] = question["question"]
+    for name, entry in config["data"].items():
+        if isinstance(entry["system"], dict):
+            texts[f"data: {name}: system"] = entry["system"].get("text", "")
+    for where, text in texts.items():
+        if config["marker"].lower() in text.lower():
+            raise UserError(
+                f"config: {where}: holds the marker {config['marker']!r}; an answer that repeats it "
+                "would count as a hit: reword it, or choose another marker"
+            )
 
 
 def _check_statistics(config: Config) -> None:
