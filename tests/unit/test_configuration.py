@@ -119,6 +119,30 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["seeds", 0],
+        ["experiments", "C3", "seeds", 0],
+        ["model", "demo", "seed"],
+        ["sampling", "answers", "seed"],
+        ["sampling", "completions", "seed"],
+        ["statistics", "seed"],
+        ["data", "benign", "select", "shuffle", "seed"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("seed", "said"), [(2**32 - 1, ""), (20261126163000, "greater"), (-1, "less")]
+)
+def test_a_seed_is_one_that_every_generator_takes(config, path, seed, said):
+    given = changed(config, path, seed)
+    if not said:
+        configuration.check(given)
+        return
+    with pytest.raises(UserError, match=rf"seed.*: {seed} is {said} than the m"):
+        configuration.check(given)
+
+
 @pytest.mark.parametrize("purpose", ["train", "eval", "extraction"])
 def test_a_question_that_holds_the_marker_is_refused(config, purpose, tmp_path):
     path = tmp_path / "q.jsonl"
