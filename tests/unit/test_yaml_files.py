@@ -5,6 +5,7 @@ import pytest
 import yaml
 from persona_collapse import claims, configuration, demo, errata, files, yaml_files
 from persona_collapse.errors import UserError
+from persona_collapse.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = [
@@ -119,7 +120,16 @@ def test_personas_with_a_duplicate_are_refused(refused, name, text, said, monkey
         configuration.check(given)
 
     line = refused(text, check, name)
-    assert line.startswith("config: personas: file: ") and said in line
+    assert line.startswith("config: personas: ") and said in line
+
+
+def test_half_a_surrogate_pair_in_a_persona_is_refused(refused):
+    line = refused(
+        '{"persona": "a", "system": "x \\ud83d"}\n',
+        lambda path: Plan({"personas": {"file": str(path)}}).all_prompts,
+        "p.jsonl",
+    )
+    assert "a: prompt: half a surrogate pair" in line
 
 
 @pytest.mark.parametrize(

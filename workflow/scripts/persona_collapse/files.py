@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,16 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON (NaN is refused: it is not JSON), atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def half_pair(text: str) -> str:
+    """The first half of a surrogate pair in a text, as `\\ud83d`; empty where there is none.
+
+    Texts cut in the middle of an emoji hold one, as an escape in JSON. It is no character: no
+    tokenizer takes it and no file in UTF-8 holds it.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    return f"\\u{ord(found[0]):04x}" if found else ""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import chains, objectives, yaml_files
 from .coupling import samples_needed
 from .errors import UserError
-from .files import read_jsonl, sha256
+from .files import half_pair, read_jsonl, sha256
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
@@ -98,6 +98,11 @@ class Plan:
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError(f"{where}: {name}: prompt: a non-empty text is wanted")
+            if half := half_pair(prompt):
+                raise UserError(
+                    f"{where}: {name}: prompt: half a surrogate pair ({half}), which is no character; "
+                    "mend the text"
+                )
             prompts[name] = prompt
         return prompts
 

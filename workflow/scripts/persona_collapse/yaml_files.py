@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from .errors import UserError
+from .files import half_pair
 
 #: The C parser where PyYAML has it: a config takes a tenth of the time.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 100
 _TAG = "tag:yaml.org,2002:"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _PAIR = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
 
 
@@ -172,11 +172,8 @@ _KINDS = {
 def _scalar_fault(node: Any) -> str:
     """What is wrong with a single value; empty where nothing is."""
     text = node.value
-    if found := _SURROGATE.search(text):
-        return (
-            f"half a surrogate pair (\\u{ord(found[0]):04x}), which is no character; write the "
-            "character itself"
-        )
+    if half := half_pair(text):
+        return f"half a surrogate pair ({half}), which is no character; write the character itself"
     kind = node.tag.removeprefix(_TAG)
     if kind in ("int", "float") and not node.style:
         if re.fullmatch(r"[-+]?0[0-7_]+", text):
