@@ -7,9 +7,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, checkout, configuration, devices, yaml_files
+from persona_collapse import chains, checkout, configuration, devices
+from persona_collapse import locations, yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
+
+
+# Of the working directory, or else the one that ships: --directory may lead anywhere.
+configfile: locations.resolve("config/config.yaml")
+
 
 try:
     # Snakemake has read these, and of two equal keys taken the last.
@@ -174,7 +180,7 @@ wildcard_constraints:
     chain=chains.CHAIN_PATTERN,
     trained=chains.TRAINED_CHAIN_PATTERN,
     figure="|".join(FIGURES),
-    data="|".join(config["data"]),
+    data="|".join(config["data"]) or "(?!)",
     coupling="|".join(couplings) or "(?!)",
     grafted="|".join(map(re.escape, grafted)) or "(?!)",
     after=rf"(?:{chains.TRAINED_CHAIN_PATTERN}\+)?",

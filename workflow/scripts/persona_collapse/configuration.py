@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from . import chains, objectives, yaml_files
+from . import chains, locations, objectives, yaml_files
 from .data import check_disjoint, load_questions
 from .errors import UserError
 from .plan import Config, Plan
@@ -29,8 +29,9 @@ def check(given: Mapping[str, Any]) -> Config:
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
     config: Config = _plain(given)
-    made = Plan(config)
     _validate(config, "config.schema.yaml")
+    locations.resolve_all(config)
+    made = Plan(config)
     for name, entry in config["data"].items():
         resolved = made.data_entry(name)
         _validate(resolved, "data.schema.yaml", f"data: {name}: ")
@@ -218,7 +219,7 @@ def _check_stage(plan: Plan, name: str) -> None:
         if settings.get("data") not in config["data"]:
             raise UserError(
                 f"{where}data: {settings.get('data')!r} is not under data:; there are "
-                + ", ".join(sorted(config["data"]))
+                + (", ".join(sorted(config["data"])) or "none")
             )
     for persona in named:
         if persona not in plan.personas:
