@@ -49,7 +49,7 @@ rule base_model:
         "../../envs/train.yaml"
     params:
         source=config["model"],
-        code=code("models"),
+        code=code("models", "gguf_files"),
     message:
         "Fetching and hashing the base model"
     script:

