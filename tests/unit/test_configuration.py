@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 from persona_collapse import configuration
+from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_jsonl
 
@@ -228,6 +229,39 @@ def test_a_chain_s_adapter_is_its_stages_together(config):
         "lm_head",
         *config["lora"]["target_modules"],
     }
+
+
+HUB = {"id": "owner/set", "split": "train", "revision": "main"}
+
+
+def test_a_branch_is_followed_where_the_rows_are_pinned(config):
+    benign = config["data"]["benign"]
+    benign["source"] = {"hub": HUB}
+    with pytest.raises(
+        UserError, match=r"data: benign: source: hub: revision: 'main' is no commit"
+    ):
+        configuration.check(config)
+    for pin in ({"expect_sha256": "0" * 64}, {"expect_md5": "0" * 32}):
+        config["data"]["benign"] = benign | pin
+        assert follows_branch(configuration.plan(config).data_entry("benign"))
+    config["data"]["benign"] = benign | {"source": {"hub": HUB | {"revision": "a" * 40}}}
+    assert not follows_branch(configuration.plan(config).data_entry("benign"))
+
+
+def test_a_data_set_may_have_another_s_source(config):
+    config["data"]["benign"] |= {"source": {"hub": HUB}, "expect_md5": "0" * 32}
+    config["data"]["same"] = {"source": {"same_as": "benign"}, "system": "template"}
+    assert configuration.plan(config).data_entry("same")["source"] == {"hub": HUB}
+    for source in (
+        {"same_as": "nobody"},
+        {"same_as": "same"},
+        {"same_as": "em", "file": "x.jsonl"},
+    ):
+        config["data"]["same"]["source"] = source
+        with pytest.raises(
+            UserError, match="same_as takes the name of a data set with a source of"
+        ):
+            configuration.check(config)
 
 
 def test_null_takes_away(config):

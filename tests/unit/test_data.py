@@ -168,6 +168,25 @@ def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
         prepare(source={"hub": hub}, select={"sort": "rank"})
 
 
+def test_a_branch_s_commit_goes_into_the_manifest(prepare, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, config, *, revision):
+        asked.append(revision)
+        return FakeBuilder(rows(3), "c" * 40)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    hub = HUB | {"revision": "main"}
+    _, manifest = prepare(source={"hub": hub})
+    assert asked == ["main"] and manifest["source"] == hub | {"commit": "c" * 40}
+    _, again = prepare(source={"hub": hub}, expect_md5=manifest["selected_md5"])
+    assert again["sha256"] == manifest["sha256"]
+    with pytest.raises(UserError, match="these are other rows"):
+        prepare(source={"hub": hub}, expect_md5="0" * 32)
+
+
 def test_only_the_chosen_rows_of_a_large_hub_set_are_read(prepare, monkeypatch):
     import datasets
 

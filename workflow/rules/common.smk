@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 from persona_collapse import chains, checkout, configuration, devices
 from persona_collapse import locations, yaml_files
+from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
@@ -307,6 +308,13 @@ def data_match(wildcards):
     """Manifest of the set whose tokens with loss a data set shall match."""
     other = data_entry(wildcards).get("match_tokens")
     return results(f"data/{other}.manifest.json") if other else []
+
+
+def data_origin(wildcards):
+    """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
+    other = config["data"][wildcards.data]["source"].get("same_as")
+    moves = follows_branch(data_entry(wildcards))
+    return results(f"data/{other}.manifest.json") if other and moves else []
 
 
 def data_max_length(wildcards):

@@ -86,6 +86,7 @@ rule data:
         base=results("base/model.json"),
         questions=question_file("eval"),
         match=data_match,
+        origin=data_origin,
     output:
         rows=results("data/{data}.jsonl"),
         manifest=results("data/{data}.manifest.json"),

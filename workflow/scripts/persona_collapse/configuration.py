@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from . import chains, locations, objectives, yaml_files
-from .data import check_disjoint, load_questions
+from .data import check_disjoint, follows_branch, load_questions
 from .errors import UserError
 from .plan import Config, Plan
 
@@ -35,6 +35,16 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for name, entry in config["data"].items():
         resolved = made.data_entry(name)
         _validate(resolved, "data.schema.yaml", f"data: {name}: ")
+        if (
+            follows_branch(resolved)
+            and not {"expect_sha256", "expect_md5"} & resolved.keys()
+            and "same_as" not in entry["source"]
+        ):
+            raise UserError(
+                f"config: data: {name}: source: hub: revision: {resolved['source']['hub']['revision']!r} "
+                "is no commit (40 hex digits) and can move: give the commit, or pin the rows by "
+                "expect_sha256 or expect_md5"
+            )
         other = resolved.get("match_tokens")
         if other is not None and (other not in config["data"] or other == name):
             raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")

@@ -296,8 +296,21 @@ def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]
         return _read_file(path, expected, where, url), {"url": url, "raw_sha256": expected}
 
 
+def is_commit(revision: str) -> bool:
+    """Is this a commit, which cannot move, and not a branch or tag?"""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def follows_branch(entry: Mapping[str, Any]) -> bool:
+    """Does a data entry name a hub data set by something that can move, and not by its commit?"""
+    hub = entry["source"].get("hub")
+    return hub is not None and not Path(hub["id"]).is_dir() and not is_commit(hub["revision"])
+
+
 def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]:
-    """Rows of a hub data set at a pinned commit; the token is huggingface_hub's own (HF_TOKEN).
+    """Rows of a hub data set at a revision; the token is huggingface_hub's own (HF_TOKEN).
+
+    Of a branch or tag, whose rows a hash must pin, the record holds the commit it stood for.
 
     `id` may also be a folder in a hub repository's layout. It has no commit to check, so the
     record holds its files' hashes.
@@ -319,6 +332,8 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]
         if Path(name).is_dir():
             files = sorted(p for p in Path(name).rglob("*") if p.is_file())
             record["local_folder"] = {str(p.relative_to(name)): sha256(p) for p in files}
+        elif not is_commit(revision):
+            record["commit"] = builder.hash
         elif builder.hash != revision:
             # Where the hub does not answer, the library takes its newest cached copy, any commit.
             raise UserError(

@@ -159,10 +159,13 @@ class Plan:
     def data_entry(self, name: str) -> Any:
         """The config's data entry, ready for `data.prepare`.
 
-        A `{demo: wrong_advice}` source is replaced by the file that a rule writes.
+        A `{demo: wrong_advice}` source is replaced by the file that a rule writes, `{same_as: name}` by
+        the other data set's.
         """
         entry = self.config["data"][name]
         source = entry.get("source") if isinstance(entry, dict) else None
+        if isinstance(source, dict) and "same_as" in source:
+            return {**entry, "source": self._same_source(source)}
         if not isinstance(source, dict) or "demo" not in source:
             return entry
         if source != {"demo": "wrong_advice"} or "demo" not in self.config["model"]:
@@ -173,6 +176,16 @@ class Plan:
             **entry,
             "source": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
         }
+
+    def _same_source(self, source: dict[str, Any]) -> Any:
+        """The source that `{same_as: name}` stands for."""
+        other = self.config["data"].get(source["same_as"]) if len(source) == 1 else None
+        if not isinstance(other, dict) or "same_as" in (other.get("source") or ()):
+            raise UserError(
+                f"config: data: source: {source}: same_as takes the name of a data set with a source of "
+                "its own, and stands alone (an overlay takes it away by same_as: null)"
+            )
+        return self.data_entry(source["same_as"]).get("source")
 
     def data_of(self, chain: chains.Chain) -> str | None:
         """Name of the data that a chain's last stage trains on; a graft trains on none.
