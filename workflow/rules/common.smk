@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 from persona_collapse import chains, checkout, configuration, devices
-from persona_collapse import locations, yaml_files
+from persona_collapse import locations, model_checks, yaml_files
 from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
@@ -24,6 +24,7 @@ try:
         yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
     plan = configuration.plan(config)
     config = plan.config
+    model_checks.check_plan(plan)
 except UserError as error:
     # One line and no traceback: the message says what is wrong and where.
     print(f"persona-collapse: {error}", file=sys.stderr)

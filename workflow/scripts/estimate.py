@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from persona_collapse import configuration, estimate, yaml_files
+from persona_collapse import configuration, estimate, model_checks, yaml_files
 from persona_collapse.errors import UserError
 
 #: Hidden sizes of the models the presets name; read from the model's own config once it is there.
@@ -54,6 +54,7 @@ def main():
         for path in dict.fromkeys(["config/config.yaml", *files]):
             merge(config, yaml_files.load_mapping(path))
         plan = configuration.plan(config)
+        model_checks.check_plan(plan)
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
     config, model = plan.config, plan.config["model"]

@@ -77,6 +77,24 @@ def _loading(base: str | Path) -> Iterator[None]:
         ) from error
 
 
+def load_config(base: str | Path) -> dict[str, Any]:
+    """Config of the base model in plain values, the library's defaults filled in.
+
+    Raises UserError for what is no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with _loading(base):
+        config = AutoConfig.from_pretrained(path_of(base), trust_remote_code=trusts(base))
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+        raise UserError(
+            f"config: model: {path_of(base)}: {config.model_type} is no causal language model; use a "
+            "chat model that writes text token by token"
+        )
+    return dict(config.to_dict())
+
+
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model, padding on the left as batched generation needs it."""
     from transformers import AutoTokenizer
