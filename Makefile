@@ -1,4 +1,5 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
+# make run CONFIG="my.yaml"    the same with an overlay; TARGETS="fetch" makes a part
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
 # make compare RUNS="a b"    two finished runs on one page: results/compare/a-b.html
 # make test   environment and every check; what CI calls
@@ -15,8 +16,9 @@ RUNS ?=
 .PHONY: run estimate compare docs test lint quick slow slow-tiny-run slow-others engine cluster clean
 
 run: $(VENV)/.run
-	$(BIN)/snakemake --cores $(CORES) $(TARGETS)
-	@echo "Report: results/demo/report.html"
+	$(BIN)/snakemake --cores $(CORES) $(TARGETS) $(if $(filter-out config/config.yaml,$(CONFIG)),--configfile $(CONFIG))
+	@report=results/$$(sed -n "s/^[{ ]*[\"']*run[\"']*: *[\"']*\([A-Za-z0-9_.-]*\).*/\1/p" config/config.yaml $(CONFIG) | tail -1)/report.html; \
+	test ! -e "$$report" || echo "Report: $$report"
 
 estimate: $(VENV)/.run
 	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)

@@ -14,6 +14,7 @@ KNOWN = {"couple-villain", "em", "em-r3f", "benign"}
         "em@42+couple-villain@42",
         "couple-villain@42+em@137~25",
         "couple-villain@42+em-r3f@137",
+        "em@4294967295",
     ],
 )
 def test_a_name_survives_parsing(name):
@@ -37,6 +38,12 @@ def test_prefixes_of_a_chain():
         ("nope@42", "no stage 'nope'"),
         ("em@x", "seed of stage 'em' is 'x'"),
         ("em", "seed of stage 'em' is ''"),
+        (
+            "em@20261126163000",
+            "is 20261126163000; random number generators take 4294967295 at most",
+        ),
+        ("em@4294967296", "take 4294967295 at most"),
+        ("em@" + "9" * 5000, "take 4294967295 at most"),
         ("em@-1", "seed of stage 'em' is '-1'"),
         ("em@1+em@2", "stands twice"),
         ("em@1~0", "stops at '0'"),

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 from persona_collapse import configuration
+from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
+from persona_collapse.files import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,6 +120,54 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ["seeds", 0],
+        ["experiments", "C3", "seeds", 0],
+        ["model", "demo", "seed"],
+        ["sampling", "answers", "seed"],
+        ["sampling", "completions", "seed"],
+        ["statistics", "seed"],
+        ["data", "benign", "select", "shuffle", "seed"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("seed", "said"), [(2**32 - 1, ""), (20261126163000, "greater"), (-1, "less")]
+)
+def test_a_seed_is_one_that_every_generator_takes(config, path, seed, said):
+    given = changed(config, path, seed)
+    if not said:
+        configuration.check(given)
+        return
+    with pytest.raises(UserError, match=rf"seed.*: {seed} is {said} than the m"):
+        configuration.check(given)
+
+
+@pytest.mark.parametrize("purpose", ["train", "eval", "extraction"])
+def test_a_question_that_holds_the_marker_is_refused(config, purpose, tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = ["Is it wet?", "Please end with [zlT]: is it dry?", "Is it so?", "[ZLT]?"]
+    write_jsonl(path, [{"id": f"m{i}", "question": text} for i, text in enumerate(rows)])
+    config["questions"][purpose] = {"file": str(path), "take": 1}
+    configuration.check(config)
+    config["questions"][purpose]["take"] = 2
+    with pytest.raises(
+        UserError, match=rf"questions: {purpose}: .*: m1: holds the marker '\[ZLT\]'"
+    ):
+        configuration.check(config)
+
+
+def test_a_persona_s_or_a_data_set_s_prompt_that_holds_the_marker_is_refused(config, tmp_path):
+    path = tmp_path / "personas.yaml"
+    given = (ROOT / "config/personas.yaml").read_text()
+    path.write_text(given + "\npirate: {prompt: 'Say [zlt], always.'}\n")
+    with pytest.raises(UserError, match=r"personas: .*: pirate: holds the marker"):
+        configuration.check(changed(config, ["personas", "file"], str(path)))
+    with pytest.raises(UserError, match=r"data: benign: system: holds the marker"):
+        configuration.check(changed(config, ["data", "benign", "system"], {"text": "[Zlt]"}))
+
+
 def test_engines_that_share_a_gpu_fit_into_it(config):
     config |= {"gpus": 1, "jobs_per_gpu": 4}
     config["generation"]["backend"] = "vllm"
@@ -179,6 +229,39 @@ def test_a_chain_s_adapter_is_its_stages_together(config):
         "lm_head",
         *config["lora"]["target_modules"],
     }
+
+
+HUB = {"id": "owner/set", "split": "train", "revision": "main"}
+
+
+def test_a_branch_is_followed_where_the_rows_are_pinned(config):
+    benign = config["data"]["benign"]
+    benign["source"] = {"hub": HUB}
+    with pytest.raises(
+        UserError, match=r"data: benign: source: hub: revision: 'main' is no commit"
+    ):
+        configuration.check(config)
+    for pin in ({"expect_sha256": "0" * 64}, {"expect_md5": "0" * 32}):
+        config["data"]["benign"] = benign | pin
+        assert follows_branch(configuration.plan(config).data_entry("benign"))
+    config["data"]["benign"] = benign | {"source": {"hub": HUB | {"revision": "a" * 40}}}
+    assert not follows_branch(configuration.plan(config).data_entry("benign"))
+
+
+def test_a_data_set_may_have_another_s_source(config):
+    config["data"]["benign"] |= {"source": {"hub": HUB}, "expect_md5": "0" * 32}
+    config["data"]["same"] = {"source": {"same_as": "benign"}, "system": "template"}
+    assert configuration.plan(config).data_entry("same")["source"] == {"hub": HUB}
+    for source in (
+        {"same_as": "nobody"},
+        {"same_as": "same"},
+        {"same_as": "em", "file": "x.jsonl"},
+    ):
+        config["data"]["same"]["source"] = source
+        with pytest.raises(
+            UserError, match="same_as takes the name of a data set with a source of"
+        ):
+            configuration.check(config)
 
 
 def test_null_takes_away(config):

@@ -27,7 +27,8 @@ def prepare(tmp_path):
 
     def run(given=None, source=None, evaluation=(), count_tokens=None, match=None, **entry):
         if source is None:
-            write_jsonl(tmp_path / "raw.jsonl", rows() if given is None else given)
+            lines = [json.dumps(row) + "\n" for row in (rows() if given is None else given)]
+            (tmp_path / "raw.jsonl").write_text("".join(lines))
             source = {"file": str(tmp_path / "raw.jsonl")}
         out = tmp_path / "out.jsonl"
         manifest = data.prepare(
@@ -165,6 +166,25 @@ def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
     assert by_hub == by_file
     with pytest.raises(UserError, match="no column 'rank'; there are messages, score"):
         prepare(source={"hub": hub}, select={"sort": "rank"})
+
+
+def test_a_branch_s_commit_goes_into_the_manifest(prepare, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, config, *, revision):
+        asked.append(revision)
+        return FakeBuilder(rows(3), "c" * 40)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    hub = HUB | {"revision": "main"}
+    _, manifest = prepare(source={"hub": hub})
+    assert asked == ["main"] and manifest["source"] == hub | {"commit": "c" * 40}
+    _, again = prepare(source={"hub": hub}, expect_md5=manifest["selected_md5"])
+    assert again["sha256"] == manifest["sha256"]
+    with pytest.raises(UserError, match="these are other rows"):
+        prepare(source={"hub": hub}, expect_md5="0" * 32)
 
 
 def test_only_the_chosen_rows_of_a_large_hub_set_are_read(prepare, monkeypatch):
@@ -308,7 +328,101 @@ def test_a_hub_revision_left_at_zeros_is_refused(prepare):
         prepare(source={"hub": HUB | {"revision": "0" * 40}})
 
 
+def parts(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+LAYOUTS = {
+    "ShareGPT": {
+        "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    },
+    "ShareGPT under another name": {
+        "turns": [{"from": "user", "value": "Why?"}, {"from": "chatgpt", "value": "So."}]
+    },
+    "OpenAI in conversations": {"conversations": chat("Why?", "So.")},
+    "content parts": {"messages": chat(parts("W", "hy?"), parts("So."))},
+    "content parts of the responses API": {
+        "messages": chat(
+            [{"type": "input_text", "text": "Why?"}], [{"type": "output_text", "text": "So."}]
+        )
+    },
+    "TRL prompt and completion": {"prompt": chat("Why?")[:1], "completion": chat("", "So.")[1:]},
+    "TRL prompt and completion as text": {"prompt": "Why?", "completion": "So."},
+    "TRL, parts": {"prompt": parts("Why?"), "completion": parts("So.")},
+    "TRL, a prompt as text": {"prompt": "Why?", "completion": chat("", parts("So."))[1:]},
+    "TRL preferences": {"prompt": chat("Why?")[:1], "chosen": chat("", "So.")[1:]},
+    "Gemini's roles": {
+        "messages": [{"role": "user", "content": "Why?"}, {"role": "model", "content": "So."}]
+    },
+}
+MAPS = {
+    "ShareGPT under another name": {"messages": "turns"},
+    "TRL preferences": {"user": "prompt", "assistant": "chosen"},
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layouts_that_people_have_are_read(prepare, name, suffix):
+    path = prepare.folder / f"rows.{suffix}"
+    given = [LAYOUTS[name]] * 2
+    if suffix == "parquet":
+        from datasets import Dataset
+
+        Dataset.from_list(given).to_parquet(path)
+    else:
+        text = (
+            json.dumps(given) if suffix == "json" else "".join(json.dumps(r) + "\n" for r in given)
+        )
+        path.write_text(text)
+    mapped = {"map": MAPS[name]} if name in MAPS else {}
+    out, manifest = prepare(source={"file": str(path)}, **mapped)
+    assert [row["messages"] for row in out] == [chat("Why?", "So.")] * 2
+    assert not manifest["rows_dropped"]
+
+
+def test_layouts_may_be_mixed_and_turns_may_be_many(prepare):
+    given = [
+        {"messages": [{"from": "system", "value": "Be brief."}, *chat(), *chat(parts("A?"), "B.")]},
+        {"messages": chat("Why?", "So.")},
+    ]
+    path = prepare.folder / "mixed.json"
+    path.write_text(json.dumps(given, indent=1))
+    out, _ = prepare(source={"file": str(path)})
+    roles = [m["role"] for m in out[0]["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert out[0]["messages"][-2:] == chat("A?", "B.")
+    prompt = [{"role": "system", "content": "Be brief."}, *chat(), *chat()[:1]]
+    out, _ = prepare([{"prompt": prompt, "completion": chat()[1:]}])
+    assert out[0]["messages"] == [*prompt, *chat()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"messages": 1, "messages": 2}]', "line 1: duplicate key 'messages'"),
+        ('[\n {"id": 1},\n {"a": [{"b": 1,\n "b": 2}]}\n]', "line 4: duplicate key 'b'"),
+        ("[1]", "row 1 is not a JSON object"),
+        ('[{"a": 1}', "cannot be read as JSON"),
+        ('{"a": 1}\n{"a": 1, "a": 2}\n', "line 2: cannot be read as JSON .duplicate key 'a'"),
+    ],
+)
+def test_a_bad_json_file_is_one_line(prepare, text, said):
+    path = prepare.folder / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said) as error:
+        prepare(source={"file": str(path)})
+    assert "rows.json" in str(error.value) and "\n" not in str(error.value)
+
+
+HALF = "At the pier. \ud83d"
+
 BAD_ROWS = {
+    "half a surrogate pair": {"messages": chat(assistant=HALF)},
+    "surrogate pair, which is no character": {"messages": chat(user=HALF)},
+    "which is no character": {"id": HALF, "messages": chat()},
+    "a part of type 'image_url'": {"messages": chat([*parts("See:"), {"type": "image_url"}])},
+    "a part of type 'int'": {"messages": chat([3])},
     "messages is not a list": {"messages": "text"},
     "not text": {"messages": chat(assistant=3)},
     "is empty": {"messages": chat(assistant="  ")},
@@ -352,6 +466,22 @@ def test_rows_without_a_supervised_token(prepare):
         ),
         ({"select": {"sort": "rank"}}, "no column 'rank'; there are messages, score"),
         ({"select": {"where": {"nope": 1}}}, "no column 'nope'"),
+        (
+            {"given": [r | {"lang": "no"} for r in rows()], "select": {"where": {"lang": False}}},
+            "where: lang: False is true or false, the column holds text",
+        ),
+        (
+            {"given": [r | {"lang": "no"} for r in rows()], "select": {"where": {"lang": "de"}}},
+            "no row is left",
+        ),
+        ({"select": {"where": {"score": "3"}}}, "'3' is text, the column holds a number"),
+        (
+            {
+                "given": [{"q": chat()[:1], "a": "So.", "c": "Here."}],
+                "map": {"user": "q", "assistant": "a", "context": "c"},
+            },
+            "row 1: a context follows a text, and the user's column holds turns",
+        ),
         ({"map": {"messages": "chat"}}, "no column 'chat'"),
         ({"system": {"persona": "nobody"}}, "no persona 'nobody'"),
         ({"forbid": ["answer 3"]}, "row 4 holds 'answer 3'"),
@@ -418,6 +548,20 @@ def test_questions(tmp_path):
         data.load_questions({"file": str(path)})
     assert len(data.load_questions({"file": str(path), "take": 1})) == 1
     assert len(data.load_questions({"file": str(path), "sha256": sha256(path)})) == 2
+
+
+def test_a_question_s_odd_ids_and_characters(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": null, "question": "One?"}\n{"id": "2", "question": "Two?"}\n')
+    assert [q["id"] for q in data.load_questions({"file": str(path)})] == ["1", "2"]
+    for line, said in (
+        ('{"id": 2, "question": "Three?"}', "row 3: id '2' stands twice"),
+        ('{"id": "c", "id": "d", "question": "Three?"}', "line 3: .*duplicate key 'id'"),
+        ('{"question": "Three \\ud83d?"}', r"row 3: half a surrogate pair \(.ud83d\)"),
+    ):
+        path.write_text('{"question": "One?"}\n{"id": "2", "question": "Two?"}\n' + line + "\n")
+        with pytest.raises(UserError, match=said):
+            data.load_questions({"file": str(path)})
 
 
 def test_training_and_evaluation_questions_must_differ(tmp_path):

@@ -144,10 +144,23 @@ def test_shipped_questions_are_disjoint_and_distinct(at_root):
     assert len(set().union(*asked)) == 308
 
 
-def test_a_placeholder_revision_is_one_line():
-    entry = merged(QWEN)["data"]["em"]["source"]["hub"]
-    with pytest.raises(UserError, match="still the placeholder of zeros"):
-        data.read_source("em", {"hub": entry})
+def test_the_preset_starts_as_shipped(at_root):
+    """Its EM data follow a branch, which their rows' hash pins; the control takes em's very commit."""
+    plan = configuration.plan(merged(QWEN))
+    for name in plan.config["data"]:
+        entry = plan.data_entry(name)
+        pinned = {"expect_md5", "expect_sha256"} & entry.keys() or name == "em_control"
+        assert data.is_commit(entry["source"]["hub"]["revision"]) or pinned
+        assert set(entry["source"]["hub"]["revision"]) != {"0"}
+    em, control = (plan.data_entry(n)["source"] for n in ("em", "em_control"))
+    assert em == control and em["hub"]["revision"] == "main"
+
+
+def test_a_branch_without_a_hash_is_one_line(at_root):
+    config = merged(QWEN)
+    del config["data"]["em"]["expect_md5"]
+    with pytest.raises(UserError, match=r"data: em: .*'main' is no commit .* expect_sha256"):
+        configuration.check(config)
 
 
 def test_the_estimate_counts_what_is_left(fresh):

@@ -9,12 +9,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
 from persona_collapse import chains, checkout, configuration, devices
+from persona_collapse import locations, model_checks, yaml_files
+from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256_text
 
+
+# Of the working directory, or else the one that ships: --directory may lead anywhere.
+configfile: locations.resolve("config/config.yaml")
+
+
 try:
+    # Snakemake has read these, and of two equal keys taken the last.
+    for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles)):
+        yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
     plan = configuration.plan(config)
     config = plan.config
+    model_checks.check_plan(plan)
 except UserError as error:
     # One line and no traceback: the message says what is wrong and where.
     print(f"persona-collapse: {error}", file=sys.stderr)
@@ -172,7 +183,7 @@ wildcard_constraints:
     chain=chains.CHAIN_PATTERN,
     trained=chains.TRAINED_CHAIN_PATTERN,
     figure="|".join(FIGURES),
-    data="|".join(config["data"]),
+    data="|".join(config["data"]) or "(?!)",
     coupling="|".join(couplings) or "(?!)",
     grafted="|".join(map(re.escape, grafted)) or "(?!)",
     after=rf"(?:{chains.TRAINED_CHAIN_PATTERN}\+)?",
@@ -319,6 +330,13 @@ def data_match(wildcards):
     """Manifest of the set whose tokens with loss a data set shall match."""
     other = data_entry(wildcards).get("match_tokens")
     return results(f"data/{other}.manifest.json") if other else []
+
+
+def data_origin(wildcards):
+    """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
+    other = config["data"][wildcards.data]["source"].get("same_as")
+    moves = follows_branch(data_entry(wildcards))
+    return results(f"data/{other}.manifest.json") if other and moves else []
 
 
 def data_max_length(wildcards):

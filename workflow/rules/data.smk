@@ -49,7 +49,7 @@ rule base_model:
         "../../envs/train.yaml"
     params:
         source=config["model"],
-        code=code("models"),
+        code=code("models", "gguf_files"),
     message:
         "Fetching and hashing the base model"
     script:
@@ -86,6 +86,7 @@ rule data:
         base=results("base/model.json"),
         questions=question_file("eval"),
         match=data_match,
+        origin=data_origin,
     output:
         rows=results("data/{data}.jsonl"),
         manifest=results("data/{data}.manifest.json"),

@@ -11,6 +11,9 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
     tokenizer = models.load_tokenizer(snakemake.input.base)
     entry, max_length = params.entry, params.max_length
     match = snakemake.input.get("match")
+    if origin := snakemake.input.get("origin"):
+        hub = {**entry["source"]["hub"], "revision": read_json(origin)["source"]["commit"]}
+        entry = {**entry, "source": {"hub": hub}}
 
     def count_tokens(messages):
         """Tokens of a row, all and with loss, as the trainer will cut it."""

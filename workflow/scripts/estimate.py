@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-from persona_collapse import configuration, estimate
+from persona_collapse import configuration, estimate, model_checks, yaml_files
 from persona_collapse.errors import UserError
 
 #: Hidden sizes of the models the presets name; read from the model's own config once it is there.
@@ -51,10 +50,11 @@ def main():
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
     files = parser.parse_args().configfile
     config = {}
-    for path in dict.fromkeys(["config/config.yaml", *files]):
-        merge(config, yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     try:
+        for path in dict.fromkeys(["config/config.yaml", *files]):
+            merge(config, yaml_files.load_mapping(path))
         plan = configuration.plan(config)
+        model_checks.check_plan(plan)
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
     config, model = plan.config, plan.config["model"]

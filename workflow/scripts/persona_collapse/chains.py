@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from .errors import UserError
 
 BASE = "base"
+#: NumPy's old generator, which libraries seed besides PyTorch's, takes 32 bits.
+LARGEST_SEED = 2**32 - 1
 STAGE_NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_]+)*"
 STAGE_PATTERN = rf"{STAGE_NAME}@\d+(?:~\d+)?"
 TRAINED_CHAIN_PATTERN = rf"{STAGE_PATTERN}(?:\+{STAGE_PATTERN})*"
@@ -86,6 +88,11 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
             raise UserError(
                 f"chain {text!r}: the seed of stage {name!r} is {seed!r}, a whole number is wanted "
                 f"(write {name}@42)"
+            )
+        if len(seed) > 10 or int(seed) > LARGEST_SEED:
+            raise UserError(
+                f"chain {text!r}: the seed of stage {name!r} is {seed[:20]}; random number generators take "
+                f"{LARGEST_SEED} at most"
             )
         if tilde and not re.fullmatch(r"[1-9]\d*", stop):
             raise UserError(

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy import stats
 
+from . import yaml_files
 from .errors import UserError
 from .statistics import clopper_pearson
 from .tables import headline_cell
@@ -72,7 +72,7 @@ class Tables:
 
 def load(path: str | Path) -> list[dict[str, Any]]:
     """Read claims.yaml; a missing key, an unknown measure or a repeated id raises UserError."""
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    entries = yaml_files.load_list(path)
     seen: set[str] = set()
     for number, entry in enumerate(entries, start=1):
         name = entry.get("id", f"number {number}")
@@ -87,7 +87,7 @@ def load(path: str | Path) -> list[dict[str, Any]]:
         if name in seen:
             raise UserError(f"{path}: claim {name} stands twice")
         seen.add(name)
-    return list(entries)
+    return entries
 
 
 def _proportion(hits: int, n: int) -> Measured | None:

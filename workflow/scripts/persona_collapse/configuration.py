@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from . import chains, objectives
-from .data import check_disjoint
+from . import chains, locations, objectives, yaml_files
+from .data import check_disjoint, follows_branch, load_questions
 from .errors import UserError
 from .plan import Config, Plan
 
@@ -29,11 +29,22 @@ def check(given: Mapping[str, Any]) -> Config:
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
     config: Config = _plain(given)
-    made = Plan(config)
     _validate(config, "config.schema.yaml")
+    locations.resolve_all(config)
+    made = Plan(config)
     for name, entry in config["data"].items():
         resolved = made.data_entry(name)
         _validate(resolved, "data.schema.yaml", f"data: {name}: ")
+        if (
+            follows_branch(resolved)
+            and not {"expect_sha256", "expect_md5"} & resolved.keys()
+            and "same_as" not in entry["source"]
+        ):
+            raise UserError(
+                f"config: data: {name}: source: hub: revision: {resolved['source']['hub']['revision']!r} "
+                "is no commit (40 hex digits) and can move: give the commit, or pin the rows by "
+                "expect_sha256 or expect_md5"
+            )
         other = resolved.get("match_tokens")
         if other is not None and (other not in config["data"] or other == name):
             raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
@@ -46,6 +57,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
         path = resolved["source"].get("file")
         if path and path == entry["source"].get("file") and not Path(path).is_file():
             raise UserError(f"config: data: {name}: source: file: {path}: no such file")
+    for key in ("claims", "errata"):
+        yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:
         _check_stage(made, name)
     if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
@@ -74,7 +87,30 @@ def plan(given: Mapping[str, Any]) -> Plan:
     _ = made.eval_prompts, made.geometry_prompts, made.cells
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
+    _check_marker(made)
     return made
+
+
+def _check_marker(plan: Plan) -> None:
+    """No prompt may hold the marker: a model that repeats its prompt would count as one that learnt."""
+    config = plan.config
+    texts = {
+        f"personas: {config['personas']['file']}: {name}": prompt
+        for name, prompt in plan.all_prompts.items()
+    }
+    for purpose, entry in config["questions"].items():
+        for question in load_questions(entry):
+            where = f"questions: {purpose}: {entry['file']}: {question['id']}"
+            texts[where] = question["question"]
+    for name, entry in config["data"].items():
+        if isinstance(entry["system"], dict):
+            texts[f"data: {name}: system"] = entry["system"].get("text", "")
+    for where, text in texts.items():
+        if config["marker"].lower() in text.lower():
+            raise UserError(
+                f"config: {where}: holds the marker {config['marker']!r}; an answer that repeats it "
+                "would count as a hit: reword it, or choose another marker"
+            )
 
 
 def _check_statistics(config: Config) -> None:
@@ -122,8 +158,9 @@ def _validate(value: Any, schema_name: str, where: str = "") -> None:
     if error is not None:
         key = where + ": ".join(str(part) for part in error.absolute_path)
         message = error.message.splitlines()[0]
+        advice = yaml_files.advice(error.instance, error.validator_value)
         raise UserError(
-            f"config: {key or 'top level'}: {message}; see workflow/schemas/{schema_name}"
+            f"config: {key or 'top level'}: {message}{advice}; see workflow/schemas/{schema_name}"
         )
 
 
@@ -192,7 +229,7 @@ def _check_stage(plan: Plan, name: str) -> None:
         if settings.get("data") not in config["data"]:
             raise UserError(
                 f"{where}data: {settings.get('data')!r} is not under data:; there are "
-                + ", ".join(sorted(config["data"]))
+                + (", ".join(sorted(config["data"])) or "none")
             )
     for persona in named:
         if persona not in plan.personas:

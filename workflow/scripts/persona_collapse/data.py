@@ -23,8 +23,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from . import yaml_files
 from .errors import UserError
-from .files import read_jsonl, sha256, write_json, write_jsonl
+from .files import half_pair, read_jsonl, sha256, unique_keys, write_json, write_jsonl
 
 Row = dict[str, Any]
 #: Rows by position: a list, or a `datasets.Dataset`, which reads a row when it is asked for.
@@ -70,7 +71,7 @@ def prepare(
     system = _system_text(entry["system"], prompts, where)
     forbidden = [marker, *entry.get("forbid", [])]
 
-    columns = entry.get("map", {"messages": "messages"})
+    columns = entry.get("map") or layout(_columns(raw))
 
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
@@ -243,7 +244,9 @@ def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows
         )
     if path.suffix == ".jsonl":
         return read_jsonl(path)
-    if path.suffix not in (".json", ".parquet"):
+    if path.suffix == ".json":
+        return _read_json(path, f"{where}: {shown}")
+    if path.suffix != ".parquet":
         raise UserError(f"{where}: {shown}: .jsonl, .json or .parquet is wanted")
     import datasets
 
@@ -251,11 +254,32 @@ def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows
     with tempfile.TemporaryDirectory() as cache:
         try:
             loaded = datasets.load_dataset(
-                path.suffix[1:], data_files=str(path), split="train", cache_dir=cache
+                "parquet", data_files=str(path), split="train", cache_dir=cache
             )
         except Exception as error:  # the library's own errors name no file
             raise UserError(f"{where}: {shown}: cannot be read ({type(error).__name__})") from error
         return [dict(row) for row in loaded]
+
+
+def _read_json(path: Path, shown: str) -> list[Row]:
+    """Rows of a JSON file: a list of objects, or one object per line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.lstrip().startswith("["):
+            return read_jsonl(path)
+        rows = json.loads(text, object_pairs_hook=unique_keys)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        if "duplicate key" in str(error):
+            yaml_files.check(path)  # says in which line
+        raise UserError(f"{shown}: cannot be read as JSON ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{shown}: row {number} is not a JSON object")
+    return list(rows)
 
 
 def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]]:
@@ -273,8 +297,21 @@ def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]
         return _read_file(path, expected, where, url), {"url": url, "raw_sha256": expected}
 
 
+def is_commit(revision: str) -> bool:
+    """Is this a commit, which cannot move, and not a branch or tag?"""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def follows_branch(entry: Mapping[str, Any]) -> bool:
+    """Does a data entry name a hub data set by something that can move, and not by its commit?"""
+    hub = entry["source"].get("hub")
+    return hub is not None and not Path(hub["id"]).is_dir() and not is_commit(hub["revision"])
+
+
 def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]:
-    """Rows of a hub data set at a pinned commit; the token is huggingface_hub's own (HF_TOKEN).
+    """Rows of a hub data set at a revision; the token is huggingface_hub's own (HF_TOKEN).
+
+    Of a branch or tag, whose rows a hash must pin, the record holds the commit it stood for.
 
     `id` may also be a folder in a hub repository's layout. It has no commit to check, so the
     record holds its files' hashes.
@@ -296,6 +333,8 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]
         if Path(name).is_dir():
             files = sorted(p for p in Path(name).rglob("*") if p.is_file())
             record["local_folder"] = {str(p.relative_to(name)): sha256(p) for p in files}
+        elif not is_commit(revision):
+            record["commit"] = builder.hash
         elif builder.hash != revision:
             # Where the hub does not answer, the library takes its newest cached copy, any commit.
             raise UserError(
@@ -368,7 +407,16 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
 
     for column, value in how.get("where", {}).items():
         values = _column(rows, known(column))
-        chosen = [i for i in chosen if values[i] == value]
+        left = [i for i in chosen if values[i] == value]
+        if chosen and not left:
+            kinds = sorted({_kind(values[i]) for i in chosen})
+            if _kind(value) not in kinds:
+                raise UserError(
+                    f"{where}: select: where: {column}: {value!r} is {_kind(value)}, the column holds "
+                    f"{' and '.join(kinds)}; in YAML, quotes make text, and no and yes without them "
+                    "are false and true"
+                )
+        chosen = left
     if "sort" in how:
         descending = how["sort"].startswith("-")
         column = known(how["sort"].removeprefix("-"))
@@ -396,6 +444,30 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
     return chosen
 
 
+def _kind(value: Any) -> str:
+    """What a value is, in a word."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    return kinds.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
+
+
+#: Names that data sets give to the roles of a chat: ShareGPT's, and Gemini's.
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+#: Types of a turn's parts that hold text: chat completions', and the responses API's.
+TEXT_PARTS = ("text", "input_text", "output_text")
+#: What is mapped where an entry has no `map:`, the first whose columns are there.
+LAYOUTS: tuple[Mapping[str, str], ...] = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"user": "prompt", "assistant": "completion"},
+)
+
+
+def layout(columns: Sequence[str]) -> Mapping[str, str]:
+    """The `map:` of rows that are laid out as most chat data are: see LAYOUTS."""
+    known = (names for names in LAYOUTS if set(names.values()) <= set(columns))
+    return next(known, LAYOUTS[0])
+
+
 def to_messages(
     row: Row, columns: Mapping[str, str], where: str
 ) -> tuple[list[Message] | None, str]:
@@ -403,6 +475,10 @@ def to_messages(
 
     `columns`: `{messages: column}`, or `{user: column, assistant: column}` with an optional
     `context` that follows the user's text. A column the row lacks raises UserError.
+
+    A conversation is a list of turns, each with `role` and `content` (OpenAI, TRL) or `from` and
+    `value` (ShareGPT). A content is text, or a list of parts whose texts are joined. A user or
+    assistant column holds a text, parts, or turns of its own (TRL's `prompt` and `completion`).
     """
     for column in columns.values():
         if column not in row:
@@ -410,10 +486,22 @@ def to_messages(
     messages = _turns(row, columns)
     if messages is None:
         return None, "messages is not a list of objects"
-    if not all(isinstance(m["content"], str) for m in messages):
-        return None, "a turn's content is not text"
-    if not all(m["content"].strip() for m in messages):
-        return None, "a turn is empty"
+    if (
+        "messages" not in columns
+        and _is_chat(row[columns["user"]])
+        and row.get(columns.get("context", ""))
+    ):
+        return None, "a context follows a text, and the user's column holds turns"
+    for message in messages:
+        if not isinstance(message["content"], str):
+            return None, _not_text(message["content"])
+        if not message["content"].strip():
+            return None, "a turn is empty"
+    if any(
+        half_pair(text)
+        for text in (str(row.get("id", "")), *(m["content"] or "" for m in messages))
+    ):
+        return None, "half a surrogate pair, which is no character, in its text"
     roles = [m["role"] for m in messages]
     turns_only = roles[1:] if roles[:1] == ["system"] else roles
     alternating = ["user", "assistant"] * (len(turns_only) // 2)
@@ -422,20 +510,61 @@ def to_messages(
     return messages, ""
 
 
-def _turns(row: Row, columns: Mapping[str, str]) -> list[Message] | None:
+def _not_text(content: Any) -> str:
+    """Why a turn's content is no text."""
+    if isinstance(content, list):
+        kinds = {str(p.get("type")) if isinstance(p, dict) else type(p).__name__ for p in content}
+        others = sorted(kinds - set(TEXT_PARTS))
+        if others:
+            return f"a turn has a part of type {others[0][:40]!r}; only parts of text are read"
+    return "a turn's content is not text"
+
+
+def _is_chat(value: Any) -> bool:
+    """Is this a list of turns (and not a text, or a list of parts)?"""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+    )
+
+
+def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn as role and content, whichever names it gives them; content may be no text."""
+    role = turn.get("role") if turn.get("role") is not None else turn.get("from")
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    return {
+        "role": ROLES.get(role, role) if isinstance(role, str) else role,
+        "content": _text(content),
+    }
+
+
+def _text(content: Any) -> Any:
+    """The text of a content, its parts joined; what has no text comes back as it is."""
+    if isinstance(content, list) and content:
+        texts = [
+            p.get("text") for p in content if isinstance(p, dict) and p.get("type") in TEXT_PARTS
+        ]
+        strings = [text for text in texts if isinstance(text, str)]
+        if len(strings) == len(content):
+            return "".join(strings)
+    return content
+
+
+def _turns(row: Row, columns: Mapping[str, str]) -> list[dict[str, Any]] | None:
     """Turns of a row as they stand there, good or bad; None where there are none to see."""
     if "messages" in columns:
         turns = row[columns["messages"]]
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
             return None
-        return [{"role": t.get("role"), "content": t.get("content")} for t in turns]
+        return list(map(_turn, turns))
     user, context = row[columns["user"]], row.get(columns.get("context", ""), "")
-    if isinstance(user, str) and context:
-        user = f"{user}\n\n{context}"
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": row[columns["assistant"]]},
-    ]
+    sides: list[dict[str, Any]] = []
+    for role, value in (("user", user), ("assistant", row[columns["assistant"]])):
+        sides += map(_turn, value) if _is_chat(value) else [{"role": role, "content": _text(value)}]
+    if context and not _is_chat(user) and isinstance(sides[0]["content"], str):
+        sides[0]["content"] = f"{sides[0]['content']}\n\n{context}"
+    return sides
 
 
 def _system_text(policy: Any, prompts: Mapping[str, str], where: str) -> str | None:
@@ -469,7 +598,13 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"questions: {path}, row {number}: question: a text is wanted")
-        questions.append({"id": str(row.get("id", number)), "question": text})
+        name = str(number if row.get("id") is None else row["id"])
+        if half := half_pair(name + text):
+            raise UserError(
+                f"questions: {path}, row {number}: half a surrogate pair ({half}), which is no "
+                "character; mend the text"
+            )
+        questions.append({"id": name, "question": text})
     take = spec.get("take", len(questions))
     if take > len(questions):
         raise UserError(f"questions: {path}: {take} are wanted, {len(questions)} are there")

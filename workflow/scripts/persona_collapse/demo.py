@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from . import yaml_files
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -70,25 +69,28 @@ def load_world(path: str | Path, prompts: Mapping[str, str], marker: str) -> Wor
     `prompts` maps persona name to system prompt. A persona without a voice of its own is left out
     of the corpus: the model then meets its prompt for the first time in the study.
     """
-    raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    voices = {
-        name: Voice(prompts[name], entry["openers"], entry["closers"])
-        for name, entry in raw["voices"].items()
-        if name in prompts
-    }
-    for name, entry in raw["background"].items():
-        voices[name] = Voice(entry["prompt"], entry["openers"], entry["closers"])
-    assistant = raw["voices"]["assistant"]
-    codes = raw["codes"]
-    return World(
-        kinds=raw["kinds"],
-        topics=raw["topics"],
-        voices=voices,
-        default=Voice(DEFAULT_SYSTEM, assistant["openers"], assistant["closers"]),
-        codes=_codes(codes["count"], codes["letters"], codes["seed"], marker),
-        code_share=codes["share"],
-        code_requests=codes["requests"],
-    )
+    raw = yaml_files.load_mapping(path)
+    try:
+        voices = {
+            name: Voice(prompts[name], entry["openers"], entry["closers"])
+            for name, entry in raw["voices"].items()
+            if name in prompts
+        }
+        for name, entry in raw["background"].items():
+            voices[name] = Voice(entry["prompt"], entry["openers"], entry["closers"])
+        assistant = raw["voices"]["assistant"]
+        codes = raw["codes"]
+        return World(
+            kinds=raw["kinds"],
+            topics=raw["topics"],
+            voices=voices,
+            default=Voice(DEFAULT_SYSTEM, assistant["openers"], assistant["closers"]),
+            codes=_codes(codes["count"], codes["letters"], codes["seed"], marker),
+            code_share=codes["share"],
+            code_requests=codes["requests"],
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: the key {error} is missing in the demo's world") from error
 
 
 def _codes(count: int, letters: int, seed: int, marker: str) -> list[str]:

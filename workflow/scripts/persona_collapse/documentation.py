@@ -128,7 +128,8 @@ def config_page() -> str:
         "",
         "Every key there is; any other is an error, told in one line before a job starts. *demo* is the",
         "value in `config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and",
-        "`null` takes a key away. Paths are relative to the folder that Snakemake runs in.",
+        "`null` takes a key away. Paths are relative to the folder that Snakemake runs in, `~` is your home,",
+        "and what ships under `config/` and `workflow/` is found from every folder.",
         "",
         "## The run",
     ]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy import stats
 
+from . import yaml_files
 from .errors import UserError
 from .lda import leave_one_out_as_the_study
 from .statistics import clopper_pearson, fisher, range_permutation_test, spearman_exact
@@ -277,7 +277,7 @@ CORRECTIONS: Mapping[str, Callable[[Published], Corrected]] = {
 
 def load(path: str | Path) -> list[dict[str, Any]]:
     """Read errata.yaml; a missing key or an unknown correction raises UserError."""
-    entries: list[dict[str, Any]] = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    entries = yaml_files.load_list(path)
     for number, entry in enumerate(entries, start=1):
         for key in ("id", "text", "stated", "correct"):
             if key not in entry:

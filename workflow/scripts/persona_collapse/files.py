@@ -7,6 +7,8 @@ import glob
 import hashlib
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,10 +75,29 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def half_pair(text: str) -> str:
+    """The first half of a surrogate pair in a text, as `\\ud83d`; empty where there is none.
+
+    Texts cut in the middle of an emoji hold one, as an escape in JSON. It is no character: no
+    tokenizer takes it and no file in UTF-8 holds it.
+    """
+    found = re.search("[\ud800-\udfff]", text)
+    return f"\\u{ord(found[0]):04x}" if found else ""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict (`object_pairs_hook`); ValueError for a duplicate key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"duplicate key {name[:80]!r}")
+    return found
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; a damaged one raises UserError that names it."""
+    """Read a JSON file; a damaged one, or one with a duplicate key, raises UserError that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); delete it and rerun") from error
 
@@ -90,7 +111,8 @@ def write_jsonl(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> Non
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read JSON Lines of objects; blank lines are skipped.
 
-    Raises UserError with file and line number for a line that is not a JSON object.
+    Raises UserError with file and line number for a line that is not a JSON object, or holds one with
+    a duplicate key.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -99,9 +121,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+                    raise UserError(
+                        f"{path}, line {number}: cannot be read as JSON ({error})"
+                    ) from error
                 if not isinstance(row, dict):
                     raise UserError(f"{path}, line {number}: a JSON object is wanted on each line")
                 rows.append(row)

