@@ -30,9 +30,35 @@ _PAIR = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
 def load(path: str | os.PathLike[str]) -> Any:
     """The content of a YAML (or JSON) file in plain types.
 
-    Raises UserError for what `check` refuses, and for tags that are not YAML's own.
+    Raises UserError, one line with file and line, for what cannot be read or would be read as something
+    else than it seems: duplicate keys, keys that are no text, numbers in base 8 or 60, tabs as
+    indentation, halves of surrogate pairs, tags that are not YAML's own.
     """
-    return _read(path)[1]
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    try:
+        value, is_json = json.loads(text), True
+        # To find lines by: tabs are white space in JSON, and two escapes make one character.
+        text = _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), text.replace("\t", " "))
+    except (ValueError, RecursionError):
+        value, is_json = None, False
+    loader = Loader(text)
+    try:
+        _check_depth(path, text)
+        node = loader.get_single_node()
+        for line, fault in _faults(node) if node is not None else ():
+            raise UserError(f"{path}, line {line}: {fault}")
+        if not is_json and node is not None:
+            value = loader.construct_document(node)
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}{_described(error, text)}") from error
+    finally:
+        loader.dispose()
+    return value
 
 
 def load_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,41 +78,8 @@ def load_list(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if a YAML or JSON file cannot be read, or would be read as something else.
-
-    That is: duplicate keys, keys that are no text, numbers in base 8 or 60, tabs as indentation,
-    halves of surrogate pairs. Each is one line with the file, the line and the key.
-    """
-    _read(path)
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[Any, Any]:
-    """(the node graph, the value) of a file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    try:
-        value, given = json.loads(text), True
-        # To find lines by: tabs are white space in JSON, and two escapes make one character.
-        text = _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), text.replace("\t", " "))
-    except (ValueError, RecursionError):
-        value, given = None, False
-    loader = Loader(text)
-    try:
-        _check_depth(path, text)
-        node = loader.get_single_node()
-        for line, fault in _faults(node) if node is not None else ():
-            raise UserError(f"{path}, line {line}: {fault}")
-        if not given and node is not None:
-            value = loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}{_described(error, text)}") from error
-    finally:
-        loader.dispose()
-    return node, value
+    """As `load`, of a file that another program reads."""
+    load(path)
 
 
 def _check_depth(path: str | os.PathLike[str], text: str) -> None:
