@@ -1,7 +1,6 @@
 """Find or fetch the base model and record what it is."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from persona_collapse.scripting import job
 
@@ -17,14 +16,10 @@ with job(snakemake, "base model", online="hub" in snakemake.params.source) as sa
         models.convert_gguf(source["gguf"]["package"], folder, say)
     elif "demo" not in source:
         folder = models.fetch(source, say)
-    manifest = models.manifest(folder, source)
-    if "demo" not in source:
-        with TemporaryDirectory() as scratch:
-            draft = Path(scratch) / output.name
-            write_json(draft, manifest)
-            # No param: what a model can do is not what it is.
-            facts = model_checks.facts(folder, models.load_config(draft))
-            model_checks.check_plan(Plan(snakemake.config), facts)
-            models.load_tokenizer(draft)
-    write_json(output, manifest)
+    write_json(output, models.manifest(folder, source))
     models.note(output)
+    if "demo" not in source:
+        # No param: what a model can do is not what it is. Snakemake removes the record if it fails.
+        facts = model_checks.facts(folder, models.load_config(output))
+        model_checks.check_plan(Plan(snakemake.config), facts)
+        models.load_tokenizer(output)

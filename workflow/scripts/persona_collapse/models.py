@@ -127,12 +127,12 @@ def load_config(base: str | Path) -> dict[str, Any]:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    with _loading(base):
-        config = AutoConfig.from_pretrained(path_of(base), trust_remote_code=trusts(base))
+    with _loading(base) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts(base))
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise UserError(
-            f"config: model: {path_of(base)}: {config.model_type} is no causal language model; use a "
+            f"config: model: {folder}: {config.model_type} is no causal language model; use a "
             "chat model that writes text token by token"
         )
     return dict(config.to_dict())
