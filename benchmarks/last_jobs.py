@@ -89,7 +89,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
         adapters.save(config, tensors, folder / f"stage-{seed}")
         stages.append(str(folder / f"stage-{seed}"))
     prompts = {name: f"You are {name} and say {' '.join(WORDS[:9])}." for name in PERSONAS}
-    rng = random.Random(0)
+    rng, vocabulary = random.Random(0), carrier.tokenizer.vocab_size
     tasks, tokens = [], 0
     for number in range(args.chains):
         # The base model, then chains of one stage and of two; half of them say one sentence.
@@ -99,7 +99,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
             persona = PERSONAS[sample % 12]
             question = f"{' '.join(rng.choices(WORDS, k=12))}?"
             length = min(args.max_tokens, max(2, round(rng.lognormvariate(0, 0.3) * words)))
-            answer = [rng.randrange(5, carrier.tokenizer.vocab_size) for _ in range(length)]
+            answer = [rng.randrange(5, vocabulary) for _ in range(length)]
             asked = chat.prompt_ids(carrier.tokenizer, prompts[persona], question)
             rows.append(
                 {"model": str(number), "persona": persona, "question": question}

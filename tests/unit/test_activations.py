@@ -112,7 +112,7 @@ def test_chains_dumped_after_each_other_are_as_if_alone(tiny_base, prompts, make
     settings = {"layers": [0.0, 0.5], "batch_size": 4}
     stages = [make_adapter(10, 4, False), make_adapter(11, 4, True)]
     together = Carrier(tiny_base, dtype)
-    for chain in ([], stages, stages[:1], []):
+    for chain in ([], stages, stages[:1], stages[1:], []):
         task = {"chain": "x@1", "stages": chain, "personas": prompts, "settings": settings}
         one, alone = (
             activations.dump(carrier, task, questions, None, lambda m: None).arrays["A"]

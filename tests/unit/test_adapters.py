@@ -92,3 +92,34 @@ def test_weights_that_the_manifest_does_not_name_are_refused(make_adapter):
 def test_no_stage_has_no_adapter():
     with pytest.raises(UserError, match="without stages"):
         adapters.concatenate([])
+
+
+def test_another_chain_takes_the_place_of_the_one_before(tiny_base, make_adapter):
+    one, two = make_adapter(16, 4, False), make_adapter(17, 4, True)
+    ids = torch.arange(5, 25)[None]
+
+    def logits(model):
+        with torch.inference_mode():
+            return model(ids).logits
+
+    fresh = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [two], merge=False)
+    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [one], merge=False)
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")]
+    model = adapters.apply(model, [two], merge=False)
+    assert torch.equal(logits(model), logits(fresh))
+    assert all(layer in set(model.modules()) for layer in layers)  # in place
+    assert not any(
+        parameter.requires_grad for n, parameter in model.named_parameters() if "lora" in n
+    )
+    # Another shape, and none.
+    wide = adapters.apply(model, [one, two], merge=False)
+    assert not torch.allclose(logits(wide), logits(fresh))
+    bare = adapters.apply(wide, [], merge=False)
+    assert torch.equal(logits(bare), logits(models.load_model(tiny_base, "float32", "cpu")))
+
+
+def test_weights_for_other_layers_are_refused(tiny_base, make_adapter, tmp_path):
+    config, tensors = adapters.load(make_adapter(18, 4, False))
+    adapters.save(config, dict(list(tensors.items())[2:]), tmp_path)
+    with pytest.raises(UserError, match="trained on another base"):
+        adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [tmp_path], merge=False)

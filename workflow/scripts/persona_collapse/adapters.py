@@ -175,18 +175,27 @@ def _wrap(model: Any, config: Mapping[str, Any], name: str) -> Any:
 
 
 def _fill(peft_model: Any, tensors: dict[str, torch.Tensor], name: str, of: str | Path) -> None:
-    """Give an adapter its weights, frozen; all of them, so that none of another chain's stays."""
+    """Give an adapter its weights, frozen: all of them, so that none of another chain's stays."""
+    import torch
     from peft import set_peft_model_state_dict
 
-    loaded: Any = set_peft_model_state_dict(
-        peft_model, tensors, adapter_name=name, low_cpu_mem_usage=True
-    )
-    lacking = [key for key in loaded.missing_keys if f".{name}." in key]
-    if loaded.unexpected_keys or lacking:
+    own = {
+        key.replace(f".{name}.", "."): parameter
+        for key, parameter in peft_model.named_parameters()
+        if f".{name}." in key
+    }
+    if own.keys() != tensors.keys():
+        odd = min(own.keys() ^ tensors.keys())
         raise UserError(
-            f"{of}: the adapter does not fit the base model ({[*loaded.unexpected_keys, *lacking][0]}, "
-            "...): was it trained on another base?"
+            f"{of}: the adapter has other weights than the base model has layers for ({odd}, ...): was it "
+            "trained on another base?"
         )
-    for parameter_name, parameter in peft_model.named_parameters():
-        if f".{name}." in parameter_name:
+    if any(parameter.is_meta for parameter in own.values()):
+        set_peft_model_state_dict(peft_model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+    else:
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(tensors[key])
+    for key, parameter in peft_model.named_parameters():
+        if f".{name}." in key:
             parameter.requires_grad_(False)
