@@ -7,8 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from persona_collapse import share
+import yaml
+from persona_collapse import configuration, share
 from persona_collapse.errors import UserError
+from persona_collapse.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -191,3 +195,35 @@ def test_a_task_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter
     key = share.ready_key(one, "code", base)
     assert key and share.ready_key(one, "other code", base) != key
     assert share.ready_key(one, "code", base, [tmp_path / "none"]) is None
+
+
+def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    plan = Plan(configuration.check(config))
+    answers, chains = plan.tasks(["answers"]), plan.tasks(["completions", "responses"])
+    assert len(answers) > 1
+    worked = []
+
+    def job(own):
+        """What a job does when all adapters are there; its own task first."""
+        worked.clear()
+        share.run(
+            store,
+            own,
+            plan.beside(own),
+            key=lambda one: "key",
+            open_engine=lambda: None,
+            work=lambda engine, one, path: (worked.append(one), path.write_text("x")),
+            limit=1000,
+            output=tmp_path / own["kind"] / own["name"],
+            say=lambda message: None,
+        )
+        return list(worked)
+
+    # Trainings wait for the first job: it ends when the other couplings' answers are done.
+    assert job(answers[1]) == [answers[1], answers[0], *answers[2:]]
+    assert job(answers[0]) == []
+    # The next engine serves the chains, in plan order, and no answers.
+    store.path(answers[0]).unlink()
+    assert job(chains[3]) == [chains[3], *chains[:3], *chains[4:]]

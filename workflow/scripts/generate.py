@@ -1,4 +1,4 @@
-"""Sample answers from a chain, and from other ready chains while the engine is up."""
+"""Sample answers from a chain, and from other ready chains while the engine is up (`Plan.beside`)."""
 
 from pathlib import Path
 
@@ -23,7 +23,9 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
         torch.set_num_threads(snakemake.threads)
         name, reason = generation.choose_backend(params.task["engine"]["backend"])
         say(f"backend {name} ({reason})")
-        chains = [task["chain"] for task in [params.task, *planned]]
+        # The same engine for every job of the run, whatever it serves: rounding depends on its settings.
+        served = plan.tasks(["answers", "completions", "responses"])
+        chains = [task["chain"] for task in [params.task, *served]]
         backend = generation.open_backend(
             name,
             base,
@@ -40,11 +42,10 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
 
     config = snakemake.config
     plan = Plan(config)
-    planned = plan.tasks(["answers", "completions", "responses"])
     share.run(
         share.Store(params.store),
         params.task,
-        planned,
+        plan.beside(params.task),
         key=key,
         open_engine=open_engine,
         work=work,

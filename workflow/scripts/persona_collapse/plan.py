@@ -446,6 +446,16 @@ class Plan:
             self.task(kind, name) for name in names for kind in chosen if name in chosen[kind]
         ]
 
+    def beside(self, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The sampling tasks that a job may do after its own, with the engine that it has started.
+
+        What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
+        a job that samples answers samples other couplings' and ends; chains are left to the next engine,
+        whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first.
+        """
+        kinds = ["answers"] if own["kind"] == "answers" else ["completions", "responses"]
+        return self.tasks(kinds)
+
     def _coupled(self, name: str) -> bool:
         """Are these the rows of a coupling, and not a data set?"""
         stage = self.config["stages"].get(name.rpartition("+")[2])
