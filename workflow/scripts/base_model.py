@@ -5,7 +5,7 @@ from pathlib import Path
 from persona_collapse.scripting import job
 
 with job(snakemake, "base model", online="hub" in snakemake.params.source) as say:
-    from persona_collapse import model_checks, models
+    from persona_collapse import gguf_files, model_checks, models
     from persona_collapse.files import write_json
     from persona_collapse.plan import Plan
 
@@ -13,7 +13,7 @@ with job(snakemake, "base model", online="hub" in snakemake.params.source) as sa
     source = snakemake.params.source
     folder = output.parent
     if "gguf" in source:
-        models.convert_gguf(source["gguf"]["package"], folder, say)
+        folder = gguf_files.expanded(source["gguf"]["package"], models.expand_gguf, say)
     elif "demo" not in source:
         folder = models.fetch(source, say)
     write_json(output, models.manifest(folder, source))

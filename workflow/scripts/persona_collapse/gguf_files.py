@@ -1,23 +1,93 @@
-"""The GGUF file that installed Python packages ship: whole, or in pieces that are put together."""
+"""The GGUF file that installed Python packages ship: whole, or in pieces that are put together.
+
+What it is expanded to is kept for all runs of a user on a machine.
+"""
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .errors import UserError
-from .files import sha256
+from .files import locked, read_json, sha256, write_json
 
 #: A piece of a file that was cut up: model.gguf.part00, model.gguf.1, model.gguf-part-2.
 PIECE = re.compile(r"(?P<whole>.+\.gguf)[._-](?:part)?[._-]?(?P<number>\d+)")
 #: A part that llama.cpp's own splitting made, a file with a header of its own.
 SPLIT = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
+
+
+#: Of an expanded model: the SHA-256 of its files, by name. Written last.
+RECORD = "expanded.json"
+
+
+def cache() -> Path:
+    """Folder of the expanded models: PERSONA_COLLAPSE_CACHE, or a user's usual cache folder, and `gguf`."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "persona-collapse"
+    return Path(os.environ.get("PERSONA_COLLAPSE_CACHE") or usual).absolute() / "gguf"
+
+
+def expanded(
+    package: str, convert: Callable[[Path, Path], None], progress: Callable[[str], None]
+) -> Path:
+    """Folder of the model that a package's GGUF file is expanded to.
+
+    `convert(file, folder)` writes the model. It is called only if this user has no model of these bytes
+    and by these versions of the libraries, or one that was damaged since. A folder appears whole or not
+    at all; jobs that want the same model at once wait for the first. Raises UserError as `located` does.
+    """
+    root = cache()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = TemporaryDirectory(dir=root, prefix=".probe-")
+    except OSError as error:
+        raise UserError(
+            f"config: model: gguf: {root}: cannot be written to ({error.strerror}); set "
+            "PERSONA_COLLAPSE_CACHE to a folder with space for the expanded model"
+        ) from error
+    probe.cleanup()
+    with located(package, root) as file:
+        name = "-".join([sha256(file), *map(_version, ("transformers", "gguf"))])
+        folder = root / name
+        with locked(root / f".{name}.lock", wait=True):
+            if _whole(folder):
+                progress(f"{file.name} was expanded before: {folder}")
+                return folder
+            # What a killed job left behind, or a damaged model.
+            for left in [folder, *root.glob(f".{name}.new-*")]:
+                shutil.rmtree(left, ignore_errors=True)
+            progress(f"expanding {file.name} into {folder}, kept for later runs")
+            with TemporaryDirectory(dir=root, prefix=f".{name}.new-") as scratch:
+                new = Path(scratch) / "model"
+                new.mkdir()
+                convert(file, new)
+                write_json(new / RECORD, {p.name: sha256(p) for p in sorted(new.iterdir())})
+                new.rename(folder)
+    return folder
+
+
+def _version(library: str) -> str:
+    try:
+        return f"{library}{version(library)}"
+    except PackageNotFoundError:
+        return f"{library}none"
+
+
+def _whole(folder: Path) -> bool:
+    """Is there an expanded model with the bytes that were written?"""
+    try:
+        record = read_json(folder / RECORD)
+        return all(sha256(folder / name) == digest for name, digest in record.items())
+    except (OSError, UserError):
+        return False
 
 
 @contextmanager

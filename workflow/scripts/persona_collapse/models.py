@@ -183,34 +183,32 @@ def end_tokens(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[in
     return sorted(i for i in ids | {tokenizer.eos_token_id} if i is not None)
 
 
-def convert_gguf(package: str, folder: Path, progress: Callable[[str], None]) -> None:
-    """Write the chat model that a Python package ships as a GGUF file as safetensors.
+def expand_gguf(file: Path, folder: Path) -> None:
+    """Write the chat model of a GGUF file into a folder, as safetensors.
 
     The quantised weights are expanded to float32 by transformers; what quantisation lost stays lost.
+    Raises UserError for a file of which transformers makes no model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from . import gguf_files
-
-    with gguf_files.located(package, folder) as file:
-        progress(f"expanding {file.name}")
-        where, name = str(file.parent), file.name
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where, gguf_file=name, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-        except (ImportError, OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
+    where, name = str(file.parent), file.name
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    except (ImportError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
     config = loaded.config
-    # The config still says "quantised"; a model built without that entry can be saved.
+    # The config still says "quantised"; a model built without that entry can be saved. It takes the
+    # weights over and has none of its own before.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict(), assign=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
