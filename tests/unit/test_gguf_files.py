@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from persona_collapse import gguf_files
+from persona_collapse import gguf_files, models
 from persona_collapse.errors import UserError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
@@ -127,6 +127,7 @@ def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
     install({"whole": {"m.gguf": CONTENT}, "tiny": {}, **pieces(NAMES[0]), **changed})
     convert, said = Converter(), []
     folder = gguf_files.expanded("whole", convert, said.append)
+    assert gguf_files.RECORD in models.RECORDS  # about the model, and no part of it
     assert folder.parent == kept and (folder / "model.safetensors").read_bytes() == CONTENT
     # Again, and the same bytes in pieces.
     assert gguf_files.expanded("whole", convert, said.append) == folder

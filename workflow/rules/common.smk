@@ -247,7 +247,7 @@ def hash_of_code(*files):
 
 def half_the_cores(wildcards):
     """Threads of a job that can use many and should leave room for others; 8 at most."""
-    return max(1, min(8, (workflow.cores or 8) // 2))
+    return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
 
 
 def question_file(purpose):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Beside `model.json`, and no part of it: what is made from the model depends on its content alone.
 NOTED = ".model.seen"
 #: About the model, and no part of it: the time that pretraining took is in one.
-RECORDS = {"model.json", "pretraining.json"}
+RECORDS = {"model.json", "pretraining.json", "expanded.json"}
 
 
 def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
