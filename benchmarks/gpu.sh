@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The GPU benchmarks one after another, the records in OUT.jsonl; what fails does not stop the rest.
-#   gpu.sh MODELS OUT.jsonl [PART...]     parts: generation activations training scale, all by default
+#   gpu.sh MODELS OUT.jsonl [PART...]     parts: generation activations training last scale, all by default
 # MODELS gets both models, 15 GB. SHAPES: which of the two are measured. LIMIT (900): the most seconds that
 # a script may take. PYTHON: which Python.
 set -u
@@ -8,7 +8,7 @@ cd "$(dirname "$(realpath "$0")")"
 models=$(realpath -m "${1:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
 out=$(realpath -m "${2:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
 shift 2
-[ $# -gt 0 ] || set -- generation activations training scale
+[ $# -gt 0 ] || set -- generation activations training last scale
 declare -A label=([qwen2.5-7b]="qwen2.5-7b shape" [smollm2]=SmolLM2-135M)
 declare -A plain_steps=([qwen2.5-7b]=30 [smollm2]=60)
 failed=0
@@ -37,6 +37,8 @@ for part in "$@"; do
           --only ours "ours, not recorded, PEFT's layers" "plain TRL, batch 16"
         [ "$shape" = qwen2.5-7b ] || try agreement.py "${with[@]}"
         ;;
+      last/qwen2.5-7b) ;;
+      last/smollm2) try last_jobs.py "${with[@]}" --threads 8 ;;
       scale/qwen2.5-7b) try generation.py "${with[@]}" --chains 1 --merged ;;
       scale/smollm2)
         for rows in 400 1600 6400; do
@@ -47,7 +49,7 @@ for part in "$@"; do
         ;;
       *)
         echo "gpu.sh: there is no part \"$part\" for \"$shape\": parts are generation, activations," \
-          "training and scale; shapes qwen2.5-7b and smollm2" >&2
+          "training, last and scale; shapes qwen2.5-7b and smollm2" >&2
         exit 2
         ;;
     esac

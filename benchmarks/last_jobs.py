@@ -20,8 +20,8 @@ PERSONAS = [f"p{number}" for number in range(12)]
 def separability(args: Any, folder: Path, note: Any) -> None:
     """M3 of every chain from files of activations, as the rule reads and judges them."""
     import pandas as pd
-    from persona_collapse import activations, lda
-    from persona_collapse.activations import Activations
+    from persona_collapse import activation_files, lda
+    from persona_collapse.activation_files import Activations
 
     rng = np.random.default_rng(0)
     names = ["base", *(f"em@{number}" for number in range(1, args.chains))]
@@ -39,11 +39,11 @@ def separability(args: Any, folder: Path, note: Any) -> None:
             method: persona + question + 2.5 * drawn(5, 12, args.questions) for method in "AB"
         }
         made = Activations(layers, PERSONAS, questions, arrays, name)
-        activations.save(made, folder / f"{name}.safetensors")
+        activation_files.save(made, folder / f"{name}.safetensors")
     grid = pd.DataFrame({"condition": names, "chain": names}).assign(seed="1", arm="both")
     files = [folder / f"{name}.safetensors" for name in names]
     started, worked = time.perf_counter(), time.process_time()
-    _, load = activations.loader(files, lambda message: None)
+    _, load = activation_files.loader(files, lambda message: None)
     table = lda.lda_table(grid, load, shuffles=args.shuffles, threads=args.threads)
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     accuracy = table.loc[table["metric"] == "m3_accuracy", "value"].mean()
