@@ -296,7 +296,7 @@ def test_a_base_model_that_changes_is_named_and_made_again(project, undisturbed)
     flip(weights)
     done = make(project, name, check=False)
     assert done.returncode == 1 and not project.path(name).exists()
-    [line] = [s for s in done.stdout.splitlines() if "not the bytes that were fetched" in s]
+    line = next(s for s in done.stdout.splitlines() if "not the bytes that were fetched" in s)
     assert str(weights) in line and f"delete it and {base.relative_to(project.folder)}" in line
     weights.unlink()
     base.unlink()

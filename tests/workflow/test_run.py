@@ -88,6 +88,10 @@ def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.snakemake().stdout
 
 
+#: Which a copy of the project does not find: the link to it is not copied.
+PROFILE = ("--workflow-profile", "workflow/profiles/default")
+
+
 def test_files_that_are_touched_and_unchanged_make_nothing_again(project):
     times = {}
     for folder in ("config", "workflow", "results", "envs", "Snakefile"):
@@ -97,7 +101,7 @@ def test_files_that_are_touched_and_unchanged_make_nothing_again(project):
                 times[path] = path.stat()
                 os.utime(path)
     try:
-        assert "Nothing to be done" in project.snakemake("-n").stdout
+        assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
     finally:
         for path, was in times.items():
             os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
@@ -108,9 +112,9 @@ def test_a_script_counts_by_what_it_does(project):
     before, was = path.read_text(), path.stat()
     try:
         path.write_text(before + "\n# nothing but words\n")
-        assert "Nothing to be done" in project.snakemake("-n").stdout
+        assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
         path.write_text(before + "\nprint()\n")
-        jobs, _ = project.planned()
+        jobs, _ = project.planned(*PROFILE)
     finally:
         path.write_text(before)
         os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
