@@ -74,6 +74,24 @@ def test_a_result_may_be_a_folder(store, tmp_path):
     assert not store.holds(one, "key")
 
 
+def test_what_becomes_ready_meanwhile_is_done_too(store, tmp_path):
+    """As a second stage does when the first is done."""
+    keys = {"a": "key a", "b": "key b"}
+    engine = Engine()
+
+    def work(one, task, path):
+        engine.work(one, task, path)
+        if task["chain"] == "b":
+            keys["first"] = "key first"
+
+    done = share.run(
+        store, task("a"), [task(c) for c in ("first", "never", "b")],
+        key=lambda one: keys.get(one["chain"]), open_engine=engine.open, work=work, limit=10,
+        output=tmp_path / "a.txt", say=lambda message: None,
+    )  # fmt: skip
+    assert done == 3 and engine.worked == ["a", "b", "first"]
+
+
 def test_one_start_serves_all_chains_and_their_own_jobs_start_none(store, tmp_path):
     keys = {c: f"key {c}" for c in "abc"}
     engine = Engine()

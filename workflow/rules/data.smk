@@ -18,6 +18,7 @@ rule pretrain_demo:
         logs("pretrain_demo"),
     benchmark:
         benchmarks("pretrain_demo")
+    priority: 5  # all but a few small jobs wait for it
     conda:
         "../../envs/train.yaml"
     threads: 2

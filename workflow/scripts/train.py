@@ -9,12 +9,31 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
     from persona_collapse.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
-    config = snakemake.config
+    config, store = snakemake.config, share.Store(params.store)
+    trainings = {task["name"]: task for task in Plan(config).trainings}
+    kept = {}
+
+    def stages(task):
+        """Folders of the adapters that a task continues: published, or in the store until their jobs end."""
+        return [
+            folder if (folder / "manifest.json").is_file() else in_store(folder)
+            for folder in map(Path, task["stages"])
+        ]
+
+    def in_store(published):
+        """Where the store holds an adapter that its own job has not published; else where it will be."""
+        task = trainings.get(published.name)
+        if published.name not in kept and task is not None:
+            ready = key(task)
+            if ready is not None and store.holds(task, ready):
+                kept[published.name] = store.path(task)
+        return kept.get(published.name, published)
 
     def key(task):
         """Key of a task; None while the adapters or the data that it trains on are missing."""
         rows = Path(task["rows"])
-        return share.ready_key(task, params.code, base, [rows, rows.with_suffix(".manifest.json")])
+        data = [rows, rows.with_suffix(".manifest.json")]
+        return share.ready_key(task, params.code, base, data, stages(task))
 
     def open_engine():
         """Import what trains; most jobs find their work done."""
@@ -29,7 +48,7 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         from persona_collapse.files import write_json
 
         manifest = training.train(
-            training.stage_of(task, base),
+            training.stage_of(task, base, stages(task)),
             folder,
             say,
             saved=Path(task["checkpoints"]),
@@ -40,9 +59,9 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         write_json(folder / "manifest.json", manifest)
 
     share.run(
-        share.Store(params.store),
+        store,
         params.task,
-        Plan(config).trainings,
+        list(trainings.values()),
         key=key,
         open_engine=open_engine,
         work=work,

@@ -29,17 +29,23 @@ from .files import atomic, locked, sha256, write_json
 Task = Mapping[str, Any]
 
 
-def key_of(task: Task, base: str | Path, more: Sequence[str | Path] = ()) -> str:
+def key_of(
+    task: Task,
+    base: str | Path,
+    more: Sequence[str | Path] = (),
+    stages: Sequence[str | Path] | None = None,
+) -> str:
     """Hash of what a task's result depends on: the task, its files' contents, and `more` files.
 
-    `base` is the base model's record (model.json, which holds the hashes of its files). Raises
-    OSError if a file is missing.
+    `base` is the base model's record (model.json, which holds the hashes of its files); `stages`: where
+    the adapters of the task's chain are, if not in its own folders. Raises OSError if a file is missing.
     """
+    stages = task["stages"] if stages is None else stages
     parts: dict[str, Any] = {
         "task": task,
         "base": sha256(base),
         "questions": sha256(task["questions"]["file"]) if "questions" in task else "",
-        "adapters": adapters.content_hash(task["stages"]) if task["stages"] else "",
+        "adapters": adapters.content_hash(stages) if stages else "",
         "more": [sha256(path) for path in more],
     }
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
@@ -47,13 +53,18 @@ def key_of(task: Task, base: str | Path, more: Sequence[str | Path] = ()) -> str
 
 
 def ready_key(
-    task: Task, code: str, base: str | Path, more: Sequence[str | Path] = ()
+    task: Task,
+    code: str,
+    base: str | Path,
+    more: Sequence[str | Path] = (),
+    stages: Sequence[str | Path] | None = None,
 ) -> str | None:
-    """`key_of` a task done by code of this hash; None while adapters of its chain or `more` lack."""
-    manifests = [Path(folder) / "manifest.json" for folder in task["stages"]]
+    """`key_of` a task done by code of this hash; None if an adapter of its chain or of `more` is missing."""
+    folders = task["stages"] if stages is None else stages
+    manifests = [Path(folder) / "manifest.json" for folder in folders]
     if not all(Path(path).is_file() for path in [*manifests, *more]):
         return None
-    return key_of({**task, "code": code}, base, more)
+    return key_of({**task, "code": code}, base, more, folders)
 
 
 class Store:
@@ -158,20 +169,27 @@ def run(
         store.put(own, own_key, lambda path: work(engine, own, path))
         store.take(own, output)
         done += 1
-    for task in planned:
-        if done >= limit:
-            break
-        if (task["kind"], task["name"]) == (own["kind"], own["name"]):
-            continue
-        with store.claimed(task, wait=False) as mine:
-            ready = key(task) if mine else None
-            if ready is None or store.holds(task, ready):
-                continue
-            say(f"{task['name']}: {task['kind']} by the same engine")
-            try:
-                store.put(task, ready, lambda path, task=task: work(engine, task, path))  # type: ignore[misc]
-            except Exception as error:
-                say(f"{task['name']}: {type(error).__name__}: {error}; left to its own job")
-                break
-            done += 1
+    left = [t for t in planned if (t["kind"], t["name"]) != (own["kind"], own["name"])]
+    progress = True
+    # Once more after each round that did something: meanwhile others may have become ready.
+    while progress:
+        progress, waiting = False, []
+        for task in left:
+            if done >= limit:
+                return done
+            with store.claimed(task, wait=False) as mine:
+                ready = key(task) if mine else None
+                if ready is None:
+                    waiting.append(task)
+                    continue
+                if store.holds(task, ready):
+                    continue
+                say(f"{task['name']}: {task['kind']} by the same engine")
+                try:
+                    store.put(task, ready, lambda path, task=task: work(engine, task, path))  # type: ignore[misc]
+                except Exception as error:
+                    say(f"{task['name']}: {type(error).__name__}: {error}; left to its own job")
+                    return done
+                done, progress = done + 1, True
+        left = waiting
     return done

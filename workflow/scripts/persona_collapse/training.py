@@ -37,8 +37,8 @@ class Stage:
     marker: str = ""
 
 
-def stage_of(task: Mapping[str, Any], base: Path) -> Stage:
-    """The training run of a task, as `Plan.task` makes it."""
+def stage_of(task: Mapping[str, Any], base: Path, prefix: Sequence[Path]) -> Stage:
+    """The training run of a task, as `Plan.task` makes it; `prefix`: where its earlier adapters are."""
     last = chains.parse(task["chain"]).last
     return Stage(
         chain=task["chain"],
@@ -47,7 +47,7 @@ def stage_of(task: Mapping[str, Any], base: Path) -> Stage:
         stop=last.stop,
         settings=task["settings"],
         base=base,
-        prefix=[Path(folder) for folder in task["stages"]],
+        prefix=prefix,
         data=Path(task["rows"]),
         system=task["system"],
         marker=task["marker"],
