@@ -77,6 +77,7 @@ rule geometry:
         logs("geometry"),
     benchmark:
         benchmarks("geometry")
+    priority: 1  # on the longest way to the report
     conda:
         "../../envs/analysis.yaml"
     resources:
@@ -181,6 +182,7 @@ rule simulation:
         logs("simulation"),
     benchmark:
         benchmarks("simulation")
+    priority: 1  # on the longest way to the report
     conda:
         "../../envs/analysis.yaml"
     params:
