@@ -114,7 +114,7 @@ def test_the_leakage_gradient_names_its_p():
     near = pd.DataFrame(
         {"persona_a": ["librarian", "comedian"], "persona_b": "villain", "cosine": [0.1, 0.5]}
     ).assign(model="base", method="A", layer=3)
-    row = {"analysis": "personas", "note": "C1, source villain", "n": 2}
+    row = {"analysis": "personas", "condition": "C1", "source": "villain", "n": 2}
     link = pd.DataFrame([row | {"rho": 0.8, "ci_low": 0.1, "ci_high": 0.9, "p": 0.0312, "q": 0.25}])
     chart = charts.leakage(rates, near, link, GRID, "A", 3)
     assert chart.table["test"].iloc[0].startswith("Spearman 0.80 (0.10 to 0.90); p 0.031, q 0.25")

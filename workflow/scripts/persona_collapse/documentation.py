@@ -227,7 +227,7 @@ def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: 
         text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} chains"
         rows.append(["M1 against the marker rate, over chains", text, "link"])
     for row in tables["simulation"].itertuples(index=False):
-        if row.kind == "test" and "M" in row.name.partition("(")[2]:
+        if row.kind == "test" and row.arm == "geometry":
             text = f"rejects in {100 * row.rate:.0f} % of {row.runs} data sets ({row.world})"
             rows.append([row.name, text, "simulation"])
     return "\n".join(_table(["what", "in the demo run", "table"], rows))

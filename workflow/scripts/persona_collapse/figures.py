@@ -183,15 +183,11 @@ def leakage_points(
     pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
     table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
     table["rate"] = table["hits"] / table["n"]
-    found = link[link["analysis"] == "personas"].copy()
-    found["key"] = found["note"].str.removesuffix("; no spread")
-    by_note = found.drop_duplicates("key").set_index("key")
+    found = link[link["analysis"] == "personas"].set_index(["condition", "source"])
     titles = labels(grid)
 
     def says(condition: str, source: str) -> str:
-        row = (
-            by_note.loc[key] if (key := f"{condition}, source {source}") in by_note.index else None
-        )
+        row = found.loc[key] if (key := (condition, source)) in found.index else None
         if row is None or pd.isna(row["rho"]):
             return "no correlation: no spread, or too few personas"
         return (
