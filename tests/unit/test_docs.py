@@ -119,7 +119,14 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
 
 
 def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
-    one = {"kind": "test", "arm": "geometry", "name": "flips", "rate": 0.384, "runs": 300, "world": "drift"}
+    one = {
+        "kind": "test",
+        "arm": "geometry",
+        "name": "flips",
+        "rate": 0.384,
+        "runs": 300,
+        "world": "drift",
+    }
     tests = made["marker_tests"].assign(reference="C5")
     given = made | {"marker_tests": tests, "simulation": pd.DataFrame([one])}
     table = documentation.demo_table(given)

@@ -149,8 +149,9 @@ def link_table(
     analysis `chains`: over the rows of `by_chain`, outcome rate or marker log-probability, predictors
     m1 and the source's own cosine; plain, with controls (length, loss, steps trained after), and
     leaving one source out at a time (`left_out`). analysis `personas`: within each `condition` and
-    `source`, over the bystanders, marker rate against the base model's cosine to the source (`base_cosines`): does the
-    marker leak to those that were close? Collapse predicts a negative rho for chains.
+    `source`, over the bystanders, marker rate against the base model's cosine to the source
+    (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho for
+    chains.
     """
     rows: list[dict[str, Any]] = []
 
