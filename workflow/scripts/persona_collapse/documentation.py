@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from . import errata
+from .files import read_csv
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -163,10 +164,7 @@ def errata_page() -> str:
     """docs/errata.md: the write-up's own figures beside what its published numbers give."""
     folder = ROOT / "workflow/resources/published"
     published = errata.Published(
-        *(
-            pd.read_csv(folder / f"{name}.csv", keep_default_na=True)
-            for name in ("counts", "cosines")
-        )
+        *(read_csv(folder / f"{name}.csv") for name in ("counts", "cosines"))
     )
     table = errata.errata_table(errata.load(ROOT / "config/errata.yaml"), published)
     rows = [
