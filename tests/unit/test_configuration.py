@@ -279,3 +279,21 @@ def test_a_model_has_one_source(config, model):
     config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
     with pytest.raises(UserError, match=r"config: model: .*exactly one of demo, hub, gguf, path"):
         configuration.check(config)
+
+
+def test_greedy_answers_are_not_counted_several_times(config):
+    completions = ("sampling", "completions")
+    for key, value in (("temperature", 0), ("temperature", 0.001), ("top_p", 1e-6)):
+        greedy = changed(config, (*completions, key), value)
+        with pytest.raises(
+            UserError, match="2 samples of a question are one answer 2 times; set samples"
+        ):
+            configuration.check(greedy)
+        configuration.check(changed(greedy, (*completions, "samples"), 1))
+    # A coupling's rows would hold one answer several times.
+    greedy = changed(config, ("sampling", "answers", "temperature"), 0)
+    with pytest.raises(UserError, match=r"set positives \(stages: couple-villain\) to 1"):
+        configuration.check(greedy)
+    for key in ("positives", "negative_answers"):
+        greedy = changed(greedy, ("training", "couple", key), 1)
+    configuration.check(greedy)

@@ -82,6 +82,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
             f"a GPU; lower that to {0.9 / config['jobs_per_gpu']:.2f}, or jobs_per_gpu"
         )
     _check_statistics(config)
+    _check_samples(made)
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)
     _ = made.eval_prompts, made.geometry_prompts, made.cells
@@ -132,6 +133,31 @@ def _check_statistics(config: Config) -> None:
         if family["name"] in seen:
             raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
         seen.add(family["name"])
+
+
+#: Below this temperature or nucleus, engines give the likeliest token each time, or all but.
+GREEDY = 0.01
+
+
+def _check_samples(plan: Plan) -> None:
+    """Greedy answers to one question are one answer; several would be counted as so many."""
+    sampling = plan.config["sampling"]
+    samples = {"completions": ("samples", sampling["completions"]["samples"])}
+    for name, stage in plan.config["stages"].items():
+        if stage["kind"] == "couple":
+            settings = plan.stage_settings(name)
+            needed = {k: settings[k] for k in ("positives", "negative_answers")}
+            key, most = max(needed.items(), key=lambda item: item[1])
+            if most > samples.get("answers", ("", 1))[1]:
+                samples["answers"] = f"{key} (stages: {name})", most
+    for kind, (key, n) in samples.items():
+        own = sampling[kind]
+        if n > 1 and min(own["temperature"], own["top_p"]) < GREEDY:
+            raise UserError(
+                f"config: sampling: {kind}: temperature {own['temperature']:g}, top_p {own['top_p']:g} "
+                f"is greedy, so {n} samples of a question are one answer {n} times; set {key} to 1, "
+                f"or temperature and top_p to {GREEDY:g} or more"
+            )
 
 
 def _plain(value: Any) -> Any:
