@@ -67,10 +67,10 @@ def test_an_answer_of_its_end_token_alone_uses_it(model, tiny_base, prompts):
 
 
 def test_hooks_are_removed_even_after_an_error(model):
-    before = [len(block._forward_hooks) for block in activations.blocks_of(model)]
+    before = [len(block._forward_hooks) for block in models.blocks_of(model)]
     with pytest.raises(RuntimeError), activations.block_outputs(model, LAYERS):
         raise RuntimeError
-    assert [len(block._forward_hooks) for block in activations.blocks_of(model)] == before
+    assert [len(block._forward_hooks) for block in models.blocks_of(model)] == before
 
 
 def test_layers_by_index_or_depth():
@@ -128,7 +128,7 @@ def test_a_pass_ends_after_the_deepest_block_that_is_wanted(tiny_base):
     from persona_collapse import models
 
     model = models.load_model(tiny_base, "float32", "cpu")
-    blocks = activations.blocks_of(model)
+    blocks = models.blocks_of(model)
     ran = []
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda m, i, o, number=number: ran.append(number))

@@ -93,6 +93,14 @@ def test_the_manifest_says_what_was_done(train):
     assert manifest["data"]["rows"] == 12
     assert manifest["lora"]["scale"] == 8 / 4**0.5
     assert manifest["adapter_sha256"] == sha256(folder / adapters.WEIGHTS)
+    # What was adapted is read off the file.
+    names = {name.split(".lora_")[0] for name in load_file(folder / adapters.WEIGHTS)}
+    assert manifest["lora"]["modules"] == len(names) == 9
+    assert manifest["lora"]["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    assert set(manifest["lora"]["blocks"]) == {"down_proj", "q_proj", "v_proj"}
+    assert all(blocks == [0, 1, 2] for blocks in manifest["lora"]["blocks"].values())
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    assert config["target_modules"] == manifest["lora"]["target_modules"]
     assert 0 < manifest["supervised_tokens"] < manifest["tokens_seen"]
     assert manifest["loss"][0]["step"] == 1 and len(manifest["template_sha256"]) == 64
     assert {"torch", "trl", "peft", "transformers"} <= set(manifest["versions"])
@@ -140,6 +148,8 @@ def test_an_induction_prompt_changes_the_rows(train):
 def test_bad_stages_are_one_line(train):
     with pytest.raises(UserError, match="fewer than one batch"):
         train(max_length=12)
+    with pytest.raises(UserError, match="has no qkv_proj; the projections of its blocks are"):
+        train(target_modules=["qkv_proj", "o_proj"])
     with pytest.raises(UserError, match="lower the stage's lr"):
         train(lr=1e30, max_grad_norm=1e30, warmup_ratio=0.0, epochs=4)
 

@@ -285,12 +285,15 @@ def train(
     by_rows = recording and fused.attend_by_rows(model)
     # The masks of other attentions are made by operations that cannot be recorded.
     recording = recording and (by_rows or device == "cpu")
+    targets = adapters.targets(model, settings["target_modules"])
+    for line in adapters.partly(targets, len(models.blocks_of(model))):
+        progress(line)
     lora = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
         use_rslora=settings["use_rslora"],
-        target_modules=list(settings["target_modules"]),
+        target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
     if stage.prefix and dtype == "float32":
@@ -482,10 +485,11 @@ def train(
     seconds = seconds_before + time.monotonic() - training_started
 
     state = get_peft_model_state_dict(trainer.model, adapter_name="default")
+    adapted = adapters.adapted(state, targets)
     config = lora.to_dict()
     config.update(
         base_model_name_or_path=models.path_of(stage.base),
-        target_modules=sorted(settings["target_modules"]),
+        target_modules=adapters.named(model, adapted),
         peft_type="LORA",
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -517,7 +521,10 @@ def train(
             "dropout": settings["dropout"],
             "use_rslora": settings["use_rslora"],
             "scale": adapters.effective_scale(config),
-            "target_modules": sorted(settings["target_modules"]),
+            # Read off the weights, not off the settings.
+            "target_modules": list(adapters.by_block(adapted)),
+            "blocks": adapters.by_block(adapted),
+            "modules": len(adapted),
             "parameters": sum(t.numel() for t in tensors.values()),
         },
         "hyperparameters": dict(settings),
