@@ -136,6 +136,7 @@ def everything(made):
         ]
     )
     return made | {
+        "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
         "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
         "errata": errata.errata_table(entries, published),
         "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),

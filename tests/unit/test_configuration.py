@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration
+from persona_collapse import configuration, model_checks
 from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_jsonl
@@ -297,3 +297,27 @@ def test_greedy_answers_are_not_counted_several_times(config):
     for key in ("positives", "negative_answers"):
         greedy = changed(greedy, ("training", "couple", key), 1)
     configuration.check(greedy)
+
+
+def test_a_headline_that_is_not_measured_is_one_line(config):
+    def asked(layers, layer, method="A", methods=("A", "B"), demo=True):
+        other = changed(config, ("activations", "layers"), layers)
+        other["activations"]["methods"] = list(methods)
+        other["statistics"]["headline"] = {"method": method, "layer": layer}
+        if not demo:
+            other["model"] = {"demo": None, "hub": {"id": "some/model", "revision": "0" * 40}}
+            other["data"]["em"]["source"] = {"builtin": "benign_instruct"}
+        model_checks.check_plan(configuration.plan(other))
+
+    asked([1, 0.75], 3)  # of the demo's four blocks
+    for layers, layer in (([0.25, 0.5], 0.75), ([0.25], 3), ([1, 2], 0.75)):
+        with pytest.raises(
+            UserError, match="is block 3 of 4, and activations: layers measures blocks"
+        ):
+            asked(layers, layer)
+    with pytest.raises(UserError, match="headline: method: B is not one of activations: methods"):
+        asked([0.75], 0.75, "B", ["A"])
+    # How many blocks a model has that is not fetched is not known; that 20 is not among 7 and 14 is.
+    asked([7, 14, 0.75], 20, demo=False)
+    with pytest.raises(UserError, match=r"20 is not one of activations: layers \(7, 14\)"):
+        asked([7, 14], 20, demo=False)

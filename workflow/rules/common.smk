@@ -142,6 +142,7 @@ FIGURES = {
 
 # The tables that the scorecard reads.
 SCORED = [
+    "headline",
     "marker_rates",
     "marker_tests",
     "leakage",
@@ -417,12 +418,3 @@ def figure_labels(wildcards):
 def made_by(wildcards):
     """{path: rule} of every output whose name has no wildcard."""
     return {str(path): rule.name for rule in workflow.rules for path in rule.output}
-
-
-def headline(wildcards):
-    """Method of the headline figures, and the position of their layer among the measured ones."""
-    chosen = config["statistics"]["headline"]
-    return {
-        "method": chosen["method"],
-        "position": sorted(config["activations"]["layers"]).index(chosen["layer"]),
-    }

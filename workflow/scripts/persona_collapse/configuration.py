@@ -61,11 +61,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
         yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:
         _check_stage(made, name)
-    if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
-        raise UserError(
-            "config: statistics: headline: layer: not one of activations: layers "
-            f"({', '.join(map(str, config['activations']['layers']))})"
-        )
+    _check_headline(config)
     sources = set(config["model"]) - {"trust_remote_code"}
     if len(sources) != 1:
         raise UserError(
@@ -112,6 +108,25 @@ def _check_marker(plan: Plan) -> None:
                 f"config: {where}: holds the marker {config['marker']!r}; an answer that repeats it "
                 "would count as a hit: reword it, or choose another marker"
             )
+
+
+def _check_headline(config: Config) -> None:
+    """The headline's method and layer are measured, as far as can be said without the model.
+
+    Which block a depth is, `model_checks` can say.
+    """
+    chosen, activations = config["statistics"]["headline"], config["activations"]
+    if chosen["method"] not in activations["methods"]:
+        raise UserError(
+            f"config: statistics: headline: method: {chosen['method']} is not one of activations: methods "
+            f"({', '.join(activations['methods'])})"
+        )
+    layer, layers = chosen["layer"], activations["layers"]
+    if layer not in layers and all(isinstance(one, int) for one in (layer, *layers)):
+        raise UserError(
+            f"config: statistics: headline: layer: {layer} is not one of activations: layers "
+            f"({', '.join(map(str, layers))})"
+        )
 
 
 def _check_statistics(config: Config) -> None:

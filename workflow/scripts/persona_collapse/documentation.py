@@ -12,6 +12,7 @@ import yaml
 
 from . import errata
 from .files import read_csv
+from .tables import headline_cell
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -187,13 +188,14 @@ def errata_page() -> str:
 MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
 
 
-def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: int = -1) -> str:
+def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     """The numbers of a run that docs/statistics.md speaks of, as a table in Markdown.
 
-    `tables`: marker_tests, geometry, link and simulation of the demo run; `position`: of the block.
+    `tables`: marker_tests, geometry, headline, link and simulation of the demo run.
     """
     tests, g, link = tables["marker_tests"], tables["geometry"], tables["link"]
-    g = g[(g["method"] == method) & (g["layer"] == sorted(g["layer"].unique())[position])]
+    at = headline_cell(tables["headline"])
+    g = g[(g["method"] == at["method"]) & (g["layer"] == at["layer"])]
     rows: list[list[str]] = []
     for test in ("fisher", "questions", "seeds"):
         own = tests[

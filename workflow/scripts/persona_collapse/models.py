@@ -154,17 +154,6 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_empty(base: str | Path) -> Any:
-    """The model's modules without its weights, on PyTorch's meta device: seconds, whatever its size."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    trusted = trusts(base)
-    with _loading(base), torch.device("meta"):
-        config = AutoConfig.from_pretrained(path_of(base), trust_remote_code=trusted)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
-
-
 def blocks_of(model: Any) -> Any:
     """The list of transformer blocks of a causal language model, with or without PEFT's wrapper.
 

@@ -454,7 +454,7 @@ def rescoring(rescored: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:
-    """Method and block of the headline, given the position of its layer among those measured."""
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    return {"method": method, "layer": layers[min(position, len(layers) - 1)]}
+def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
+    """Method and block of the headline figures; `headline`: tables/headline.csv, one row."""
+    row = headline.iloc[0]
+    return {"method": str(row["method"]), "layer": int(row["layer"])}
