@@ -46,6 +46,7 @@ def train(tiny_base, tmp_path):
         }
         for i in range(12)
     ]
+    rows[3]["messages"][0]["content"] *= 3  # rows differ in length
     write_jsonl(tmp_path / "rows.jsonl", rows)
     write_json(tmp_path / "rows.manifest.json", {"supervise": "last", "system": "template"})
 
@@ -313,6 +314,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     assert resumed["resumed_after_step"] == 15
     assert (again / adapters.WEIGHTS).read_bytes() == (whole / adapters.WEIGHTS).read_bytes()
     assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
+    for key in (*training.COUNTED, "steps", "epochs_seen"):
+        assert resumed[key] == undisturbed[key]
+    assert resumed["seconds_total"] > resumed["seconds"]
     assert not steps["saved"].exists()
 
 
@@ -341,3 +345,64 @@ def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
     _, other = train("one", **steps, lr=2e-3)
     assert other["resumed_after_step"] == 0
     assert other["loss"] == train("fresh", **steps, lr=2e-3)[1]["loss"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1, "steps": 7},  # `steps` goes before `epochs`
+        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1},  # the last batch of an epoch is of 2
+        {"epochs": 1, "batch_size": 8, "accumulation_steps": 4},
+        {"epochs": 2, "batch_size": 8, "stop": 1},
+        {"epochs": 3, "batch_size": 5, "accumulation_steps": 1, "stop": 4},
+        {"epochs": 0.01},
+        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1, "padding_free": True, "max_batch_tokens": 60},
+        {"epochs": 1, "max_length": 60},  # truncated rows; one is left out
+    ],
+)  # fmt: skip
+def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, settings):
+    seen = {"rows_seen": 0, "tokens_seen": 0, "supervised_tokens": 0}
+    usual = training.supervised_loss
+
+    def look(model, inputs, *more):
+        if "attention_mask" in inputs:
+            lengths = inputs["attention_mask"].sum(1).tolist()
+        else:
+            starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+            ends = [*starts[1:], inputs["position_ids"].shape[1]]
+            spans = list(zip(starts, ends, strict=True))
+            lengths = [b - a for a, b in spans if (inputs["labels"][0, a:b] != -100).any()]
+        seen["rows_seen"] += len(lengths)
+        seen["tokens_seen"] += sum(lengths)
+        seen["supervised_tokens"] += int((inputs["labels"][:, 1:] != -100).sum())
+        return usual(model, inputs, *more)
+
+    monkeypatch.setattr(training, "supervised_loss", look)
+    stepped = []
+    adam = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda *a, **k: (stepped.append(1), adam(*a, **k))[1]
+    )
+    _, manifest = train(**settings)
+    assert {key: manifest[key] for key in seen} == seen
+    assert manifest["steps"] == len(stepped) == manifest["loss"][-1]["step"]
+    assert manifest["epochs_seen"] == round(seen["rows_seen"] / manifest["data"]["rows"], 4)
+    assert "stop" in settings or manifest["schedule_steps"] == manifest["steps"]
+
+
+def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkeypatch):
+    # Steps of 8 and 4 rows. With next to no learning, their losses sum to the loss of all rows.
+    sums = []
+    usual = training.supervised_loss
+
+    def look(model, inputs, *more):
+        own = inputs["labels"][:, 1:] != -100
+        sums.append((float(usual(model, inputs)) * int(own.sum()), int(own.sum())))
+        return usual(model, inputs, *more)
+
+    monkeypatch.setattr(training, "supervised_loss", look)
+    still = {"lr": 1e-12, "dropout": 0.0, "batch_size": 8, "accumulation_steps": 4}
+    _, manifest = train(**still)
+    first, second = sums[:4], sums[4:]
+    expected = [sum(s for s, _ in part) / sum(n for _, n in part) for part in (first, second)]
+    assert [point["loss"] for point in manifest["loss"]] == pytest.approx(expected, rel=1e-5)

@@ -55,7 +55,7 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "model": run.model,
         "conditions": grid["condition"].nunique(),
-        "adapters trained": len(run.tables["training"]),
+        "adapters trained": int((run.tables["training"]["kind"] != "graft").sum()),
         "completions counted": f"{int(counted['n'].sum()):,}",
         "personas": rates["persona"].nunique(),
         "seeds": ", ".join(sorted({s for s in grid["seed"] if s}, key=int)),
