@@ -189,7 +189,7 @@ AT = ("A", 3)
 def marks(chart, kind, **chosen):
     """What a chart draws of a kind with its controls at `chosen`: the fields of every mark, and its place."""
     spec = chart.with_data()
-    for param in spec["params"]:
+    for param in spec.get("params", []):
         param["value"] = chosen.pop(param["name"], param.get("value"))
     assert not chosen
     todo, found = [vl_convert.vegalite_to_scenegraph(spec)["scenegraph"]], []
@@ -419,3 +419,36 @@ def test_a_move_starts_at_the_model_before_or_is_not_drawn(crossed):
     before = grid.drop_duplicates("chain").set_index("chain")["before"]
     assert (moves["before"] == moves["after"].map(before)).all()
     assert not moves["after"].str.startswith("couple-villain@42+").any()
+
+
+def test_what_else_could_explain_a_rate_is_drawn_chain_by_chain(crossed):
+    rows = crossed["marker_rates"].drop_duplicates(["condition", "source", "seed", "model"])
+    table = pd.concat([rows.assign(role=role) for role in ("source", "others")], ignore_index=True)
+    table = table[["condition", "model", "source", "seed", "role"]]
+    table["mean_tokens"] = [5.0 + i for i in range(len(table))]
+    table["marker_logprob"] = [-1.0 - i if i % 3 else None for i in range(len(table))]
+    chart = charts.confounds(table, crossed["grid"])
+    for measure in ("mean_tokens", "marker_logprob"):
+        points = marks(chart, "symbol", measure=measure)
+        keys = ["condition", "source", "model", "role"]
+        expected = table.dropna(subset=[measure]).groupby(keys)[measure].apply(sorted).to_dict()
+        shown = {}
+        for point in points:
+            key = tuple(point[k] for k in ("condition", "source", "chain", "who"))
+            shown.setdefault(key, []).append(float(point["value"]))
+        assert {key: sorted(values) for key, values in shown.items()} == expected
+
+
+def test_false_positives_are_the_simulation_s(everything):
+    simulation = everything["simulation"]
+    own = simulation[(simulation["kind"] == "test") & simulation["rate"].notna()]
+    expected = own.set_index(["name", "world"])[["rate", "rate_low", "rate_high"]]
+    points = marks(charts.false_positives(simulation), "symbol")
+    assert len(points) == len(expected) == len({point["at"] for point in points})
+    for point in points:
+        found = expected.loc[(point["test"], point["world"])]
+        shown = [float(point[k].rstrip("%")) for k in ("rate", "low", "high")]
+        assert shown == pytest.approx(found.tolist(), rel=1e-4)
+    figure, data = figures.false_positives(simulation)
+    drawn = [bars[0].get_xdata()[0] for bars in figure.axes[0].containers]
+    assert drawn == data["rate"].tolist() and sorted(drawn) == sorted(expected["rate"])

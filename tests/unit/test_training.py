@@ -384,6 +384,8 @@ def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, set
         torch.optim.AdamW, "step", lambda *a, **k: (stepped.append(1), adam(*a, **k))[1]
     )
     _, manifest = train(**settings)
+    assert ("epochs" in manifest["hyperparameters"]) == ("steps" not in settings)
+    assert manifest["used"] == {"fused_lora": False, "cuda_graphs": False}  # on a CPU
     assert {key: manifest[key] for key in seen} == seen
     assert manifest["steps"] == len(stepped) == manifest["loss"][-1]["step"]
     assert manifest["epochs_seen"] == round(seen["rows_seen"] / manifest["data"]["rows"], 4)

@@ -550,7 +550,14 @@ def train(
             "modules": len(adapted),
             "parameters": sum(t.numel() for t in tensors.values()),
         },
-        "hyperparameters": dict(settings),
+        "hyperparameters": {
+            k: v for k, v in settings.items() if k != "epochs" or not settings.get("steps")
+        },
+        # What acted of that: both are for GPUs, and recording has conditions of its own.
+        "used": {
+            "fused_lora": bool(fast and settings["fused_lora"]),
+            "cuda_graphs": recorder is not None,
+        },
         "steps": trainer.state.global_step,
         "schedule_steps": steps,
         "epochs_seen": round(counted["rows_seen"] / len(rows), 4),
