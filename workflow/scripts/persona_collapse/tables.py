@@ -334,8 +334,8 @@ def geometry_contrasts(
     compared with all of the other's. `margin`: the largest difference of M1 that counts as none. `p`:
     sign flips over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the
     larger of two one-sided t tests over personas, small where the difference is within the margin.
-    Interval: jackknife over personas. q is Benjamini-Hochberg within `families`. Contrasts whose conditions are
-    not in the grid are left out.
+    Interval: jackknife over personas. q is Benjamini-Hochberg within `families`. Contrasts whose
+    conditions are not in the grid are left out.
     """
     cells = {
         name: part.drop_duplicates("chain")
