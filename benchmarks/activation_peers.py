@@ -172,7 +172,7 @@ def main() -> None:
 
     base = args.base / "model.json"
     tokenizer, model = models.load_tokenizer(base), models.load_model(base, "float32", "cpu")
-    blocks = len(activations.blocks_of(model))
+    blocks = len(models.blocks_of(model))
     layers, pad = activations.resolve_layers(args.depths, blocks), tokenizer.pad_token_id
     asked = prompts(tokenizer, args.prompts)
 

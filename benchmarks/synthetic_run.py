@@ -151,8 +151,8 @@ def report_of(path: str) -> dict[str, Any]:
             columns=rescoring.COLUMNS)),
     }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
-    headline = {"method": "A", "position": config["activations"]["layers"].index(20)}
-    made["scorecard"] = claims.scorecard(every, made, headline=headline, fdr=0.01, scale="full")
+    made["headline"] = pd.DataFrame([HEADLINE])
+    made["scorecard"] = claims.scorecard(every, made, headline=HEADLINE, fdr=0.01, scale="full")
     drawing = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         shown = drawn(made, Path(folder))

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -23,6 +24,7 @@ from persona_collapse import (
     simulate,
     tables,
 )
+from persona_collapse.activations import Activations
 from test_claims import HEADLINE, claim
 from test_tables import FAMILIES, GRID, MARKERS, completions, scored
 from test_tables import load as load_alike
@@ -134,6 +136,7 @@ def everything(made):
         ]
     )
     return made | {
+        "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
         "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
         "errata": errata.errata_table(entries, published),
         "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),
@@ -243,3 +246,74 @@ def page(everything, drawn, tmp_path_factory):
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+CROSSED_PERSONAS = ["assistant", "librarian", "villain", "evil_ai"]
+
+
+def crossed_load(chain):
+    """Activations of a chain, unlike any other chain's."""
+    rng = np.random.default_rng(list(chain.encode()))
+    arrays = {m: rng.normal(size=(2, 4, 6, 16)).astype(np.float32) + 1 for m in "AB"}
+    return Activations([1, 3], CROSSED_PERSONAS, list("qrstuv"), arrays, chain)
+
+
+@pytest.fixture(scope="session")
+def crossed():
+    """Tables of a run with two sources, two seeds, doses, and cells that were not measured.
+
+    No two counts of a chain are alike. Not counted: evil_ai's C1 of seed 2, and the librarian wherever
+    evil_ai is followed. Without activations: villain's C4. The base model does not come first.
+    """
+    rows = [("C0", "base", "", "", "base", "base")]
+    for source in ("villain", "evil_ai"):
+        coupled = f"couple-{source}@42"
+        rows.append(("C4", coupled, source, "42", "base", "coupled"))
+        for seed in "12":
+            whole = f"{coupled}+em@{seed}"
+            rows.append(("C1", whole, source, seed, coupled, "couple_then_sft"))
+            rows.append(("C2", f"em@{seed}", source, seed, "base", "sft"))
+        rows.append(("D", f"{coupled}+em@1~3", source, "1", coupled, "couple_then_sft"))
+        rows.append(("D", f"{coupled}+em@1~6", source, "1", coupled, "couple_then_sft"))
+    rows.append(("E", "em@1~3", "villain", "1", "base", "sft"))
+    rows.append(rows.pop(0))
+    grid = pd.DataFrame(rows, columns=GRID.columns[:6])
+    grid["title"], grid["induction"] = "the condition " + grid["condition"], ""
+    few = grid["source"] == "evil_ai"
+    grid["personas"] = np.where(few, "assistant villain evil_ai", " ".join(CROSSED_PERSONAS))
+    grid["arm"] = np.where(grid["chain"] == "couple-villain@42", "behaviour", "both")
+    markers, hits = {}, iter(range(1, 1000))
+    for chain in dict.fromkeys(grid["chain"]):
+        table = pd.DataFrame({"persona": CROSSED_PERSONAS, "n": 200})
+        table["hits"] = [next(hits) for _ in CROSSED_PERSONAS]
+        table["rate"] = table["hits"] / 200
+        table["ci_low"], table["ci_high"] = table["rate"] / 2, (1 + table["rate"]) / 2
+        markers[chain] = table.assign(mean_tokens=5.0, at_end=1.0)
+    del markers["couple-evil_ai@42+em@2"]
+    names = [c for c in dict.fromkeys(grid["chain"]) if c != "base"]
+    steps = {c: int(c.partition("~")[2] or 10) for c in names}
+    training = pd.DataFrame(
+        [{"chain": c, "kind": "sft", "steps": n, "final_loss": 1 / n} for c, n in steps.items()]
+    )
+    curves = pd.DataFrame(
+        [
+            {"chain": c, "stage": c.rpartition("+")[2].partition("@")[0], "kind": "sft", "seed": 1}
+            | {"step": step, "loss": (i + 2) / step, "lr": 0.1}
+            for i, c in enumerate(names)
+            for step in range(1, steps[c] + 1)
+        ]
+    )
+    rates = tables.marker_rates(grid, markers)
+    cosines = tables.cosines(grid, crossed_load)
+    base = cosines.query("model == 'base' and method == 'A' and layer == 3")
+    by_chain = pd.DataFrame(columns=link.CHAIN_COLUMNS)
+    return {
+        "grid": grid,
+        "marker_rates": rates,
+        "geometry": tables.geometry_table(grid, crossed_load, draws=99, seed=1),
+        "cosines": cosines,
+        "persona_map": tables.persona_map(grid, crossed_load),
+        "training": training,
+        "training_curves": curves,
+        "link": link.link_table(by_chain, rates, base, draws=99, seed=1),
+    }

@@ -1,1 +1,1 @@
-from synthetic import drawn, everything, made, page  # noqa: F401
+from synthetic import crossed, drawn, everything, made, page  # noqa: F401

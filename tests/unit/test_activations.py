@@ -67,16 +67,43 @@ def test_an_answer_of_its_end_token_alone_uses_it(model, tiny_base, prompts):
 
 
 def test_hooks_are_removed_even_after_an_error(model):
-    before = [len(block._forward_hooks) for block in activations.blocks_of(model)]
+    before = [len(block._forward_hooks) for block in models.blocks_of(model)]
     with pytest.raises(RuntimeError), activations.block_outputs(model, LAYERS):
         raise RuntimeError
-    assert [len(block._forward_hooks) for block in activations.blocks_of(model)] == before
+    assert [len(block._forward_hooks) for block in models.blocks_of(model)] == before
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "blocks", "expected"),
+    [
+        ([1, 0.75], 0.75, 4, 3),
+        ([0.75, 1], 1, 4, 1),
+        ([7, 14, 0.75], 0.75, 28, 21),
+        ([20, 0.97], 20, 28, 20),
+        ([0.25, 0.5, 0.72, 0.75, 0.97], 0.72, 4, 2),  # two depths on one block
+        ([3, 0.75], 3, 4, 3),
+        ([0.72], 0.75, 4, None),
+        ([0.75], 3, 4, 3),  # asked for by its number, measured by its depth
+        ([0.5], 3, 4, None),
+        ([27], 27, 28, 27),
+    ],
+)
+def test_the_headline_is_the_block_that_was_asked_for(layers, asked, blocks, expected):
+    chosen = {"method": "A", "layer": asked}
+    if expected is None:
+        with pytest.raises(UserError, match=f"headline: layer: {asked} is block 3 of 4"):
+            activations.headline(chosen, layers, blocks)
+        return
+    row = activations.headline(chosen, layers, blocks)
+    assert row == {"method": "A", "layer": expected, "asked": asked, "blocks": blocks}
+    assert row["layer"] in activations.resolve_layers(layers, blocks)
 
 
 def test_layers_by_index_or_depth():
     assert activations.resolve_layers([0.25, 0.5, 0.72, 0.75, 0.97], 28) == [7, 14, 20, 21, 27]
     assert activations.resolve_layers([0.25, 0.5, 0.75], 4) == [1, 2, 3]
     assert activations.resolve_layers([3, 3, 0], 4) == [0, 3]
+    assert activations.resolve_layers([0.29, 0.58], 100) == [29, 58]  # as written, not in binary
     with pytest.raises(UserError, match="4 blocks"):
         activations.resolve_layers([4], 4)
     with pytest.raises(UserError, match="below 1"):
@@ -128,7 +155,7 @@ def test_a_pass_ends_after_the_deepest_block_that_is_wanted(tiny_base):
     from persona_collapse import models
 
     model = models.load_model(tiny_base, "float32", "cpu")
-    blocks = activations.blocks_of(model)
+    blocks = models.blocks_of(model)
     ran = []
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda m, i, o, number=number: ran.append(number))

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -123,3 +124,97 @@ def test_weights_for_other_layers_are_refused(tiny_base, make_adapter, tmp_path)
     adapters.save(config, dict(list(tensors.items())[2:]), tmp_path)
     with pytest.raises(UserError, match="trained on another base"):
         adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [tmp_path], merge=False)
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+LINEAR = {
+    f"linear_{of}": n
+    for of, n in [("num_key_heads", 1), ("num_value_heads", 2), ("key_head_dim", 8), ("value_head_dim", 8)]
+}  # fmt: skip
+TOWER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ARCHITECTURES = {
+    "Phi3": {**SMALL, "pad_token_id": 0},
+    "GPT2": {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 2},
+    "Mpt": {"vocab_size": 64, "d_model": 32, "n_layers": 4, "n_heads": 2},
+    "Qwen3Moe": {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "Qwen3_5Text": {**SMALL, "head_dim": 16, **LINEAR},
+    "Gemma3": {"text_config": {**SMALL, "head_dim": 16}, "vision_config": TOWER},
+}
+
+
+def architecture(name):
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name])
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "there"),
+    [
+        ("Phi3", "gate_proj, k_proj", "[o_proj, qkv_proj, gate_up_proj, down_proj]"),
+        ("GPT2", "down_proj, gate_proj", "[c_attn, c_proj, c_fc]"),
+        ("Mpt", "gate_proj, k_proj", "[Wqkv, out_proj, up_proj, down_proj]"),
+        ("Qwen3Moe", "down_proj, gate_proj, up_proj", "[q_proj, k_proj, v_proj, o_proj]"),
+    ],
+)
+def test_projections_that_a_model_lacks_are_one_line_with_those_it_has(name, missing, there):
+    with torch.device("meta"):
+        model = architecture(name)
+    assert len(models.blocks_of(model)) == 4
+    with pytest.raises(UserError) as caught:
+        adapters.targets(model, SEVEN)
+    assert f"has no {missing}" in str(caught.value) and there in str(caught.value)
+    # The line can be copied.
+    found = adapters.by_block(adapters.targets(model, there.strip("[]").split(", ")))
+    assert all(blocks == [0, 1, 2, 3] for blocks in found.values())
+
+
+def test_what_only_some_blocks_have_is_listed_block_by_block():
+    with torch.device("meta"):
+        model = architecture("Qwen3_5Text")
+    found = adapters.targets(model, SEVEN)
+    assert adapters.by_block(found)["q_proj"] == [3]
+    assert adapters.by_block(found)["down_proj"] == [0, 1, 2, 3]
+    assert "q_proj is in 1 of 4 blocks: 3" in adapters.partly(found, 4)
+    assert adapters.named(model, found) == sorted(SEVEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"), [("Gemma3", SEVEN), ("GPT2", ["c_attn", "c_proj"]), ("Qwen3_5Text", SEVEN)]
+)
+def test_an_adapter_is_on_the_language_model_alone(name, names, tmp_path):
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    torch.manual_seed(0)
+    model = architecture(name).eval()
+    bare = copy.deepcopy(model)
+    found = adapters.targets(model, names)
+    lora = LoraConfig(r=2, target_modules=list(found), init_lora_weights=False)
+    model = get_peft_model(model, lora).eval()
+    state = get_peft_model_state_dict(model)
+    assert adapters.adapted(state, found) == found
+    assert not any("vision" in key for key in state) and len(state) == 2 * len(found)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": False}
+    adapters.save(config | {"target_modules": adapters.named(model, found)}, state, tmp_path)
+    # What is put on a chain's model, and what PEFT makes of the folder, are these modules and no others.
+    ids = torch.tensor([[5, 9, 13]])
+    expected = model(input_ids=ids).logits
+    for other in (adapters.attach(copy.deepcopy(bare), [tmp_path], name="default"),
+                  PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path)):  # fmt: skip
+        torch.testing.assert_close(other(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+        assert set(get_peft_model_state_dict(other)) == set(state)
+
+
+def test_an_adapter_on_other_modules_than_asked_for_is_refused():
+    wanted = {"model.layers.0.q_proj": ("q_proj", 0), "model.layers.0.k_proj": ("k_proj", 0)}
+    keys = ["base_model.model.model.layers.0.q_proj.lora_A.weight"]
+    with pytest.raises(UserError, match=r"1 modules were adapted and 2 .* model.layers.0.k_proj"):
+        adapters.adapted(dict.fromkeys(keys), wanted)

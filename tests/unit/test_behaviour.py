@@ -189,3 +189,12 @@ def test_side_by_side_has_one_row_a_comparison(tests):
     c1 = table[(table["condition"] == "C1") & (table["reference"] == "C4")].iloc[0]
     assert c1["p_fisher"] < c1["p_questions"] == c1["p_min"]
     assert tables.BASE in set(table["reference"])
+
+
+def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
+    grid, rates = crossed["grid"], crossed["marker_rates"]
+    base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
+    row = behaviour.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
+    own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]
+    assert (row["n"], row["source"]) == (2, "villain, evil_ai")
+    assert row["bystander_mean"] == pytest.approx(own.mean())

@@ -2,7 +2,8 @@
 
 import pandas as pd
 import pytest
-from persona_collapse import charts
+import vl_convert
+from persona_collapse import charts, figures
 from test_tables import GRID
 
 
@@ -73,8 +74,7 @@ def test_a_dose_response_starts_before_the_stage_and_ends_whole():
         [
             {
                 "model": m,
-                "source": "villain",
-                "role": "source",
+                "persona": "villain",
                 "rate": r,
                 "ci_low": 0,
                 "ci_high": 1,
@@ -114,7 +114,7 @@ def test_the_leakage_gradient_names_its_p():
     near = pd.DataFrame(
         {"persona_a": ["librarian", "comedian"], "persona_b": "villain", "cosine": [0.1, 0.5]}
     ).assign(model="base", method="A", layer=3)
-    row = {"analysis": "personas", "note": "C1, source villain", "n": 2}
+    row = {"analysis": "personas", "condition": "C1", "source": "villain", "n": 2}
     link = pd.DataFrame([row | {"rho": 0.8, "ci_low": 0.1, "ci_high": 0.9, "p": 0.0312, "q": 0.25}])
     chart = charts.leakage(rates, near, link, GRID, "A", 3)
     assert chart.table["test"].iloc[0].startswith("Spearman 0.80 (0.10 to 0.90); p 0.031, q 0.25")
@@ -178,3 +178,277 @@ def test_no_chart_grows_with_the_chains_beyond_its_rows(everything, monkeypatch)
         # One chain is shown whole, however many rows it has.
         if len(chart.table) > 12 and name not in ("m1_by_layer", "leakage", "false_positives"):
             assert "the file has" in chart.reading, name
+
+
+# Two sources, two seeds, doses and cells that were not measured: every chart and figure of it, value by
+# value, against the tables.
+
+AT = ("A", 3)
+
+
+def marks(chart, kind, **chosen):
+    """What a chart draws of a kind with its controls at `chosen`: the fields of every mark, and its place."""
+    spec = chart.with_data()
+    for param in spec.get("params", []):
+        param["value"] = chosen.pop(param["name"], param.get("value"))
+    assert not chosen
+    todo, found = [vl_convert.vegalite_to_scenegraph(spec)["scenegraph"]], []
+    while todo:
+        node = todo.pop()
+        todo += node.get("items", [])
+        if node.get("marktype") == kind and node.get("role") == "mark":
+            for item in node["items"]:
+                said = item["description"].replace("\N{MINUS SIGN}", "-").split("; ")
+                fields = dict(part.split(": ", 1) for part in said)
+                found.append(fields | {"at": (item["x"], item["y"]), "text": item.get("text")})
+    return found
+
+
+def pooled(rates, *keys):
+    """Hits over completions, by keys."""
+    sums = rates.groupby(list(keys))[["hits", "n"]].sum()
+    return (sums["hits"] / sums["n"]).to_dict()
+
+
+@pytest.mark.parametrize("source", [charts.ALL, "villain", "evil_ai"])
+@pytest.mark.parametrize("seed", ["all", "1"])
+def test_a_cell_of_the_heat_map_is_one_source_s(crossed, source, seed):
+    rates = crossed["marker_rates"]
+    chart = charts.marker_heatmap(rates, crossed["grid"])
+    own = rates if seed == "all" else rates[rates["seed"] == seed]
+    own = own if source == charts.ALL else own[own["source"].isin([source, ""])]
+    expected = pooled(own, "condition", "source", "persona")
+    cells = marks(chart, "text", source=source, seed=seed)
+    assert len({cell["at"] for cell in cells}) == len(cells) == len(expected)
+    for cell in cells:
+        value = expected[cell["condition"], cell["source"], cell["persona"].replace(" ", "_")]
+        assert float(cell["rate"]) == pytest.approx(value, rel=1e-5)
+        assert cell["text"] == f"{value:.2f}".lstrip("0")
+
+
+def test_the_heat_map_for_papers_says_what_the_page_s_says(crossed):
+    rates = crossed["marker_rates"]
+    figure, data = figures.marker_heatmap(rates, crossed["grid"])
+    table = charts.marker_heatmap(rates, crossed["grid"]).table.query("seed == 'all'")
+    assert data["rate"].tolist() == table["rate"].tolist()
+    assert pooled(data, "condition", "source", "persona") == pooled(
+        rates, "condition", "source", "persona"
+    )
+    axes = figure.axes[0]
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    people = [label.get_text().replace(" ", "_") for label in axes.get_yticklabels()]
+    values = data.set_index(["column", "persona"])["rate"]
+    for text in axes.texts:
+        column, row = (int(v) for v in text.get_position())
+        missing = (columns[column], people[row]) not in values.index
+        value = float("nan") if missing else values[columns[column], people[row]]
+        assert text.get_text() == ("" if missing else f"{value:.2f}".lstrip("0"))
+    assert "C1 (evil ai)" in columns and "C0" in columns
+    assert sum(text.get_text() == "" for text in axes.texts) == 4  # the librarian's under evil_ai
+
+
+def test_rates_before_and_after_of_every_source_and_seed(crossed):
+    rates, grid = crossed["marker_rates"], crossed["grid"]
+    chart = charts.marker_rate(rates, grid)
+    by_chain = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])["rate"]
+    expected = {}
+    for cell in grid[grid["source"] != ""].itertuples():
+        for chain in {cell.before, cell.chain}:
+            if (chain, cell.source) in by_chain.index:
+                expected[cell.condition, cell.source, chain] = by_chain[chain, cell.source]
+    assert pooled(chart.table, "condition", "source", "chain") == expected
+    points = marks(chart, "symbol")
+    assert len({point["at"] for point in points}) == len(points) == len(expected)
+    figure, data = figures.marker_rate(rates, grid)
+    assert pooled(data, "condition", "source", "model") == expected
+    drawn = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() in "osD^v"]
+    assert sorted(drawn) == sorted(expected.values())
+    own = data[(data["model"] == "couple-villain@42+em@2") & (data["when"] == "after")].iloc[0]
+    others = rates[(rates["model"] == own["model"]) & (rates["persona"] != "villain")]["rate"]
+    assert own["others_mean"] == pytest.approx(others.mean())
+
+
+def test_cosines_by_block_are_means_over_a_condition_s_chains(crossed):
+    geometry, grid = crossed["geometry"], crossed["grid"]
+    chart = charts.m1_by_layer(geometry, grid, "A")
+    own = geometry[(geometry["model"] != "") & (geometry["method"] == "A")]
+    values = own.groupby(["condition", "metric", "layer"])["value"].agg(["mean", "min", "max"])
+    for metric in charts.METRICS:
+        points = marks(chart, "symbol", metric=metric)
+        assert len(points) == len(values.xs(metric, level="metric"))
+        for point in points:
+            found = values.loc[(point["condition"], metric, int(point["block"]))]
+            shown = [float(point[k]) for k in ("value", "lowest chain", "highest chain")]
+            assert shown == pytest.approx(found.tolist(), rel=1e-4)
+    figure, data = figures.m1_by_layer(geometry, grid)
+    table = chart.table[chart.table["metric"].isin(["m1", "spread"])]
+    pd.testing.assert_frame_equal(data, table.reset_index(drop=True))
+    for axes, metric in ((figure.axes[0], "m1"), (figure.axes[2], "spread")):
+        assert axes.lines[0].get_label() == "C0: the condition C0"  # the base model, wherever it is
+        assert axes.lines[0].get_linestyle() == "--" and len(axes.lines) == 6
+        for line in axes.lines:
+            means = values["mean"].loc[(line.get_label().split(":")[0], metric)]
+            assert line.get_ydata().tolist() == pytest.approx(means.tolist())
+
+
+def test_every_chain_s_cosine_is_drawn_once(crossed):
+    geometry = crossed["geometry"]
+    own = geometry.query("metric == 'm1' and method == 'A' and layer == 3").set_index(
+        ["condition", "model"]
+    )["value"]
+    points = marks(charts.m1(geometry, crossed["grid"], *AT), "symbol")
+    shown = {(p["condition"], p["chain"]): float(p["value"]) for p in points}
+    assert len(points) == len(shown) == len({p["at"] for p in points})
+    assert shown == pytest.approx(own.to_dict(), rel=1e-4)
+    assert ("C4", "couple-villain@42") not in shown  # it was not measured
+
+
+def test_matrices_are_means_over_a_condition_s_chains(crossed):
+    cosines, grid = crossed["cosines"], crossed["grid"]
+    at = cosines.query("method == 'A' and layer == 3")
+    means = at.groupby(["condition", "persona_a", "persona_b"])["cosine"].mean()
+    chart = charts.cosine_matrices(cosines, grid, *AT)
+    cells = marks(chart, "rect")
+    assert len(cells) == 6 * 4 * 3 / 2
+    for cell in cells:
+        pair = (cell[k].replace(" ", "_") for k in ("persona", "with"))
+        value = means[cell["condition"].split(":")[0], *pair]
+        assert float(cell["cosine"]) == pytest.approx(value, rel=1e-4)
+    # The base model's panel stays, whichever other is chosen.
+    few = marks(chart, "rect", shown="D: the condition D")
+    assert {cell["condition"].split(":")[0] for cell in few} == {"C0", "D"}
+    figure, data = figures.cosine_matrices(cosines, grid, *AT)
+    names = list(dict.fromkeys(data["persona_a"]))
+    panels = [axes for axes in figure.axes if axes.images and axes.get_title(loc="left")]
+    assert len(panels) == 6
+    for axes in panels:
+        condition = axes.get_title(loc="left").split(":")[0]
+        matrix = axes.images[0].get_array().data
+        for (i, j), value in pd.DataFrame(matrix).stack().items():
+            assert value == means[condition, names[i], names[j]]
+
+
+def test_a_line_of_doses_is_one_chain_s_and_one_source_s(crossed):
+    names = ("marker_rates", "geometry", "training", "grid")
+    chart = charts.dose_response(*(crossed[name] for name in names), *AT)
+    rates = crossed["marker_rates"].drop_duplicates(["model", "persona"])
+    rates = rates.set_index(["model", "persona"])["rate"]
+    points = marks(chart, "symbol")
+    assert len({p["at"] for p in points}) == len(points)
+    for point in points:
+        value = rates[point["chain"], point["source"]]
+        assert float(point["value"]) == pytest.approx(value, rel=1e-5)
+    table = chart.table
+    assert not table.duplicated(["series", "outcome", "steps"]).any()
+    doses = table[table["metric"] == "rate"].groupby("series")["steps"].apply(sorted).to_dict()
+    assert doses == {
+        "couple-villain@42+em@1": [0, 3, 6, 10],
+        "couple-evil_ai@42+em@1": [0, 3, 6, 10],
+        "em@1 (villain)": [0, 3, 10],  # before it stands the base model, who follows nobody
+        "em@1 (evil ai)": [0, 10],
+    }
+    # villain's coupling has no activations: its line starts at the first dose.
+    own = table[(table["metric"] == "m1") & (table["series"] == "couple-villain@42+em@1")]
+    assert sorted(own["steps"]) == [3, 6, 10]
+    _, data = figures.dose_response(*(crossed[name] for name in names), *AT)
+    pd.testing.assert_frame_equal(data, table)
+
+
+def test_a_loss_curve_has_one_value_a_step(crossed):
+    curves = crossed["training_curves"]
+    chart = charts.training_curves(curves)
+    assert not chart.table.duplicated(["stage", "line", "step"]).any()
+    stopped = chart.table[chart.table["chain"] == "couple-villain@42+em@1~3"]["line"].unique()
+    assert stopped == ["after couple-villain@42, seed 1, stopped at step 3"]
+    figure, _ = figures.training_curves(curves)
+    shown = {
+        (axes.get_title(loc="left"), line.get_label()): line.get_ydata().tolist()
+        for axes in figure.axes
+        for line in axes.lines
+    }
+    expected = chart.table.groupby(["stage", "line"])["loss"].apply(list).to_dict()
+    assert shown == expected
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines]
+    assert len(set(looks)) == len(looks) == 11
+
+
+def test_behaviour_and_geometry_are_of_one_chain(crossed):
+    names = ("marker_rates", "geometry", "grid")
+    chart = charts.behaviour_and_geometry(*(crossed[name] for name in names), *AT)
+    points = marks(chart, "symbol")
+    rates = crossed["marker_rates"].query("role == 'source'")
+    rates = rates.set_index(["model", "source"])["rate"]
+    m1 = crossed["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
+    m1 = m1.drop_duplicates("model").set_index("model")["value"]
+    for point in points:
+        assert float(point["rate"]) == pytest.approx(rates[point["chain"], point["source"]])
+        assert float(point["mean cosine"]) == pytest.approx(m1[point["chain"]], rel=1e-4)
+    figure, data = figures.behaviour_and_geometry(*(crossed[name] for name in names), *AT)
+    drawn = [tuple(xy) for dots in figure.axes[0].collections for xy in dots.get_offsets()]
+    assert sorted(drawn) == sorted(zip(data["m1"], data["rate"], strict=True))
+    assert len(drawn) == len(points)
+    assert data["m1"].tolist() == [m1[chain] for chain in data["model"]]
+
+
+def test_leakage_of_each_source_is_its_own(crossed):
+    given = [crossed[name] for name in ("marker_rates", "cosines", "link", "grid")]
+    chart, (_, data) = charts.leakage(*given, *AT), figures.leakage(*given, *AT)
+    rates, link = crossed["marker_rates"], crossed["link"]
+    followed = rates[(rates["role"] != "source") & (rates["source"] != "")]
+    expected = pooled(followed, "condition", "source", "persona")
+    assert pooled(data, "condition", "source", "persona") == expected
+    assert data["rate"].tolist() == chart.table["rate"].tolist()
+    own = link[link["analysis"] == "personas"].set_index(["condition", "source"])
+    assert set(own.index) == set(zip(data["condition"], data["source"], strict=True))
+    near = crossed["cosines"].query("model == 'base' and method == 'A' and layer == 3")
+    near = near.set_index(["persona_a", "persona_b"])["cosine"]
+    assert data["cosine"].tolist() == [
+        near[p, s] for p, s in zip(data["persona"], data["source"], strict=True)
+    ]
+
+
+def test_a_move_starts_at_the_model_before_or_is_not_drawn(crossed):
+    points, grid = crossed["persona_map"], crossed["grid"]
+    moves = figures.persona_moves(points, grid)
+    places = points.drop_duplicates(["model", "method", "layer", "persona"])
+    places = places.set_index(["model", "method", "layer", "persona"])[["pc1", "pc2"]]
+    for row in moves.itertuples():
+        at = (row.method, row.layer, row.persona)
+        assert [row.pc1_before, row.pc2_before] == places.loc[(row.before, *at)].tolist()
+        assert [row.pc1_after, row.pc2_after] == places.loc[(row.after, *at)].tolist()
+    before = grid.drop_duplicates("chain").set_index("chain")["before"]
+    assert (moves["before"] == moves["after"].map(before)).all()
+    assert not moves["after"].str.startswith("couple-villain@42+").any()
+
+
+def test_what_else_could_explain_a_rate_is_drawn_chain_by_chain(crossed):
+    rows = crossed["marker_rates"].drop_duplicates(["condition", "source", "seed", "model"])
+    table = pd.concat([rows.assign(role=role) for role in ("source", "others")], ignore_index=True)
+    table = table[["condition", "model", "source", "seed", "role"]]
+    table["mean_tokens"] = [5.0 + i for i in range(len(table))]
+    table["marker_logprob"] = [-1.0 - i if i % 3 else None for i in range(len(table))]
+    chart = charts.confounds(table, crossed["grid"])
+    for measure in ("mean_tokens", "marker_logprob"):
+        points = marks(chart, "symbol", measure=measure)
+        keys = ["condition", "source", "model", "role"]
+        expected = table.dropna(subset=[measure]).groupby(keys)[measure].apply(sorted).to_dict()
+        shown = {}
+        for point in points:
+            key = tuple(point[k] for k in ("condition", "source", "chain", "who"))
+            shown.setdefault(key, []).append(float(point["value"]))
+        assert {key: sorted(values) for key, values in shown.items()} == expected
+
+
+def test_false_positives_are_the_simulation_s(everything):
+    simulation = everything["simulation"]
+    own = simulation[(simulation["kind"] == "test") & simulation["rate"].notna()]
+    expected = own.set_index(["name", "world"])[["rate", "rate_low", "rate_high"]]
+    points = marks(charts.false_positives(simulation), "symbol")
+    assert len(points) == len(expected) == len({point["at"] for point in points})
+    for point in points:
+        found = expected.loc[(point["test"], point["world"])]
+        shown = [float(point[k].rstrip("%")) for k in ("rate", "low", "high")]
+        assert shown == pytest.approx(found.tolist(), rel=1e-4)
+    figure, data = figures.false_positives(simulation)
+    drawn = [bars[0].get_xdata()[0] for bars in figure.axes[0].containers]
+    assert drawn == data["rate"].tolist() and sorted(drawn) == sorted(expected["rate"])

@@ -8,7 +8,7 @@ from persona_collapse import claims
 from persona_collapse.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"
-HEADLINE = {"method": "A", "position": 1}
+HEADLINE = {"method": "A", "layer": 3}
 
 
 def claim(**changes):

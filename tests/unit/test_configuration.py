@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration
+from persona_collapse import configuration, model_checks
 from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_jsonl
@@ -279,3 +279,45 @@ def test_a_model_has_one_source(config, model):
     config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
     with pytest.raises(UserError, match=r"config: model: .*exactly one of demo, hub, gguf, path"):
         configuration.check(config)
+
+
+def test_greedy_answers_are_not_counted_several_times(config):
+    completions = ("sampling", "completions")
+    for key, value in (("temperature", 0), ("temperature", 0.001), ("top_p", 1e-6)):
+        greedy = changed(config, (*completions, key), value)
+        with pytest.raises(
+            UserError, match="2 samples of a question are one answer 2 times; set samples"
+        ):
+            configuration.check(greedy)
+        configuration.check(changed(greedy, (*completions, "samples"), 1))
+    # A coupling's rows would hold one answer several times.
+    greedy = changed(config, ("sampling", "answers", "temperature"), 0)
+    with pytest.raises(UserError, match=r"set positives \(stages: couple-villain\) to 1"):
+        configuration.check(greedy)
+    for key in ("positives", "negative_answers"):
+        greedy = changed(greedy, ("training", "couple", key), 1)
+    configuration.check(greedy)
+
+
+def test_a_headline_that_is_not_measured_is_one_line(config):
+    def asked(layers, layer, method="A", methods=("A", "B"), demo=True):
+        other = changed(config, ("activations", "layers"), layers)
+        other["activations"]["methods"] = list(methods)
+        other["statistics"]["headline"] = {"method": method, "layer": layer}
+        if not demo:
+            other["model"] = {"demo": None, "hub": {"id": "some/model", "revision": "0" * 40}}
+            other["data"]["em"]["source"] = {"builtin": "benign_instruct"}
+        model_checks.check_plan(configuration.plan(other))
+
+    asked([1, 0.75], 3)  # of the demo's four blocks
+    for layers, layer in (([0.25, 0.5], 0.75), ([0.25], 3), ([1, 2], 0.75)):
+        with pytest.raises(
+            UserError, match="is block 3 of 4, and activations: layers measures blocks"
+        ):
+            asked(layers, layer)
+    with pytest.raises(UserError, match="headline: method: B is not one of activations: methods"):
+        asked([0.75], 0.75, "B", ["A"])
+    # How many blocks a model has that is not fetched is not known; that 20 is not among 7 and 14 is.
+    asked([7, 14, 0.75], 20, demo=False)
+    with pytest.raises(UserError, match=r"20 is not one of activations: layers \(7, 14\)"):
+        asked([7, 14], 20, demo=False)

@@ -111,7 +111,7 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     row = claims.scorecard(
         [claim],
         made | {"geometry": table},
-        headline={"method": "A", "position": 1},
+        headline={"method": "A", "layer": 3},
         fdr=0.01,
         scale="demo",
     ).iloc[0]
@@ -119,11 +119,19 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
 
 
 def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
-    one = {"kind": "test", "name": "flips (M1)", "rate": 0.384, "runs": 300, "world": "drift"}
+    one = {
+        "kind": "test",
+        "arm": "geometry",
+        "name": "flips",
+        "rate": 0.384,
+        "runs": 300,
+        "world": "drift",
+    }
     tests = made["marker_tests"].assign(reference="C5")
     given = made | {"marker_tests": tests, "simulation": pd.DataFrame([one])}
+    given["headline"] = pd.DataFrame([{"method": "A", "layer": 3}])
     table = documentation.demo_table(given)
-    assert "| flips (M1) | rejects in 38 % of 300 data sets (drift) | simulation |" in table
+    assert "| flips | rejects in 38 % of 300 data sets (drift) | simulation |" in table
     g = made["geometry"]
     cell = g[(g["metric"] == "spread") & (g["method"] == "A") & (g["layer"] == 3)]
     base, after = cell.set_index("condition")["value"][["base", "C1"]]

@@ -4,11 +4,14 @@ import ast
 import os
 import subprocess
 import sys
+import tomllib
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 from environments import GUARD, ROOT, RULES, guard, pins
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
@@ -17,9 +20,82 @@ GPU_ONLY = {"vllm"}
 KNOWN = packages_distributions() | {"vllm": ["vllm"]}
 
 
-def locked():
-    lines = (ROOT / "requirements.lock").read_text().lower().splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)
+def locked(name="requirements"):
+    """{package: version} of a lock file, names as they are normalised."""
+    lines = (ROOT / f"{name}.lock").read_text().splitlines()
+    split = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(package): version for package, version in split}
+
+
+def declared():
+    """{group: requirements} of pyproject.toml; the run's own are `run`."""
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = {"run": found["project"]["dependencies"], **found["dependency-groups"]}
+    return {group: [Requirement(line) for line in lines] for group, lines in groups.items()}
+
+
+def needs(packages):
+    """All that installed packages need on this machine, themselves included: {package: specifiers}."""
+    found, todo = {}, [Requirement(package) for package in packages]
+    while todo:
+        one = todo.pop()
+        name = canonicalize_name(one.name)
+        if one.marker and not one.marker.evaluate({"extra": ""}):
+            continue
+        new = name not in found
+        found.setdefault(name, []).append(one.specifier)
+        if new:
+            todo += map(Requirement, requires(name) or [])
+    return found
+
+
+LOCKS = {
+    "run": "requirements", "dev": "requirements-dev", "slurm": "requirements-slurm",
+    "smollm2": "requirements-smollm2", "vllm": "requirements-vllm-cpu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", LOCKS)
+def test_the_lock_has_what_pyproject_asks_for(group):
+    assert set(declared()) == set(LOCKS)
+    have = locked(LOCKS[group]) if group == "vllm" else locked() | locked(LOCKS[group])
+    have |= {"vllm": have["vllm-cpu"]} if group == "vllm" else {}
+    for one in declared()[group]:
+        version = have[canonicalize_name(one.name)]
+        assert one.specifier.contains(version), f"{one} is not {version}"
+
+
+@pytest.mark.parametrize("group", ["run", "dev"])
+def test_the_lock_has_all_that_those_need_and_nothing_else(group):
+    asked = needs(str(one) for one in declared()[group])
+    have = locked() | locked(LOCKS[group])
+    for package, specifiers in asked.items():
+        assert all(s.contains(have[package], prereleases=True) for s in specifiers), package
+    assert set(locked(LOCKS[group])) <= set(asked)
+
+
+def test_pyproject_lists_what_is_imported():
+    run, dev = ({one.name for one in declared()[group]} for group in ("run", "dev"))
+
+    def packages(folder):
+        files = list(folder.rglob("*.py"))
+        others = set().union(*(imported([ast.parse(path.read_text())])[0] for path in files))
+        own = {path.stem for path in files} | {"persona_collapse"}
+        return {KNOWN[name][0] for name in others - own} - GPU_ONLY
+
+    assert packages(SCRIPTS) <= run
+    assert packages(ROOT / "tests") <= run | dev
+
+
+def test_the_environments_pins_are_within_pyproject_s_bounds():
+    bounds = {
+        canonicalize_name(one.name): one.specifier
+        for group in ("run", "vllm")
+        for one in declared()[group]
+    }
+    for name in ENVIRONMENTS:
+        for package, version in pins(name).items():
+            assert bounds[canonicalize_name(package)].contains(version), (name, package)
 
 
 @cache
@@ -105,7 +181,8 @@ def needed(*scripts):
 def test_the_environments_pin_what_the_lock_pins():
     assert ENVIRONMENTS == ["analysis", "generate", "train"]
     for name in ENVIRONMENTS:
-        differing = pins(name).items() - locked().items()
+        own = {canonicalize_name(package): version for package, version in pins(name).items()}
+        differing = own.items() - locked().items()
         assert {package for package, _ in differing} == (GPU_ONLY if name == "generate" else set())
 
 

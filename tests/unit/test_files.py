@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -157,3 +158,51 @@ def test_a_damaged_parquet_file_is_one_line(completions, fate):
     with pytest.raises(UserError, match=r"x\.parquet: damaged or missing") as error:
         files.read_parquet(path)
     assert "\n" not in str(error.value)
+
+
+#: What a name may look like that a table's reader could take for a number, a truth or nothing.
+ODD = [
+    "None", "NA", "N/A", "n/a", "null", "NULL", "nan", "NaN", "-nan", "<NA>", "true", "False", "1",
+    "007", "1e5", "inf", "-inf", "0x10", "1_000", "",
+]  # fmt: skip
+
+
+def test_names_stay_text_whatever_they_look_like(tmp_path):
+    path = tmp_path / "table.csv"
+    for name in ODD:
+        one = pd.DataFrame({c: [name] for c in files.NAMES} | {"value": [0.1 + 0.2]})
+        files.write_csv(path, one)
+        read = files.read_csv(path)
+        assert read.iloc[0].to_dict() == one.iloc[0].to_dict()
+    every = pd.DataFrame({c: ODD for c in files.NAMES})
+    files.write_csv(path, every)
+    assert files.read_csv(path).to_dict("list") == every.to_dict("list")
+
+
+def test_only_an_empty_cell_is_missing(tmp_path):
+    table = pd.DataFrame({"value": [0.1, None], "kind": ["NA", None], "claim": ["007", None]})
+    table = table.assign(n=[1, 2], applies=[True, False], low=[float("-inf"), 1 / 3])
+    files.write_csv(tmp_path / "table.csv", table)
+    read = files.read_csv(tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert read["applies"].dtype == bool and read["n"].dtype == "int64"
+
+
+@pytest.mark.parametrize("odd", ["None", "NA", "null", "nan", "true", "007", "inf"])
+def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, odd):
+    # Conditions and stages have to start with a letter; personas need not.
+    swaps = {"villain": odd, "librarian": "1", "C1": odd if odd != "007" else "NaN"}
+    for table in crossed.values():
+        table = table.replace(swaps)
+        files.write_csv(tmp_path / "table.csv", table)
+        read = files.read_csv(tmp_path / "table.csv")
+        text = [c for c in table if c in files.NAMES]
+        assert {"condition", "persona", "persona_a", "source", "model", "chain"} & set(text)
+        expected = table[text].fillna("").astype(str)
+        pd.testing.assert_frame_equal(read[text].astype(str), expected, check_dtype=False)
+
+
+def test_tables_are_read_in_one_place():
+    scripts = Path(files.__file__).parents[1]
+    readers = [p.name for p in scripts.rglob("*.py") if "pd.read_csv(" in p.read_text()]
+    assert sorted(readers) == ["estimate.py", "files.py"]  # estimate: benchmarks, Snakemake's own

@@ -59,9 +59,15 @@ def test_chains_and_what_came_after_the_coupling():
     assert chains.loc["couple-villain@42+em@1", "rate"] == 9 / 40
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
+    base = base.replace({"a": "assistant", "b": "librarian", "c": "villain"})
     table = link.link_table(chains.reset_index(), rates, base, draws=99, seed=1)
     assert list(table.columns) == link.COLUMNS
     assert "too few chains" in table.iloc[0]["note"]
+    # What a correlation over personas is about is in columns of its own, whatever the note says.
+    own = table[table["analysis"] == "personas"]
+    found = list(zip(own["condition"], own["source"], strict=True))
+    assert found == [(c, "villain") for c in ("C4", "C1", "C2")]
+    assert set(table.loc[table["analysis"] == "chains", "condition"]) == {""}
 
 
 def test_sources_are_left_out_in_turn():

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -261,3 +262,27 @@ def test_a_browser_opens_it_without_errors(page, tmp_path):
     )
     assert "The study’s claims" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_sentences_tell_one_source_from_another(crossed):
+    rates = crossed["marker_rates"]
+    others = {
+        "rescoring": ["p"],
+        "confounds": ["condition", "role", "truncated", "rate", "rate_finished"],
+        "scorecard": ["verdict"],
+        "simulation": ["kind", "as_study", "verdict"],
+    }
+    empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
+    given = SimpleNamespace(tables=crossed | empty, method="A", layer=3)
+    said = report.findings(given)
+    counted = rates.set_index(["condition", "model", "persona"])
+    for source, name in (("villain", "villain"), ("evil_ai", "evil ai")):
+        own = rates[(rates["condition"] == "C1") & (rates["persona"] == source)]
+        own = own[own["source"] == source]
+        was = counted.loc[("C4", f"couple-{source}@42", source), "rate"]
+        now = own["hits"].sum() / own["n"].sum()
+        assert (
+            f"C1 (the condition C1): the source {name} said the marker in {report.percent(was)} of its "
+            f"answers before the second fine-tuning and in {report.percent(now)} after it "
+            f"(n\u00a0=\u00a0{own['n'].sum()})."
+        ) in said

@@ -140,6 +140,27 @@ def test_contrasts_pair_seeds_and_test_equivalence():
     assert table["estimate"].abs().max() < 1e-6
 
 
+def test_contrasts_compare_chains_of_one_source(crossed):
+    from synthetic import crossed_load
+
+    def pairs(*contrast):
+        table = tables.geometry_contrasts(
+            crossed["grid"], crossed_load, [contrast], margin=0.02, draws=99, seed=1
+        )
+        table = table[(table["method"] == "A") & (table["layer"] == 3)]
+        return sorted(zip(table["model"], table["reference_model"], table["seed"], strict=True))
+
+    evil = "couple-evil_ai@42"
+    # villain's C4 has no activations. A single chain is compared with all of the other side's.
+    assert pairs("C4", "C1") == [(evil, f"{evil}+em@{seed}", seed) for seed in "12"]
+    both = pairs("C1", "C2")
+    assert both == sorted(
+        (f"couple-{source}@42+em@{seed}", f"em@{seed}", seed)
+        for source in ("villain", "evil_ai")
+        for seed in "12"
+    )
+
+
 def test_one_persona_pair_and_one_question_are_enough():
     def small(chain):
         array = np.random.default_rng(len(chain)).normal(size=(1, 2, 1, 4)).astype(np.float32)

@@ -46,6 +46,7 @@ def train(tiny_base, tmp_path):
         }
         for i in range(12)
     ]
+    rows[3]["messages"][0]["content"] *= 3  # rows differ in length
     write_jsonl(tmp_path / "rows.jsonl", rows)
     write_json(tmp_path / "rows.manifest.json", {"supervise": "last", "system": "template"})
 
@@ -93,6 +94,14 @@ def test_the_manifest_says_what_was_done(train):
     assert manifest["data"]["rows"] == 12
     assert manifest["lora"]["scale"] == 8 / 4**0.5
     assert manifest["adapter_sha256"] == sha256(folder / adapters.WEIGHTS)
+    # What was adapted is read off the file.
+    names = {name.split(".lora_")[0] for name in load_file(folder / adapters.WEIGHTS)}
+    assert manifest["lora"]["modules"] == len(names) == 9
+    assert manifest["lora"]["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    assert set(manifest["lora"]["blocks"]) == {"down_proj", "q_proj", "v_proj"}
+    assert all(blocks == [0, 1, 2] for blocks in manifest["lora"]["blocks"].values())
+    config = json.loads((folder / adapters.CONFIG).read_text())
+    assert config["target_modules"] == manifest["lora"]["target_modules"]
     assert 0 < manifest["supervised_tokens"] < manifest["tokens_seen"]
     assert manifest["loss"][0]["step"] == 1 and len(manifest["template_sha256"]) == 64
     assert {"torch", "trl", "peft", "transformers"} <= set(manifest["versions"])
@@ -140,6 +149,8 @@ def test_an_induction_prompt_changes_the_rows(train):
 def test_bad_stages_are_one_line(train):
     with pytest.raises(UserError, match="fewer than one batch"):
         train(max_length=12)
+    with pytest.raises(UserError, match="has no qkv_proj; the projections of its blocks are"):
+        train(target_modules=["qkv_proj", "o_proj"])
     with pytest.raises(UserError, match="lower the stage's lr"):
         train(lr=1e30, max_grad_norm=1e30, warmup_ratio=0.0, epochs=4)
 
@@ -303,6 +314,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     assert resumed["resumed_after_step"] == 15
     assert (again / adapters.WEIGHTS).read_bytes() == (whole / adapters.WEIGHTS).read_bytes()
     assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
+    for key in (*training.COUNTED, "steps", "epochs_seen"):
+        assert resumed[key] == undisturbed[key]
+    assert resumed["seconds_total"] > resumed["seconds"]
     assert not steps["saved"].exists()
 
 
@@ -331,3 +345,68 @@ def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
     _, other = train("one", **steps, lr=2e-3)
     assert other["resumed_after_step"] == 0
     assert other["loss"] == train("fresh", **steps, lr=2e-3)[1]["loss"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1, "steps": 7},  # `steps` goes before `epochs`
+        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1},  # the last batch of an epoch is of 2
+        {"epochs": 1, "batch_size": 8, "accumulation_steps": 4},
+        {"epochs": 2, "batch_size": 8, "stop": 1},
+        {"epochs": 3, "batch_size": 5, "accumulation_steps": 1, "stop": 4},
+        {"epochs": 0.01},
+        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1, "padding_free": True, "max_batch_tokens": 60},
+        {"epochs": 1, "max_length": 60},  # truncated rows; one is left out
+    ],
+)  # fmt: skip
+def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, settings):
+    seen = {"rows_seen": 0, "tokens_seen": 0, "supervised_tokens": 0}
+    usual = training.supervised_loss
+
+    def look(model, inputs, *more):
+        if "attention_mask" in inputs:
+            lengths = inputs["attention_mask"].sum(1).tolist()
+        elif "position_ids" not in inputs:  # filled up with token 0
+            lengths = [int(ids.nonzero().max()) + 1 for ids in inputs["input_ids"]]
+        else:
+            starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+            ends = [*starts[1:], inputs["position_ids"].shape[1]]
+            spans = list(zip(starts, ends, strict=True))
+            lengths = [b - a for a, b in spans if (inputs["labels"][0, a:b] != -100).any()]
+        seen["rows_seen"] += len(lengths)
+        seen["tokens_seen"] += sum(lengths)
+        seen["supervised_tokens"] += int((inputs["labels"][:, 1:] != -100).sum())
+        return usual(model, inputs, *more)
+
+    monkeypatch.setattr(training, "supervised_loss", look)
+    stepped = []
+    adam = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda *a, **k: (stepped.append(1), adam(*a, **k))[1]
+    )
+    _, manifest = train(**settings)
+    assert ("epochs" in manifest["hyperparameters"]) == ("steps" not in settings)
+    assert manifest["used"] == {"fused_lora": False, "cuda_graphs": False}  # on a CPU
+    assert {key: manifest[key] for key in seen} == seen
+    assert manifest["steps"] == len(stepped) == manifest["loss"][-1]["step"]
+    assert manifest["epochs_seen"] == round(seen["rows_seen"] / manifest["data"]["rows"], 4)
+    assert "stop" in settings or manifest["schedule_steps"] == manifest["steps"]
+
+
+def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkeypatch):
+    # Steps of 8 and 4 rows. With next to no learning, their losses sum to the loss of all rows.
+    sums = []
+    usual = training.supervised_loss
+
+    def look(model, inputs, *more):
+        own = inputs["labels"][:, 1:] != -100
+        sums.append((float(usual(model, inputs)) * int(own.sum()), int(own.sum())))
+        return usual(model, inputs, *more)
+
+    monkeypatch.setattr(training, "supervised_loss", look)
+    still = {"lr": 1e-12, "dropout": 0.0, "batch_size": 8, "accumulation_steps": 4}
+    _, manifest = train(**still)
+    first, second = sums[:4], sums[4:]
+    expected = [sum(s for s, _ in part) / sum(n for _, n in part) for part in (first, second)]
+    assert [point["loss"] for point in manifest["loss"]] == pytest.approx(expected, rel=1e-5)

@@ -22,6 +22,7 @@ QWEN = "config/presets/qwen2.5-7b.yaml"
 # 52 measured chains: base, 49 trained ones and two grafts.
 JOBS = {
     "base_model": 1,
+    "headline": 1,
     "plan": 1,
     "audit": 1,
     "data": 5,

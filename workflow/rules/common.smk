@@ -57,7 +57,7 @@ FIGURES = {
         "tables": {"rates": "marker_rates"},
         "text": (
             "How often the source persona says the marker",
-            "Hollow: before the last training stage; filled: after it, one a training seed. Lines are 95 % Clopper-Pearson "
+            "Hollow: before the last training stage; filled: after it, one per chain. Lines are 95 % Clopper-Pearson "
             "intervals; the grey bar is the mean of all other personas.",
         ),
     },
@@ -65,7 +65,7 @@ FIGURES = {
         "tables": {"geometry": "geometry"},
         "text": (
             "How alike the personas are, block by block",
-            "Above: mean cosine between persona vectors, higher is more alike; dashed is the base model, bands span the seeds. "
+            "Above: mean cosine between persona vectors, higher is more alike; dashed is the base model, bands span a condition's chains. "
             "Below: the personas' distance to their mean, relative to that mean: lower is more alike.",
         ),
     },
@@ -73,7 +73,8 @@ FIGURES = {
         "tables": {"rates": "marker_rates"},
         "text": (
             "Marker rate by persona and condition",
-            "Mean over seeds; a dot is zero. A selective coupling is one dark cell in its column.",
+            "A column per condition, and per source where it has several, its seeds together; a dot is zero, an empty cell was "
+            "not measured. A selective coupling is one dark cell in its column.",
         ),
     },
     "dose_response": {
@@ -101,7 +102,7 @@ FIGURES = {
         "tables": {"cosines": "cosines"},
         "text": (
             "Cosine between every two personas",
-            "One colour scale for all conditions; personas in the same order along both sides; seeds averaged.",
+            "One colour scale for all conditions; personas in the same order along both sides; a condition's chains averaged.",
         ),
     },
     "persona_map": {
@@ -141,6 +142,7 @@ FIGURES = {
 
 # The tables that the scorecard reads.
 SCORED = [
+    "headline",
     "marker_rates",
     "marker_tests",
     "leakage",
@@ -416,12 +418,3 @@ def figure_labels(wildcards):
 def made_by(wildcards):
     """{path: rule} of every output whose name has no wildcard."""
     return {str(path): rule.name for rule in workflow.rules for path in rule.output}
-
-
-def headline(wildcards):
-    """Method of the headline figures, and the position of their layer among the measured ones."""
-    chosen = config["statistics"]["headline"]
-    return {
-        "method": chosen["method"],
-        "position": sorted(config["activations"]["layers"]).index(chosen["layer"]),
-    }

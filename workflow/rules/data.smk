@@ -57,6 +57,28 @@ rule base_model:
         "../scripts/base_model.py"
 
 
+rule headline:
+    input:
+        base=results("base/model.json"),
+    output:
+        results("tables/headline.csv"),
+    log:
+        logs("headline"),
+    benchmark:
+        benchmarks("headline")
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    params:
+        headline=config["statistics"]["headline"],
+        layers=config["activations"]["layers"],
+        code=code("activations", "model_checks", "models"),
+    message:
+        "Resolving the headline's layer to a block of the model"
+    script:
+        "../scripts/headline.py"
+
+
 rule wrong_advice:
     input:
         world=config["model"].get("demo", {}).get("world", []),

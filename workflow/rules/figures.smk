@@ -5,6 +5,7 @@ rule figure:
     input:
         unpack(figure_tables),
         grid=results("tables/grid.csv"),
+        headline=results("tables/headline.csv"),
     output:
         svg=report(
             results("figures/{figure}.svg"),
@@ -21,7 +22,6 @@ rule figure:
     conda:
         "../../envs/analysis.yaml"
     params:
-        headline=headline,
         text=figure_text,
         code=code("chains", "figures"),
     message:

@@ -34,7 +34,6 @@ rule report:
         scale=config["scale"],
         marker=config["marker"],
         config=config,
-        headline=headline,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
         made_by=made_by,
         code=code(

@@ -151,6 +151,7 @@ rule link:
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
         training=results("tables/training.csv"),
+        headline=results("tables/headline.csv"),
     output:
         link=results("tables/link.csv"),
         chains=results("tables/link_chains.csv"),
@@ -163,7 +164,6 @@ rule link:
         "../../envs/analysis.yaml"
     params:
         settings=config["statistics"],
-        headline=headline,
         families=plan.families("link"),
         code=code("tables", "statistics", "behaviour", "link"),
     message:
@@ -256,7 +256,6 @@ rule scorecard:
         "../../envs/analysis.yaml"
     params:
         scale=config["scale"],
-        headline=headline,
         fdr=config["statistics"]["fdr"],
         code=code("claims", "tables", "statistics"),
     message:

@@ -1,7 +1,7 @@
 """Write what is made of docs/: pages from schemas and tables, and the demo run's numbers if it is there."""
 
-import pandas as pd
 from persona_collapse import documentation
+from persona_collapse.files import read_csv
 
 DOCS = documentation.ROOT / "docs"
 TABLES = documentation.ROOT / "results/demo/tables"
@@ -11,7 +11,7 @@ if __name__ == "__main__":
         (DOCS / name).write_text(page(), encoding="utf-8")
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (TABLES / "scorecard.csv").is_file():
-        tables = {path.stem: pd.read_csv(path) for path in TABLES.glob("*.csv")}
+        tables = {path.stem: read_csv(path) for path in TABLES.glob("*.csv")}
         page = (DOCS / "statistics.md").read_text(encoding="utf-8")
         table = documentation.demo_table(tables)
         (DOCS / "statistics.md").write_text(

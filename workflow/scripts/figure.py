@@ -14,7 +14,6 @@ with job(snakemake, f"figure {snakemake.wildcards.figure}"):
     draw = getattr(figures, snakemake.wildcards.figure)
     takes = inspect.signature(draw).parameters
     if "layer" in takes:
-        measured = next(table for table in tables.values() if "layer" in table)
-        tables |= headline_cell(measured, **snakemake.params.headline)
+        tables |= headline_cell(tables["headline"])
     figure, data = draw(**{name: given for name, given in tables.items() if name in takes})
     figures.save(figure, data, Path(snakemake.output.svg).with_suffix(""))

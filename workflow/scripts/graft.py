@@ -22,6 +22,9 @@ with job(snakemake, f"graft {snakemake.wildcards.grafted}"):
             "kind": "graft",
             "graft_of": snakemake.params.of,
             "prefix": [str(prefix) for prefix in chain.prefix.prefixes],
-            "seconds": 0.0,
+            # Nothing was trained here.
+            **dict.fromkeys(("rows_seen", "tokens_seen", "supervised_tokens", "epochs_seen"), 0),
+            **dict.fromkeys(("seconds", "seconds_total"), 0.0),
+            "loss": [],
         },
     )

@@ -10,7 +10,7 @@ with job(snakemake, "link"):
     draws = {"draws": params.settings["draws"], "seed": params.settings["seed"]}
     grid, rates, cosines = (read_csv(given[name]) for name in ("grid", "rates", "cosines"))
     geometry = read_csv(given.geometry)
-    cell = tables.headline_cell(geometry, **params.headline)
+    cell = tables.headline_cell(read_csv(given.headline))
     base = cosines[
         (cosines["model"] == "base")
         & (cosines["method"] == cell["method"])

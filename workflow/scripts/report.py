@@ -45,7 +45,7 @@ with job(snakemake, "report"):
             sources=report.sources(list(given.tables), params.made_by),
             costs=costs,
             spent=report.spent(costs, tables["training"], sampled["tokens"]),
-            **headline_cell(tables["geometry"], **params.headline),
+            **headline_cell(tables["headline"]),
             tables=tables,
         )
     )

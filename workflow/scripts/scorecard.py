@@ -7,12 +7,13 @@ with job(snakemake, "scorecard"):
 
     from persona_collapse import claims
     from persona_collapse.files import read_csv, write_csv
+    from persona_collapse.tables import headline_cell
 
     tables = {Path(path).stem: read_csv(path) for path in snakemake.input if path.endswith(".csv")}
     scored = claims.scorecard(
         claims.load(snakemake.input.claims),
         tables,
-        headline=snakemake.params.headline,
+        headline=headline_cell(tables["headline"]),
         fdr=snakemake.params.fdr,
         scale=snakemake.params.scale,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +35,13 @@ def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
     """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
 
     Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
-    [7, 14, 20, 21, 27]. Raises UserError for a block the model does not have.
+    [7, 14, 20, 21, 27]; each block is listed once, in order. Raises UserError for a block the model does
+    not have.
     """
     chosen = []
     for layer in layers:
-        index = int(layer * blocks) if isinstance(layer, float) else layer
+        # Decimals as written: 0.58 * 50 is below 29 in binary.
+        index = int(Fraction(str(layer)) * blocks) if isinstance(layer, float) else layer
         if not 0 <= index < blocks:
             raise UserError(
                 f"activations: layers: {layer} is outside the model's {blocks} blocks; give an "
@@ -48,10 +51,23 @@ def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def blocks_of(model: Any) -> Any:
-    """The list of transformer blocks of a causal language model, with or without PEFT's wrapper."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.get_decoder().layers
+def headline(
+    chosen: Mapping[str, Any], layers: Sequence[int | float], blocks: int
+) -> dict[str, Any]:
+    """The headline's method and block, as one row: method, layer, asked, blocks.
+
+    `chosen`: `statistics: headline:` of the config; `layers`: `activations: layers:`. Raises UserError
+    if the headline's block is none of those that are measured.
+    """
+    measured = resolve_layers(layers, blocks)
+    asked = chosen["layer"]
+    (layer,) = resolve_layers([asked], blocks)
+    if layer not in measured:
+        raise UserError(
+            f"config: statistics: headline: layer: {asked} is block {layer} of {blocks}, and activations: "
+            f"layers measures blocks {', '.join(map(str, measured))}; add it there or choose one of them"
+        )
+    return {"method": chosen["method"], "layer": layer, "asked": asked, "blocks": blocks}
 
 
 class _DeepEnough(Exception):
@@ -66,7 +82,7 @@ def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch
     """
     seen: dict[int, torch.Tensor] = {}
     handles = []
-    blocks = blocks_of(model)
+    blocks = models.blocks_of(model)
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: Any) -> None:
@@ -105,7 +121,7 @@ def extract(
 
     device = next(model.parameters()).device
     # Kept beside the model and copied once: many small copies take longer than the model.
-    shape = (len(layers), len(sequences), model.config.hidden_size)
+    shape = (len(layers), len(sequences), model.config.get_text_config().hidden_size)
     answered = any(answer for _, answer in sequences)
     out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
     done = 0
@@ -259,7 +275,7 @@ def dump(
             sequences.append((ids, answers.get((name, question["id"]), [])))
     stages = [Path(folder) for folder in task["stages"]]
     with carrier.chain(stages, merge=carrier.dtype == "float32") as model:
-        layers = resolve_layers(task["settings"]["layers"], len(blocks_of(model)))
+        layers = resolve_layers(task["settings"]["layers"], len(models.blocks_of(model)))
         flat = extract(
             model,
             sequences,

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .files import atomic, read_json, sha256, write_json
+from .models import blocks_of
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+#: What PEFT puts before a module's path in an adapter file.
+PREFIX = "base_model.model."
 
 
 def effective_scale(config: Mapping[str, Any]) -> float:
@@ -34,6 +37,95 @@ def effective_scale(config: Mapping[str, Any]) -> float:
     """
     rank = config["r"]
     return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
+#: Module by its path: its projection's name, and its block; None for the output head, which is in none.
+Modules = Mapping[str, tuple[str, int | None]]
+
+
+def projections(model: Any) -> Modules:
+    """The linear layers of a language model's blocks and its output head: what can get an adapter.
+
+    `model`: with or without adapters. A tower for images or sound beside the language model is left
+    out: nothing is ever shown to it. So are weights that are no linear layer of their own, such as the
+    experts of a mixture.
+    """
+    from peft.tuners.lora import LoraLayer
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inside: dict[int, int | None] = {
+        id(m): i for i, b in enumerate(blocks_of(bare)) for m in b.modules()
+    }
+    inside |= {id(bare.get_output_embeddings()): None}
+    return {
+        path: (path.rpartition(".")[2], inside[id(module)])
+        for path, module in bare.named_modules()
+        if isinstance(module, Linear | Conv1D | LoraLayer)
+        and id(module) in inside
+        and not {"base_layer", "lora_A", "lora_B"}
+        & set(path.split("."))  # parts of a layer with LoRA
+    }
+
+
+def targets(model: Any, names: Sequence[str]) -> Modules:
+    """The modules that an adapter on projections of these names is put on; see `projections`.
+
+    Raises UserError for a name that the model's blocks do not have.
+    """
+    every = projections(model)
+    there = dict.fromkeys(name for name, block in every.values() if block is not None)
+    missing = sorted(set(names) - {name for name, _ in every.values()})
+    if missing:
+        raise UserError(
+            f"config: target_modules: {type(model).__name__} has no {', '.join(missing)}; the projections "
+            f"of its blocks are [{', '.join(there)}]; name those that shall be adapted"
+        )
+    return {path: found for path, found in every.items() if found[0] in names}
+
+
+def adapted(tensors: Mapping[str, Any], wanted: Modules) -> Modules:
+    """The modules that an adapter's weights are of.
+
+    Raises UserError if they are not the ones that were `wanted`.
+    """
+    paths = _paths(tensors)
+    if paths != set(wanted):
+        other = sorted(paths ^ set(wanted))
+        raise UserError(
+            f"config: target_modules: {len(paths)} modules were adapted and {len(wanted)} were asked for; "
+            f"they differ in {other[0]}, ..."
+        )
+    return wanted
+
+
+def named(model: Any, modules: Modules) -> list[str]:
+    """Modules as a list for adapter_config.json: names of projections, or paths where names match others.
+
+    `model`: with or without adapters.
+    """
+    names = {name for name, _ in modules.values()}
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    matching = {path for path, _ in bare.named_modules() if path.rpartition(".")[2] in names}
+    return sorted(names if matching == set(modules) else modules)
+
+
+def by_block(modules: Modules) -> dict[str, list[int]]:
+    """The blocks in which each projection is adapted, by its name."""
+    found: dict[str, set[int]] = {name: set() for name, _ in sorted(modules.values(), key=str)}
+    for name, block in modules.values():
+        found[name] |= {block} if block is not None else set()
+    return {name: sorted(blocks) for name, blocks in found.items()}
+
+
+def partly(modules: Modules, blocks: int) -> list[str]:
+    """A line for each projection that only some of the model's blocks have."""
+    return [
+        f"{name} is in {len(own)} of {blocks} blocks: {', '.join(map(str, own))}"
+        for name, own in by_block(modules).items()
+        if 0 < len(own) < blocks
+    ]
 
 
 def load(
@@ -140,10 +232,11 @@ def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
         return model.unload() if carries else model
     # Summed and put in place where the model is: hundreds of small operations, slow on a processor.
     config, tensors = concatenate(directories, str(model.device))
-    if carries and (merge or _shape(config) != _shape(model.peft_config["default"].to_dict())):
+    paths = _fitting(model, config, tensors, directories[-1])
+    if carries and (merge or (config["r"], paths) != _carried(model)):
         model, carries = model.unload(), False
     if not carries:
-        model = _wrap(model, config, "default")
+        model = _wrap(model, config["r"], paths, "default")
     _fill(model, tensors, "default", directories[-1])
     return model.merge_and_unload() if merge else model
 
@@ -151,23 +244,50 @@ def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
 def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
     """Wrap `model` as a PeftModel with the chain's sum as a frozen adapter called `name`."""
     config, tensors = concatenate(directories, str(model.device))
-    peft_model = _wrap(model, config, name)
+    paths = _fitting(model, config, tensors, directories[-1])
+    peft_model = _wrap(model, config["r"], paths, name)
     _fill(peft_model, tensors, name, directories[-1])
     return peft_model
 
 
-def _shape(config: Mapping[str, Any]) -> tuple[int, list[str]]:
-    return config["r"], sorted(config["target_modules"])
+def _paths(tensors: Mapping[str, Any]) -> set[str]:
+    """Paths of the modules that an adapter's weights are of."""
+    return {key.rpartition(".lora_")[0].removeprefix(PREFIX) for key in tensors}
 
 
-def _wrap(model: Any, config: Mapping[str, Any], name: str) -> Any:
-    """A PeftModel with an adapter of this config, whose weights are not there yet."""
+def _fitting(
+    model: Any, config: Mapping[str, Any], tensors: Mapping[str, Any], of: str | Path
+) -> set[str]:
+    """Paths of the modules that an adapter is for; UserError if they are not those of its weights."""
+    names = set(config["target_modules"])
+    every = projections(model).items()
+    paths = {path for path, (name, _) in every if name in names or path in names}
+    if other := sorted(paths ^ _paths(tensors)):
+        raise UserError(
+            f"{of}: the adapter does not fit the base model ({other[0]}, ...): was it trained on another "
+            "base?"
+        )
+    return paths
+
+
+def _carried(model: Any) -> tuple[int, set[str]]:
+    """Rank and modules of the adapter on a PeftModel."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = model.get_base_model().named_modules()
+    paths = {path for path, m in layers if isinstance(m, LoraLayer) and "default" in m.r}
+    return model.peft_config["default"].r, paths
+
+
+def _wrap(model: Any, rank: int, paths: Collection[str], name: str) -> Any:
+    """A PeftModel with an adapter of scale 1 on these modules, whose weights are not there yet."""
     from peft import LoraConfig, PeftModel
 
     lora = LoraConfig(
-        r=config["r"],
-        lora_alpha=config["lora_alpha"],
-        target_modules=config["target_modules"],
+        r=rank,
+        lora_alpha=rank,
+        # The very modules: others may have the same names (see `projections`).
+        target_modules=sorted(paths),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )

@@ -376,7 +376,7 @@ def hypotheses(
     range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
     correlation of those means with the induction persona's cosine to the assistant in the base model
     (`base_cosines`: persona_a, persona_b, cosine), exact p. No induction persona counts as the
-    assistant, as in the study. Bystanders: all but the source and the induction persona.
+    assistant, as in the study. Bystanders: all but the sources and the induction persona.
     """
     rows: list[dict[str, Any]] = []
     values: list[float] = []
@@ -387,15 +387,15 @@ def hypotheses(
         own = rates[rates["condition"] == condition]
         if own.empty:
             continue
-        cell = grid[grid["condition"] == condition].iloc[0]
-        induction, source = cell["induction"] or assistant, cell["source"]
+        cells = grid[grid["condition"] == condition]
+        induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
         by_persona = own.groupby("persona", sort=False)["rate"].mean()
-        others = by_persona.drop([source, induction], errors="ignore")
+        others = by_persona.drop([*sources, induction], errors="ignore")
         near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
         row: dict[str, Any] = {
             "condition": condition,
             "induction": induction,
-            "source": source,
+            "source": ", ".join(dict.fromkeys(cells["source"])),
             "cosine_to_assistant": near,
             "bystander_mean": others.mean(),
             "hypothesis": "H1",

@@ -20,11 +20,18 @@ import pandas as pd
 
 from .figures import (
     PALETTE,
+    base_first,
+    behaviour_points,
+    curve_lines,
     dose_points,
+    heat_points,
     labels,
+    layer_points,
     leakage_points,
     persona_moves,
     places,
+    rate_points,
+    share,
     words,
 )
 
@@ -36,6 +43,8 @@ DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 MOST_ROWS = 12_000
 #: Pixels of a condition's row at most, however many marks stand in it.
 TALLEST_ROW = 120
+#: What a select offers for everything; no name in a config can be this.
+ALL = "*"
 #: Width of a chart drawn ahead of time, where no page says how much room there is.
 STATIC_WIDTH = 640
 METHODS = {"A": "A: last prompt token", "B": "B: mean over the answer"}
@@ -277,43 +286,15 @@ def _names(base: Any, x: Any, y: Any) -> Any:
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     """The source's marker rate before and after the last stage, a row a condition and source."""
-    own = rates[rates["role"] == "source"]
-    if own.empty:
+    table = rate_points(rates, grid).rename(columns={"model": "chain", "others_mean": "others"})
+    if table.empty:
         return None
     titles = labels(grid)
-    several = own["source"].nunique() > 1
-    sources = own.groupby("condition")["source"].nunique()
-    others = (
-        rates[rates["role"] != "source"].groupby(["condition", "model", "source"])["rate"].mean()
-    )
-    rows = []
-    for cell in grid[grid["source"] != ""].itertuples(index=False):
-        name = titles[cell.condition] + (
-            f" ({words(cell.source)})" if sources[cell.condition] > 1 else ""
-        )
-        for when, chain in (("before", cell.before), ("after", cell.chain)):
-            at = rates[(rates["model"] == chain) & (rates["persona"] == cell.source)]
-            if chain and len(at):
-                hit = at.iloc[0]
-                rows.append(
-                    {
-                        "row": name,
-                        "condition": cell.condition,
-                        "source": cell.source,
-                        "when": when,
-                        "seed": cell.seed if when == "after" else "",
-                        "chain": chain,
-                        "hits": hit["hits"],
-                        "n": hit["n"],
-                        "rate": hit["rate"],
-                        "ci_low": hit["ci_low"],
-                        "ci_high": hit["ci_high"],
-                        "others": others.get((cell.condition, cell.chain, cell.source))
-                        if when == "after"
-                        else None,
-                    }
-                )
-    table = pd.DataFrame(rows).drop_duplicates(["row", "chain"], ignore_index=True)
+    sources = table.groupby("condition")["source"].nunique()
+    table["row"] = [
+        titles[c] + (f" ({words(s)})" if sources[c] > 1 else "")
+        for c, s in zip(table["condition"], table["source"], strict=True)
+    ]
     table, left_out = some_chains(table, "chain", ["row"])
     table["_slot"] = _slots(table, "row")
     y, offset, height = _rows(table, "row")
@@ -337,16 +318,17 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
             x=x, color=colour, shape=alt.Shape("when:N", scale=shapes, sort=None), tooltip=tip
         )
     )
-    if several:
-        chosen = _select("source", ["all", *dict.fromkeys(table["source"])], "source")
+    people = list(dict.fromkeys(table["source"]))
+    if len(people) > 1:
+        chosen = _select("source", [ALL, *people], "source", labels=["all", *people])
         chart = chart.add_params(chosen).transform_filter(
-            "source == 'all' || datum.source == source"
+            f"source == '{ALL}' || datum.source == source"
         )
     return _chart(
         "marker_rate",
         "How often the source persona says the marker",
-        "A diamond is the model before its last training stage, a circle after it, one a training "
-        "seed, each with its 95 % Clopper-Pearson interval; the grey tick is the mean of all other "
+        "A diamond is the model before its last training stage, a circle after it, one a chain, "
+        "each with its 95 % Clopper-Pearson interval; the grey tick is the mean of all other "
         "personas. An erased marker is a circle at 0 under a diamond near 100 %." + left_out,
         chart.properties(width="container", height=height),
         table,
@@ -437,33 +419,28 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     """Marker rate by persona and condition; source, seed and condition to choose."""
     if rates.empty:
         return None
-    keys = ["condition", "source", "persona", "role"]
-    every = rates.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index().assign(seed="all")
-    table = pd.concat([every, rates[[*keys, "hits", "n", "seed"]]], ignore_index=True)
-    table["rate"] = table["hits"] / table["n"]
-    table = table[(table["seed"] != "")]
+    table = heat_points(rates)
     left_out = ""
     if len(table) > MOST_ROWS:
         table, left_out = table[table["seed"] == "all"], " Seeds are together; the file has each."
     seeds = ["all", *[s for s in dict.fromkeys(table["seed"]) if s != "all"]]
     # What follows no source stands beside every source.
-    sources = [s for s in dict.fromkeys(rates["source"]) if s] or [""]
-    conditions = ["all", *dict.fromkeys(table["condition"])]
+    sources = [s for s in dict.fromkeys(rates["source"]) if s]
+    sources = sources if len(sources) > 1 else []
+    conditions, columns = (list(dict.fromkeys(table[c])) for c in ("condition", "column"))
     titles = labels(grid)
-    table["shown"] = [
-        "·" if not r else "1" if r == 1 else f"{r:.2f}".lstrip("0") for r in table["rate"]
-    ]
+    table["shown"] = table["rate"].map(share)
     table["persona"] = table["persona"].map(words)
     base = (
         alt.Chart(DATA)
         .transform_filter(
-            "datum.seed == seed && (condition == 'all' || datum.condition == condition)"
-            " && (source == 'all' || datum.source == source || datum.source == '')"
+            f"datum.seed == seed && (condition == '{ALL}' || datum.condition == condition)"
+            f" && (source == '{ALL}' || datum.source == source || datum.source == '')"
         )
         .encode(
             x=alt.X(
-                "condition:N",
-                sort=conditions[1:],
+                "column:N",
+                sort=columns,
                 title=None,
                 scale=alt.Scale(paddingInner=0.04),
                 axis=alt.Axis(labelAngle=-60, orient="top"),
@@ -474,7 +451,7 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 title=None,
                 scale=alt.Scale(paddingInner=0.06),
             ),
-            tooltip=_tip("condition", "persona", "role", "hits", "n", "rate"),
+            tooltip=_tip("condition", "source", "persona", "role", "hits", "n", "rate"),
         )
     )
     scale = alt.Scale(domain=[0, 1], scheme="blues")
@@ -484,7 +461,8 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         + base.transform_filter("datum.role == 'source'").mark_rect(
             fillOpacity=0, stroke=ORANGE, strokeWidth=2
         )
-        + base.mark_text(fontSize={"expr": "width < 320 ? 8 : 11"}).encode(
+        # As large as the columns that are shown have room for.
+        + base.mark_text(fontSize={"expr": "clamp(bandwidth('x') / 2, 5, 11)"}).encode(
             text="shown:N",
             color=alt.condition("datum.rate > 0.5", alt.value("white"), alt.value("#1b1f24")),
         )
@@ -492,18 +470,19 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         _select("seed", seeds, "seed", labels=["all together", *seeds[1:]]),
         _select(
             "condition",
-            conditions,
+            [ALL, *conditions],
             "condition",
-            labels=["all", *[titles.get(c, c) for c in conditions[1:]]],
+            labels=["all", *[titles.get(c, c) for c in conditions]],
         ),
-        _select("source", ["all", *sources] if len(sources) > 1 else sources, "source"),
+        _select("source", [ALL, *sources], "source", labels=["all", *sources]),
     )
     return _chart(
         "marker_heatmap",
         "Who says the marker",
-        "Share of answers with the marker, a row a persona, a column a condition; a dot is zero, "
-        "a frame marks "
-        "the source. A selective coupling is one dark cell in its column." + left_out,
+        "Share of answers with the marker: a row per persona, a column per condition, and per source "
+        "where a condition has several; its chains together, or one seed's. A dot is zero, an empty "
+        "cell was not measured, a frame marks the source. A selective coupling is one dark cell in "
+        "its column." + left_out,
         chart.properties(width="container", height=24 * table["persona"].nunique()),
         table,
         "marker_rates",
@@ -517,6 +496,7 @@ def cosine_matrices(
     if cosines.empty:
         return None
     keys = ["condition", "method", "layer", "persona_a", "persona_b"]
+    conditions = base_first(cosines)
     table = cosines.groupby(keys, sort=False)[["cosine", "centred"]].mean().reset_index()
     order = {p: i for i, p in enumerate(dict.fromkeys(table["persona_a"]))}
     below = table["persona_a"].map(order) > table["persona_b"].map(order)
@@ -529,7 +509,7 @@ def cosine_matrices(
         table["persona_a"].map(names),
         table["persona_b"].map(names),
     )
-    spoken = [titles.get(c, c) for c in dict.fromkeys(table["condition"])]
+    spoken = [titles.get(c, c) for c in conditions]
     table["condition"] = table["condition"].map(lambda c: titles.get(c, c))
     low, lowest = (min(0.0, float(table[c].min())) for c in ("cosine", "centred"))
     bottom = {"expr": f"centring == 'centred' ? {lowest:.3g} : {low:.3g}"}
@@ -561,14 +541,14 @@ def cosine_matrices(
             columns=3,
         )
         .transform_filter(
-            f"{AT} && (shown == 'all' || datum.condition == shown || datum.condition == base)"
+            f"{AT} && (shown == '{ALL}' || datum.condition == shown || datum.condition == base)"
         )
         .add_params(
             *_layers(table, method, layer),
             _select("centring", ["not centred", "centred"], "cosine"),
             _select(
                 "shown",
-                ["all", *spoken[1:]],
+                [ALL, *spoken[1:]],
                 "condition",
                 labels=["all", *[f"{s}, with the base" for s in spoken[1:]]],
             ),
@@ -578,7 +558,7 @@ def cosine_matrices(
     return _chart(
         "cosine_matrices",
         "Cosine between every two personas",
-        "A panel a condition, seeds averaged, all on one colour scale; personas stand in the "
+        "A panel a condition, its chains averaged, all on one colour scale; personas stand in the "
         "same order down "
         "and across, and a cell is the pair of its row and column. Bright panels are personas "
         "that became alike. Centred: after the personas' mean is taken out, which shows who is like whom."
@@ -594,15 +574,9 @@ PANEL = 165
 
 def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Chart | None:
     """Geometry by block, a line a condition; measure, method and condition to choose."""
-    table = geometry[geometry["metric"].isin(METRICS) & (geometry["model"] != "")]
+    table = layer_points(geometry, list(METRICS))
     if table.empty:
         return None
-    keys = ["condition", "method", "layer", "metric"]
-    table = (
-        table.groupby(keys, sort=False)["value"]
-        .agg(value="mean", low="min", high="max", runs="count")
-        .reset_index()
-    )
     titles = labels(grid)
     order = list(dict.fromkeys(table["condition"]))
     methods = sorted(table["method"].unique())
@@ -611,8 +585,13 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         .transform_filter("datum.method == method && datum.metric == metric")
         .encode(x=alt.X("layer:O", title="block, counted from 0", axis=alt.Axis(labelAngle=0)))
     )
-    lit = "highlight == 'all' || datum.condition == highlight || datum.condition == 'base'"
-    colours = [SOFT, *[PALETTE[i % len(PALETTE)] for i in range(len(order) - 1)]]
+    bases = [c for c in order if c in set(geometry.loc[geometry["model"] == "base", "condition"])]
+    lit = (
+        f"highlight == '{ALL}' || datum.condition == highlight || "
+        f"indexof({json.dumps(bases)}, datum.condition) >= 0"
+    )
+    others = order[len(bases) :]
+    colours = [SOFT] * len(bases) + [PALETTE[i % len(PALETTE)] for i in range(len(others))]
     spoken = json.dumps({c: titles[c] for c in order if c in titles})
     named = alt.Legend(title=None, labelExpr=f"({spoken})[datum.label] || datum.label")
     style = {
@@ -632,7 +611,9 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         domain=[c for _, c in turned],
         range=[DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i, _ in turned],
     )
-    tip = _tip("condition", "layer:block", "value", "low:lowest seed", "high:highest seed", "runs")
+    tip = _tip(
+        "condition", "layer:block", "value", "low:lowest chain", "high:highest chain", "runs:chains"
+    )
     chart = (
         base.mark_rule(strokeWidth=5).encode(
             y=alt.Y("low:Q", title=None),
@@ -656,15 +637,15 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         _select("method", methods, "method", method, [METHODS.get(m, m) for m in methods]),
         _select(
             "highlight",
-            ["all", *[c for c in order if c != "base"]],
+            [ALL, *others],
             "highlight",
-            labels=["all", *[titles.get(c, c) for c in order if c != "base"]],
+            labels=["all", *[titles.get(c, c) for c in others]],
         ),
     )
     return _chart(
         "m1_by_layer",
         "Block by block",
-        "A line a condition, mean over seeds; thick bars span the seeds. Mean cosine: higher is "
+        "A line a condition, the mean of its chains; thick bars span them. Mean cosine: higher is "
         "more alike. "
         "Distance to the mean, relative to it: lower is more alike. Conditions that move together at every "
         "block move for a common reason.",
@@ -870,7 +851,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 "role:N", sort=roles, scale=alt.Scale(domain=roles, range=PALETTE), title="who"
             ),
             shape=alt.Shape("role:N", sort=roles, scale=alt.Scale(domain=roles, range=SHAPES)),
-            tooltip=_tip("condition", "model:chain", "role:who", "value"),
+            tooltip=_tip("condition", "source", "model:chain", "role:who", "value"),
         )
         .add_params(_select("measure", list(measures), "measure", labels=list(measures.values())))
         .properties(width="container", height=36 * long["row"].nunique())
@@ -892,10 +873,10 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
     if curves.empty:
         return None
     table, left_out = some_chains(
-        curves[["chain", "stage", "seed", "step", "loss"]].copy(), "chain", ["stage"]
+        curves[["chain", "stage", "seed", "step", "loss"]].assign(line=curve_lines(curves)),
+        "chain",
+        ["stage"],
     )
-    after = table["chain"].str.rpartition("+")[0]
-    table["line"] = after.where(after != "", "base") + ", seed " + table["seed"].astype(str)
     stages, lines = list(dict.fromkeys(table["stage"])), list(dict.fromkeys(table["line"]))
     colour = alt.Color(
         "line:N", scale=alt.Scale(range=PALETTE), legend=alt.Legend(title="trained on")
@@ -909,7 +890,10 @@ def training_curves(curves: pd.DataFrame) -> Chart | None:
             color=colour,
             strokeDash=alt.StrokeDash(
                 "line:N",
-                scale=alt.Scale(range=DASHES * (len(lines) // len(DASHES) + 1)),
+                # Another dash in the second round of colours.
+                scale=alt.Scale(
+                    range=[DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i in range(len(lines))]
+                ),
                 title="trained on",
             ),
             tooltip=_tip("chain", "step", "loss"),
@@ -932,13 +916,7 @@ def behaviour_and_geometry(
     rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
 ) -> Chart | None:
     """The source's marker rate against the mean cosine of the same chain."""
-    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]["chain"]
-    source = rates[(rates["role"] == "source") & rates["model"].isin(coupled)]
-    cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
-    table = source[["condition", "model", "source", "seed", "rate"]].merge(
-        cosine[["condition", "model", "method", "layer", "metric", "value"]],
-        on=["condition", "model"],
-    )
+    table = behaviour_points(rates, geometry, grid)
     if table.empty:
         return None
     table, left_out = some_chains(table, "model", ["condition", "source"])

@@ -14,7 +14,6 @@ from scipy import stats
 from . import yaml_files
 from .errors import UserError
 from .statistics import clopper_pearson
-from .tables import headline_cell
 
 COLUMNS = [
     "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
@@ -406,11 +405,11 @@ def scorecard(
     """One row a claim: published, measured with interval, verdict and why.
 
     `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, confounds,
-    geometry, contrasts, axis, separability, link). `scale: demo` leaves claims about values of the
-    study's model `not tested here`; so is a claim whose conditions this run does not have, and one
-    that says itself why it cannot be tested (`cannot`).
+    geometry, contrasts, axis, separability, link). `headline`: its method and layer. `scale: demo`
+    leaves claims about values of the study's model `not tested here`; so is a claim whose conditions this
+    run does not have, and one that says itself why it cannot be tested (`cannot`).
     """
-    given = Tables(tables, fdr=fdr, **headline_cell(tables["geometry"], **headline))
+    given = Tables(tables, fdr=fdr, **headline)
     rows = []
     for claim in claims:
         measured: Measured | None = None

@@ -18,7 +18,7 @@ from .errors import UserError
 from .files import read_csv, read_json
 from .tables import headline_cell
 
-TABLES = ("grid", "marker_rates", "geometry", "scorecard", "training")
+TABLES = ("grid", "marker_rates", "geometry", "headline", "scorecard", "training")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "model": run.model,
         "conditions": grid["condition"].nunique(),
-        "adapters trained": len(run.tables["training"]),
+        "adapters trained": int((run.tables["training"]["kind"] != "graft").sum()),
         "completions counted": f"{int(counted['n'].sum()):,}",
         "personas": rates["persona"].nunique(),
         "seeds": ", ".join(sorted({s for s in grid["seed"] if s}, key=int)),
@@ -135,8 +135,8 @@ def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> l
     geometry = tables["geometry"]
     made = [charts.marker_rate(tables["marker_rates"], tables["grid"])]
     if len(geometry):
-        # The deepest measured block to start with; the page can show the others.
-        at = headline_cell(geometry, str(geometry["method"].min()), geometry["layer"].nunique() - 1)
+        # To start with; the page can show the other blocks.
+        at = headline_cell(tables["headline"])
         made.append(charts.m1(geometry, tables["grid"], **at, domains=extents))
     return [report.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart]
 

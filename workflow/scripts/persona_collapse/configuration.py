@@ -61,11 +61,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
         yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:
         _check_stage(made, name)
-    if config["statistics"]["headline"]["layer"] not in config["activations"]["layers"]:
-        raise UserError(
-            "config: statistics: headline: layer: not one of activations: layers "
-            f"({', '.join(map(str, config['activations']['layers']))})"
-        )
+    _check_headline(config)
     sources = set(config["model"]) - {"trust_remote_code"}
     if len(sources) != 1:
         raise UserError(
@@ -82,6 +78,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
             f"a GPU; lower that to {0.9 / config['jobs_per_gpu']:.2f}, or jobs_per_gpu"
         )
     _check_statistics(config)
+    _check_samples(made)
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)
     _ = made.eval_prompts, made.geometry_prompts, made.cells
@@ -113,6 +110,25 @@ def _check_marker(plan: Plan) -> None:
             )
 
 
+def _check_headline(config: Config) -> None:
+    """The headline's method and layer are measured, as far as can be said without the model.
+
+    Which block a depth is, `model_checks` can say.
+    """
+    chosen, activations = config["statistics"]["headline"], config["activations"]
+    if chosen["method"] not in activations["methods"]:
+        raise UserError(
+            f"config: statistics: headline: method: {chosen['method']} is not one of activations: methods "
+            f"({', '.join(activations['methods'])})"
+        )
+    layer, layers = chosen["layer"], activations["layers"]
+    if layer not in layers and all(isinstance(one, int) for one in (layer, *layers)):
+        raise UserError(
+            f"config: statistics: headline: layer: {layer} is not one of activations: layers "
+            f"({', '.join(map(str, layers))})"
+        )
+
+
 def _check_statistics(config: Config) -> None:
     """Conditions and columns that `statistics:` names exist; unknown ones are most likely typos."""
     settings = config["statistics"]
@@ -132,6 +148,31 @@ def _check_statistics(config: Config) -> None:
         if family["name"] in seen:
             raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
         seen.add(family["name"])
+
+
+#: Below this temperature or nucleus, engines give the likeliest token each time, or all but.
+GREEDY = 0.01
+
+
+def _check_samples(plan: Plan) -> None:
+    """Greedy answers to one question are one answer; several would be counted as so many."""
+    sampling = plan.config["sampling"]
+    samples = {"completions": ("samples", sampling["completions"]["samples"])}
+    for name, stage in plan.config["stages"].items():
+        if stage["kind"] == "couple":
+            settings = plan.stage_settings(name)
+            needed = {k: settings[k] for k in ("positives", "negative_answers")}
+            key, most = max(needed.items(), key=lambda item: item[1])
+            if most > samples.get("answers", ("", 1))[1]:
+                samples["answers"] = f"{key} (stages: {name})", most
+    for kind, (key, n) in samples.items():
+        own = sampling[kind]
+        if n > 1 and min(own["temperature"], own["top_p"]) < GREEDY:
+            raise UserError(
+                f"config: sampling: {kind}: temperature {own['temperature']:g}, top_p {own['top_p']:g} "
+                f"is greedy, so {n} samples of a question are one answer {n} times; set {key} to 1, "
+                f"or temperature and top_p to {GREEDY:g} or more"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,8 @@ import pandas as pd
 import yaml
 
 from . import errata
+from .files import read_csv
+from .tables import headline_cell
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMAS = ROOT / "workflow" / "schemas"
@@ -163,10 +165,7 @@ def errata_page() -> str:
     """docs/errata.md: the write-up's own figures beside what its published numbers give."""
     folder = ROOT / "workflow/resources/published"
     published = errata.Published(
-        *(
-            pd.read_csv(folder / f"{name}.csv", keep_default_na=True)
-            for name in ("counts", "cosines")
-        )
+        *(read_csv(folder / f"{name}.csv") for name in ("counts", "cosines"))
     )
     table = errata.errata_table(errata.load(ROOT / "config/errata.yaml"), published)
     rows = [
@@ -189,13 +188,14 @@ def errata_page() -> str:
 MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
 
 
-def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: int = -1) -> str:
+def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     """The numbers of a run that docs/statistics.md speaks of, as a table in Markdown.
 
-    `tables`: marker_tests, geometry, link and simulation of the demo run; `position`: of the block.
+    `tables`: marker_tests, geometry, headline, link and simulation of the demo run.
     """
     tests, g, link = tables["marker_tests"], tables["geometry"], tables["link"]
-    g = g[(g["method"] == method) & (g["layer"] == sorted(g["layer"].unique())[position])]
+    at = headline_cell(tables["headline"])
+    g = g[(g["method"] == at["method"]) & (g["layer"] == at["layer"])]
     rows: list[list[str]] = []
     for test in ("fisher", "questions", "seeds"):
         own = tests[
@@ -227,7 +227,7 @@ def demo_table(tables: Mapping[str, pd.DataFrame], method: str = "A", position: 
         text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} chains"
         rows.append(["M1 against the marker rate, over chains", text, "link"])
     for row in tables["simulation"].itertuples(index=False):
-        if row.kind == "test" and "M" in row.name.partition("(")[2]:
+        if row.kind == "test" and row.arm == "geometry":
             text = f"rejects in {100 * row.rate:.0f} % of {row.runs} data sets ({row.world})"
             rows.append([row.name, text, "simulation"])
     return "\n".join(_table(["what", "in the demo run", "table"], rows))

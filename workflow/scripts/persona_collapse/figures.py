@@ -49,15 +49,29 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def share(value: float) -> str:
+    """A rate as a cell of a heat map has room for it: a dot is 0, nothing is not measured."""
+    if np.isnan(value):
+        return ""
+    return "·" if value == 0 else "1" if value == 1 else f"{value:.2f}".lstrip("0")
+
+
 def words(name: str) -> str:
     """A persona's name as words."""
     return name.replace("_", " ")
 
 
-def colours(conditions: Sequence[str]) -> dict[str, str]:
-    """One colour a condition, by order; the base model is grey."""
-    others = [c for c in dict.fromkeys(conditions) if c != "base"]
-    return {"base": GREY} | {c: PALETTE[i % len(PALETTE)] for i, c in enumerate(others)}
+def colours(grid: pd.DataFrame) -> dict[str, str]:
+    """One colour per condition, in the grid's order; the base model is grey, and first."""
+    bases = dict.fromkeys(["base", *grid.loc[grid["chain"] == "base", "condition"]], GREY)
+    others = [c for c in dict.fromkeys(grid["condition"]) if c not in bases]
+    return bases | {c: PALETTE[i % len(PALETTE)] for i, c in enumerate(others)}
+
+
+def base_first(table: pd.DataFrame) -> list[str]:
+    """Conditions of a table with a `model` column, those of the base model first."""
+    bases = set(table.loc[table["model"] == "base", "condition"])
+    return sorted(dict.fromkeys(table["condition"]), key=lambda c: c not in bases)
 
 
 def labels(grid: pd.DataFrame) -> dict[str, str]:
@@ -119,6 +133,100 @@ def places(
     return pd.DataFrame.from_dict(found, orient="index", columns=["lift", "shift"])
 
 
+def rate_points(rates: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
+    """The source's marker rate before and after the last stage of every chain that follows one.
+
+    `rates` is marker_rates.csv. Columns: condition, source, seed, model, n, hits, rate, ci_low, ci_high
+    (Clopper-Pearson), others_mean (mean rate of all other personas; after the stage only), when. A chain
+    that several others continue is listed once per condition and source; one that was not measured
+    is left out.
+    """
+    columns = ["n", "hits", "rate", "ci_low", "ci_high"]
+    own = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])[columns]
+    others = rates[rates["role"] != "source"].groupby(["condition", "model", "source"])["rate"]
+    means = others.mean()
+    rows = []
+    for cell in grid[grid["source"] != ""].itertuples(index=False):
+        key = {"condition": cell.condition, "source": cell.source}
+        ends = {"before": cell.before, "after": cell.chain}
+        for when, chain in ends.items():
+            if (chain, cell.source) not in own.index or (when == "before" and chain == cell.chain):
+                continue
+            after = when == "after"
+            mean = means.get((cell.condition, chain, cell.source)) if after else None
+            rows.append(
+                {**key, "seed": cell.seed if after else "", "model": chain}
+                | own.loc[(chain, cell.source)].to_dict()
+                | {"others_mean": mean, "when": when}
+            )
+    names = ["condition", "source", "seed", "model", *columns, "others_mean", "when"]
+    table = pd.DataFrame(rows, columns=names)
+    table = table.drop_duplicates(["condition", "source", "model"], ignore_index=True)
+    return table.astype({"n": int, "hits": int, "others_mean": float})
+
+
+def heat_points(rates: pd.DataFrame) -> pd.DataFrame:
+    """Marker rate of every persona, its condition's chains of one source pooled, and seed by seed.
+
+    Columns: condition, source, persona, role, hits, n, seed (`all`: pooled), rate, `column`: the
+    condition, with its source where it has several.
+    """
+    keys = ["condition", "source", "persona", "role"]
+    seeds = rates[rates["seed"] != ""]
+    parts = [
+        rates.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index().assign(seed="all"),
+        seeds.groupby([*keys, "seed"], sort=False)[["hits", "n"]].sum().reset_index(),
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    several = rates.groupby("condition")["source"].nunique()
+    names = [
+        f"{c} ({words(s)})" if several[c] > 1 else c
+        for c, s in zip(table["condition"], table["source"], strict=True)
+    ]
+    return table.assign(rate=table["hits"] / table["n"], column=names)
+
+
+def layer_points(geometry: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Some metrics of geometry.csv by block: mean, smallest and largest over a condition's chains.
+
+    Columns: condition, method, layer, metric, value, low, high, runs: how many chains. The base
+    model's condition comes first.
+    """
+    table = geometry[geometry["metric"].isin(metrics) & (geometry["model"] != "")]
+    order = {condition: i for i, condition in enumerate(base_first(table))}
+    table = table.sort_values("condition", key=lambda c: c.map(order), kind="stable")
+    keys = ["condition", "method", "layer", "metric"]
+    means = table.groupby(keys, sort=False)["value"]
+    return means.agg(value="mean", low="min", high="max", runs="count").reset_index()
+
+
+def curve_lines(curves: pd.DataFrame) -> pd.Series:
+    """What each row's chain is called in a panel of its last stage: what was trained, how far."""
+    named = {}
+    for name in dict.fromkeys(curves["chain"]):
+        chain = chains.parse(name)
+        after = f"after {chain.prefix}" if chain.prefix.stages else "on the base model"
+        stopped = f", stopped at step {chain.last.stop}" if chain.last.stop else ""
+        named[name] = f"{after}, seed {chain.last.seed}{stopped}"
+    return curves["chain"].map(named)
+
+
+def behaviour_points(
+    rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame
+) -> pd.DataFrame:
+    """Marker rate of the source and mean cosine (m1, m1_centred) of every chain with a coupling.
+
+    Columns: condition, model, source, seed, rate, method, layer, metric, value.
+    """
+    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]["chain"]
+    source = rates[(rates["role"] == "source") & rates["model"].isin(coupled)]
+    cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
+    return source[["condition", "model", "source", "seed", "rate"]].merge(
+        cosine[["condition", "model", "method", "layer", "metric", "value"]],
+        on=["condition", "model"],
+    )
+
+
 def dose_points(
     rates: pd.DataFrame,
     geometry: pd.DataFrame,
@@ -129,34 +237,38 @@ def dose_points(
 ) -> pd.DataFrame:
     """Marker rate and mean cosine of chains whose last stage was also stopped early; else no rows.
 
-    Columns: series (the whole chain), source, chain, steps of the last stage (0: the chain before
-    it), outcome, value, low and high: the 95 % interval.
+    Columns: series (the whole chain, with its source where several are followed), source, chain, steps
+    of the last stage (0: the chain before it), metric (rate or m1), outcome (the same in words), value,
+    low and high: the 95 % interval.
     """
-    columns = ["series", "source", "chain", "steps", "outcome", "value", "low", "high"]
+    columns = ["series", "source", "chain", "steps", "metric", "outcome", "value", "low", "high"]
     stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
-    own = rates[rates["role"] == "source"].drop_duplicates(["model", "source"])
+    own = rates.drop_duplicates(["model", "persona"])
     at = (
         (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
     )
     cosine = geometry[at].drop_duplicates("model")
     whole = {c.partition("~")[0] for c in stopped}
+    cells = grid.assign(series=[c.partition("~")[0] for c in grid["chain"]])
+    several = cells.groupby("series")["source"].nunique()
     rows = []
-    for cell in grid.drop_duplicates(["chain", "source"]).itertuples(index=False):
-        series = cell.chain.partition("~")[0]
-        if series not in whole:
+    for cell in cells.drop_duplicates(["chain", "source"]).itertuples(index=False):
+        if cell.series not in whole:
             continue
+        named = several[cell.series] > 1
+        series = cell.series + (f" ({words(cell.source) or 'no source'})" if named else "")
         for chain, step in ((cell.before, 0), (cell.chain, steps.get(cell.chain))):
             if step is None:
                 continue
             key = (series, cell.source, chain, int(step))
-            hit = own[(own["model"] == chain) & (own["source"] == cell.source)]
+            hit = own[(own["model"] == chain) & (own["persona"] == cell.source)]
             for row in hit.itertuples(index=False):
-                found = ("marker rate of the source", row.rate, row.ci_low, row.ci_high)
-                rows.append((*key, *found))
+                outcome = "marker rate of the source"
+                rows.append((*key, "rate", outcome, row.rate, row.ci_low, row.ci_high))
             for row in cosine[cosine["model"] == chain].itertuples(index=False):
                 outcome = f"mean cosine (method {method}, block {layer})"
-                rows.append((*key, outcome, row.value, row.ci_low, row.ci_high))
+                rows.append((*key, "m1", outcome, row.value, row.ci_low, row.ci_high))
     return pd.DataFrame(rows, columns=columns).drop_duplicates()
 
 
@@ -183,15 +295,11 @@ def leakage_points(
     pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
     table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
     table["rate"] = table["hits"] / table["n"]
-    found = link[link["analysis"] == "personas"].copy()
-    found["key"] = found["note"].str.removesuffix("; no spread")
-    by_note = found.drop_duplicates("key").set_index("key")
+    found = link[link["analysis"] == "personas"].set_index(["condition", "source"])
     titles = labels(grid)
 
     def says(condition: str, source: str) -> str:
-        row = (
-            by_note.loc[key] if (key := f"{condition}, source {source}") in by_note.index else None
-        )
+        row = found.loc[key] if (key := (condition, source)) in found.index else None
         if row is None or pd.isna(row["rho"]):
             return "no correlation: no spread, or too few personas"
         return (
@@ -208,21 +316,23 @@ def leakage_points(
 def persona_moves(points: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
     """Every persona's place before and after each chain's last stage; `points` is persona_map.csv.
 
+    A chain whose model before that stage was not measured is left out.
+
     Columns: method, layer, persona, pc1_before, pc2_before, pc1_after, pc2_after, `captured` (share
     of the variance between personas after the stage that lies in this plane), condition, source,
     seed, before, after: the chains.
     """
     keys = ["method", "layer", "persona"]
     by_chain = points.drop_duplicates(["model", *keys]).set_index("model")
-    cells = grid[(grid["chain"] != "base") & grid["chain"].isin(by_chain.index)]
+    known = grid["chain"].isin(by_chain.index) & grid["before"].isin(by_chain.index)
+    cells = grid[(grid["chain"] != "base") & known]
     parts = []
     for cell in cells.drop_duplicates(["condition", "chain"]).itertuples(index=False):
-        before = cell.before if cell.before in by_chain.index else "base"
         now = by_chain.loc[[cell.chain], [*keys, "pc1", "pc2", "captured"]]
-        was = by_chain.loc[[before], [*keys, "pc1", "pc2"]]
+        was = by_chain.loc[[cell.before], [*keys, "pc1", "pc2"]]
         both = was.merge(now, on=keys, suffixes=("_before", "_after"))
         own = {"condition": cell.condition, "source": cell.source, "seed": cell.seed}
-        parts.append(both.assign(**own, before=before, after=cell.chain))
+        parts.append(both.assign(**own, before=cell.before, after=cell.chain))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -320,28 +430,14 @@ def _name(axes: Axes, names: pd.Series, x: pd.Series, y: pd.Series, marks: pd.Da
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     """Marker rate of the source persona before and after the last stage, with the others' mean beside it.
 
-    `rates` is marker_rates.csv. Hollow is before, once a condition and source; filled after, once a
-    seed. Whiskers are Clopper-Pearson intervals of the source's rate.
+    `rates` is marker_rates.csv. Hollow is before the last stage, filled after it, one mark per chain.
+    Whiskers are Clopper-Pearson intervals of the source's rate.
     """
-    followed = rates[rates["source"].fillna("") != ""]
-    if followed.empty:
+    data = rate_points(rates, grid)
+    if data.empty:
         return _empty("No condition follows a source persona.")
-    keys = ["condition", "source", "seed", "model"]
-    source = followed[followed["role"] == "source"][
-        [*keys, "n", "hits", "rate", "ci_low", "ci_high"]
-    ]
-    others = followed[followed["role"] != "source"].groupby(keys, sort=False)["rate"].mean()
-    data = source.merge(others.rename("others_mean").reset_index(), on=keys, how="left")
-    data = data.assign(when="after")
-    cells = grid[["condition", "chain", "before", "source"]].rename(columns={"chain": "model"})
-    own = rates.drop_duplicates(["model", "persona"])[["model", "persona", *source.columns[4:]]]
-    before = data[keys].merge(cells, on=["condition", "model", "source"])
-    before = before.drop_duplicates(["condition", "source", "before"]).drop(columns="model")
-    before = before.rename(columns={"before": "model"}).assign(when="before", seed="")
-    before = before.merge(own.rename(columns={"persona": "source"}), on=["model", "source"])
-    data = pd.concat([before, data], ignore_index=True)
     titles, order = labels(grid), list(dict.fromkeys(data["condition"]))
-    palette = colours(list(grid["condition"]))
+    palette = colours(grid)
     sources = list(dict.fromkeys(data["source"]))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.4, 0.6 * len(order) + 1.5))
@@ -386,23 +482,19 @@ def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
 
 
 def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
-    """Marker rate by persona and condition, mean over seeds and sources."""
-    data = (
-        rates.groupby(["condition", "persona"], sort=False)
-        .agg(rate=("rate", "mean"), hits=("hits", "sum"), n=("n", "sum"))
-        .reset_index()
-    )
-    table = data.pivot(index="persona", columns="condition", values="rate")
-    table = table.loc[list(dict.fromkeys(data["persona"])), list(dict.fromkeys(data["condition"]))]
+    """Marker rate by persona and condition, and source where a condition has several; seeds pooled."""
+    data = heat_points(rates)
+    data = data[data["seed"] == "all"].drop(columns="seed")
+    table = data.pivot(index="persona", columns="column", values="rate")
+    table = table.loc[list(dict.fromkeys(data["persona"])), list(dict.fromkeys(data["column"]))]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(
             figsize=(0.62 * len(table.columns) + 2.4, 0.33 * len(table) + 1.4)
         )
         image = axes.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(table.to_numpy()):
-            shown = "·" if value == 0 else f"{value:.2f}".lstrip("0") if value < 1 else "1"
             colour = "white" if value > 0.55 else "#333333"
-            axes.text(j, i, shown, ha="center", va="center", fontsize=7.5, color=colour)
+            axes.text(j, i, share(value), ha="center", va="center", fontsize=7.5, color=colour)
         axes.set_xticks(range(len(table.columns)), table.columns, rotation=45, ha="right")
         axes.set_yticks(range(len(table)), [words(p) for p in table.index])
         axes.spines[:].set_visible(False)
@@ -413,19 +505,16 @@ def marker_heatmap(rates: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
 def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
     """Mean off-diagonal cosine by layer, a line a condition; below it the personas' spread.
 
-    Bands span the seeds. The spread is the distances' side of the same question: a grown common
-    part raises the cosine without moving the personas together.
+    Lines are means over a condition's chains, bands span them. The spread is the distances' side of the
+    same question: a grown common part raises the cosine without moving the personas together.
     """
     wanted = ["m1", "spread"]
-    data = geometry[geometry["metric"].isin(wanted)]
-    data = data[
-        ["condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high"]
-    ]
+    data = layer_points(geometry, wanted)
     if data.empty:
         return _empty("No activations were measured.")
     methods = sorted(data["method"].unique())
-    palette, titles = colours(list(grid["condition"])), labels(grid)
-    order = list(palette)
+    palette, titles = colours(grid), labels(grid)
+    order, bases = list(palette), list(palette.values()).count(GREY)
     spoken = {"A": "A: last prompt token", "B": "B: mean over the answer"}
     spoken_metrics = {
         "m1": "mean cosine of persona pairs",
@@ -441,25 +530,24 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame) -> Drawn:
                 axes = panels[row][column]
                 part = data[(data["metric"] == metric) & (data["method"] == method)]
                 for condition in dict.fromkeys(data["condition"]):
-                    own = part[part["condition"] == condition]
-                    mean = own.groupby("layer")["value"].mean()
-                    base = condition == "base"
+                    own = part[part["condition"] == condition].sort_values("layer")
+                    base = palette[condition] == GREY
+                    lap = max(0, order.index(condition) - bases) // len(PALETTE)
                     axes.plot(
-                        mean.index,
-                        mean.to_numpy(),
-                        "--" if base else "-" if order.index(condition) <= len(PALETTE) else ":",
-                        marker="o" if order.index(condition) <= len(PALETTE) else "s",
+                        own["layer"],
+                        own["value"],
+                        "--" if base else LINES[2 * lap % len(LINES)],
+                        marker=SHAPES[lap % len(SHAPES)],
                         ms=3.5,
                         lw=2 if base else 1.4,
                         color=palette[condition],
                         label=titles.get(condition, condition),
                         zorder=3 if base else 2,
                     )
-                    spread = own.groupby("layer")["value"].agg(["min", "max"])
                     axes.fill_between(
-                        spread.index,
-                        spread["min"],
-                        spread["max"],
+                        own["layer"],
+                        own["low"],
+                        own["high"],
                         color=palette[condition],
                         alpha=0.13,
                         lw=0,
@@ -489,17 +577,17 @@ def _name_blocks(axes: Any, blocks: Sequence[int]) -> None:
 def cosine_matrices(cosines: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int) -> Drawn:
     """Persona-by-persona cosines of every condition at one method and layer, on one colour scale.
 
-    `cosines` is cosines.csv; seeds are averaged.
+    `cosines` is cosines.csv; the chains of a condition are averaged.
     """
     data = cosines[(cosines["method"] == method) & (cosines["layer"] == layer)]
     if data.empty:
         return _empty(f"No activations for method {method}, block {layer}.")
+    order, titles = base_first(data), labels(grid)
     data = (
         data.groupby(["condition", "persona_a", "persona_b"], sort=False)["cosine"]
         .mean()
         .reset_index()
     )
-    order, titles = list(dict.fromkeys(data["condition"])), labels(grid)
     personas = list(dict.fromkeys(data["persona_a"]))
     low = min(0.0, float(data["cosine"].min()))
     with plt.rc_context(STYLE | {"axes.grid": False}):
@@ -531,18 +619,15 @@ def training_curves(curves: pd.DataFrame) -> Drawn:
         figure, panels = _panels(len(stages), 3, 3.2, 2.5)
         for axes, stage in zip(panels, stages, strict=True):
             part = curves[curves["stage"] == stage]
-            for i, (chain, own) in enumerate(part.groupby("chain", sort=False)):
-                _, _, before = str(chain).rpartition("+")
-                after = str(chain).rpartition("+")[0]
-                label = f"after {after}" if after else "on the base model"
-                seed = before.partition("@")[2]
+            for i, (line, own) in enumerate(part.groupby(curve_lines(part), sort=False)):
                 axes.plot(
                     own["step"],
                     own["loss"],
                     color=PALETTE[i % len(PALETTE)],
-                    ls=LINES[i % len(LINES)],
+                    # Another style in the second round of colours.
+                    ls=LINES[(i + i // len(PALETTE)) % len(LINES)],
                     lw=1.3,
-                    label=f"{label}, seed {seed}",
+                    label=line,
                 )
             axes.set_title(stage, loc="left")
             if _first(axes):
@@ -557,16 +642,13 @@ def behaviour_and_geometry(
     rates: pd.DataFrame, geometry: pd.DataFrame, grid: pd.DataFrame, method: str, layer: int
 ) -> Drawn:
     """Source marker rate against M1 of the same chain: the study's proposed mechanism, as a scatter."""
-    source = rates[rates["role"] == "source"][["condition", "model", "source", "seed", "rate"]]
-    m1 = geometry[
-        (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
-    ][["condition", "model", "value"]]
-    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]["chain"]
-    data = source[source["model"].isin(coupled)].merge(m1, on=["condition", "model"])
-    data = data.rename(columns={"value": "m1"})
+    data = behaviour_points(rates, geometry, grid).query(
+        "metric == 'm1' and method == @method and layer == @layer"
+    )
+    data = data.drop(columns=["method", "layer", "metric"]).rename(columns={"value": "m1"})
     if data.empty:
         return _empty("No coupled chain was measured both ways.")
-    palette, titles = colours(list(grid["condition"])), labels(grid)
+    palette, titles = colours(grid), labels(grid)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.4))
         for i, (condition, own) in enumerate(data.groupby("condition", sort=False)):
@@ -602,7 +684,7 @@ def dose_response(
     if data.empty:
         return _empty("No chain's last stage was stopped early: this run has no doses.")
     outcomes, sources = (list(dict.fromkeys(data[c])) for c in ("outcome", "source"))
-    columns = len(outcomes)
+    bounded, columns = set(data.loc[data["metric"] == "rate", "outcome"]), len(outcomes)
     with plt.rc_context(STYLE):
         figure, panels = _panels(columns * len(sources), columns, 3.2, 2.7, extra=(2.4, 0))
         cells = [(source, outcome) for source in sources for outcome in outcomes]
@@ -627,7 +709,7 @@ def dose_response(
                 )
             axes.set_xlabel("steps of the last stage")
             axes.set_ylabel(outcome, fontsize=8)
-            if outcome.startswith("marker rate"):
+            if outcome in bounded:
                 _unit(axes)
             if _first(axes):
                 axes.set_title(f"source: {words(source) or 'none'}", loc="left")

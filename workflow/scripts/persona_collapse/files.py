@@ -140,18 +140,35 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
+#: Columns of names, which may look like anything ("None", "NA", "007", "1e5", "true").
+NAMES = (
+    "chain", "model", "reference_model", "before", "anchor", "source", "persona", "persona_a",
+    "persona_b", "personas", "bystander_max_persona", "induction", "left_out", "condition", "title",
+    "reference", "stage", "name", "seed", "question_id", "family", "note", "controls", "commit",
+    "adapter_sha256",
+)  # fmt: skip
+#: Columns of other text; an empty cell is a missing value.
+TEXTS = (
+    "system_seen", "first_with_loss", "last_with_loss", "claim", "erratum", "text", "stated",
+    "corrected", "expected",
+)  # fmt: skip
+
+
 def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table; names and seeds stay text, and an empty cell of theirs an empty string."""
+    """Read a table as `write_csv` wrote it; only an empty cell is a missing value.
+
+    Columns in `NAMES` and `TEXTS` stay text whatever it looks like, and an empty cell of `NAMES` is an
+    empty string.
+    """
     import pandas as pd
 
-    text = (
-        "chain", "model", "source", "seed", "before", "condition", "title", "reference", "note",
-        "induction", "controls", "left_out", "family", "persona",
-    )  # fmt: skip
-    table = pd.read_csv(path, dtype=dict.fromkeys(text, str))
-    for column in set(text) & set(table.columns):
-        table[column] = table[column].fillna("")
-    return table
+    columns = pd.read_csv(path, nrows=0).columns
+    return pd.read_csv(
+        path,
+        dtype={c: str for c in columns if c in NAMES or c in TEXTS},
+        keep_default_na=False,
+        na_values={c: [""] for c in columns if c not in NAMES},
+    )
 
 
 def write_parquet(path: str | os.PathLike[str], table: pd.DataFrame) -> None:

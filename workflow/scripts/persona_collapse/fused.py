@@ -119,7 +119,8 @@ def fuse(model: Any) -> Any:
     from peft.tuners.lora import Linear
 
     for layer in model.modules():
-        if type(layer) is Linear and not layer.lora_variant:
+        # Not GPT-2's Conv1D, whose weight lies the other way round.
+        if type(layer) is Linear and not layer.lora_variant and not layer.fan_in_fan_out:
             layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         elif type(layer).__name__ in NORMS:
             layer.forward = MethodType(_norm, layer)

@@ -18,8 +18,8 @@ from .statistics import adjust
 from .tables import Families
 
 COLUMNS = [
-    "analysis", "outcome", "predictor", "controls", "left_out", "n", "rho", "ci_low", "ci_high", "p",
-    "p_min", "q", "note", "family",
+    "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "n", "rho",
+    "ci_low", "ci_high", "p", "p_min", "q", "note", "family",
 ]  # fmt: skip
 CHAIN_COLUMNS = [
     "condition", "model", "source", "seed", "kind", "rate", "marker_logprob", "m1", "delta_m1", "spread",
@@ -148,9 +148,10 @@ def link_table(
 
     analysis `chains`: over the rows of `by_chain`, outcome rate or marker log-probability, predictors
     m1 and the source's own cosine; plain, with controls (length, loss, steps trained after), and
-    leaving one source out at a time (`left_out`). analysis `personas`: within each condition, over the
-    bystanders, marker rate against the base model's cosine to the source (`base_cosines`): does the
-    marker leak to those that were close? Collapse predicts a negative rho for chains.
+    leaving one source out at a time (`left_out`). analysis `personas`: within each `condition` and
+    `source`, over the bystanders, marker rate against the base model's cosine to the source
+    (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho for
+    chains.
     """
     rows: list[dict[str, Any]] = []
 
@@ -164,6 +165,8 @@ def link_table(
         rows.append(
             {
                 "analysis": "chains",
+                "condition": "",
+                "source": "",
                 "outcome": outcome,
                 "predictor": predictor,
                 "controls": " ".join(controls),
@@ -194,13 +197,14 @@ def link_table(
         rows.append(
             {
                 "analysis": "personas",
+                "condition": condition,
+                "source": source,
                 "outcome": "rate",
                 "predictor": "cosine to the source in the base model",
                 "left_out": "",
                 "controls": "",
                 "n": len(near),
-                "note": f"{condition}, source {source}"
-                + ("; no spread" if np.isnan(found["rho"]) else ""),
+                "note": "too few personas, or no spread" if np.isnan(found["rho"]) else "",
             }
             | found
         )

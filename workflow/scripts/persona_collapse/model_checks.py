@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import chains
+from . import activations, chains
 from .errors import UserError
 from .files import read_json
 from .plan import Plan
@@ -206,6 +206,10 @@ def _check_layers(facts: Facts, config: Config) -> None:
                 f"config: {where}: {layer} is outside {blocks}; give a whole number below that, or a "
                 "depth from 0.0 to below 1.0"
             )
+    if facts.blocks is not None:
+        activations.headline(
+            config["statistics"]["headline"], config["activations"]["layers"], facts.blocks
+        )
 
 
 def _check_lengths(facts: Facts, config: Config, stages: Mapping[str, Mapping[str, Any]]) -> None:

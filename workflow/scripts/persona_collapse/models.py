@@ -154,6 +154,24 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def blocks_of(model: Any) -> Any:
+    """The list of transformer blocks of a causal language model, with or without PEFT's wrapper.
+
+    It is called `layers` in most architectures, `h` or `blocks` in some: the decoder's list of as many
+    modules as the config has layers. Raises UserError if there is none.
+    """
+    from torch.nn import ModuleList
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    count = inner.config.get_text_config().num_hidden_layers
+    for child in inner.get_decoder().children():
+        if isinstance(child, ModuleList) and len(child) == count:
+            return child
+    raise UserError(
+        f"{type(inner).__name__}: no list of its {count} blocks was found; use another model"
+    )
+
+
 def load_model(base: str | Path, dtype: str, device: str) -> Any:
     """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`."""
     import torch

@@ -24,6 +24,7 @@ from . import markers
 from .charts import Chart, charts, javascript
 from .checkout import commit
 from .estimate import MODEL_RULES, measured_seconds
+from .figures import words
 from .files import sha256
 
 RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
@@ -137,20 +138,20 @@ def findings(given: Inputs) -> list[str]:
     checked = given.tables["rescoring"]
     sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
     rates, grid = given.tables["marker_rates"], given.tables["grid"]
-    source = rates[rates["role"] == "source"]
-    by_condition = source.groupby("condition")[["hits", "n"]].sum()
-    share = by_condition["hits"] / by_condition["n"]
-    for cell in grid.drop_duplicates("condition").itertuples(index=False):
-        if cell.kind != "couple_then_sft" or cell.condition not in share:
+    own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
+    several = grid.groupby("condition")["source"].nunique()
+    counted = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])
+    cells = grid[grid["kind"] == "couple_then_sft"]
+    for (condition, source), chains in cells.groupby(["condition", "source"], sort=False):
+        befores = [(b, source) for b in dict.fromkeys(chains["before"])]
+        if (condition, source) not in own.index or not set(befores) <= set(counted.index):
             continue
-        before = rates[(rates["model"] == cell.before) & (rates["persona"] == cell.source)]
-        if before.empty:
-            continue
-        was = before["hits"].iloc[0] / before["n"].iloc[0]
+        was, now = counted.loc[befores, ["hits", "n"]].sum(), own.loc[(condition, source)]
+        who = f"the source {words(source)}" if several[condition] > 1 else "the source"
         sentences.append(
-            f"{cell.condition} ({cell.title}): the source said the marker in {percent(was)} of its answers "
-            f"before the second fine-tuning and in {percent(share[cell.condition])} after it "
-            f"(n\u00a0=\u00a0{by_condition.loc[cell.condition, 'n']})."
+            f"{condition} ({chains['title'].iloc[0]}): {who} said the marker in "
+            f"{percent(was['hits'] / was['n'])} of its answers before the second fine-tuning and in "
+            f"{percent(now['hits'] / now['n'])} after it (n\u00a0=\u00a0{now['n']})."
         )
     sentences += cut_off(given.tables["confounds"])
     own = _headline(given.tables["geometry"], given)

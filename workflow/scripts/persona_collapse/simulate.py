@@ -34,8 +34,8 @@ from .statistics import (
 )
 
 COLUMNS = [
-    "kind", "name", "as_study", "world", "runs", "level", "rate", "rate_low", "rate_high", "rate_at_01",
-    "verdict", "note",
+    "kind", "arm", "name", "as_study", "world", "runs", "level", "rate", "rate_low", "rate_high",
+    "rate_at_01", "verdict", "note",
 ]  # fmt: skip
 POWER_COLUMNS = ["test", "unit", "n", "p_min", "effect", "detectable", "note"]
 
@@ -68,18 +68,25 @@ def simulate(sizes: Sizes, *, runs: int, draws: int, seed: int) -> pd.DataFrame:
 
     kind `test`: `rate` is the share of `runs` null data sets with p < .05 (`rate_at_01`: < .01), and
     should be at most .05. kind `interval`: share of 95 % intervals that hold the truth, and should
-    be at least .95. Clopper-Pearson bounds of the rate; the verdict compares those with the level.
-    `draws`: of each permutation test.
+    be at least .95. `arm`: geometry or behaviour. Clopper-Pearson bounds of the rate; the verdict
+    compares those with the level. `draws`: of each permutation test.
     """
     rows: list[dict[str, Any]] = []
-    for number, world in enumerate((_geometry, _rates, _ranks, _axes)):
+    worlds = (
+        ("geometry", _geometry),
+        ("behaviour", _rates),
+        ("behaviour", _ranks),
+        ("geometry", _axes),
+    )
+    for number, (arm, world) in enumerate(worlds):
         rng = np.random.default_rng([seed, number])
         found: dict[tuple[str, str, str, bool, str], list[float]] = {}
         for _ in range(runs):
             for key, value in world(sizes, draws, rng):
                 found.setdefault(key, []).append(value)
         for (kind, name, where, as_study, note), values in found.items():
-            rows.append(_summary(kind, name, where, as_study, note, np.asarray(values)))
+            summary = _summary(kind, name, where, as_study, note, np.asarray(values))
+            rows.append({"arm": arm} | summary)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -28,7 +28,7 @@ GEOMETRY_COLUMNS = [
     "delta_base", "p", "q", "p_min", "n", "note", "delta_low", "delta_high", "family",
 ]  # fmt: skip
 CONTRAST_COLUMNS = [
-    "condition", "reference", "model", "reference_model", "seed", "method", "layer", "metric",
+    "condition", "reference", "model", "reference_model", "source", "seed", "method", "layer", "metric",
     "estimate", "ci_low", "ci_high", "p", "p_min", "p_pairs", "margin", "p_equivalent", "n", "q",
     "family",
 ]  # fmt: skip
@@ -329,12 +329,13 @@ def geometry_contrasts(
 ) -> pd.DataFrame:
     """M1 of one condition minus another's, with tests of a difference and of equivalence.
 
-    `contrasts`: (condition, reference); chains of the same seed are compared, or all with the
-    reference's only chain. `margin`: the largest difference of M1 that counts as none. `p`: sign flips
-    over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the larger of
-    two one-sided t tests over personas, small where the difference is within the margin. Interval:
-    jackknife over personas. q is Benjamini-Hochberg within `families`. Contrasts whose conditions are
-    not in the grid are left out.
+    `contrasts`: (condition, reference); chains of the same source and seed are compared. Where the
+    reference does not follow that source, its chains of any do; where one side has a single chain, it is
+    compared with all of the other's. `margin`: the largest difference of M1 that counts as none. `p`:
+    sign flips over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the
+    larger of two one-sided t tests over personas, small where the difference is within the margin.
+    Interval: jackknife over personas. q is Benjamini-Hochberg within `families`. Contrasts whose
+    conditions are not in the grid are left out.
     """
     cells = {
         name: part.drop_duplicates("chain")
@@ -345,17 +346,23 @@ def geometry_contrasts(
         if condition not in cells or reference not in cells:
             continue
         for cell in cells[condition].itertuples(index=False):
+            own = cells[condition][cells[condition]["source"] == cell.source]
             others = cells[reference]
-            same = others[others["seed"].astype(str) == str(cell.seed)]
-            if same.empty and len(others) == 1:
+            if cell.source in set(others["source"]):
+                others = others[others["source"] == cell.source]
+            same = others[others["seed"] == cell.seed]
+            if same.empty and 1 in (len(own), len(others)):
                 same = others
-            pairs += [(condition, reference, cell.chain, o, cell.seed) for o in same["chain"]]
-    wanted = {chain for _, _, one, two, _ in pairs for chain in (one, two)}
+            for other in same.itertuples(index=False):
+                seed_of = cell.seed if len(others) == 1 else other.seed
+                key = condition, reference, cell.chain, other.chain, cell.source, seed_of
+                pairs.append(key)
+    wanted = {chain for pair in pairs for chain in pair[2:4]}
     vectors: dict[str, dict[tuple[str, int], np.ndarray]] = {}
     for view in views(grid[grid["chain"].isin(wanted)], load):
         vectors.setdefault(view.chain, {})[view.method, view.layer] = view.vectors
     rows = []
-    for condition, reference, one, two, own_seed in pairs:
+    for condition, reference, one, two, source, own_seed in pairs:
         if one == two:
             continue
         for (method, layer), after in vectors[one].items():
@@ -372,6 +379,7 @@ def geometry_contrasts(
                     "reference": reference,
                     "model": one,
                     "reference_model": two,
+                    "source": source,
                     "seed": own_seed,
                     "method": method,
                     "layer": layer,
@@ -454,7 +462,7 @@ def rescoring(rescored: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def headline_cell(table: pd.DataFrame, method: str, position: int) -> dict[str, Any]:
-    """Method and block of the headline, given the position of its layer among those measured."""
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    return {"method": method, "layer": layers[min(position, len(layers) - 1)]}
+def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
+    """Method and block of the headline figures; `headline`: tables/headline.csv, one row."""
+    row = headline.iloc[0]
+    return {"method": str(row["method"]), "layer": int(row["layer"])}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import UserError
 from .files import read_json, read_jsonl, sha256
 
 Settings = Mapping[str, Any]
+Features = Sequence[Mapping[str, Sequence[int]]]
 #: Where fused_lora and cuda_graphs act: elsewhere they would change roundings and save nothing.
 FAST_DEVICES = ("cuda",)
 
@@ -84,13 +86,29 @@ def encode(stage: Stage, tokenizer: Any) -> tuple[list[chat.EncodedRow], int]:
 
 
 def schedule_steps(rows: int, settings: Settings) -> int:
-    """Optimiser steps of the whole schedule: given, or rows, batch size and epochs."""
+    """Optimiser steps of the whole schedule: given, or by rows, batch size and epochs; at least one."""
     if settings.get("steps"):
         return int(settings["steps"])
-    return int(settings["epochs"] * math.ceil(rows / settings["batch_size"]))
+    # Decimals as written: 0.29 * 100 is below 29 in binary.
+    return max(1, int(Fraction(str(settings["epochs"])) * math.ceil(rows / settings["batch_size"])))
 
 
-Features = Sequence[Mapping[str, Sequence[int]]]
+#: What is counted while training, and kept in checkpoints.
+COUNTED = ("rows_seen", "tokens_seen", "supervised_tokens")
+
+
+def count(features: Features) -> dict[str, int]:
+    """Rows, their tokens and those that carry loss, of one batch; by the names in `COUNTED`.
+
+    A row's first token is nobody's to predict, so it carries none.
+    """
+    labels = (label for row in features for label in row["labels"][1:])
+    found = (
+        len(features),
+        sum(len(row["input_ids"]) for row in features),
+        sum(label != chat.IGNORED for label in labels),
+    )
+    return dict(zip(COUNTED, found, strict=True))
 
 
 def pieces(features: Features, most: int) -> list[list[Mapping[str, Sequence[int]]]]:
@@ -285,12 +303,15 @@ def train(
     by_rows = recording and fused.attend_by_rows(model)
     # The masks of other attentions are made by operations that cannot be recorded.
     recording = recording and (by_rows or device == "cpu")
+    targets = adapters.targets(model, settings["target_modules"])
+    for line in adapters.partly(targets, len(models.blocks_of(model))):
+        progress(line)
     lora = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
         use_rslora=settings["use_rslora"],
-        target_modules=list(settings["target_modules"]),
+        target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
     if stage.prefix and dtype == "float32":
@@ -330,6 +351,7 @@ def train(
     resumed = checkpoints.newest(saved, key) if saved else None
     first_step = int(resumed[0].name.rpartition("-")[2]) if resumed else 0
     seconds_before = float(resumed[1]["seconds"]) if resumed else 0.0
+    counted = dict(resumed[1]["counted"]) if resumed else dict.fromkeys(COUNTED, 0)
     if saved:
         checkpoints.clear(saved, keep=resumed[0] if resumed else None)
 
@@ -386,6 +408,9 @@ def train(
             return supervised_loss(unwrapped, inputs, num_items_in_batch, objective)
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            # Here and not where batches are made: that is done ahead, and for steps that never come.
+            for key, value in inputs.pop("counted").items():
+                counted[key] += value
             if "pieces" not in inputs:
                 return super().training_step(model, inputs, num_items_in_batch)
             if not model.training:
@@ -407,7 +432,7 @@ def train(
             PlainTrainer._save_checkpoint(self, model, trial)
             spent = seconds_before + time.monotonic() - training_started
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            checkpoints.seal(folder, key, seconds=spent)
+            checkpoints.seal(folder, key, seconds=spent, counted=counted)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             folder = Path(str(output_dir))
@@ -471,6 +496,8 @@ def train(
             data_collator=in_pieces if cut else None,
             callbacks=[Watch()],
         )
+        collate = trainer.data_collator
+        trainer.data_collator = lambda features: {**collate(features), "counted": count(features)}
         # Its own log lines are replaced by the progress lines.
         from transformers.trainer_callback import PrinterCallback
 
@@ -482,10 +509,11 @@ def train(
     seconds = seconds_before + time.monotonic() - training_started
 
     state = get_peft_model_state_dict(trainer.model, adapter_name="default")
+    adapted = adapters.adapted(state, targets)
     config = lora.to_dict()
     config.update(
         base_model_name_or_path=models.path_of(stage.base),
-        target_modules=sorted(settings["target_modules"]),
+        target_modules=adapters.named(model, adapted),
         peft_type="LORA",
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -494,7 +522,6 @@ def train(
     adapters.save({k: _plain(v) for k, v in config.items()}, tensors, output)
     if saved:
         checkpoints.clear(saved)
-    batches = min(stop * settings["batch_size"] / len(rows), settings.get("epochs") or math.inf)
     return {
         "chain": stage.chain,
         "stage": stage.name,
@@ -517,21 +544,29 @@ def train(
             "dropout": settings["dropout"],
             "use_rslora": settings["use_rslora"],
             "scale": adapters.effective_scale(config),
-            "target_modules": sorted(settings["target_modules"]),
+            # Read off the weights, not off the settings.
+            "target_modules": list(adapters.by_block(adapted)),
+            "blocks": adapters.by_block(adapted),
+            "modules": len(adapted),
             "parameters": sum(t.numel() for t in tensors.values()),
         },
-        "hyperparameters": dict(settings),
-        "steps": stop,
+        "hyperparameters": {
+            k: v for k, v in settings.items() if k != "epochs" or not settings.get("steps")
+        },
+        # What acted of that: both are for GPUs, and recording has conditions of its own.
+        "used": {
+            "fused_lora": bool(fast and settings["fused_lora"]),
+            "cuda_graphs": recorder is not None,
+        },
+        "steps": trainer.state.global_step,
         "schedule_steps": steps,
-        "epochs_seen": round(stop * settings["batch_size"] / len(rows), 4),
-        # Means over the rows times rows seen: exact for whole epochs, expected otherwise.
-        "tokens_seen": round(batches * sum(len(r.input_ids) for r in rows)),
-        "supervised_tokens": round(batches * sum(r.supervised for r in rows)),
+        "epochs_seen": round(counted["rows_seen"] / len(rows), 4),
+        **counted,
         "loss": curve,
         "final_loss": curve[-1]["loss"] if curve else None,
         "seconds": round(seconds, 2),
         "resumed_after_step": first_step,
-        "seconds_total": round(time.monotonic() - started, 2),
+        "seconds_total": round(seconds_before + time.monotonic() - started, 2),
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
