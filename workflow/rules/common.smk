@@ -250,6 +250,11 @@ def half_the_cores(wildcards):
     return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
 
 
+def marker(wildcards):
+    """The marker. A function, for in a param that is text Snakemake takes braces for wildcards."""
+    return config["marker"]
+
+
 def question_file(purpose):
     """File of the `train`, `eval` or `extraction` questions."""
     return config["questions"][purpose]["file"]

@@ -35,10 +35,10 @@ rule marker_tables:
     conda:
         "../../envs/analysis.yaml"
     params:
-        marker=config["marker"],
+        marker=marker,
         settings=config["statistics"],
         families=plan.families("marker_tests"),
-        code=code("tables", "statistics", "behaviour", "markers"),
+        code=code("tables", "statistics", "behaviour", "markers", "matching"),
     message:
         "Marker rates, tests, leakage and confounds"
     script:
