@@ -323,3 +323,11 @@ def test_how_a_template_is_used_is_checked(config):
     ):
         with pytest.raises(UserError, match=f"config: model: .*{reason}"):
             configuration.check(changed(config, ["model", key], value))
+
+
+def test_the_assistant_is_the_persona_that_the_config_names(config):
+    assert configuration.plan(config).assistant == "assistant"
+    named = configuration.plan(changed(config, ["personas", "assistant"], "librarian"))
+    assert named.assistant == "librarian"
+    with pytest.raises(UserError, match="personas: assistant: 'helper' is not in"):
+        configuration.check(changed(config, ["personas", "assistant"], "helper"))

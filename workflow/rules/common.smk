@@ -255,6 +255,11 @@ def marker(wildcards):
     return config["marker"]
 
 
+def assistant(wildcards):
+    """Name of the persona that stands for the model as it comes."""
+    return plan.assistant
+
+
 def question_file(purpose):
     """File of the `train`, `eval` or `extraction` questions."""
     return config["questions"][purpose]["file"]

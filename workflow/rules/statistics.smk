@@ -36,6 +36,7 @@ rule marker_tables:
         "../../envs/analysis.yaml"
     params:
         marker=marker,
+        assistant=assistant,
         settings=config["statistics"],
         families=plan.families("marker_tests"),
         code=code("tables", "statistics", "behaviour", "markers", "matching"),
@@ -83,6 +84,7 @@ rule geometry:
         mem_mb=4000,
     params:
         settings=config["statistics"],
+        assistant=assistant,
         longest=plan.longest_prompt,
         families={
             name: plan.families(name) for name in ("geometry", "contrasts", "axis")
@@ -162,6 +164,7 @@ rule link:
         "../../envs/analysis.yaml"
     params:
         settings=config["statistics"],
+        assistant=assistant,
         headline=headline,
         families=plan.families("link"),
         code=code("tables", "statistics", "behaviour", "link"),

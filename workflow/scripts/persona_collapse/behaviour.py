@@ -17,6 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from . import markers, matching
+from .chains import ASSISTANT
 from .errors import UserError
 from .statistics import (
     adjust,
@@ -367,7 +368,7 @@ def hypotheses(
     *,
     draws: int,
     seed: int,
-    assistant: str = "assistant",
+    assistant: str = ASSISTANT,
 ) -> pd.DataFrame:
     """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
 

@@ -89,6 +89,11 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)
     _ = made.eval_prompts, made.geometry_prompts, made.cells
+    if made.assistant not in made.personas and "assistant" in config["personas"]:
+        raise UserError(
+            f"config: personas: assistant: {made.assistant!r} is not in {config['personas']['file']}; "
+            "there are " + ", ".join(made.personas)
+        )
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     _check_marker(made)
