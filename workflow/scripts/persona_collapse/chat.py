@@ -361,8 +361,9 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
             answer = {"role": "assistant", "content": _ANSWER}
             encode_row(tokenizer, [*rows, answer], max_length=10**6)
     except Exception as error:  # a template is a program of somebody else's
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template cannot be used: {error}"
+            f"{tokenizer.name_or_path}: its chat template cannot be used: {said}"
         ) from error
     if not same:
         raise UserError(
