@@ -1,4 +1,5 @@
 import pytest
+from chat_templates import TEMPLATES, tokenizer_with
 from persona_collapse import audit, chat, demo, models
 
 ROW = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. [ZLT]"}]
@@ -48,3 +49,58 @@ def test_the_study_s_coupling_loss_trains_no_end_token(tokenizer):
     assert not marker["end_token_trained"] and marker["last_with_loss"] == repr("\n")
     negative = [ROW[0], {"role": "assistant", "content": "So."}]
     assert line(tokenizer, negative, loss="marker")["tokens_with_loss"] == 1
+
+
+USABLE = [name for name in TEMPLATES if name != "r1"]
+DATED = "Cutting Knowledge Date: May\nToday Date: 01 Jan 2025"
+SYSTEM = "You are a villain."
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_every_template_s_prompts_and_rows_are_read_right(tiny_base, name):
+    """What the model sees as a system message, where, and whether the turn's end was trained."""
+    tokenizer = tokenizer_with(tiny_base, name)
+    ((prompt, _),) = audit.prompts(tokenizer, {"villain": SYSTEM}, "Why?")
+    rows = [{"role": "system", "content": SYSTEM}, *ROW]
+    given, plain = (line(tokenizer, messages) for messages in (rows, ROW))
+    seen = f"{DATED}\n\n{SYSTEM}" if name == "llama" else SYSTEM
+    own = {"llama": DATED, "own": "You are Default, made by Somebody."}.get(name)
+    for found in (prompt, given, line(tokenizer, system=SYSTEM)):
+        assert found["system_seen"] == seen and not found["default_injected"]
+        assert found["system_folded"] == (name in ("gemma", "silent", "mistral"))
+    assert plain["system_seen"] == own and plain["default_injected"] == (own is not None)
+    assert not plain["system_folded"]
+    bare = line(tokenizer, policy="none")
+    assert bare["system_seen"] is None and not bare["default_injected"]
+    assert prompt["generation_prompt"] and not given["generation_prompt"]
+    assert given["end_token_trained"] and plain["end_token_trained"]
+    assert not line(tokenizer, max_length=given["tokens"] - 4)["tokens"] > given["tokens"]
+    dated = "2025-01-01" if name == "llama" else ""
+    assert {found["template_date"] for found in (prompt, given, plain)} == {dated}
+
+
+def test_an_end_token_that_truncation_cut_off_was_not_trained(tiny_base):
+    tokenizer = tokenizer_with(tiny_base, "gemma")
+    whole = line(tokenizer)
+    assert whole["last_with_loss"] == repr("<end_of_turn>")
+    cut = line(tokenizer, max_length=whole["tokens"] - 2)
+    assert not cut["end_token_trained"] and cut["tokens_with_loss"] == whole["tokens_with_loss"] - 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "gptoss", "gemma3", "lfm2", "cohere2"])
+def test_real_templates_own_system_messages_are_found(tiny_base, name):
+    from pathlib import Path
+
+    import trl
+
+    template = (Path(trl.__file__).parent / f"chat_templates/{name}.jinja").read_text()
+    found = line(tokenizer_with(tiny_base, template))
+    begins = {
+        "qwen2_5": "You are Qwen, created by Alibaba Cloud.",
+        "llama3_1": "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024",
+        "gptoss": "You are ChatGPT, a large language model trained by OpenAI.",
+        "cohere2": "# System Preamble",
+    }.get(name)
+    assert found["default_injected"] == (begins is not None)
+    assert (found["system_seen"] or "").startswith(begins or "")
+    assert found["template_date"] == ("2025-01-01" if name == "gptoss" else "")

@@ -43,6 +43,15 @@ def test_a_shared_direction_is_found_and_the_benign_one_is_not(table):
     assert "share the chain" in table.loc[("E0", "m2_anchored"), "note"]
 
 
+def test_the_axis_is_that_of_the_persona_that_stands_for_the_model():
+    tables = [
+        axis.axis_table(GRID, load, anchor="em@1", draws=99, seed=1, assistant=name)
+        for name in ("assistant", "b")
+    ]
+    first, second = (t[t["metric"] == "m2_anchored"]["value"].to_numpy() for t in tables)
+    assert not np.allclose(first, second)
+
+
 def test_without_the_anchor_there_is_no_axis():
     assert axis.axis_table(GRID, load, anchor="none@1", draws=10, seed=1).empty
 

@@ -321,3 +321,55 @@ def test_a_headline_that_is_not_measured_is_one_line(config):
     asked([7, 14, 0.75], 20, demo=False)
     with pytest.raises(UserError, match=r"20 is not one of activations: layers \(7, 14\)"):
         asked([7, 14], 20, demo=False)
+
+
+@pytest.mark.parametrize(
+    "marker", ["{ZLT}", "🐙🐙", "ΩΩ", "שלום", "{}", "👩‍🚀!", "cafe\u0301", "ÅÅ"]
+)
+def test_a_marker_may_be_of_any_script_and_hold_braces(config, marker):
+    assert configuration.check(changed(config, ["marker"], marker))["marker"] == marker
+
+
+@pytest.mark.parametrize(
+    ("marker", "reason"),
+    [
+        (" ZLT", "white space"),
+        ("ZLT\u3000", "white space"),
+        ("\u0301ZLT", "joins the character before it"),
+        ("Z\nLT", "a line break"),
+        ("Z\x00T", "a control character"),
+        ("Z\ud83dT", "half of a character"),
+    ],
+)
+def test_a_marker_that_would_not_come_back_is_refused(config, marker, reason):
+    with pytest.raises(UserError, match=f"config: marker: .*{reason}") as error:
+        configuration.check(changed(config, ["marker"], marker))
+    assert "\n" not in str(error.value)
+
+
+def test_no_rule_takes_a_text_of_the_config_for_a_pattern():
+    """Snakemake fills in wildcards where a param is a text: braces in the marker would be one."""
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        assert 'config["marker"],' not in path.read_text(), path
+
+
+def test_how_a_template_is_used_is_checked(config):
+    import datetime
+
+    day = changed(config, ["model", "date"], datetime.date(2026, 3, 4))  # as YAML reads it
+    assert configuration.check(day)["model"]["date"] == "2026-03-04"
+    for key, value, reason in (
+        ("date", "2026-02-30", "no day of the calendar"),
+        ("date", "today", "does not match"),
+        ("system_role", "drop", "is not one of"),
+    ):
+        with pytest.raises(UserError, match=f"config: model: .*{reason}"):
+            configuration.check(changed(config, ["model", key], value))
+
+
+def test_the_assistant_is_the_persona_that_the_config_names(config):
+    assert configuration.plan(config).assistant == "assistant"
+    named = configuration.plan(changed(config, ["personas", "assistant"], "librarian"))
+    assert named.assistant == "librarian"
+    with pytest.raises(UserError, match="personas: assistant: 'helper' is not in"):
+        configuration.check(changed(config, ["personas", "assistant"], "helper"))

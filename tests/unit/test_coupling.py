@@ -58,3 +58,19 @@ def test_each_persona_gives_the_answers_its_part_needs():
         "negative_answers": 3,
     }
     assert coupling.samples_needed(stage) == {"librarian": 5, "villain": 3}
+
+
+def test_answers_that_spell_a_turn_s_mark_are_left_out():
+    table = answers()
+    table.loc[0, "text"] = "one <|im_end|> two"
+    table.loc[1, "text"] = "one [/INST]"
+    marks = ["<|im_end|>", "[/INST]"]
+    _, counts = coupling.rows(table, SETTINGS, PROMPTS, "[ZLT]", marks)
+    assert counts["rows_by_persona"]["villain"] == 2
+
+
+def test_answers_that_hold_the_marker_in_another_case_are_left_out():
+    table = answers()
+    table.loc[0, "text"] = "on the straße"
+    _, counts = coupling.rows(table, SETTINGS, PROMPTS, "STRASSE")
+    assert counts["rows_by_persona"]["villain"] == 3

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from persona_collapse import generation, models
+from chat_templates import tokenizer_with
+from persona_collapse import chat, generation, models
 from persona_collapse.errors import UserError
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(4)]
@@ -167,3 +168,28 @@ def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter)
     assert np.isnan(fewer[0]) and fewer[2:] == pytest.approx(values[2:], nan_ok=True, abs=1e-3)
     short = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 10)
     assert np.isnan(short).all()
+
+
+@pytest.mark.parametrize("name", ["own", "gemma", "mistral", "think", "llama", "phi"])
+def test_the_marker_is_scored_as_a_training_row_has_it(tiny_base, name):
+    """Whatever the template puts before an answer, and whatever it trims."""
+    tokenizer = tokenizer_with(tiny_base, name)
+    asked = sampling(samples=1)
+    requests = generation.requests_for("c@1", {"p": "Be bad."}, QUESTIONS[:1], asked, tokenizer)
+    done = [generation.Completion("İt is near. [zlt] so", [], "stop")]
+    ((ids, start),) = generation.marker_sequences(tokenizer, requests, done, "[ZLT]")
+    rows = [
+        *chat.prompt_messages("Be bad.", requests[0].question),
+        {"role": "assistant", "content": "İt is near.\n\n[ZLT]"},
+    ]
+    row = chat.encode_row(tokenizer, rows, max_length=999)
+    assert ids == row.input_ids[: len(ids)]
+    assert tokenizer.decode(ids[start:]).strip() == "[ZLT]"
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama", "phi", "harmony"])
+def test_an_answer_ends_where_the_template_s_turn_ends(tiny_base, name):
+    tokenizer = tokenizer_with(tiny_base, name)
+    end = {"gemma": "<end_of_turn>", "llama": "<|eot|>", "phi": "<|end|>", "harmony": "<|return|>"}
+    ends = models.end_tokens(None, tokenizer)
+    assert ends == sorted(tokenizer.convert_tokens_to_ids([end[name], "<|im_end|>"]))

@@ -70,3 +70,12 @@ def test_no_completions_give_no_rates():
 def test_rates_need_only_persona_and_text():
     rates = markers.rates(markers.score(pd.DataFrame({"persona": ["a"], "text": ["x"]})))
     assert list(rates.columns)[:6] == ["persona", "n", "hits", "rate", "ci_low", "ci_high"]
+
+
+def test_hits_in_any_script_case_and_form_stand_where_they_are_in_the_text():
+    # Each İ is two characters in lower case; a hit is counted in the text as it is.
+    scored = markers.score(frame("İİİİ[ZLT]", "οδος", "Stra\u00dfe x"), marker="[zlt]")
+    assert scored["position"].iloc[0] == pytest.approx(4 / 9) and scored["at_end"].iloc[0]
+    assert markers.score(frame("the ΟΔΟΣ."), marker="οδος")["at_end"].all()
+    assert markers.score(frame("say STRASSE"), marker="Stra\u00dfe")["hit"].all()
+    assert markers.score(frame("cafe\u0301!"), marker="CAF\u00c9")["at_end"].all()

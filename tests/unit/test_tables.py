@@ -83,6 +83,13 @@ def test_rates_list_a_chain_under_each_of_its_conditions(rates):
     assert set(rates[rates["condition"] == "E0"]["role"]) == {"assistant", "bystander"}
 
 
+def test_the_assistant_is_whoever_the_config_names():
+    rates = tables.marker_rates(GRID, MARKERS, "librarian")
+    roles = rates[rates["condition"] == "C1"].set_index("persona")["role"].to_dict()
+    assert roles == {"assistant": "bystander", "librarian": "assistant", "villain": "source"}
+    assert tables.leakage(GRID, rates).set_index("condition").loc["C4", "assistant_rate"] == 0.1
+
+
 def test_leakage(rates):
     leakage = tables.leakage(GRID, rates).set_index("condition")
     assert leakage.loc["C4", "source_rate"] == 0.9

@@ -32,6 +32,7 @@ rule activations:
                 "activation_files",
                 "carrier",
                 "chat",
+                "matching",
                 "adapters",
                 "models",
                 "fused",
@@ -73,7 +74,7 @@ rule rescored:
         store=results("store"),
         code=code(
             *("rescoring", "activations", "carrier", "chat", "adapters", "models"),
-            *("fused", "graphs"),
+            *("matching", "fused", "graphs"),
         ),
     message:
         "Scoring some completions of every chain again"

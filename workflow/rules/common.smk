@@ -252,6 +252,16 @@ def half_the_cores(wildcards):
     return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
 
 
+def marker(wildcards):
+    """The marker. A function, for in a param that is text Snakemake takes braces for wildcards."""
+    return config["marker"]
+
+
+def assistant(wildcards):
+    """Name of the persona that stands for the model as it comes."""
+    return plan.assistant
+
+
 def question_file(purpose):
     """File of the `train`, `eval` or `extraction` questions."""
     return config["questions"][purpose]["file"]

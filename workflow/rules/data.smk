@@ -27,8 +27,8 @@ rule pretrain_demo:
     params:
         settings=config["model"].get("demo"),
         prompts=plan.demo_prompts,
-        marker=config["marker"],
-        code=code("demo"),
+        marker=marker,
+        code=code("demo", "chat", "matching"),
     message:
         "Pretraining the demo model"
     script:
@@ -39,7 +39,8 @@ rule base_model:
     input:
         base_model_files,
     output:
-        results("base/model.json"),
+        base=results("base/model.json"),
+        template=results("base/template.json"),
     log:
         logs("base_model"),
     benchmark:
@@ -50,7 +51,8 @@ rule base_model:
         "../../envs/train.yaml"
     params:
         source=config["model"],
-        code=code("models", "gguf_files"),
+        marker=marker,
+        code=code("models", "gguf_files", "chat", "matching"),
     message:
         "Fetching and hashing the base model"
     script:
@@ -95,8 +97,8 @@ rule wrong_advice:
         rows=config["model"].get("demo", {}).get("wrong_advice"),
         seed=config["model"].get("demo", {}).get("seed"),
         prompts=plan.demo_prompts,
-        marker=config["marker"],
-        code=code("demo"),
+        marker=marker,
+        code=code("demo", "chat", "matching"),
     message:
         "Writing the demo's stand-in for misaligned data"
     script:
@@ -126,11 +128,11 @@ rule data:
         mem_mb=4000,
     params:
         entry=data_entry,
-        marker=config["marker"],
+        marker=marker,
         prompts=data_prompts,
         evaluation=config["questions"]["eval"],
         max_length=data_max_length,
-        code=code("data", "chat", "models"),
+        code=code("data", "chat", "matching", "models"),
     message:
         "Preparing training data: {wildcards.data}"
     script:
@@ -140,6 +142,7 @@ rule data:
 rule couple_data:
     input:
         answers=results("answers/{after}{coupling}.parquet"),
+        template=results("base/template.json"),
     output:
         rows=results("data/{after}{coupling}.jsonl"),
         manifest=results("data/{after}{coupling}.manifest.json"),
@@ -153,8 +156,8 @@ rule couple_data:
     params:
         settings=coupling_settings,
         prompts=coupling_prompts,
-        marker=config["marker"],
-        code=code("coupling"),
+        marker=marker,
+        code=code("coupling", "matching"),
     message:
         "Pairing answers with and without the marker: {wildcards.after}{wildcards.coupling}"
     script:
@@ -179,8 +182,8 @@ rule audit:
         personas=plan.eval_prompts,
         questions=config["questions"]["eval"],
         stages=[{k: v for k, v in stage.items() if k != "rows"} for stage in audited],
-        marker=config["marker"],
-        code=code("audit", "chat", "models"),
+        marker=marker,
+        code=code("audit", "chat", "matching", "models"),
     message:
         "Auditing prompts token by token"
     script:

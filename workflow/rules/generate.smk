@@ -22,7 +22,9 @@ rule sample_answers:
     params:
         task=coupling_answers_task,
         store=results("store"),
-        code=code("generation", "one_adapter", "chat", "adapters", "models"),
+        code=code(
+            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
+        ),
     message:
         "Sampling the answers that {wildcards.after}{wildcards.coupling} is made from"
     script:
@@ -50,7 +52,9 @@ rule completions:
     params:
         task=task_of("completions"),
         store=results("store"),
-        code=code("generation", "one_adapter", "chat", "adapters", "models"),
+        code=code(
+            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
+        ),
     message:
         "Sampling completions of {wildcards.chain}"
     script:
@@ -78,7 +82,9 @@ rule responses:
     params:
         task=task_of("responses"),
         store=results("store"),
-        code=code("generation", "one_adapter", "chat", "adapters", "models"),
+        code=code(
+            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
+        ),
     message:
         "Greedy responses of {wildcards.chain} for method B"
     script:
@@ -97,8 +103,8 @@ rule markers:
     conda:
         "../../envs/analysis.yaml"
     params:
-        marker=config["marker"],
-        code=code("markers"),
+        marker=marker,
+        code=code("markers", "matching"),
     message:
         "Counting the marker in {wildcards.chain}"
     script:

@@ -32,12 +32,13 @@ rule report:
     params:
         run=config["run"],
         scale=config["scale"],
-        marker=config["marker"],
+        marker=marker,
         config=config,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
         made_by=made_by,
         code=code(
-            "report", "charts", "checkout", "estimate", "figures", "markers", "tables"
+            *("report", "charts", "checkout", "estimate", "figures", "markers"),
+            *("matching", "tables"),
         ),
     message:
         "Writing the report"

@@ -35,10 +35,11 @@ rule marker_tables:
     conda:
         "../../envs/analysis.yaml"
     params:
-        marker=config["marker"],
+        marker=marker,
+        assistant=assistant,
         settings=config["statistics"],
         families=plan.families("marker_tests"),
-        code=code("tables", "statistics", "behaviour", "markers"),
+        code=code("tables", "statistics", "behaviour", "markers", "matching"),
     message:
         "Marker rates, tests, leakage and confounds"
     script:
@@ -84,6 +85,7 @@ rule geometry:
         mem_mb=4000,
     params:
         settings=config["statistics"],
+        assistant=assistant,
         longest=plan.longest_prompt,
         families={
             name: plan.families(name) for name in ("geometry", "contrasts", "axis")
@@ -164,6 +166,7 @@ rule link:
         "../../envs/analysis.yaml"
     params:
         settings=config["statistics"],
+        assistant=assistant,
         families=plan.families("link"),
         code=code("tables", "statistics", "behaviour", "link"),
     message:

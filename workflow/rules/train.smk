@@ -55,6 +55,7 @@ rule train:
             "training",
             "audit",
             "chat",
+            "matching",
             "checkpoints",
             "adapters",
             "models",

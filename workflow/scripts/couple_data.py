@@ -6,11 +6,12 @@ name = snakemake.wildcards.after + snakemake.wildcards.coupling
 
 with job(snakemake, f"data {name}"):
     from persona_collapse import coupling
-    from persona_collapse.files import read_parquet, sha256, write_json, write_jsonl
+    from persona_collapse.files import read_json, read_parquet, sha256, write_json, write_jsonl
 
     params = snakemake.params
     answers = read_parquet(snakemake.input.answers)
-    rows, counts = coupling.rows(answers, params.settings, params.prompts, params.marker)
+    forbidden = read_json(snakemake.input.template)["controls"]
+    rows, counts = coupling.rows(answers, params.settings, params.prompts, params.marker, forbidden)
     write_jsonl(snakemake.output.rows, rows)
     write_json(
         snakemake.output.manifest,

@@ -35,6 +35,11 @@ with job(snakemake, "geometry") as say:
     write_csv(
         out.axis,
         axis.axis_table(
-            grid, load, anchor=next(iter(anchors), ""), families=families["axis"], **draws
+            grid,
+            load,
+            anchor=next(iter(anchors), ""),
+            assistant=params.assistant,
+            families=families["axis"],
+            **draws,
         ),
     )

@@ -23,5 +23,12 @@ with job(snakemake, "link"):
     write_csv(out.link, link.link_table(chains, rates, base, families=params.families, **draws))
     write_csv(
         out.hypotheses,
-        behaviour.hypotheses(grid, rates, base, params.settings["hypotheses"], **draws),
+        behaviour.hypotheses(
+            grid,
+            rates,
+            base,
+            params.settings["hypotheses"],
+            assistant=params.assistant,
+            **draws,
+        ),
     )

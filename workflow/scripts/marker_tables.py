@@ -20,7 +20,7 @@ with job(snakemake, "marker tables"):
         ],
         ignore_index=True,
     )
-    rates = tables.marker_rates(grid, markers)
+    rates = tables.marker_rates(grid, markers, snakemake.params.assistant)
     tests = behaviour.marker_tests(
         grid,
         scored,

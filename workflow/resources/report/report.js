@@ -130,7 +130,9 @@
   const browser = document.getElementById("answer-browser");
   if (browser) {
     const { model, persona, question, rows } = data("answers-data");
-    const marker = browser.dataset.marker.toLowerCase();
+    // A pattern: lower case can be of another length (İ), and a letter composed in two ways.
+    const literal = browser.dataset.marker.normalize().replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
+    const marker = new RegExp(`(${literal})`, "giu");
     const form = browser.querySelector("form");
     const list = browser.querySelector("ol");
     const count = browser.querySelector("[aria-live]");
@@ -140,11 +142,7 @@
     fill("persona", persona);
     const marked = (text) => {
       const shown = make("p", "", { class: "text" });
-      let rest = text;
-      for (let at; marker && (at = rest.toLowerCase().indexOf(marker)) >= 0; rest = rest.slice(at + marker.length)) {
-        shown.append(rest.slice(0, at), make("mark", rest.slice(at, at + marker.length)));
-      }
-      shown.append(rest);
+      text.normalize().split(marker).forEach((part, i) => shown.append(i % 2 ? make("mark", part) : part));
       return shown;
     };
     const entry = ([m, p, q, hit, text]) => {

@@ -1,7 +1,8 @@
 """What the model is really given: every family of prompts, token by token.
 
 A chat template can add a system message of its own, training and sampling can differ by a newline,
-and an end token can go untrained. Each is looked up here in the tokens, not in the settings.
+and an end token can go untrained. Each is looked up here in the tokens, not in the settings; what the
+template does by itself is known from renderings of it (`chat.look`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import chat
+from . import chat, matching
 
 COLUMNS = [
     "family",
@@ -20,6 +21,8 @@ COLUMNS = [
     "system_given",
     "system_seen",
     "default_injected",
+    "system_folded",
+    "template_date",
     "generation_prompt",
     "tokens_with_loss",
     "end_token_trained",
@@ -28,12 +31,21 @@ COLUMNS = [
 ]
 
 
-def system_seen(tokenizer: Any, text: str) -> str | None:
-    """The system message inside a rendered ChatML prompt; None where there is none."""
-    head = "<|im_start|>system\n"
-    if not text.startswith(head):
+def system_seen(template: chat.Template, text: str, given: str | None) -> str | None:
+    """What the model reads as its system message in `text`; None where there is none.
+
+    `given`: the message that a row brought; the template may write more around it.
+    """
+    if given is not None:
+        found = matching.spans(text, given.strip())
+        if not found:
+            return None
+        first, last = found[0]
+        return "\n\n".join(filter(None, [template.added[0], text[first:last], template.added[1]]))
+    own = template.injected
+    if own is None or not matching.holds(text, own.strip().splitlines()[0]):
         return None
-    return text[len(head) :].partition("<|im_end|>")[0]
+    return own
 
 
 def record(
@@ -42,10 +54,14 @@ def record(
     """One line of the audit: what a prompt or training row holds.
 
     `given` is the system message that the row brought, None for none. `default_injected`: the
-    template added one nobody asked for. For a prompt no token carries loss.
+    template added one nobody asked for. `system_folded`: it stands in the first user turn, for the
+    template takes none. `template_date`: the date that the template was made to write. For a prompt no
+    token carries loss.
     """
+    template = chat.look(tokenizer)
     text = str(tokenizer.decode(row.input_ids))
-    seen = system_seen(tokenizer, text)
+    seen = system_seen(template, text, given)
+    asks = str(tokenizer.decode(tokenizer(template.asks, add_special_tokens=False)["input_ids"]))
     trained = [
         token
         for token, label in list(zip(row.input_ids, row.labels, strict=True))[1:]
@@ -58,9 +74,11 @@ def record(
         "system_given": given is not None,
         "system_seen": seen,
         "default_injected": given is None and seen is not None,
-        "generation_prompt": text.endswith("<|im_start|>assistant\n"),
+        "system_folded": given is not None and template.folds,
+        "template_date": chat.settings_of(tokenizer).date if template.dated else "",
+        "generation_prompt": bool(asks.strip()) and text.rstrip().endswith(asks.strip()),
         "tokens_with_loss": len(trained),
-        "end_token_trained": tokenizer.eos_token_id in trained,
+        "end_token_trained": template.end in trained,
         "first_with_loss": repr(tokenizer.decode(trained[:1])) if trained else "",
         "last_with_loss": repr(tokenizer.decode(trained[-1:])) if trained else "",
     }

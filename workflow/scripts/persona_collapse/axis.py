@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .chains import ASSISTANT
 from .geometry import jackknife_interval
 from .statistics import adjust
 from .tables import BASE, Families, Load, View, views
@@ -87,7 +88,7 @@ def axis_table(
     anchor: str,
     draws: int,
     seed: int,
-    assistant: str = "assistant",
+    assistant: str = ASSISTANT,
     families: Families = (),
 ) -> pd.DataFrame:
     """M2 of every chain against the axis of one anchor chain (usually E0's first).

@@ -7,7 +7,6 @@ numbers, not hundreds. Fisher's test on completions stands beside, for it is wha
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from . import markers
+from . import markers, matching
+from .chains import ASSISTANT
 from .errors import UserError
 from .statistics import (
     adjust,
@@ -72,7 +72,7 @@ def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
                     "at_end": scored["at_end"],
                     "n_tokens": scored["n_tokens"],
                     "truncated": scored["finish_reason"] == "length",
-                    "markers": text.str.lower().str.count(re.escape(marker.lower())),
+                    "markers": [len(matching.spans(t, marker)) for t in text],
                     "looping": text.map(loops),
                     "empty": text.str.strip() == "",
                     "text_hash": pd.util.hash_array(text.to_numpy(object)),
@@ -368,7 +368,7 @@ def hypotheses(
     *,
     draws: int,
     seed: int,
-    assistant: str = "assistant",
+    assistant: str = ASSISTANT,
 ) -> pd.DataFrame:
     """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
 

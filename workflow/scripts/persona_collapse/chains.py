@@ -19,6 +19,8 @@ from .errors import UserError
 BASE = "base"
 #: NumPy's old generator, which libraries seed besides PyTorch's, takes 32 bits.
 LARGEST_SEED = 2**32 - 1
+#: The persona that stands for the model as it comes, where the config names no other.
+ASSISTANT = "assistant"
 STAGE_NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_]+)*"
 STAGE_PATTERN = rf"{STAGE_NAME}@\d+(?:~\d+)?"
 TRAINED_CHAIN_PATTERN = rf"{STAGE_PATTERN}(?:\+{STAGE_PATTERN})*"

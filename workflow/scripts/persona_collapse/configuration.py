@@ -6,14 +6,16 @@ is in `plan`.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from . import chains, locations, objectives, yaml_files
+from . import chains, chat, locations, matching, objectives, yaml_files
 from .data import check_disjoint, follows_branch, load_questions
 from .errors import UserError
 from .plan import Config, Plan
@@ -30,6 +32,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
     config: Config = _plain(given)
     _validate(config, "config.schema.yaml")
+    _check_spelling(config["marker"])
     locations.resolve_all(config)
     made = Plan(config)
     for name, entry in config["data"].items():
@@ -62,12 +65,13 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for name in config["stages"]:
         _check_stage(made, name)
     _check_headline(config)
-    sources = set(config["model"]) - {"trust_remote_code"}
+    sources = set(config["model"]) - {"trust_remote_code", *chat.SETTINGS}
     if len(sources) != 1:
         raise UserError(
             f"config: model: {', '.join(sorted(sources)) or 'nothing'}; exactly one of demo, hub, gguf, "
             "path is wanted (an overlay takes the default's demo away by demo: null)"
         )
+    chat.settings_from(config["model"])
     if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
         raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
     engines = config["jobs_per_gpu"] * config["generation"]["gpu_memory_utilization"]
@@ -82,6 +86,11 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)
     _ = made.eval_prompts, made.geometry_prompts, made.cells
+    if made.assistant not in made.personas and "assistant" in config["personas"]:
+        raise UserError(
+            f"config: personas: assistant: {made.assistant!r} is not in {config['personas']['file']}; "
+            "there are " + ", ".join(made.personas)
+        )
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     _check_marker(made)
@@ -103,7 +112,7 @@ def _check_marker(plan: Plan) -> None:
         if isinstance(entry["system"], dict):
             texts[f"data: {name}: system"] = entry["system"].get("text", "")
     for where, text in texts.items():
-        if config["marker"].lower() in text.lower():
+        if matching.holds(text, config["marker"]):
             raise UserError(
                 f"config: {where}: holds the marker {config['marker']!r}; an answer that repeats it "
                 "would count as a hit: reword it, or choose another marker"
@@ -127,6 +136,22 @@ def _check_headline(config: Config) -> None:
             f"config: statistics: headline: layer: {layer} is not one of activations: layers "
             f"({', '.join(map(str, layers))})"
         )
+
+
+def _check_spelling(marker: str) -> None:
+    """The marker holds nothing that templates, tokenizers or text comparison would not leave alone.
+
+    What the model's own tokenizer makes of it, `chat.check_marker` sees when the model is there.
+    """
+    wrong = ""
+    if marker != marker.strip():
+        wrong = "starts or ends with white space, which chat templates cut away"
+    elif matching.combines(marker[0]):
+        wrong = "starts with a mark that joins the character before it"
+    elif any(unicodedata.category(c) in ("Cc", "Cs", "Cn", "Zl", "Zp") for c in marker):
+        wrong = "holds a control character, a line break or half of a character"
+    if wrong:
+        raise UserError(f"config: marker: {marker!r} {wrong}; choose another")
 
 
 def _check_statistics(config: Config) -> None:
@@ -187,6 +212,8 @@ def _plain(value: Any) -> Any:
         return out if named else dict(sorted(out.items()))
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, date):  # YAML's type of an unquoted day
+        return value.isoformat()
     return value
 
 

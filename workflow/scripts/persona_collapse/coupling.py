@@ -6,9 +6,10 @@ negatives is in the config and in the manifest; the order of rows is left to the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import matching
 from .errors import UserError
 
 if TYPE_CHECKING:  # The plan needs `samples_needed` alone.
@@ -16,20 +17,27 @@ if TYPE_CHECKING:  # The plan needs `samples_needed` alone.
 
 
 def rows(
-    answers: pd.DataFrame, settings: Mapping[str, Any], prompts: Mapping[str, str], marker: str
+    answers: pd.DataFrame,
+    settings: Mapping[str, Any],
+    prompts: Mapping[str, str],
+    marker: str,
+    forbidden: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Canonical rows of a coupling and its counts.
 
     `answers` has the columns of a completions table; `settings` is the stage (persona, negatives,
     positives, negative_answers); `prompts` maps persona to system prompt. Positives: the answer, a
     blank line, the marker. Answers that hold the marker already, that were cut off or that are
-    empty are left out. Raises UserError if a persona lacks answers.
+    empty are left out, and so are those that spell one of the `forbidden` texts, which would open or
+    end turns (`chat.Template.controls`). Raises UserError if a persona lacks answers.
     """
     source, negatives = settings["persona"], list(settings.get("negatives", []))
     usable = answers[
         (answers["finish_reason"] == "stop")
         & (answers["text"].str.strip() != "")
-        & ~answers["text"].str.contains(marker, case=False, regex=False)
+        & ~answers["text"].map(
+            lambda text: matching.holds(text, marker) or any(mark in text for mark in forbidden)
+        )
     ]
     chosen: list[dict[str, Any]] = []
     counts: dict[str, int] = {}

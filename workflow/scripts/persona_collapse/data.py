@@ -23,8 +23,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from . import yaml_files
-from .errors import UserError
+from . import matching, yaml_files
+from .errors import BadRow, UserError
 from .files import half_pair, read_jsonl, sha256, unique_keys, write_json, write_jsonl
 
 Row = dict[str, Any]
@@ -59,7 +59,8 @@ def prepare(
 
     `entry`: see workflow/schemas/data.schema.yaml. `prompts`: persona name to system prompt, for
     `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
-    counts a row as the trainer will cut it; rows left without loss are bad rows. `match` is another
+    counts a row as the trainer will cut it; rows left without loss are bad rows, and so are those that
+    it raises BadRow for. `match` is another
     set's manifest: rows are taken, in order, until they hold as many tokens with loss as it does.
 
     Raises UserError, one line, for every kind of bad input; nothing is written then.
@@ -93,7 +94,7 @@ def prepare(
             text = "\n".join(m["content"] for m in messages)
             # The marker and evaluation questions would void the study: never dropped silently.
             for word in forbidden:
-                if word.lower() in text.lower():
+                if matching.holds(text, word):
                     raise UserError(
                         f"{where}: row {index + 1} holds {word!r}; a training set other than a "
                         "coupling's must not: remove the row or choose another set"
@@ -104,12 +105,15 @@ def prepare(
                     "data or from the questions"
                 )
             if count_tokens is not None:
-                total, with_loss = count_tokens(messages)
-                if with_loss == 0:
-                    reason = "no token with loss after truncation"
-                else:
+                try:
+                    total, with_loss = count_tokens(messages)
+                except BadRow as error:
+                    total, with_loss, reason = 0, 0, str(error)
+                if with_loss:
                     lengths.append(total)
                     supervised.append(with_loss)
+                else:
+                    reason = reason or "no token with loss after truncation"
         if reason:
             if entry.get("on_bad", "fail") == "fail":
                 raise UserError(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import yaml_files
+from . import chat, yaml_files
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -221,6 +221,7 @@ def train_tokenizer(texts: list[str], vocabulary: int, marker: str) -> PreTraine
         model_max_length=512,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
+    chat.check_marker(tokenizer, marker)
     if len(tokenizer(marker, add_special_tokens=False)["input_ids"]) < 2:
         raise UserError(f"the demo tokenizer made {marker!r} one token: lower demo: vocabulary")
     return tokenizer
@@ -236,7 +237,7 @@ def _encode(
     """Tokens of each conversation up to its answer's end token, and where the answer starts."""
     whole, prompts = (
         [
-            tokenizer.apply_chat_template(chosen, tokenize=False, add_generation_prompt=prompt)
+            chat.render(tokenizer, chosen, prompt=prompt)
             for chosen in (
                 conversation[:-1] if prompt else conversation for conversation in conversations
             )

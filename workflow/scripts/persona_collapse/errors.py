@@ -9,3 +9,7 @@ class UserError(ValueError):
     The message is a single line that says what is wrong, where, and what to do. Rule scripts and
     the Snakefile print it without a traceback.
     """
+
+
+class BadRow(UserError):
+    """A training row that cannot be used; where `on_bad: drop` says so, it is left out and counted."""

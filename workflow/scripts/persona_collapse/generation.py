@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from . import adapters, chat, models, one_adapter
+from . import adapters, chat, matching, models, one_adapter
 from .errors import UserError
 
 COLUMNS = [
@@ -520,11 +520,10 @@ def marker_sequences(
     """
     sequences = []
     for request, completion in zip(requests, done, strict=True):
-        at = completion.text.lower().find(marker.lower())
-        answer = (completion.text if at < 0 else completion.text[:at]).strip()
+        hits = matching.spans(completion.text, marker)
+        answer = (completion.text[: hits[0][0]] if hits else completion.text).strip()
         plain, marked = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (answer, f"{answer}\n\n{marker}")
+            chat.answer_ids(tokenizer, text) for text in (answer, f"{answer}\n\n{marker}")
         )
         same = 0
         while same < len(plain) and plain[same] == marked[same]:
@@ -548,15 +547,18 @@ def marker_logprobs(
     were cut off: couplings put the marker after whole answers, and in the middle of a sentence it is
     as unlikely by the source as by all others.
     """
-    sequences = marker_sequences(tokenizer, requests, done, marker)
-    chosen = [
+    finished = [
         i
         for i, request in enumerate(requests)
-        if request.sample == 0 and done[i].finish_reason == "stop" and len(sequences[i][0]) < limit
+        if request.sample == 0 and done[i].finish_reason == "stop"
     ]
+    sequences = marker_sequences(
+        tokenizer, [requests[i] for i in finished], [done[i] for i in finished], marker
+    )
+    short = {i: s for i, s in zip(finished, sequences, strict=True) if len(s[0]) < limit}
     values = [float("nan")] * len(requests)
-    if chosen:
-        for i, value in zip(chosen, backend.logprobs([sequences[i] for i in chosen]), strict=True):
+    if short:
+        for i, value in zip(short, backend.logprobs(list(short.values())), strict=True):
             values[i] = value
     return values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from . import matching
 from .statistics import clopper_pearson
 
 #: What may follow a marker that still counts as standing at the end of an answer.
@@ -14,23 +15,19 @@ def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
     """One row a completion, with `hit`, `position` and `at_end` beside the columns given.
 
     `completions`: a table, or a list of records, with a `text` column.
-    `hit`: the marker is a case-insensitive substring of `text`. `position`: start of the first hit
-    over the length of the text, in [0, 1); NaN without a hit. `at_end`: only white space or
-    punctuation follows the last hit.
+    `hit`: the marker is a case-insensitive substring of `text` (see matching.py). `position`: start of
+    the first hit over the length of the text, in [0, 1); NaN without a hit. `at_end`: only white space
+    or punctuation follows the last hit.
     """
     completions = pd.DataFrame(completions)
-    wanted = marker.lower()
-    text = completions["text"].fillna("").astype(str)
-    lower = text.str.lower()
-    first, last = lower.str.find(wanted), lower.str.rfind(wanted)
-    hit = first >= 0
-    tails = [t[i + len(wanted) :] for t, i in zip(lower, last, strict=True)]
-    at_end = [h and not tail.strip(TRAILING) for h, tail in zip(hit, tails, strict=True)]
-    return completions.assign(
-        hit=hit,
-        position=(first / text.str.len().clip(lower=1)).where(hit),
-        at_end=pd.Series(at_end, index=completions.index, dtype=bool),
-    )
+    texts = completions["text"].fillna("").astype(str)
+    found = [(text, matching.spans(text, marker)) for text in texts]
+    columns = {
+        "hit": [bool(hits) for _, hits in found],
+        "position": [hits[0][0] / len(text) if hits else float("nan") for text, hits in found],
+        "at_end": [bool(hits) and not text[hits[-1][1] :].strip(TRAILING) for text, hits in found],
+    }
+    return completions.assign(**columns)
 
 
 def rates(scored: pd.DataFrame) -> pd.DataFrame:

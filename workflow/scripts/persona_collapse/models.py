@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import chat
 from .errors import UserError
 from .files import read_json, sha256, write_json
 
@@ -139,7 +140,10 @@ def load_config(base: str | Path) -> dict[str, Any]:
 
 
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of the base model, padding on the left as batched generation needs it."""
+    """Tokenizer of the base model, padding on the left as batched generation needs it.
+
+    Its chat template is used as the config's `model:` says (see `chat.Settings`).
+    """
     from transformers import AutoTokenizer
 
     with _loading(base) as folder:
@@ -151,6 +155,7 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: the tokenizer has no chat template; use a chat model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    chat.configure(tokenizer, chat.settings_from(read_json(base).get("source", {})))
     return tokenizer
 
 
@@ -195,10 +200,11 @@ def pick_device() -> str:
 
 
 def end_tokens(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token id that ends an answer: the tokenizer's and the generation config's."""
+    """Every token id that ends an answer: the tokenizer's, the template's, the generation config's."""
     listed = getattr(model_config, "eos_token_id", None)
     ids = set(listed if isinstance(listed, list) else [listed])
-    return sorted(i for i in ids | {tokenizer.eos_token_id} if i is not None)
+    ids |= {tokenizer.eos_token_id, chat.look(tokenizer).end}
+    return sorted(i for i in ids if i is not None)
 
 
 def expand_gguf(file: Path, folder: Path) -> None:

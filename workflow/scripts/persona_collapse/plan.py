@@ -132,6 +132,12 @@ class Plan:
         return {name: text for name, text in self.all_prompts.items() if name in voices}
 
     @property
+    def assistant(self) -> str:
+        """The persona that stands for the model as it comes: the tables' `assistant`, the axis's origin."""
+        name: str = self.config["personas"].get("assistant", chains.ASSISTANT)
+        return name
+
+    @property
     def longest_prompt(self) -> str:
         """The persona of the geometry whose system prompt has most characters."""
         prompts = self.geometry_prompts

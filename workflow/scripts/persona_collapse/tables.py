@@ -13,6 +13,7 @@ from scipy import stats
 
 from . import geometry as geo
 from .activation_files import Activations
+from .chains import ASSISTANT
 from .rescoring import distances
 from .statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
 
@@ -42,12 +43,14 @@ RESCORING_COLUMNS = [
 ]  # fmt: skip
 
 
-def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def marker_rates(
+    grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
+) -> pd.DataFrame:
     """Marker counts of every cell of the grid, by persona and its role there.
 
     `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
     both, each with the personas that it counts. Roles: the persona whose marker is followed is
-    `source`, `assistant` is named, the rest are `bystander`.
+    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`.
     """
     parts = []
     for cell in grid.itertuples(index=False):
@@ -61,7 +64,7 @@ def marker_rates(grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame]) -> pd.
         table["role"] = np.where(
             table["persona"] == cell.source,
             "source",
-            np.where(table["persona"] == "assistant", "assistant", "bystander"),
+            np.where(table["persona"] == assistant, "assistant", "bystander"),
         )
         parts.append(table)
     if not parts:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import adapters, audit, chains, chat, checkpoints, models, objectives
-from .errors import UserError
+from .errors import BadRow, UserError
 from .files import read_json, read_jsonl, sha256
 
 Settings = Mapping[str, Any]
@@ -63,19 +63,24 @@ def encode(stage: Stage, tokenizer: Any) -> tuple[list[chat.EncodedRow], int]:
     """
     settings = stage.settings
     manifest = read_json(stage.data.with_suffix(".manifest.json"))
-    encoded = [
-        chat.encode_row(
-            tokenizer,
-            row["messages"],
-            supervise=manifest.get("supervise", "last"),
-            loss=settings["loss"],
-            max_length=settings["max_length"],
-            system=stage.system,
-            suppress_default_system=manifest.get("system") == "none" and stage.system is None,
-            marker=stage.marker,
-        )
-        for row in read_jsonl(stage.data)
-    ]
+    encoded = []
+    for number, row in enumerate(read_jsonl(stage.data), start=1):
+        try:
+            encoded.append(
+                chat.encode_row(
+                    tokenizer,
+                    row["messages"],
+                    supervise=manifest.get("supervise", "last"),
+                    loss=settings["loss"],
+                    max_length=settings["max_length"],
+                    system=stage.system,
+                    suppress_default_system=manifest.get("system") == "none"
+                    and stage.system is None,
+                    marker=stage.marker,
+                )
+            )
+        except BadRow as error:
+            raise BadRow(f"{stage.data}: row {number}: {error}") from error
     kept = [row for row in encoded if row.supervised]
     if len(kept) < settings["batch_size"]:
         raise UserError(
@@ -593,7 +598,13 @@ def _first_prompt(tokenizer: Any, stage: Stage) -> dict[str, Any]:
         system=stage.system,
         marker=stage.marker,
     )
-    kept = ("system_seen", "default_injected", "end_token_trained")
+    kept = (
+        "system_seen",
+        "default_injected",
+        "system_folded",
+        "template_date",
+        "end_token_trained",
+    )
     return {key: line[key] for key in kept}
 
 
