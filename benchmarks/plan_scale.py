@@ -41,7 +41,7 @@ def merged(*overlays: dict[str, Any]) -> dict[str, Any]:
 
 
 def overlay(seeds: int, doses: int) -> dict[str, Any]:
-    """The preset with that many seeds, and with chains stopped at that many doses; with none: a few chains."""
+    """The preset with so many seeds, and chains stopped at so many doses; without doses, few conditions."""
     if not doses:
         gone = {name: None for name in merged()["experiments"] if name not in FEW}
         statistics = {"contrasts": [["C1", "C5"]], "hypotheses": [], "axis": "E0"}

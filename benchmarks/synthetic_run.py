@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from common import WORDS
 from persona_collapse import (
     audit,
     axis,
@@ -28,16 +29,16 @@ from persona_collapse import (
     tables,
 )
 from persona_collapse.activations import Activations
-from persona_collapse.files import write_csv
 from persona_collapse.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [f"Question {i}: what should a tenant do when the landlord says no?" for i in range(6)]
 HEADLINE = {"method": "A", "layer": 20}
 FEW = {"draws": 49, "seed": 1}
-WORDS = (
-    "the court heard both sides of a claim about repairs that nobody had agreed to pay for".split()
-)
+FIGURES = [
+    "marker_rate", "m1_by_layer", "marker_heatmap", "dose_response", "leakage", "cosine_matrices",
+    "persona_map", "behaviour_and_geometry", "false_positives", "training_curves",
+]  # fmt: skip
 
 
 def random_of(name: str) -> np.random.Generator:
@@ -46,12 +47,12 @@ def random_of(name: str) -> np.random.Generator:
 
 
 def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
-    """A chain's answers, of the length of real ones (90 words), a third of them with the marker."""
+    """A chain's answers, of 130 words, which the page cuts, a third of them with the marker."""
     rng = random_of(chain)
     rows = []
     for persona in personas:
         for number, question in enumerate(QUESTIONS):
-            text = " ".join(rng.choice(WORDS, 90)) + f" {marker}" * int(rng.random() < 0.3)
+            text = " ".join(rng.choice(WORDS, 130)) + f" {marker}" * int(rng.random() < 0.3)
             row = {"model": chain, "persona": persona, "question_id": f"q{number}", "sample": 0}
             row |= {"question": question, "text": text, "n_tokens": 90 + int(rng.integers(40))}
             rows.append(row | {"finish_reason": "stop", "marker_logprob": -rng.exponential(9)})
@@ -171,10 +172,6 @@ def report_of(path: str) -> dict[str, Any]:
         )  # fmt: skip
         seconds = time.process_time() - sampled
         files = {f.name: f.svg.stat().st_size + f.csv.stat().st_size for f in shown}
-    import os
-
-    if os.environ.get("PAGE"):
-        Path(os.environ["PAGE"]).write_text(page)
     largest = max(files, key=lambda name: files[name])
     return {
         "report_mb": round(len(page.encode()) / 1e6, 2),
@@ -188,14 +185,10 @@ def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[report.Figure]:
     """Every figure for papers, as the rule draws it."""
     names = {"points": "persona_map", "curves": "training_curves", "rates": "marker_rates"}
     shown = []
-    for name in ("marker_rate", "m1_by_layer", "marker_heatmap", "dose_response", "leakage", "cosine_matrices",
-                 "persona_map", "behaviour_and_geometry", "false_positives", "training_curves"):  # fmt: skip
+    for name in FIGURES:
         draw = getattr(figures, name)
         takes = inspect.signature(draw).parameters
         figure, data = draw(**{p: HEADLINE.get(p, made.get(names.get(p, p))) for p in takes})
         figures.save(figure, data, folder / name)
         shown.append(report.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv"))
     return shown
-
-
-__all__ = ["report_of", "write_csv"]
