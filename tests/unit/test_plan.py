@@ -69,7 +69,7 @@ def test_four_times_the_chains_are_four_times_the_work():
         sys.setprofile(counted)
         try:
             plan = Plan(config)
-            plan.tasks(KINDS), plan.trained_chains, plan.data_used
+            plan.tasks(KINDS), plan.trainings, plan.data_used
         finally:
             sys.setprofile(before)
         calls.append(count)

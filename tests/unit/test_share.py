@@ -245,3 +245,33 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
     # The next engine serves the chains, in plan order, and no answers.
     store.path(answers[0]).unlink()
     assert job(chains[3]) == [chains[3], *chains[:3], *chains[4:]]
+
+
+def test_what_others_made_is_not_read_again_and_its_own_job_makes_good_what_is_damaged(
+    store, tmp_path, monkeypatch
+):
+    names = [f"c{i}" for i in range(20)]
+    keys = dict.fromkeys(names, "key")
+    run(store, Engine(), names[0], names, tmp_path / "out", keys, limit=100)
+    store.path(task("c7")).write_text("damaged")
+    keys["c0"] = "changed"
+    read, hashed = [], share.sha256
+    monkeypatch.setattr(share, "sha256", lambda path: read.append(path) or hashed(path))
+    engine = Engine()
+    run(store, engine, "c0", names, tmp_path / "out", keys, limit=100)
+    assert engine.worked == ["c0"] and set(read) == {store.path(task("c0"))}
+    run(store, engine, "c7", names, tmp_path / "out7", keys, limit=100)
+    assert engine.worked == ["c0", "c7"] and "result of c7" in (tmp_path / "out7").read_text()
+
+
+def test_files_that_tasks_share_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch):
+    base, rows = tmp_path / "model.json", tmp_path / "rows.jsonl"
+    base.write_text("{}")
+    rows.write_text("one")
+    read, hashed = [], share.sha256
+    monkeypatch.setattr(share, "sha256", lambda path: read.append(path) or hashed(path))
+    tasks = [task(f"c{i}") | {"stages": []} for i in range(20)]
+    keys = {share.key_of(one, base, [rows]) for one in tasks}
+    assert len(keys) == 20 and len(read) == 2
+    rows.write_text("another")
+    assert share.key_of(tasks[0], base, [rows]) not in keys
