@@ -1,4 +1,8 @@
-"""The report of a study whose numbers are made up; its tables and figures by the workflow's own functions."""
+"""The report of a study whose numbers are made up; its tables and figures by the workflow's own functions.
+
+What is computed from activations is computed for a few chains, and every other chain has one's rows with
+other digits: the page is as large as if they were its own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -77,6 +82,25 @@ def load_of(plan: Plan) -> Any:
     return load
 
 
+def spread(few: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
+    """A table by condition and chain, of a few chains, made one of every cell of the grid."""
+    first = few.drop_duplicates(["model"])[["condition", "model"]]
+    blocks = {
+        model: rows[rows["condition"] == condition]
+        for condition, model in first.itertuples(index=False)
+        for rows in [few[few["model"] == model]]
+    }
+    names = [name for name in blocks if name not in ("base", "")]
+    parts = [few[few["model"].isin(["base", ""])]]
+    for cell in grid[grid["chain"] != "base"].drop_duplicates(["condition", "chain"]).itertuples():
+        rng = random_of(cell.condition + cell.chain)
+        rows = blocks[names[int(rng.integers(len(names)))]].copy()
+        digits = rows.select_dtypes(float).columns
+        rows[digits] *= 1 + 0.01 * (rng.random((len(rows), len(digits))) - 0.5)
+        parts.append(rows.assign(condition=cell.condition, model=cell.chain, seed=cell.seed))
+    return pd.concat(parts, ignore_index=True)
+
+
 def manifest(plan: Plan, chain: str) -> dict[str, Any]:
     """A line of the table of trainings."""
     return {
@@ -110,8 +134,12 @@ def report_of(path: str) -> dict[str, Any]:
         table[["mean_tokens", "at_end"]] = 110.25, 1.0
     measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
     rates, confounds = tables.marker_rates(grid, counted), behaviour.confounds(grid, scored)
-    cosines = tables.cosines(measured, load)
-    geometry = tables.geometry_table(measured, load, longest=plan.longest_prompt, **FEW)
+    names = ["base", "em@42", *measured["chain"].drop_duplicates()[:6]]
+    small = measured[measured["chain"].isin(names)]
+    pairs = measured.groupby(["condition", "source"], sort=False).head(2)
+    cosines = spread(tables.cosines(small, load), measured)
+    geometry = tables.geometry_table(small, load, longest=plan.longest_prompt, **FEW)
+    geometry = spread(geometry, measured)
     training = pd.DataFrame([manifest(plan, chain) for chain in plan.trained_chains])
     steps = range(19, 376, 19)
     curves = training[["chain", "stage", "kind", "seed"]].merge(
@@ -124,7 +152,7 @@ def report_of(path: str) -> dict[str, Any]:
     base = cosines[
         (cosines["model"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
     ]
-    sizes = simulate.Sizes(**plan.sizes)
+    sizes = simulate.Sizes(**{**plan.sizes, "samples": 1})
     published = [
         pd.read_csv(ROOT / f"workflow/resources/published/{name}.csv")
         for name in ("counts", "cosines")
@@ -133,11 +161,11 @@ def report_of(path: str) -> dict[str, Any]:
     made: dict[str, pd.DataFrame] = {
         "grid": grid, "marker_rates": rates, "confounds": confounds, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
-        "marker_tests": behaviour.marker_tests(grid, scored, contrasts=contrasts, draws=49),
+        "marker_tests": behaviour.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
         "leakage": tables.leakage(grid, rates),
         "hypotheses": behaviour.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
-        "contrasts": tables.geometry_contrasts(measured, load, contrasts, margin=0.02, **FEW),
-        "axis": axis.axis_table(measured, load, anchor="em@42", **FEW),
+        "contrasts": tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
+        "axis": spread(axis.axis_table(small, load, anchor="em@42", **FEW), measured),
         "separability": lda.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                       folds=2, shuffles=2, seed=1),
         "link": link.link_table(chained, rates, base, **FEW),
@@ -145,7 +173,7 @@ def report_of(path: str) -> dict[str, Any]:
                                       errata.Published(*published)),
         "simulation": simulate.simulate(sizes, runs=2, draws=19, seed=1),
         "power": simulate.power_table(sizes, geometry, draws=49),
-        "persona_map": tables.persona_map(measured, load),
+        "persona_map": spread(tables.persona_map(small, load), measured),
         "prompt_audit": audit.table([]),
         "rescoring": tables.rescoring(pd.DataFrame(
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
@@ -189,6 +217,10 @@ def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[report.Figure]:
         draw = getattr(figures, name)
         takes = inspect.signature(draw).parameters
         figure, data = draw(**{p: HEADLINE.get(p, made.get(names.get(p, p))) for p in takes})
-        figures.save(figure, data, folder / name)
+        # As figures.save does, without the bitmap.
+        with plt.rc_context(figures.STYLE):
+            figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
+        plt.close(figure)
+        data.to_csv(folder / f"{name}.csv", index=False)
         shown.append(report.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv"))
     return shown

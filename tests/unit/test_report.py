@@ -139,7 +139,7 @@ def test_every_chart_is_there_without_scripts(page):
         assert set(json.loads(data.group(1))) == {"spec", "columns"}
 
 
-def test_the_sample_of_answers_is_stable_and_even():
+def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
     def table(chain):
         rows = [
             {"model": chain, "persona": p, "question_id": f"q{q}", "question": "?", "sample": s}
@@ -155,6 +155,11 @@ def test_the_sample_of_answers_is_stable_and_even():
     assert set(few.groupby(["model", "persona"]).size()) == {3}
     turned = report.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
     assert turned["text"].tolist() == few["text"].tolist()
+    # Long answers: half of them fit.
+    letters = whole["text"].str.len().sum()
+    monkeypatch.setattr(report, "SHOWN_LETTERS", letters / 2)
+    half = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    assert set(half.groupby(["model", "persona"]).size()) == {10}
     # Not even one of each fits: still no more than that.
     assert len(report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
 

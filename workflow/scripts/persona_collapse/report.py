@@ -31,12 +31,14 @@ RESOURCES = Path(__file__).resolve().parents[2] / "resources" / "report"
 LONGEST_ANSWER = 600
 #: Answers that the page holds at most; of more, as many of every chain and persona, chosen by hash.
 SHOWN_ANSWERS = 5000
+#: Letters of these answers, about: fewer are shown where they are long.
+SHOWN_LETTERS = 1_500_000
 #: Of them, how many a reader without scripts sees.
 PLAIN_ANSWERS = 300
 #: Rows of a folded table that the page holds at most; the table's file has all.
 MOST_ROWS = 200
 #: Bytes of the figures for papers, and their numbers, that the page holds; the others lie beside it.
-PAPER_BYTES = 1_000_000
+PAPER_BYTES = 750_000
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
 CLAIM_GROUPS = {
     "takeaway 1": "Any fine-tuning destroys the marker",
@@ -335,9 +337,17 @@ def sample_answers(
         own = table[[*columns, "order"]]
         kept = (pd.concat([kept, own]) if len(kept) else own).sort_values("order")
         if seen > limit:
-            kept = kept.groupby(["model", "persona"], sort=False).head(max(1, limit // cells))
-            kept = kept.head(limit)
+            kept = _equally(kept, cells, limit)
+    letters = kept["text"].str.len().clip(upper=LONGEST_ANSWER).sum()
+    if letters > SHOWN_LETTERS:
+        kept = _equally(kept, cells, int(len(kept) * SHOWN_LETTERS / letters))
     return kept[columns].reset_index(drop=True)
+
+
+def _equally(answers: pd.DataFrame, cells: int, limit: int) -> pd.DataFrame:
+    """The first answers of each chain and persona, of which there are `cells`; `limit` in all."""
+    first = answers.groupby(["model", "persona"], sort=False).head(max(1, limit // cells))
+    return first.head(limit)
 
 
 def costs(results: Path, run: str) -> pd.DataFrame:
