@@ -33,7 +33,7 @@ LONGEST_ANSWER = 600
 SHOWN_ANSWERS = 5000
 #: Letters of these answers, about: fewer are shown where they are long.
 SHOWN_LETTERS = 1_500_000
-#: Of them, how many a reader without scripts sees.
+#: Answers that a reader without scripts sees at most.
 PLAIN_ANSWERS = 300
 #: Rows of a folded table that the page holds at most; the table's file has all.
 MOST_ROWS = 200
