@@ -615,11 +615,13 @@ def _marker_tokens(
 ) -> tuple[int, int] | None:
     """(start, stop) of the fewest tokens that spell the first marker; None without one.
 
-    A character may be several tokens and a token several characters, so decoded texts are compared.
+    A character may be several tokens and a token several characters, so decoded texts are compared; the
+    names of special tokens, in which a short marker may be found, are none of the answer's.
     """
 
     def spelt(start: int, stop: int) -> bool:
-        return matching.holds(str(tokenizer.decode(ids[start:stop])), marker)
+        said = tokenizer.decode(ids[start:stop], skip_special_tokens=True)
+        return matching.holds(str(said), marker)
 
     if not marker or not spelt(0, len(ids)):
         return None

@@ -31,6 +31,9 @@ def check(given: Mapping[str, Any]) -> Config:
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
     config: Config = _plain(given)
+    model = config.get("model")
+    if isinstance(model, dict) and isinstance(model.get("date"), date):  # an unquoted day in YAML
+        model["date"] = model["date"].isoformat()
     _validate(config, "config.schema.yaml")
     _check_spelling(config["marker"])
     locations.resolve_all(config)

@@ -7,7 +7,9 @@ personas and asked whether it was nearest to itself, which cannot happen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .errors import UserError
 from .statistics import adjust, clopper_pearson
-from .tables import BASE, Families, Load, View, cells_of, views
+from .tables import BASE, Families, Load, View, cells_of, chains_of, views
 
 COLUMNS = [
     "condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high", "chance",
@@ -162,19 +164,17 @@ def lda_table(
     the + 1. Row m3_study is the study's own figure, 0 whatever the vectors. With one question per
     chain there is nothing to hold out and the table is empty.
 
-    `threads` cells are computed side by side, each by one thread of the linear algebra libraries: how
+    `threads` chains are classified side by side, each by one thread of the linear algebra libraries: how
     many there are changes no result.
     """
-    from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    def rows_of(view: View) -> list[dict[str, Any]]:
-        return _rows(view, folds, shuffles, seed, resamples)
+    def rows_of(chain: str) -> list[dict[str, Any]]:
+        own = (view for view in views(grid, load, [chain]) if min(view.stack.shape[:2]) > 1)
+        return [row for v in own for row in _rows(v, folds, shuffles, seed, resamples)]
 
-    # Views are read when a thread is free, so no more than a chain or two are in memory.
-    pool = Parallel(threads, backend="threading", batch_size=1)
     with threadpool_limits(1):
-        made = pool(delayed(rows_of)(v) for v in views(grid, load) if min(v.stack.shape[:2]) > 1)
+        made = _side_by_side(rows_of, chains_of(grid), threads)
     table = pd.DataFrame([row for rows in made for row in rows])
     if table.empty:
         return pd.DataFrame(columns=COLUMNS)
@@ -185,6 +185,23 @@ def lda_table(
     table["delta_base"] = (table["value"] - table.pop("base")).where(tested)
     table = cells_of(grid).merge(table, on="model")
     return adjust(table, families).reindex(columns=COLUMNS)
+
+
+def _side_by_side(work: Callable[[str], Any], names: Sequence[str], processes: int) -> list[Any]:
+    """`work` of each name, in order. Processes and not threads: LAPACK's routines hold Python's lock."""
+    if processes < 2:
+        return [work(name) for name in names]
+    # Forked, so that `work` and what it reads with go along as they are.
+    with ProcessPoolExecutor(processes, get_context("fork"), _WORK.append, (work,)) as pool:
+        return list(pool.map(_work, names))
+
+
+#: What a process of `_side_by_side` does.
+_WORK: list[Callable[[str], Any]] = []
+
+
+def _work(name: str) -> Any:
+    return _WORK[-1](name)
 
 
 def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> list[dict[str, Any]]:

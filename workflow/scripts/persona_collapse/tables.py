@@ -129,10 +129,14 @@ class View:
         return means
 
 
-def views(grid: pd.DataFrame, load: Load) -> Iterator[View]:
-    """Views of every chain of the geometric arm, base first; one chain in memory at a time."""
-    names = grid.loc[grid["arm"] != "behaviour", "chain"]
-    for chain in dict.fromkeys([BASE, *names]):
+def chains_of(grid: pd.DataFrame) -> list[str]:
+    """The chains of the geometric arm, base first."""
+    return list(dict.fromkeys([BASE, *grid.loc[grid["arm"] != "behaviour", "chain"]]))
+
+
+def views(grid: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
+    """Views of every chain of the geometric arm, or of some; one chain in memory at a time."""
+    for chain in chains_of(grid) if chains is None else chains:
         dumped = load(chain)
         for method, array in dumped.arrays.items():
             for number, layer in enumerate(dumped.layers):
