@@ -215,8 +215,6 @@ def _plain(value: Any) -> Any:
         return out if named else dict(sorted(out.items()))
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, date):  # YAML's type of an unquoted day
-        return value.isoformat()
     return value
 
 
