@@ -47,7 +47,7 @@ quick: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow" --numprocesses logical --dist loadfile
 
 slow: $(VENV)/.dev slurm
-	$(BIN)/pytest -m slow --ignore tests/engine --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m slow --ignore tests/engine --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # The vLLM backend, on vLLM's CPU build, in an environment of its own.
 engine: $(VENV)-vllm/.ready

@@ -96,6 +96,8 @@ LONGEST = (
     "test_use_conda",
     "tests/browser/",
 )
+#: Tests that share a cluster, an environment or a browser: one process runs them, one after another.
+TOGETHER = ("tests/cluster/", "test_use_conda", "tests/browser/")
 
 
 def pytest_collection_modifyitems(items):
@@ -104,3 +106,15 @@ def pytest_collection_modifyitems(items):
     items.sort(
         key=lambda item: min((place[n] for n in LONGEST if n in item.nodeid), default=len(LONGEST))
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """How `make slow` shares tests out: each for itself, but for those that stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((name for name in TOGETHER if name in nodeid), nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None

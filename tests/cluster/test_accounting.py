@@ -11,7 +11,6 @@ reason = missing("slurmdbd", "mariadbd", "sacct")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 #: Without the stand-in on PATH a run would wait for a cancelled job for ever: see there.

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from runs import tiny_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("conda")]
+pytestmark = pytest.mark.slow
 
 CONDA = Path(__file__).resolve().parents[1] / "conda"
 #: Notes which interpreter runs; what the environment's python imports is its own or, last, Snakemake's.
