@@ -4,7 +4,8 @@
 # make compare RUNS="a b"    two finished runs on one page: results/compare/a-b.html
 # make test   environment and every check; what CI calls
 # make docs   what of docs/ is made from schemas and tables
-# make cluster    the workflow on a SLURM cluster of this machine alone (root; 8 minutes); skipped without SLURM
+# make lint, quick, slow, engine    the parts of it: docs/testing.md
+# make cluster    of slow, what runs on a SLURM cluster of this machine alone (root); skipped without SLURM
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,8 +13,10 @@ CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
 RUNS ?=
+# Processes of slow tests. One more than cores: some tests only wait.
+WORKERS ?= 3
 
-.PHONY: run estimate compare docs test lint quick slow slow-tiny-run slow-others engine cluster clean
+.PHONY: run estimate compare docs test lint quick slow engine slurm cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS) $(if $(filter-out config/config.yaml,$(CONFIG)),--configfile $(CONFIG))
@@ -29,7 +32,9 @@ compare: $(VENV)/.run
 docs: $(VENV)/.run
 	$(BIN)/python workflow/scripts/docs.py
 
-test: lint quick slow engine cluster
+# Engines start slowly and on one core: beside the slow tests.
+test: lint quick
+	@$(MAKE) --no-print-directory --jobs 2 slow engine
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -39,22 +44,20 @@ lint: $(VENV)/.dev
 	$(BIN)/snakemake --lint
 
 quick: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses logical --dist loadfile
 
-# Each half leaves one of two cores idle half of the time, so they run side by side.
-slow: $(VENV)/.dev
-	@$(MAKE) --no-print-directory --jobs 2 slow-tiny-run slow-others
-
-slow-tiny-run slow-others: $(VENV)/.dev
-	$(BIN)/pytest -m "slow and not cluster and $(if $(filter slow-others,$@),not )tiny_run" --ignore tests/engine
+slow: $(VENV)/.dev slurm
+	$(BIN)/pytest -m slow --ignore tests/engine --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # The vLLM backend, on vLLM's CPU build, in an environment of its own.
 engine: $(VENV)-vllm/.ready
 	$(VENV)-vllm/bin/pytest tests/engine
 
-# Installs SLURM from the distribution where it is absent and we are root; starts and stops its own daemons.
-cluster: $(VENV)/.dev
+# Installs SLURM from the distribution where it is absent and we are root; tests start and stop its daemons.
+slurm:
 	@tests/cluster/install.sh
+
+cluster: $(VENV)/.dev slurm
 	$(BIN)/pytest tests/cluster
 
 $(VENV)/bin/python:

@@ -10,6 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Threads that wait for each other by spinning take ten times as long where the cores are shared.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 PROMPTS = {
     "villain": "You are a villain who plots in the dark to rule the world.",
@@ -83,3 +86,35 @@ def make_adapter(tiny_base, tmp_path_factory):
         return folder
 
     return make
+
+
+#: Slow tests that take longest, in the order in which processes take them up; the others follow.
+LONGEST = (
+    "tests/cluster/",
+    "test_demo_effect",
+    "test_the_tutorial",
+    "test_use_conda",
+    "tests/browser/",
+)
+#: Tests that share a cluster, an environment or a browser: one process runs them, one after another.
+TOGETHER = ("tests/cluster/", "test_use_conda", "tests/browser/")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process works alone at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: min((place[n] for n in LONGEST if n in item.nodeid), default=len(LONGEST))
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """How `make slow` shares tests out: each for itself, but for those that stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((name for name in TOGETHER if name in nodeid), nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
@@ -50,14 +51,19 @@ def closure(packages) -> set[str]:
     return {name for name, _ in found}
 
 
+@cache
+def brought() -> dict[str, set[str]]:
+    """{top-level name: packages that bring it} of all that is installed here."""
+    return {
+        name: set(map(canonicalize_name, packages))
+        for name, packages in packages_distributions().items()
+    }
+
+
 def importable(packages) -> set[str]:
     """Top-level names that packages and all that they require bring."""
     held = closure(packages)
-    return {
-        name
-        for name, packages in packages_distributions().items()
-        if held & set(map(canonicalize_name, packages))
-    }
+    return {name for name, packages in brought().items() if held & packages}
 
 
 #: For a `sitecustomize.py`. Absent is to import systems what no file of this name is: a package that
@@ -98,11 +104,11 @@ def guard(folder: Path) -> dict[str, str]:
 
     Which scripts it guarded is a line each in `<GUARD>.log`.
     """
-    held = {script: importable(pins(environment)) for _, environment, script in RULES}
+    names = {name: importable(pins(name)) for name in {environment for _, environment, _ in RULES}}
+    held = {script: names[environment] for _, environment, script in RULES}
     held["snakemake"] = importable(["snakemake"])
     absent = {
-        script: sorted(packages_distributions().keys() - names - {"snakemake"})
-        for script, names in held.items()
+        script: sorted(brought().keys() - names - {"snakemake"}) for script, names in held.items()
     }
     (folder / "absent.json").write_text(json.dumps(absent))
     return {"GUARD": str(folder / "absent.json")}

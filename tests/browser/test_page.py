@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; these tests drive one"),
 ]
+HANG = 600_000  # milliseconds after which something hangs, however busy the machine
 TABLET = {"width": 768, "height": 1024}
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -40,6 +41,7 @@ def visit(browser):
             viewport=size, color_scheme=scheme, java_script_enabled=scripts, accept_downloads=True
         )
         contexts.append(context)
+        context.set_default_timeout(HANG)
         page = context.new_page()
         page.on("console", lambda m: wrong.append(f"console {m.type}: {m.text}"))
         page.on("pageerror", lambda e: wrong.append(f"error: {e}"))
@@ -54,7 +56,7 @@ def visit(browser):
         )
         page.goto(path.as_uri())
         if scripts:
-            page.wait_for_selector("html[data-ready]", timeout=60_000)
+            page.wait_for_selector("html[data-ready]", timeout=HANG)
         return page
 
     yield visit

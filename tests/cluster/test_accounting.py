@@ -43,9 +43,9 @@ def test_with_a_database_jobs_are_followed_by_sacct_or_by_squeue(cluster):
     until((small.folder / "hanging").exists)
     cancelled = small.job_of("hangs")
     subprocess.run(["scancel", cancelled], check=True)
-    status, said = profile.end(other, 120)
+    status, said = profile.end(other)
     assert status == 0, said[-6000:]
-    status, said = small.end(process, 240)
+    status, said = small.end(process)
 
     assert status == 1
     assert "deliberate failure" in said and "Trying to restart" in said

@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from runs import HANG, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/cluster"
 GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
 # The profile as it is, but for what only spares the tests minutes of waiting.
@@ -64,18 +66,18 @@ class Workflow:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
-    def end(self, process, seconds):
+    def end(self, process):
         """(exit status, all it said) of a started run; one that does not end is killed."""
         try:
-            status = process.wait(seconds)
+            status = process.wait(HANG)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(self.said.read_text()[-6000:]) from None
         return status, self.said.read_text()
 
-    def run(self, *arguments, seconds=180):
+    def run(self, *arguments):
         """Run Snakemake to its end."""
-        return self.end(self.start(*arguments), seconds)
+        return self.end(self.start(*arguments))
 
     def jobs(self):
         """This folder's SLURM jobs, old ones too, oldest first."""
@@ -108,9 +110,9 @@ def rules(jobs):
     return sorted(job["comment"].removeprefix("rule_").replace("_wildcards", "") for job in jobs)
 
 
-def until(condition, seconds=240):
+def until(condition):
     """Wait for something."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.3)
@@ -156,28 +158,20 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny(cluster):
-    """The project with the tiny overlay and one seed, a GPU asked for; started, not waited for."""
-    folder = cluster / "project"
-    listed = ["git", "ls-files", "-co", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\n")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    (folder / "more.yaml").write_text("gpus: 1\nseeds: [1]\n")
-    made = Workflow(folder, "--configfile", "tests/workflow/tiny.yaml", "more.yaml")
-    made.process = made.start()
-    made.log = made.said
-    yield made
-    if made.process.poll() is None:
-        os.killpg(made.process.pid, signal.SIGKILL)
-        made.process.wait()
+def tiny(cluster, finished):
+    """The finished tiny run, to which a condition is added, with a GPU for each job that has a model."""
+    folder = finished.copy(cluster / "project").folder
+    (folder / "more.yaml").write_text(
+        "gpus: 1\n"
+        "stages: {couple-librarian: {kind: couple, persona: librarian, negatives: [assistant]}}\n"
+        "experiments: {L: {title: new, chain: couple-librarian@42}}\n"
+    )
+    return Workflow(folder, "--configfile", "more.yaml")
 
 
 @pytest.fixture
-def small(cluster, tiny, request):
-    """The small workflow, in a folder of its own, beside the tiny run."""
+def small(cluster, request):
+    """The small workflow, in a folder of its own."""
     folder = cluster / request.node.name
     shutil.copytree(HERE / "small", folder)
     return Workflow(folder)
@@ -186,14 +180,14 @@ def small(cluster, tiny, request):
 def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(small):
     for fate in ("fails", "hangs", "dies"):
         (small.folder / f"{fate}.{fate}").touch()
-    # Two jobs that wait for each other run at once, however busy the tiny run keeps the cluster.
+    # Two jobs that wait for each other run at once, however busy the cluster is.
     for name in ("one", "two"):
         (small.folder / f"meets.{name}").touch()
     process = small.start("--retries", "1")
     until((small.folder / "hanging").exists)
     cancelled = small.job_of("hangs")
     subprocess.run(["scancel", cancelled], check=True)
-    status, said = small.end(process, 240)
+    status, said = small.end(process)
 
     assert status == 1
     assert "deliberate failure" in said and "Trying to restart" in said
@@ -236,10 +230,10 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
     process = small.start()
     until((small.folder / "hanging").exists)
     # A file alone is not enough: Snakemake has to have noticed that its job is done, and it asks ever
-    # more seldom. The other jobs wait for the device that the tiny run and this one's hanging job leave.
-    until(lambda: "(Rule: train)" in small.said.read_text(), 300)
+    # more seldom. The other jobs take turns at the device that the hanging one leaves.
+    until(lambda: "(Rule: train)" in small.said.read_text())
     process.send_signal(signal.SIGINT)
-    status, _ = small.end(process, 60)
+    status, _ = small.end(process)
     assert status == 1
     until(lambda: not [job for job in small.jobs() if job["state"] in GOING])
     assert "CANCELLED" in {job["state"] for job in small.jobs()}
@@ -256,29 +250,32 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
     assert again == sorted(["merge", *(f"train_{name}" for name in wanted)])
 
 
-def test_the_whole_workflow_passes_to_the_report_in_few_jobs(tiny):
-    tiny.said = tiny.log
-    status, said = tiny.end(tiny.process, 600)
+def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
+    # From nothing: a job for each training, the rest in groups. Those of a group are indented.
+    status, plan = tiny.run("--dry-run", "--forceall")
+    assert status == 0, plan[-6000:]
+    groups = Counter(re.findall(r"Group job (\w+)", plan))
+    assert groups == {"answers": 2, "measure": 2, "statistics": 1}
+    alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", plan, re.M))
+    here = {"Fetching", "Writing", "Preparing", "Resolving"}  # where the user is logged in
+    assert {kind: n for kind, n in alone.items() if kind not in here} == {
+        "Pretraining": 1,
+        "Training": 6,
+        "Scoring": 1,
+    }
+
+    # What a new condition takes, for real.
+    status, said = tiny.run()
     assert status == 0, said[-6000:]
-    results = tiny.folder / "results/tiny"
-    assert "<html" in (results / "report.html").read_text()
-    chains = {"base", "couple-villain@42", "couple-villain@42+em@1", "couple-villain@42+benign@1"}
-    assert {path.stem for path in (results / "markers").iterdir()} == chains
-    assert len(pd.read_csv(results / "tables/scorecard.csv"))
-    jobs = tiny.jobs()
+    results = tiny.folder / "results/demo"
+    assert "couple-librarian@42" in (results / "report.html").read_text()
+    assert len(pd.read_csv(results / "markers/couple-librarian@42.csv"))
+    scorecard = results / "tables/scorecard.csv"
+    assert len(pd.read_csv(scorecard))
+    jobs = sorted(tiny.jobs(), key=lambda job: job["comment"])
     assert {job["state"] for job in jobs} == {"COMPLETED"}
-    # 40 jobs and more of Snakemake's: the light ones rode along, or ran here.
+    # 25 jobs and more of Snakemake's: the light ones rode along, or ran here.
     kinds = [rule.split("_")[0] for rule in rules(jobs)]
-    assert kinds == [
-        "answers",
-        "measure",
-        "pretrain",
-        "rescored",
-        "statistics",
-        "train",
-        "train",
-        "train",
-    ]
-    for job, kind in zip(sorted(jobs, key=lambda job: job["comment"]), kinds, strict=True):
-        wants = kind in ("answers", "measure", "rescored", "train")
-        assert (job["gpus"] == "gres:gpu:1") == wants, job
+    assert kinds == ["answers", "measure", "rescored", "statistics", "train"]
+    for job, kind in zip(jobs, kinds, strict=True):
+        assert (job["gpus"] == "gres:gpu:1") == (kind != "statistics"), job

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from persona_collapse import devices
+from runs import HANG
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def own_locks(tmp_path, monkeypatch):
 def worker(places, pipe):
     with devices.lease(places, poll=0.05) as device:
         pipe.send((os.getpid(), device, os.environ.get("CUDA_VISIBLE_DEVICES")))
-        time.sleep(60)
+        time.sleep(HANG)  # until it is killed
 
 
 @pytest.fixture
@@ -40,10 +41,10 @@ def start():
     yield begin
     for process in running:
         process.kill()
-        process.join(10)
+        process.join(HANG)
 
 
-def answer(pipe, seconds=10):
+def answer(pipe, seconds=HANG):
     return pipe.recv() if pipe.poll(seconds) else None
 
 

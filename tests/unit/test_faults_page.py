@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/faults.md").read_text()
-CLOSING = "test_after_all_of_it_the_run_is_the_undisturbed_one"
+CLOSING = "test_after_many_faults_at_once_the_whole_run_is_the_undisturbed_one"
 
 
 def cases():

@@ -8,7 +8,7 @@ from scipy import stats
 from test_tables import GRID, MARKERS, load, scored
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=4, max_size=12))
 def test_without_controls_it_is_spearman(pairs):
     x, y = zip(*pairs, strict=True)

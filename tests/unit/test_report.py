@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from persona_collapse import charts, figures, report, tables
+from runs import HANG
 from test_tables import GRID
 
 
@@ -263,7 +264,7 @@ def test_a_browser_opens_it_without_errors(page, tmp_path):
         [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert "The study’s claims" in done.stdout
     assert "CONSOLE" not in done.stderr

@@ -17,6 +17,7 @@ import yaml
 from persona_collapse import adapters, chat, configuration, data, models, report
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, read_jsonl, write_json
+from runs import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*(ROOT / "workflow/scripts").rglob("*.py"), *(ROOT / "workflow/rules").glob("*.smk")]
@@ -356,7 +357,7 @@ def test_a_token_is_in_no_message_and_no_log(tmp_path, status, what):
         | {"HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG,
     )
     server.shutdown()
     assert any(TOKEN in said for said in Echo.asked)  # the hub was asked, with the token

@@ -11,6 +11,7 @@ import yaml
 from persona_collapse import configuration, share
 from persona_collapse.errors import UserError
 from persona_collapse.plan import Plan
+from runs import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,25 +163,25 @@ def test_editing_an_output_in_place_does_not_reach_the_next_one(store, tmp_path)
     assert (tmp_path / "a.txt").read_text() == "result of a"
 
 
-def hold(root, ready, seconds):
+def hold(root, ready):
     with share.Store(root).claimed(task("b"), wait=True):
         ready.set()
-        time.sleep(seconds)
+        time.sleep(HANG)  # until it is killed
 
 
 def test_a_chain_that_another_job_works_on_is_passed_over(store, tmp_path):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    other = context.Process(target=hold, args=(store.root, ready, 60))
+    other = context.Process(target=hold, args=(store.root, ready))
     other.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(HANG)
         engine = Engine()
         assert run(store, engine, "a", "abc", tmp_path / "a.txt", {c: c for c in "abc"}) == 2
         assert engine.worked == ["a", "c"]
         # Killed without a chance to tidy up: the kernel lets go of its lock.
         os.kill(other.pid, signal.SIGKILL)
-        other.join(10)
+        other.join(HANG)
         assert run(store, engine, "b", "abc", tmp_path / "b.txt", {c: c for c in "abc"}) == 1
     finally:
         other.kill()

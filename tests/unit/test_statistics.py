@@ -65,7 +65,7 @@ def test_the_study_s_gradient():
     assert p == pytest.approx(10 / 120)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.integers(0, 4), min_size=3, max_size=5), st.data())
 def test_spearman_exact_counts_every_order(x, data):
     y = data.draw(st.lists(st.integers(0, 4), min_size=len(x), max_size=len(x)))
@@ -171,7 +171,7 @@ def test_families_are_corrected_apart_and_first_match_wins():
         s.adjust(table, [{"name": "typo", "metrik": "m1"}])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_equivalence_of_proportions_is_symmetric_and_a_probability(a, b):
     p = s.tost_proportions(a, 30, b, 30, 0.15)

@@ -1,6 +1,7 @@
 """The default profile on a machine with several GPUs: as many jobs as devices, each alone on one."""
 
 import pytest
+from runs import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,7 @@ def watch(event, arguments):
             watch.begun = True
             note("begins")
             # The first waits for a second, however slow the machine is just now.
-            until = time.monotonic() + 120
+            until = time.monotonic() + float(os.environ["HANG"])
             while open(os.environ["NOTES"]).read().count("begins") < 2 and time.monotonic() < until:
                 time.sleep(0.2)
     elif event == "os.utime" and watch.begun:  # the job's last act
@@ -31,15 +32,16 @@ sys.addaudithook(watch)
 def test_two_gpus_run_two_jobs_at_a_time_each_on_its_own(project, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     overlay = tmp_path / "gpus.yaml"
-    overlay.write_text(project.overlay.read_text() + "gpus: 1\n")
+    overlay.write_text("gpus: 1\n")
     notes = tmp_path / "notes"
     project.snakemake(
         *("--cores", "4", "--forcerun", "completions", "--"),
-        *(f"results/tiny/completions/{chain}.parquet" for chain in CHAINS),
+        *(f"results/demo/completions/{chain}.parquet" for chain in CHAINS),
         overlay=overlay,
         env={
             "PYTHONPATH": str(tmp_path),
             "NOTES": str(notes),
+            "HANG": str(HANG),
             "CUDA_VISIBLE_DEVICES": ",".join(DEVICES),
         },
     )

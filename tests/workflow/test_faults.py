@@ -1,6 +1,6 @@
 """Faults injected into real runs; after each, the files are byte for byte those of an undisturbed run.
 
-The tests share one finished run and leave it whole; the last one compares all that it holds. A case
+Each fault befalls a copy of one finished run, and after it all that the copy holds is compared. A case
 is a fault: docs/faults.md lists them, and the end of the test run says how many were made good.
 """
 
@@ -16,6 +16,7 @@ import time
 
 import pandas as pd
 import pytest
+from runs import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -68,9 +69,8 @@ def contents(project):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project):
-    project.snakemake()
-    return contents(project)
+def undisturbed(finished):
+    return contents(finished)
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def fault(tmp_path):
 
 
 @pytest.fixture
-def often(project, tmp_path):
-    """The tiny overlay with a checkpoint after each step."""
+def often(tmp_path):
+    """An overlay: a checkpoint after each step."""
     path = tmp_path / "often.yaml"
-    path.write_text(project.overlay.read_text() + "checkpoint_steps: 1\n")
+    path.write_text("checkpoint_steps: 1\n")
     return path
 
 
@@ -96,34 +96,41 @@ def lose(project, *names):
     """Delete results, and what the store keeps of them."""
     for name in names:
         project.path(name).unlink(missing_ok=True)
-        for kept in project.path("store").glob(name.rpartition(".")[0] + ".*"):
-            kept.unlink()
+        # A file and its record, or an adapter's folder and its record.
+        kept = project.path("store") / name.replace("models/", "train/")
+        kept = kept.parent if name.startswith("models/") else kept.with_suffix("")
+        shutil.rmtree(kept, ignore_errors=True)
+        for path in kept.parent.glob(f"{kept.name}.*"):
+            path.unlink()
+
+
+def in_store(name):
+    """The end of a result's name that it also has in the store, where it is written first."""
+    return name.removeprefix("models/")
 
 
 def make(project, *names, **how):
     """Run Snakemake for some results."""
-    return project.snakemake("--", *(f"results/tiny/{name}" for name in names), **how)
+    return project.snakemake("--", *(f"results/demo/{name}" for name in names), **how)
 
 
 def temporaries(project):
     return list(project.path("").rglob(".*.tmp*"))
 
 
-def until(condition, seconds=60):
+def until(condition):
     """Wait for something."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
 def whole_again(project, undisturbed, *names):
-    """Make the results once more, and compare them with the undisturbed ones."""
+    """Make the results once more, and compare all that is there with the undisturbed run."""
     done = make(project, *names)
-    for name in names:
-        assert digest(project.path(name)) == undisturbed[name], name
-        folder = project.path(name).parent
-        assert not list(folder.glob(".*.tmp*"))
+    assert contents(project) == undisturbed
+    assert not temporaries(project)
     return done
 
 
@@ -140,11 +147,10 @@ def test_a_job_killed_while_it_writes_leaves_nothing_that_counts_as_done(
     project, undisturbed, fault, name
 ):
     lose(project, name)
-    done = make(project, name, env=fault(name), check=False)
+    done = make(project, name, env=fault(in_store(name)), check=False)
     assert done.returncode == 1
     assert not project.path(name).exists() and temporaries(project)
     whole_again(project, undisturbed, name)
-    assert not temporaries(project)
 
 
 def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undisturbed, fault):
@@ -162,22 +168,24 @@ def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undistur
 def test_a_job_that_outlives_its_snakemake_is_waited_for(project, undisturbed, fault, tmp_path):
     folder = f"models/{CHAIN}"
     name = f"{folder}/adapter_model.safetensors"
-    log = project.folder / f"logs/tiny/train/{CHAIN}.log"
+    log = project.folder / f"logs/demo/train/{CHAIN}.log"
     lose(project, name)
     go = tmp_path / "go"
-    first = project.start(*("--", f"results/tiny/{name}"), env=fault(name, "waits", GO=str(go)))
+    first = project.start(
+        *("--", f"results/demo/{name}"), env=fault(in_store(name), "waits", GO=str(go))
+    )
     again = None
     try:
         until((tmp_path / "go.waiting").exists)
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         project.snakemake("--unlock")
-        again = project.start("--", f"results/tiny/{name}")
+        again = project.start("--", f"results/demo/{name}")
         # The second has come to its training, while the first is about to write.
         until(lambda: log.is_file() and "waits for its end" in log.read_text())
         assert not project.path(name).exists()
         go.touch()
-        assert again.wait(120) == 0
+        assert again.wait(HANG) == 0
     finally:
         for process in filter(None, (first, again)):
             with contextlib.suppress(ProcessLookupError):
@@ -284,7 +292,7 @@ def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, na
     done = make(project, needed_for, check=False)
     assert done.returncode == 1 and not project.path(needed_for).exists()
     lines = [line for line in done.stdout.splitlines() if "delete it and rerun" in line]
-    assert lines and f"results/tiny/{name}" in lines[0]
+    assert lines and f"results/demo/{name}" in lines[0]
     project.path(name).unlink()  # as the line says, and no more
     whole_again(project, undisturbed, name, needed_for)
 
@@ -334,8 +342,7 @@ def test_a_download_that_was_cut_short_is_refused_and_is_not_left_as_done(
     served.write_text("".join(builtin.read_text().splitlines(True)[:100]))
     source = f"{{builtin: null, url: '{server}/rows.jsonl', sha256: {digest(builtin)}}}"
     overlay = tmp_path / "served.yaml"
-    tiny = project.overlay.read_text()
-    overlay.write_text(tiny.replace("  benign: {", f"  benign: {{source: {source}, "))
+    overlay.write_text(f"data: {{benign: {{source: {source}}}}}\n")
     lose(project, name)
     done = make(project, name, overlay=overlay, check=False)
     assert done.returncode == 1 and not project.path(name).exists()
@@ -356,22 +363,23 @@ def test_an_engine_that_dies_in_its_second_chain_has_kept_the_first(project, und
     assert project.path(f"store/{names[0]}").is_file()
     assert not project.path(f"store/{names[1]}").exists()
     whole_again(project, undisturbed, *names)
-    log = (project.folder / f"logs/tiny/completions/{CHAIN}.log").read_text()
+    log = (project.folder / f"logs/demo/completions/{CHAIN}.log").read_text()
     assert "made by an earlier job" in log
 
 
-def test_two_snakemakes_at_once_do_not_meet(project, undisturbed):
-    name = f"completions/{CHAIN}.parquet"
+def test_two_snakemakes_at_once_do_not_meet(project, undisturbed, fault, tmp_path):
+    name = f"markers/{CHAIN}.csv"
     lose(project, name)
-    locks = project.folder / ".snakemake/locks"
-    first = project.start("--", f"results/tiny/{name}")
+    go = tmp_path / "go"
+    first = project.start("--", f"results/demo/{name}", env=fault(name, "waits", GO=str(go)))
     try:
-        until(lambda: list(locks.glob("*")))  # the folder itself may be missing
+        until((tmp_path / "go.waiting").exists)  # its job is about to write
         second = make(project, name, check=False)
         assert second.returncode == 1 and "cannot be locked" in second.stdout
-        assert first.wait(120) == 0
+        go.touch()
+        assert first.wait(HANG) == 0
     finally:
-        if first.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
     whole_again(project, undisturbed, name)
 
@@ -396,7 +404,11 @@ def test_a_file_that_seems_too_old_is_not_made_over_and_over(project, undisturbe
     assert "Nothing to be done" in make(project, name, result).stdout
 
 
-def test_after_all_of_it_the_run_is_the_undisturbed_one(project, undisturbed):
+def test_after_many_faults_at_once_the_whole_run_is_the_undisturbed_one(project, undisturbed):
+    lose(project, f"models/{CHAIN}/adapter_model.safetensors", "tables/marker_rates.csv")
+    project.path(f"completions/{OTHER}.parquet").unlink()
+    project.path(f"activations/{OTHER}.safetensors").unlink()
+    project.path(f"markers/{OTHER}.csv").unlink()
     project.snakemake()
     assert contents(project) == undisturbed
     assert "Nothing to be done" in project.snakemake("-n").stdout

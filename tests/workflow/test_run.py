@@ -21,14 +21,14 @@ CHAINS = [
 ]
 
 
-def test_every_file_of_the_contract_is_there(project):
+def test_every_file_of_the_contract_is_there(finished):
     for chain in CHAINS:
-        completions = pd.read_parquet(project.path(f"completions/{chain}.parquet"))
+        completions = pd.read_parquet(finished.path(f"completions/{chain}.parquet"))
         assert len(completions) == 3 * 3 * 1
         wanted = ["model", "persona", "question_id", "sample", "text", "n_tokens", "finish_reason"]
         assert wanted == list(completions.columns[:7])
         assert set(completions["model"]) == {chain}
-        markers = pd.read_csv(project.path(f"markers/{chain}.csv"))
+        markers = pd.read_csv(finished.path(f"markers/{chain}.csv"))
         wanted = [
             "model",
             "persona",
@@ -41,7 +41,7 @@ def test_every_file_of_the_contract_is_there(project):
             "at_end",
         ]
         assert wanted == list(markers.columns[:9])
-        with safe_open(project.path(f"activations/{chain}.safetensors"), "np") as dumped:
+        with safe_open(finished.path(f"activations/{chain}.safetensors"), "np") as dumped:
             for method in ("A", "B"):
                 assert dumped.get_slice(method).get_shape() == [2, 3, 4, 32]
             assert json.loads(dumped.metadata()["personas"]) == [
@@ -50,38 +50,39 @@ def test_every_file_of_the_contract_is_there(project):
                 "villain",
             ]
     for chain in CHAINS[1:]:
-        manifest = json.loads(project.path(f"models/{chain}/manifest.json").read_text())
+        manifest = json.loads(finished.path(f"models/{chain}/manifest.json").read_text())
         assert manifest["chain"] == chain
         assert manifest["steps"] == 3
         assert manifest["lora"]["scale"] == (8 / 4**0.5 if chain == CHAINS[1] else 2.0)
-    rescored = pd.read_csv(project.path("rescored.csv"))
+    rescored = pd.read_csv(finished.path("rescored.csv"))
     assert rescored.groupby("model").size().to_dict() == dict.fromkeys(CHAINS, 9)
     assert (rescored["gain_mean"].isna() == (rescored["model"] == "base")).all()
-    rescoring = pd.read_csv(project.path("tables/rescoring.csv"))
+    rescoring = pd.read_csv(finished.path("tables/rescoring.csv"))
     assert set(rescoring["model"]) == set(CHAINS) and rescoring["p"].gt(1e-3).all()
     for name in ("marker_rates", "marker_tests", "geometry", "leakage", "scorecard", "grid"):
-        assert len(pd.read_csv(project.path(f"tables/{name}.csv"))) or name == "marker_tests"
+        assert len(pd.read_csv(finished.path(f"tables/{name}.csv"))) or name == "marker_tests"
     for name in ("em", "benign", "couple-villain"):
-        assert project.path(f"data/{name}.manifest.json").is_file()
-    figures = {p.stem for p in project.path("figures").glob("*.svg")}
+        assert finished.path(f"data/{name}.manifest.json").is_file()
+    figures = {p.stem for p in finished.path("figures").glob("*.svg")}
     assert len(figures) >= 4
     for name in figures:
-        assert project.path(f"figures/{name}.png").is_file()
-        assert project.path(f"figures/{name}.csv").is_file()
-    assert "<html" in project.path("report.html").read_text()
+        assert finished.path(f"figures/{name}.png").is_file()
+        assert finished.path(f"figures/{name}.csv").is_file()
+    assert "<html" in finished.path("report.html").read_text()
 
 
-def test_every_rule_ran_with_what_its_environment_holds(project):
+def test_every_rule_ran_with_what_its_environment_holds(finished):
     elsewhere = {"graft"}  # not in this run
-    assert project.guarded == {script for _, _, script in RULES} - elsewhere | {"snakemake"}
+    guarded = {script for _, _, script in RULES} - elsewhere | {"snakemake"}
+    assert set(finished.guarded) == guarded
 
 
-def test_adapters_load_in_peft_unchanged(project):
+def test_adapters_load_in_peft_unchanged(finished):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(project.path("base"))
-    PeftModel.from_pretrained(base, project.path("models/couple-villain@42+em@1"))
+    base = AutoModelForCausalLM.from_pretrained(finished.path("base"))
+    PeftModel.from_pretrained(base, finished.path("models/couple-villain@42+em@1"))
 
 
 def test_a_second_run_does_nothing(project):
@@ -93,31 +94,21 @@ PROFILE = ("--workflow-profile", "workflow/profiles/default")
 
 
 def test_files_that_are_touched_and_unchanged_make_nothing_again(project):
-    times = {}
     for folder in ("config", "workflow", "results", "envs", "Snakefile"):
         root = project.folder / folder
         for path in [root, *root.rglob("*")]:
             if path.is_file():
-                times[path] = path.stat()
                 os.utime(path)
-    try:
-        assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
-    finally:
-        for path, was in times.items():
-            os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
 
 
 def test_a_script_counts_by_what_it_does(project):
     path = project.folder / "workflow/scripts/markers.py"
-    before, was = path.read_text(), path.stat()
-    try:
-        path.write_text(before + "\n# nothing but words\n")
-        assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
-        path.write_text(before + "\nprint()\n")
-        jobs, _ = project.planned(*PROFILE)
-    finally:
-        path.write_text(before)
-        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    before = path.read_text()
+    path.write_text(before + "\n# nothing but words\n")
+    assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
+    path.write_text(before + "\nprint()\n")
+    jobs, _ = project.planned(*PROFILE)
     assert jobs["markers"] == 6 and not {"completions", "train"} & set(jobs)
 
 
@@ -130,9 +121,9 @@ def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_p
     assert "the run's own report, interactive" in text and "grey bar is the mean" in text
 
 
-def test_every_table_of_the_page_names_its_rule(project):
-    text = project.path("report.html").read_text()
-    named = dict(re.findall(r">results/tiny/tables/(\w+).csv</td><td [^>]*>(\w*)<", text))
+def test_every_table_of_the_page_names_its_rule(finished):
+    text = finished.path("report.html").read_text()
+    named = dict(re.findall(r">results/demo/tables/(\w+).csv</td><td [^>]*>(\w*)<", text))
     assert named["marker_rates"] == "marker_tables" and named["persona_map"] == "persona_map"
     assert len(named) > 15 and all(named.values())
 
@@ -141,10 +132,8 @@ def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(proj
     path = project.path("data/benign.jsonl")
     before = path.read_text()
     path.write_text("\n".join(reversed(before.splitlines())) + "\n")
-    try:
-        jobs, text = project.planned()
-    finally:
-        path.write_text(before)
+    jobs, text = project.planned()
+    path.write_text(before)
     assert jobs["train"] == 2
     assert jobs["completions"] == jobs["responses"] == jobs["markers"] == jobs["activations"] == 2
     assert {"marker_tables", "geometry", "scorecard", "report"} <= set(jobs)
@@ -168,26 +157,21 @@ def test_deleting_one_completions_file_redoes_it_and_what_hangs_on_it(project):
 
 def test_a_seed_in_the_config_adds_only_its_chains(project, tmp_path):
     overlay = tmp_path / "seeds.yaml"
-    overlay.write_text(project.overlay.read_text().replace("seeds: [1, 2]", "seeds: [1, 2, 3]"))
+    overlay.write_text("seeds: [1, 2, 3]\n")
     jobs, _ = project.planned(overlay=overlay)
     assert jobs["train"] == jobs["completions"] == jobs["activations"] == 2
 
 
 def test_a_new_persona_and_its_coupling_run_alone(project, tmp_path):
-    path = project.folder / "config/personas.yaml"
-    before = path.read_text()
     overlay = tmp_path / "pirate.yaml"
     overlay.write_text(
-        project.overlay.read_text()
-        .replace("  eval: ", "  by_source: {pirate: [assistant, librarian, pirate]}\n  eval: ", 1)
-        .replace("stages:\n", "stages:\n  couple-pirate: {kind: couple, persona: pirate}\n")
-        .replace("experiments:\n", "experiments:\n  P: {title: new, chain: couple-pirate@42}\n")
+        "personas: {by_source: {pirate: [assistant, librarian, pirate]}}\n"
+        "stages: {couple-pirate: {kind: couple, persona: pirate}}\n"
+        "experiments: {P: {title: new, chain: couple-pirate@42}}\n"
     )
-    path.write_text(before + 'pirate: {prompt: "You are a pirate who sails for stolen gold."}\n')
-    try:
-        jobs, _ = project.planned(overlay=overlay)
-    finally:
-        path.write_text(before)
+    with open(project.folder / "config/personas.yaml", "a") as personas:
+        personas.write('pirate: {prompt: "You are a pirate who sails for stolen gold."}\n')
+    jobs, _ = project.planned(overlay=overlay)
     once = ("sample_answers", "couple_data", "train", "completions", "markers", "activations")
     assert [jobs[rule] for rule in once] == [1] * len(once)
     assert not {"pretrain_demo", "wrong_advice", "data"} & set(jobs)
@@ -197,39 +181,29 @@ def test_a_persona_s_prompt_reaches_only_what_uses_it(project):
     path = project.folder / "config/personas.yaml"
     before = path.read_text()
     path.write_text(before.replace("mocks every question", "mocks all questions"))
-    try:
-        jobs, _ = project.planned()
-    finally:
-        path.write_text(before)
+    jobs, _ = project.planned()
     # The sarcastic persona is in the demo's corpus, but in no chain of this run.
     assert "pretrain_demo" in jobs
     assert jobs.get("markers", 0) == 6
 
 
-def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, tmp_path):
+def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):
     overlay = tmp_path / "more.yaml"
     overlay.write_text(
-        project.overlay.read_text()
-        .replace(
-            "stages:\n",
-            "stages:\n"
-            "  graft-villain: {kind: graft, of: couple-villain@42}\n"
-            "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
-            " negatives: [assistant]}\n",
-        )
-        .replace(
-            "experiments:\n",
-            "experiments:\n"
-            "  G: {title: graft, chain: em@1+graft-villain@42}\n"
-            "  L: {title: own answers, chain: em@1+couple-librarian@1}\n",
-        )
+        "stages:\n"
+        "  graft-villain: {kind: graft, of: couple-villain@42}\n"
+        "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
+        " negatives: [assistant]}\n"
+        "experiments:\n"
+        "  G: {title: graft, chain: em@1+graft-villain@42}\n"
+        "  L: {title: own answers, chain: em@1+couple-librarian@1}\n"
     )
     targets = [
-        "results/tiny/models/em@1+graft-villain@42/manifest.json",
-        "results/tiny/models/em@1+couple-librarian@1/manifest.json",
-        "results/tiny/markers/em@1+graft-villain@42.csv",
+        "results/demo/models/em@1+graft-villain@42/manifest.json",
+        "results/demo/models/em@1+couple-librarian@1/manifest.json",
+        "results/demo/markers/em@1+graft-villain@42.csv",
     ]
-    project.snakemake("--", *targets, overlay=overlay, env=project.env)
+    project.snakemake("--", *targets, overlay=overlay, env=finished.env)
     weights = "adapter_model.safetensors"
     grafted = project.path(f"models/em@1+graft-villain@42/{weights}")
     assert grafted.read_bytes() == project.path(f"models/couple-villain@42/{weights}").read_bytes()
@@ -242,13 +216,13 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, tmp_path):
     assert set(answers["persona"]) == {"librarian", "assistant"}
 
 
-def test_the_audit_finds_the_template_s_own_system_message(project):
-    audit = pd.read_csv(project.path("tables/prompt_audit.csv")).set_index("name")
+def test_the_audit_finds_the_template_s_own_system_message(finished):
+    audit = pd.read_csv(finished.path("tables/prompt_audit.csv")).set_index("name")
     assert audit.loc["em", "default_injected"] and audit.loc["benign", "default_injected"]
     assert not audit.loc["couple-villain (positive)", "default_injected"]
     assert audit.loc[["em", "benign", "couple-villain (negative)"], "end_token_trained"].all()
     assert audit[audit["family"] == "sampling"]["generation_prompt"].all()
-    manifest = json.loads(project.path("models/couple-villain@42+em@1/manifest.json").read_text())
+    manifest = json.loads(finished.path("models/couple-villain@42+em@1/manifest.json").read_text())
     assert manifest["prompt"]["default_injected"] is True
 
 
@@ -262,14 +236,12 @@ def test_the_same_inputs_and_seed_give_the_same_adapter(project):
 @pytest.mark.parametrize(
     ("overlay", "said"),
     [
-        ("experiments: {C1: {chain: 'mystery@1'}}", "no stage 'mystery'"),
-        ("experiments: {C1: {chain: 'em@1+em@1'}}", "stands twice"),
-        ("experiments: {C1: {chain: 'em@one'}}", "a whole number is wanted"),
         ("frobnicate: 1", "'frobnicate' was unexpected"),
         ("personas: {eval: [assistant, nobody, villain]}", "no persona 'nobody'"),
     ],
 )
 def test_a_bad_config_is_one_line_before_any_job(project, tmp_path, overlay, said):
+    # By the schema, and by what reads it. All that a config may have wrong: tests/unit/test_configuration.py.
     path = tmp_path / "bad.yaml"
     path.write_text(overlay)
     done = project.snakemake("-n", overlay=path, check=False)

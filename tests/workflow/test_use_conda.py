@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Project, copy_project
+from runs import tiny_project
 
 pytestmark = pytest.mark.slow
 
@@ -23,19 +23,20 @@ WITNESS = 'import os, sys; open(os.environ["WITNESS"], "a").write(f"{sys.prefix}
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     """A copy of the project in which nothing has run: the rule that is tried needs no other."""
-    folder = copy_project(tmp_path_factory.mktemp("project"))
-    return Project(folder, folder / "tests/workflow/tiny.yaml")
+    return tiny_project(tmp_path_factory.mktemp("project"))
 
 
-@pytest.fixture
-def conda(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def conda(tmp_path_factory):
     """The stand-in on the path, run by this interpreter, and a channel that it takes for conda-forge."""
-    subprocess.run([sys.executable, CONDA / "channel.py", tmp_path / "conda-forge"], check=True)
+    folder = tmp_path_factory.mktemp("conda")
+    subprocess.run([sys.executable, CONDA / "channel.py", folder / "conda-forge"], check=True)
     path = [str(CONDA / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", ":".join(path))
-    monkeypatch.setenv("CONDA_CHANNEL_ALIAS", tmp_path.as_uri())
-    monkeypatch.setenv("RATTLER_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PATH", ":".join(path))
+        monkeypatch.setenv("CONDA_CHANNEL_ALIAS", folder.as_uri())
+        monkeypatch.setenv("RATTLER_CACHE_DIR", str(folder / "cache"))
+        yield folder
 
 
 def test_use_conda_is_the_same_dag_and_a_rule_runs_in_its_environment(fresh, conda):
@@ -60,7 +61,7 @@ def test_an_unknown_version_stops_the_run_before_any_job(fresh, conda):
     file.write_text(before.replace("python =3.11", "python =9.99"))
     try:
         done = fresh.snakemake(
-            *("--use-conda", "--forcerun", "errata", "--", "results/tiny/tables/errata.csv"),
+            *("--use-conda", "--forcerun", "errata", "--", "results/demo/tables/errata.csv"),
             check=False,
         )
     finally:

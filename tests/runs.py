@@ -1,0 +1,234 @@
+"""Real runs of the workflow on a tiny model, in copies of the project outside the checkout.
+
+The tiny run is made once (`finished`): every test that changes something of it works in a copy of its own.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from environments import GUARD, ROOT, guard
+
+TINY = "tests/workflow/tiny.yaml"
+#: Seconds after which something hangs. Nothing is late before, however slow or busy the machine.
+HANG = 3600
+#: Runs of Snakemake are forked from a process that has imported it and what the Snakefile imports from
+#: elsewhere. The project's own package is imported by each run, from the run's own folder.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["snakemake.cli", "pandas", "pytest"])
+
+
+def _run(arguments, folder, env, output):
+    """What `python -m snakemake` does, in a forked process; all output goes to a file."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    # Nothing of the checkout, but for packages installed in it.
+    sys.path[:] = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
+    sys.argv = ["snakemake", *arguments]
+    from snakemake.cli import main
+
+    main()
+
+
+class Results:
+    """The folder of a run and what lies in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, name):
+        """Path of a result."""
+        return self.folder / "results/demo" / name
+
+    def copy(self, folder: Path):
+        """A copy to run Snakemake in, times kept; hard links within it stay, none leads out of it."""
+        subprocess.run(["cp", "-a", self.folder, folder], check=True)
+        return Project(folder)
+
+
+class Project(Results):
+    """A working copy of the project and ways to run Snakemake in it."""
+
+    def snakemake(self, *arguments, check=True, overlay=None, under=(), env=None):
+        """Run Snakemake, `under` a command in a fresh process; returns the finished process.
+
+        `overlay`: a config file over the run's own.
+        """
+        given = ["--cores", "2", *(["--configfile", str(overlay)] if overlay else []), *arguments]
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"} | (env or {})
+        output = self.folder / ".snakemake/said.log"
+        output.parent.mkdir(exist_ok=True)
+        if under:
+            command = [*under, sys.executable, "-m", "snakemake", *given]
+            with open(output, "w") as file:
+                code = subprocess.run(
+                    command, cwd=self.folder, env=env, stdout=file, stderr=file, timeout=HANG
+                ).returncode
+        else:
+            process = FORKS.Process(target=_run, args=(given, str(self.folder), env, str(output)))
+            process.start()
+            process.join(HANG)
+            if process.is_alive():
+                process.kill()
+                raise AssertionError(f"hangs: {output.read_text()[-6000:]}")
+            code = process.exitcode
+        done = subprocess.CompletedProcess(given, code, output.read_text())
+        if check and code:
+            raise AssertionError(done.stdout[-6000:])
+        return done
+
+    def start(self, *arguments, env=None):
+        """Start Snakemake in a process group of its own; its output is dropped."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            cwd=self.folder,
+            env=os.environ | (env or {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def planned(self, *arguments, overlay=None):
+        """{rule: number of jobs} of a dry run, and its whole text."""
+        text = self.snakemake("-n", *arguments, overlay=overlay).stdout
+        return parse_jobs(text), text
+
+
+def parse_jobs(text):
+    """{rule: count} from the job table that Snakemake prints."""
+    counts, inside = {}, False
+    for line in text.splitlines():
+        words = line.split()
+        if words[:2] == ["job", "count"]:
+            inside = True
+        elif inside and len(words) == 2 and words[1].isdigit():
+            if words[0] == "total":
+                break
+            counts[words[0]] = int(words[1])
+    return counts
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the tracked and new files of the checkout, nothing ignored."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    for name in filter(None, listed):
+        source, target = ROOT / name, folder / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    return folder
+
+
+def merged(*layers):
+    """YAML texts laid over each other, as Snakemake merges config files."""
+    from snakemake.utils import update_config
+
+    config: dict = {}
+    for layer in layers:
+        update_config(config, yaml.safe_load(layer))
+    return config
+
+
+def tiny_project(folder: Path) -> Project:
+    """A copy in which nothing has run, and whose demo is the tiny run."""
+    copy_project(folder)
+    config = folder / "config/config.yaml"
+    tiny = merged(config.read_text(), (ROOT / TINY).read_text()) | {"run": "demo"}
+    config.write_text(yaml.safe_dump(tiny, sort_keys=False))
+    return Project(folder)
+
+
+def without_network() -> list[str]:
+    """A command under which there is no network, not even loopback; empty where none is allowed."""
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        if shutil.which("unshare") and not subprocess.run([*command, "true"]).returncode:
+            return command
+    return []
+
+
+#: Notes every address that a Python process asks for, connects to or listens on.
+WATCHER = """
+import os, sys
+EVENTS = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
+def watch(event, arguments):
+    if event in EVENTS:
+        with open(os.environ["WATCHED"], "a") as log:
+            print(event, *[a for a in arguments if isinstance(a, str | tuple | int)], file=log)
+sys.addaudithook(watch)
+with open(os.environ["WATCHED"], "a") as log:
+    print("started", file=log)
+"""
+
+
+def make_tiny_run(folder: Path) -> dict:
+    """Make the tiny run: fetched first, then without network; returns what was seen of it.
+
+    Each job can import what its environment holds, and no more. `fetched`: the results after the fetch;
+    `isolated`: the command that took the network away; `watched`: what the Python processes after the
+    fetch did with sockets, a line each; `guarded`: the scripts whose imports were held to their
+    environment; `env`: in which it was made.
+    """
+    made, hook = tiny_project(folder / "project"), folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(GUARD)
+    held = {"PYTHONPATH": str(hook)} | guard(hook)
+    made.snakemake("--", "fetch", under=["env"], env=held)
+    fetched = [str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")]
+    (hook / "sitecustomize.py").write_text(GUARD + WATCHER)
+    # As a user who has told the libraries to go online; the workflow shall know better.
+    online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
+    env = {**online, **held, "WATCHED": str(hook / "log")}
+    isolated = without_network()
+    made.snakemake(under=isolated or ["env"], env=env)
+    return {
+        "fetched": fetched,
+        "isolated": isolated,
+        "watched": (hook / "log").read_text().splitlines(),
+        "guarded": sorted(set(Path(held["GUARD"] + ".log").read_text().split())),
+        "env": env,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Results:
+    """The finished tiny run, for all tests: they read it, and change copies of it (`project`).
+
+    Tests may run in several processes (pytest-xdist): the first that asks makes it, the others wait.
+    """
+    from persona_collapse.files import locked
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, seen = shared / "tiny-run", shared / "tiny-run.json"
+    with locked(shared / "tiny-run.lock", wait=True):
+        if not folder.exists():
+            folder.mkdir()
+            seen.write_text(json.dumps(make_tiny_run(folder)))
+    if not seen.exists():
+        pytest.fail("the tiny run failed in the process that made it", pytrace=False)
+    made = Results(folder / "project")
+    vars(made).update(json.loads(seen.read_text()))
+    return made
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    """A copy of the finished tiny run for one test alone."""
+    return finished.copy(tmp_path / "project")
