@@ -74,12 +74,13 @@ def load(path: str | Path) -> Activations:
     """Read a file written by `save`; float32 arrays. A damaged file raises UserError."""
     from safetensors import SafetensorError, deserialize
 
+    # The library's order of arrays differs from call to call; ours is that of tables' rows.
     names = {"F16": "float16", "BF16": "bfloat16"}
     try:
         data = Path(path).read_bytes()
         tensors = {
             method: (names[tensor["dtype"]], tensor["shape"], np.frombuffer(tensor["data"], "<u2"))
-            for method, tensor in deserialize(data)
+            for method, tensor in sorted(deserialize(data), key=lambda pair: pair[0])
         }
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
