@@ -18,6 +18,8 @@ from . import devices, seals
 from .errors import UserError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# PyTorch's threads wait for each other by spinning, which takes the cores that other jobs compute on.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Nothing is reported to anyone: the hub's, vLLM's and other libraries' usage statistics.
