@@ -24,7 +24,7 @@ include: "workflow/rules/collect.smk"
 
 # What a script does decides whether its results are made again: Snakemake looks at the script's time alone.
 for made in filter(lambda rule: rule.script, workflow.rules):
-    made.set_params(script=hash_of_code(Path(made.script).name))
+    made.set_params(script=code_hash.of_files(Path(made.script).name))
 
 
 rule all:

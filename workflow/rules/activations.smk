@@ -46,8 +46,8 @@ rule activations:
 
 
 rule rescored:
-    # One job for all chains: a chain takes less time than PyTorch takes to start. What it made of chains
-    # that have not changed since is in the store.
+    # One job for all chains: a chain takes less time than PyTorch takes to start. Most are in the store:
+    # jobs that dump activations have the model, and score what completions there are by then.
     input:
         base=results("base/model.json"),
         adapters=[
@@ -72,10 +72,7 @@ rule rescored:
     params:
         tasks=plan.tasks(["rescored"]),
         store=results("store"),
-        code=code(
-            *("rescoring", "activations", "carrier", "chat", "adapters", "models"),
-            *("matching", "fused", "graphs"),
-        ),
+        code=code(*code_hash.RESCORED),
     message:
         "Scoring some completions of every chain again"
     script:

@@ -1,6 +1,4 @@
 # Config, names and small helpers that the rules share.
-import ast
-import functools
 import os
 import re
 import sys
@@ -8,11 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, checkout, configuration, devices
+from persona_collapse import chains, checkout, code_hash, configuration, devices
 from persona_collapse import locations, model_checks, yaml_files
 from persona_collapse.data import follows_branch
 from persona_collapse.errors import UserError
-from persona_collapse.files import sha256_text
 
 
 # Of the working directory, or else the one that ships: --directory may lead anywhere.
@@ -220,31 +217,12 @@ def resource(path):
     return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
 
 
-@functools.cache
-def syntax(file):
-    """A file of workflow/scripts as the text of its syntax tree, comments and docstrings left out."""
-    source = Path(workflow.basedir) / "workflow/scripts" / file
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            if ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-    return ast.dump(tree)
-
-
 def code(*modules):
-    """Hash of the package modules a rule runs, comments and docstrings left out.
+    """Hash of the package modules a rule runs.
 
     Snakemake does not see changes of what a script imports; as a param this makes them count.
     """
-    names = sorted({*modules, "files", "errors"})
-    return hash_of_code(*(f"persona_collapse/{name}.py" for name in names))
-
-
-def hash_of_code(*files):
-    """Hash of files of workflow/scripts, comments and docstrings left out."""
-    parts = map(syntax, files)
-    return sha256_text("".join(parts))[:16]
+    return code_hash.of(*modules)
 
 
 def half_the_cores(wildcards):

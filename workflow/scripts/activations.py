@@ -1,11 +1,11 @@
-"""Dump a chain's activations, and other ready chains' while the libraries are loaded."""
+"""Dump a chain's activations, and while the model is loaded serve other ready chains and `rescored`."""
 
 from pathlib import Path
 
 from persona_collapse.scripting import job
 
 with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
-    from persona_collapse import share
+    from persona_collapse import code_hash, share
     from persona_collapse.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
@@ -13,6 +13,10 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
 
     def key(task):
         """Key of a task; None while adapters or answers of its chain are missing."""
+        if task["kind"] == "rescored":
+            # No param: what scores completions is not what dumps activations.
+            own = code_hash.of(*code_hash.RESCORED)
+            return share.ready_key(task, own, base, [task["completions"]])
         answers = [task["responses"]] if task["responses"] else []
         return share.ready_key(task, params.code, base, answers)
 
@@ -25,7 +29,11 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
         return Carrier(base, config["dtype"])
 
     def work(carrier, task, path):
-        """Dump one chain's activations into a file."""
+        """Dump one chain's activations into a file, or score some of its completions again."""
+        if task["kind"] == "rescored":
+            from persona_collapse import rescoring
+
+            return rescoring.write(carrier, task, path, say)
         from persona_collapse import activation_files, activations
         from persona_collapse.data import load_questions
         from persona_collapse.files import read_parquet
@@ -38,7 +46,7 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
     share.run(
         share.Store(params.store),
         params.task,
-        Plan(config).tasks(["activations"]),
+        Plan(config).tasks(["activations", "rescored"]),
         key=key,
         open_engine=open_engine,
         work=work,

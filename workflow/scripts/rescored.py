@@ -7,7 +7,7 @@ from persona_collapse.scripting import job
 with job(snakemake, "rescored") as say:
     import pandas as pd
     from persona_collapse import share
-    from persona_collapse.files import read_csv, read_parquet, write_csv
+    from persona_collapse.files import read_csv, write_csv
 
     base, params = Path(snakemake.input.base), snakemake.params
     store, carrier, tables = share.Store(params.store), None, {}
@@ -23,9 +23,13 @@ with job(snakemake, "rescored") as say:
 
                     torch.set_num_threads(snakemake.threads)
                     carrier = Carrier(base, snakemake.config["dtype"])
-                completions = read_parquet(task["completions"])
-                made = rescoring.rescore(carrier, task, completions, say)
-                store.put(task, key, lambda path, made=made: write_csv(path, made))
+                store.put(
+                    task,
+                    key,
+                    lambda path, task=task, carrier=carrier: rescoring.write(
+                        carrier, task, path, say
+                    ),
+                )
             tables[task["name"]] = read_csv(store.path(task))
     ordered = [tables[task["name"]] for task in params.tasks]
     write_csv(snakemake.output[0], pd.concat(ordered, ignore_index=True))

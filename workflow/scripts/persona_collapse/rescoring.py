@@ -25,6 +25,7 @@ import pandas as pd
 
 from . import activations, chat
 from .errors import UserError
+from .files import read_parquet, write_csv
 
 if TYPE_CHECKING:
     import torch
@@ -166,6 +167,14 @@ def _switched_off(model: Any) -> Iterator[None]:
         yield
     finally:
         model.base_model.enable_adapter_layers()
+
+
+def write(
+    carrier: Carrier, task: Mapping[str, Any], path: Path, progress: Callable[[str], None]
+) -> None:
+    """Score a task's completions again into a CSV file; see `rescore`."""
+    completions = read_parquet(task["completions"])
+    write_csv(path, rescore(carrier, task, completions, progress))
 
 
 def distances(scored: pd.DataFrame) -> dict[str, float]:
