@@ -17,6 +17,7 @@ rule activations:
         logs("activations/{chain}"),
     benchmark:
         benchmarks("activations/{chain}")
+    priority: 1  # before rescored, which then finds its work done
     conda:
         "../../envs/train.yaml"
     threads: 1

@@ -18,7 +18,7 @@ rule pretrain_demo:
         logs("pretrain_demo"),
     benchmark:
         benchmarks("pretrain_demo")
-    priority: 5  # all but a few small jobs wait for it
+    priority: 6  # all but a few small jobs wait for it
     conda:
         "../../envs/train.yaml"
     threads: 2
@@ -119,7 +119,7 @@ rule data:
         logs("data/{data}"),
     benchmark:
         benchmarks("data/{data}")
-    priority: 3  # trainings wait for it
+    priority: 4  # trainings wait for it
     # As base_model.
     localrule: True
     conda:
@@ -150,7 +150,7 @@ rule couple_data:
         logs("data/{after}{coupling}"),
     benchmark:
         benchmarks("data/{after}{coupling}")
-    priority: 3  # trainings wait for it
+    priority: 4  # trainings wait for it
     conda:
         "../../envs/analysis.yaml"
     params:

@@ -12,7 +12,7 @@ rule sample_answers:
         logs("answers/{after}{coupling}"),
     benchmark:
         benchmarks("answers/{after}{coupling}")
-    priority: 4  # couplings wait for it, and second stages for them
+    priority: 5  # couplings wait for it, and second stages for them
     conda:
         "../../envs/generate.yaml"
     threads: 1
@@ -42,7 +42,7 @@ rule completions:
         logs("completions/{chain}"),
     benchmark:
         benchmarks("completions/{chain}")
-    priority: 1  # before activations, each start of which serves the chains that have responses
+    priority: 2  # before activations, each start of which serves the chains that have responses
     conda:
         "../../envs/generate.yaml"
     threads: 1
@@ -72,7 +72,7 @@ rule responses:
         logs("responses/{chain}"),
     benchmark:
         benchmarks("responses/{chain}")
-    priority: 1  # before activations, each start of which serves the chains that have responses
+    priority: 2  # before activations, each start of which serves the chains that have responses
     conda:
         "../../envs/generate.yaml"
     threads: 1

@@ -41,7 +41,7 @@ rule train:
     benchmark:
         benchmarks("train/{trained}")
     # First what an engine could serve, then the engine: each start of one serves what is ready.
-    priority: 2
+    priority: 3
     conda:
         "../../envs/train.yaml"
     threads: 1
