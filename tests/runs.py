@@ -62,9 +62,10 @@ class Project(Results):
     def snakemake(self, *arguments, check=True, overlay=None, under=(), env=None):
         """Run Snakemake, `under` a command in a fresh process; returns the finished process.
 
-        `overlay`: a config file over the run's own.
+        `overlay`: a config file over the run's own, or several.
         """
-        given = ["--cores", "2", *(["--configfile", str(overlay)] if overlay else []), *arguments]
+        over = [overlay] if isinstance(overlay, str | Path) else overlay or []
+        given = ["--cores", "2", *(["--configfile", *map(str, over)] if over else []), *arguments]
         env = {**os.environ, "PYTHONUNBUFFERED": "1"} | (env or {})
         output = self.folder / ".snakemake/said.log"
         output.parent.mkdir(exist_ok=True)

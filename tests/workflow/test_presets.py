@@ -68,7 +68,7 @@ def at_root(monkeypatch):
 @pytest.mark.parametrize("over", [None, "faithful", "smollm2"])
 def test_the_plan_s_jobs(fresh, over):
     more = [f"config/presets/{over}.yaml"] if over else []
-    jobs, _ = fresh.planned(*more, overlay=QWEN)
+    jobs, _ = fresh.planned(overlay=[QWEN, *more])
     assert jobs == JOBS
 
 
@@ -81,6 +81,7 @@ def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
     assert alone.pop("Training") == JOBS["train"]
     here = {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
+    here |= {"Resolving": JOBS["headline"]}
     assert alone == here | {"Scoring": JOBS["rescored"]}
     assert len(groups) + JOBS["train"] + JOBS["rescored"] == 76
 
