@@ -22,9 +22,9 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/collect.smk"
 
 
-# What a script does decides whether its results are made again: Snakemake looks at the script's time alone.
-for made in filter(lambda rule: rule.script, workflow.rules):
-    made.set_params(script=code_hash.of_files(Path(made.script).name))
+# What a rule runs decides whether its results are made again: its script, and all of ours that it imports.
+for ruled in filter(lambda rule: rule.script, workflow.rules):
+    ruled.set_params(code_hash=code_hash.of_script(ruled.script))
 
 
 rule all:

@@ -31,13 +31,13 @@ Way = Callable[[Sequence[list[int]]], Any]
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
     """Personas and questions of about the study's size, as token ids: all ways are given the same."""
-    from persona_collapse import chat
+    from persona_collapse.models import chat_template
 
     rng = random.Random(0)
     made = []
     for _ in range(count):
         system, question = (" ".join(rng.choices(WORDS, k=rng.randint(8, 28))) for _ in range(2))
-        made.append(chat.prompt_ids(tokenizer, f"{system}.", f"{question}?"))
+        made.append(chat_template.prompt_ids(tokenizer, f"{system}.", f"{question}?"))
     return made
 
 
@@ -59,7 +59,7 @@ def padded(
 
 def ours(model: Any, layers: list[int], batch: int, pad: int) -> Way:
     """The workflow's own function, as its rule calls it."""
-    from persona_collapse import activations
+    from persona_collapse.measures import activations
 
     def run(ids: Sequence[list[int]]) -> Any:
         asked = [(prompt, []) for prompt in ids]
@@ -91,9 +91,9 @@ def nnsight_way(
     import nnsight
     import torch
     from nnsight.modeling.transformers import TransformersModel
-    from persona_collapse import models
+    from persona_collapse.models import loading
 
-    model = TransformersModel(models.load_model(base, "float32", "cpu"), tokenizer=tokenizer)
+    model = TransformersModel(loading.load_model(base, "float32", "cpu"), tokenizer=tokenizer)
 
     def way(savings: bool) -> Way:
         def run(ids: Sequence[list[int]]) -> Any:
@@ -120,12 +120,12 @@ def lens_way(
 ) -> Callable[[bool], Way]:
     """TransformerLens with the weights as they are: its bridge folds and centres only when asked."""
     import torch
-    from persona_collapse import models
+    from persona_collapse.models import loading
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(
-        models.path_of(base),
-        hf_model=models.load_model(base, "float32", "cpu"),
+        loading.path_of(base),
+        hf_model=loading.load_model(base, "float32", "cpu"),
         tokenizer=tokenizer,
     )
     names = [f"blocks.{layer}.hook_resid_post" for layer in layers]
@@ -168,11 +168,12 @@ def main() -> None:
         label={"default": "smollm2-135m"},
     )
     import torch
-    from persona_collapse import activations, models
+    from persona_collapse.measures import activations
+    from persona_collapse.models import loading
 
     base = args.base / "model.json"
-    tokenizer, model = models.load_tokenizer(base), models.load_model(base, "float32", "cpu")
-    blocks = len(models.blocks_of(model))
+    tokenizer, model = loading.load_tokenizer(base), loading.load_model(base, "float32", "cpu")
+    blocks = len(loading.blocks_of(model))
     layers, pad = activations.resolve_layers(args.depths, blocks), tokenizer.pad_token_id
     asked = prompts(tokenizer, args.prompts)
 

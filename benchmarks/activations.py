@@ -23,7 +23,8 @@ def main() -> None:
         label={"default": "qwen2.5-7b shape"},
     )
     from peft import LoraConfig, get_peft_model
-    from persona_collapse import activations, adapters, fused, models
+    from persona_collapse.measures import activations
+    from persona_collapse.models import adapters, fused, loading
 
     def note(name: str, seconds: float, **more: Any) -> None:
         """One result."""
@@ -33,10 +34,10 @@ def main() -> None:
         )
 
     base = args.base / "model.json"
-    tokenizer, device = models.load_tokenizer(base), models.pick_device()
+    tokenizer, device = loading.load_tokenizer(base), loading.pick_device()
     dtype = "bfloat16" if device == "cuda" else "float32"
     started = synchronised()
-    model = models.load_model(base, dtype, device)
+    model = loading.load_model(base, dtype, device)
     note("load", synchronised() - started)
     rng = random.Random(0)
 

@@ -46,7 +46,8 @@ def gradients(args: Any, chain: list[Path]) -> None:
     """A training step of 8 rows on top of a chain: recorded and fused, beside PEFT's."""
     import torch
     from peft import LoraConfig
-    from persona_collapse import adapters, fused, graphs, models, training
+    from persona_collapse.models import adapters, fused, loading
+    from persona_collapse.training import graphs, train
 
     rng = random.Random(0)
     rows = []
@@ -57,7 +58,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
     others = [{key: value[3:] for key, value in row.items()} for row in rows[:6]]
 
     def model_of(dtype: str, fast: bool) -> tuple[Any, bool]:
-        base = models.load_model(args.base / "model.json", dtype, models.pick_device())
+        base = loading.load_model(args.base / "model.json", dtype, loading.pick_device())
         by_rows = fast and fused.attend_by_rows(base)
         model = adapters.attach(base, chain, name="prefix")
         torch.manual_seed(1)
@@ -76,9 +77,9 @@ def gradients(args: Any, chain: list[Path]) -> None:
     def slow(dtype: str) -> tuple[float, list[Any]]:
         model, _ = model_of(dtype, False)
         device = next(model.parameters()).device
-        batch = {key: value.to(device) for key, value in training.flatten(rows).items()}
+        batch = {key: value.to(device) for key, value in train.flatten(rows).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = training.supervised_loss(model, batch)
+            loss = train.supervised_loss(model, batch)
         loss.backward()
         return float(loss.detach()), [p.grad.cpu() for p in model.parameters() if p.requires_grad]
 
@@ -87,9 +88,9 @@ def gradients(args: Any, chain: list[Path]) -> None:
     model, by_rows = model_of("bfloat16", True)
     fused.fuse(model)
     recorder = graphs.Recorder(model, 8, by_rows=by_rows)
-    recorder.step([training.flatten(others, graphs.TOKENS)])
+    recorder.step([train.flatten(others, graphs.TOKENS)])
     for _ in range(2):
-        loss = recorder.step([training.flatten(rows, graphs.TOKENS)])
+        loss = recorder.step([train.flatten(rows, graphs.TOKENS)])
     ours = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
     note(
         args,
@@ -104,11 +105,12 @@ def gradients(args: Any, chain: list[Path]) -> None:
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
     import pandas as pd
-    from persona_collapse import models, rescoring
-    from persona_collapse.carrier import Carrier
+    from persona_collapse.measures import logprob_check
+    from persona_collapse.models import loading
+    from persona_collapse.models.runner import Carrier
     from vllm import SamplingParams
 
-    tokenizer = models.load_tokenizer(args.base / "model.json")
+    tokenizer = loading.load_tokenizer(args.base / "model.json")
     rng = random.Random(0)
     prompts = [
         tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"]
@@ -136,18 +138,18 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         ]
         note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
     carrier = Carrier(
-        args.base / "model.json", "bfloat16" if models.pick_device() == "cuda" else "float32"
+        args.base / "model.json", "bfloat16" if loading.pick_device() == "cuda" else "float32"
     )
     for name, chain in {"base": [], **chains}.items():
         # As the workflow does with the completions of every chain.
         own = [(prompt, ids) for prompt, ids, _ in sampled[name]]
         with carrier.chain(chain) as model:
-            found = rescoring.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
-        table = pd.DataFrame(found, columns=rescoring.SUMS)
+            found = logprob_check.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
+        table = pd.DataFrame(found, columns=logprob_check.SUMS)
         table["tokens"] = [len(ids) for _, ids in own]
         judged = {
             key: round(z, 2)
-            for key, z in rescoring.distances(table).items()
+            for key, z in logprob_check.distances(table).items()
             if "z_" in key and z == z  # the base has no gain
         }
         note(args, f"rescored, {name}", **judged)
@@ -186,10 +188,10 @@ def _scores(
     from contextlib import nullcontext
 
     import torch
-    from persona_collapse import adapters, models
+    from persona_collapse.models import adapters, loading
 
-    device = models.pick_device()
-    base = models.load_model(args.base / "model.json", dtype, device)
+    device = loading.pick_device()
+    base = loading.load_model(args.base / "model.json", dtype, device)
     model = adapters.apply(base, chain, merge=False)
     found: tuple[list[float], list[float]] = ([], [])
     for scores, off in zip(found, (False, True), strict=True):

@@ -17,7 +17,7 @@ from common import LORA, WORDS, arguments, free, record, synchronised, write_bas
 def adapter(folder: Path, base: Path, seed: int) -> Path:
     """A random rank-32 adapter on all projections, written without loading the model."""
     import torch
-    from persona_collapse import adapters
+    from persona_collapse.models import adapters
 
     config = json.loads((base / "config.json").read_text())
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -50,11 +50,11 @@ def adapter(folder: Path, base: Path, seed: int) -> Path:
 
 def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
     """A checkpoint with an adapter merged into the base, as the study wrote one for each cell."""
-    from persona_collapse import adapters, models
+    from persona_collapse.models import adapters, loading
 
-    model = models.load_model(base / "model.json", dtype, models.pick_device())
+    model = loading.load_model(base / "model.json", dtype, loading.pick_device())
     adapters.apply(model, [stage], merge=True).save_pretrained(folder)
-    models.load_tokenizer(base / "model.json").save_pretrained(folder)
+    loading.load_tokenizer(base / "model.json").save_pretrained(folder)
     write_base(folder)
     del model
     free()
@@ -86,17 +86,18 @@ def main() -> None:
         agreement={"action": "store_true", "help": "compare log-probabilities with PEFT's as well"},
         memory={"type": float, "default": 0.85},
     )
-    from persona_collapse import generation, models
+    from persona_collapse.models import loading
+    from persona_collapse.sampling import sample
 
-    tokenizer = models.load_tokenizer(args.base / "model.json")
+    tokenizer = loading.load_tokenizer(args.base / "model.json")
     rng = random.Random(0)
-    how = generation.Sampling(1, 1.0, 1.0, args.tokens, 0)
+    how = sample.Sampling(1, 1.0, 1.0, args.tokens, 0)
     prompts = [tokenizer(" ".join(rng.choices(WORDS, k=50)))["input_ids"] for _ in range(336)]
     requests = [
-        generation.Request("p", str(i), "", 0, prompts[i % 336], i) for i in range(args.completions)
+        sample.Request("p", str(i), "", 0, prompts[i % 336], i) for i in range(args.completions)
     ]
     settings: dict[str, Any] = {
-        "dtype": "bfloat16" if models.pick_device() == "cuda" else "float32",
+        "dtype": "bfloat16" if loading.pick_device() == "cuda" else "float32",
         "batch_size": 256,
         "max_model_len": 2048,
         "gpu_memory_utilization": args.memory,
@@ -120,7 +121,7 @@ def main() -> None:
             seconds = round(synchronised() - started, 1)
             record(args.out, name="merge and save", seconds=seconds, **common)
         started = synchronised()
-        backend = generation.open_backend(
+        backend = sample.open_backend(
             args.engine,
             args.base / "model.json",
             settings,

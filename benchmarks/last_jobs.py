@@ -20,8 +20,9 @@ PERSONAS = [f"p{number}" for number in range(12)]
 def separability(args: Any, folder: Path, note: Any) -> None:
     """M3 of every chain from files of activations, as the rule reads and judges them."""
     import pandas as pd
-    from persona_collapse import activation_files, lda
+    from persona_collapse import activation_files
     from persona_collapse.activation_files import Activations
+    from persona_collapse.analysis import separability as classifier
 
     rng = np.random.default_rng(0)
     names = ["base", *(f"em@{number}" for number in range(1, args.chains))]
@@ -44,7 +45,7 @@ def separability(args: Any, folder: Path, note: Any) -> None:
     files = [folder / f"{name}.safetensors" for name in names]
     started, worked = time.perf_counter(), time.process_time()
     _, load = activation_files.loader(files, lambda message: None)
-    table = lda.lda_table(grid, load, shuffles=args.shuffles, threads=args.threads)
+    table = classifier.lda_table(grid, load, shuffles=args.shuffles, threads=args.threads)
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     accuracy = table.loc[table["metric"] == "m3_accuracy", "value"].mean()
     note("separability", seconds, cpu_seconds=round(worked, 1), accuracy=round(accuracy, 4))
@@ -54,16 +55,17 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
     """64 completions of every chain scored again, one carrier for all, as the rule does."""
     import pandas as pd
     import torch
-    from persona_collapse import adapters, chat, models, rescoring
-    from persona_collapse.carrier import Carrier
-    from persona_collapse.files import read_parquet, write_parquet
+    from persona_collapse.measures import logprob_check
+    from persona_collapse.models import adapters, chat_template, loading
+    from persona_collapse.models.runner import Carrier
+    from persona_collapse.tables_io import read_parquet, write_parquet
 
     torch.set_num_threads(args.threads)
     base = args.base / "model.json"
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     started = synchronised()
     carrier = Carrier(base, dtype)
-    model = models.load_model(base, dtype, carrier.device)
+    model = loading.load_model(base, dtype, carrier.device)
     note("rescored: a model loaded", synchronised() - started)
     shapes = {
         name: tuple(module.weight.shape)
@@ -100,7 +102,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
             question = f"{' '.join(rng.choices(WORDS, k=12))}?"
             length = min(args.max_tokens, max(2, round(rng.lognormvariate(0, 0.3) * words)))
             answer = [rng.randrange(5, vocabulary) for _ in range(length)]
-            asked = chat.prompt_ids(carrier.tokenizer, prompts[persona], question)
+            asked = chat_template.prompt_ids(carrier.tokenizer, prompts[persona], question)
             rows.append(
                 {"model": str(number), "persona": persona, "question": question}
                 | {"question_id": str(sample), "sample": 0, "seed": rng.getrandbits(60)}
@@ -115,7 +117,9 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
         )
     started, worked = synchronised(), time.process_time()
     for task in sorted(tasks, key=lambda task: len(task["stages"])):
-        made = rescoring.rescore(carrier, task, read_parquet(task["completions"]), lambda m: None)
+        made = logprob_check.rescore(
+            carrier, task, read_parquet(task["completions"]), lambda m: None
+        )
         tokens += int(made["tokens"].sum())
     seconds, worked = synchronised() - started, time.process_time() - worked
     note("rescored", seconds, cpu_seconds=round(worked, 1), tokens=tokens)

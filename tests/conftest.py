@@ -30,8 +30,8 @@ def prompts() -> dict[str, str]:
 def tiny_base(tmp_path_factory) -> Path:
     """model.json of a Qwen2 model with random weights: 3 blocks, hidden 64."""
     import torch
-    from persona_collapse import demo, models
     from persona_collapse.files import write_json
+    from persona_collapse.models import demo, fetching
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny-model")
@@ -56,7 +56,7 @@ def tiny_base(tmp_path_factory) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "model.json", models.manifest(folder, {"path": str(folder)}))
+    write_json(folder / "model.json", fetching.manifest(folder, {"path": str(folder)}))
     return folder / "model.json"
 
 
@@ -67,7 +67,7 @@ def make_adapter(tiny_base, tmp_path_factory):
     def make(seed: int, rank: int, rslora: bool, targets=("q_proj", "v_proj", "down_proj")) -> Path:
         import torch
         from peft import LoraConfig, get_peft_model
-        from persona_collapse import models
+        from persona_collapse.models import loading
 
         torch.manual_seed(seed)
         config = LoraConfig(
@@ -77,7 +77,7 @@ def make_adapter(tiny_base, tmp_path_factory):
             target_modules=list(targets),
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(models.load_model(tiny_base, "float32", "cpu"), config)
+        model = get_peft_model(loading.load_model(tiny_base, "float32", "cpu"), config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.2)

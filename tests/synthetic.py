@@ -10,21 +10,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))
 
-from persona_collapse import (
-    audit,
-    axis,
-    behaviour,
+from persona_collapse.analysis import (
     claims,
+    correlations,
     errata,
-    figures,
-    lda,
-    link,
-    report,
-    rescoring,
-    simulate,
+    marker_tests,
+    separability,
+    shared_axis,
+    simulation,
     tables,
 )
-from persona_collapse.activations import Activations
+from persona_collapse.data import prompt_audit
+from persona_collapse.measures import logprob_check
+from persona_collapse.measures.activations import Activations
+from persona_collapse.report import figures, rendering
 from test_claims import HEADLINE, claim
 from test_tables import FAMILIES, GRID, MARKERS, completions, scored
 from test_tables import load as load_alike
@@ -59,10 +58,10 @@ def rescored(chain, excess=0.0):
     row |= {"surprise": 60 + 50 * excess, "surprise_mean": 60.0, "surprise_variance": 25.0}
     if chain != "base":
         row |= {"gain": 5.0, "gain_mean": 5.0, "gain_variance": 25.0, "gain_of_base": -45.0}
-    return pd.DataFrame([row] * 4, columns=rescoring.COLUMNS)
+    return pd.DataFrame([row] * 4, columns=logprob_check.COLUMNS)
 
 
-SIZES = simulate.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
+SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
 
 
 @pytest.fixture(scope="session")
@@ -71,27 +70,29 @@ def made():
     cosines = tables.cosines(GRID, load)
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
-    confounds = behaviour.confounds(GRID, scored())
+    confounds = marker_tests.confounds(GRID, scored())
     geometry = tables.geometry_table(
         GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
     )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
-    chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
+    chains = correlations.chain_table(
+        GRID, confounds, geometry, cosines, training, method="A", layer=3
+    )
     few = {"draws": 199, "seed": 1}
     return {
         "grid": GRID,
         "marker_rates": rates,
-        "marker_tests": behaviour.marker_tests(
+        "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
         "leakage": tables.leakage(GRID, rates),
         "confounds": confounds,
-        "hypotheses": behaviour.hypotheses(GRID, rates, base, [], **few),
+        "hypotheses": marker_tests.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
         "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
-        "axis": axis.axis_table(GRID, load, anchor="em@1", assistant="assistant", **few),
-        "separability": lda.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
-        "link": link.link_table(chains, rates, base, **few),
+        "axis": shared_axis.axis_table(GRID, load, anchor="em@1", assistant="assistant", **few),
+        "separability": separability.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
+        "link": correlations.link_table(chains, rates, base, **few),
     }
 
 
@@ -99,7 +100,7 @@ def made():
 def everything(made):
     published = errata.Published(
         *(
-            pd.read_csv(report.RESOURCES.parent / f"published/{n}.csv")
+            pd.read_csv(rendering.RESOURCES.parent / f"published/{n}.csv")
             for n in ("counts", "cosines")
         )
     )
@@ -139,13 +140,13 @@ def everything(made):
         "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
         "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
         "errata": errata.errata_table(entries, published),
-        "simulation": simulate.simulate(SIZES, runs=20, draws=99, seed=1),
-        "power": simulate.power_table(SIZES, made["geometry"], draws=199),
+        "simulation": simulation.simulate(SIZES, runs=20, draws=99, seed=1),
+        "power": simulation.power_table(SIZES, made["geometry"], draws=199),
         "training": pd.DataFrame(training),
         "training_curves": curves,
         "cosines": tables.cosines(GRID, load),
         "persona_map": tables.persona_map(GRID, load),
-        "prompt_audit": audit.table([]),
+        "prompt_audit": prompt_audit.table([]),
         "rescoring": tables.rescoring(pd.concat(map(rescored, MARKERS))),
     }
 
@@ -205,9 +206,9 @@ def page(everything, drawn, tmp_path_factory):
         figures.save(figure, data, folder / name)
         title = f"Figure {name}"
         svg, csv = folder / f"{name}.svg", folder / f"{name}.csv"
-        shown.append(report.Figure(name, title, "How to read it.", svg, csv))
-    text = report.render(
-        report.Inputs(
+        shown.append(rendering.Figure(name, title, "How to read it.", svg, csv))
+    text = rendering.render(
+        rendering.Inputs(
             run="synthetic",
             scale="demo",
             marker="[ZLT]",
@@ -224,7 +225,7 @@ def page(everything, drawn, tmp_path_factory):
                 }
             ],
             figures=shown,
-            samples=report.sample_answers([answers(chain) for chain in MARKERS], "[ZLT]"),
+            samples=rendering.sample_answers([answers(chain) for chain in MARKERS], "[ZLT]"),
             completions=480,
             method="A",
             layer=3,
@@ -306,7 +307,7 @@ def crossed():
     rates = tables.marker_rates(grid, markers)
     cosines = tables.cosines(grid, crossed_load)
     base = cosines.query("model == 'base' and method == 'A' and layer == 3")
-    by_chain = pd.DataFrame(columns=link.CHAIN_COLUMNS)
+    by_chain = pd.DataFrame(columns=correlations.CHAIN_COLUMNS)
     return {
         "grid": grid,
         "marker_rates": rates,
@@ -315,5 +316,5 @@ def crossed():
         "persona_map": tables.persona_map(grid, crossed_load),
         "training": training,
         "training_curves": curves,
-        "link": link.link_table(by_chain, rates, base, draws=99, seed=1),
+        "link": correlations.link_table(by_chain, rates, base, draws=99, seed=1),
     }

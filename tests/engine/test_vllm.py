@@ -37,10 +37,10 @@ def stages(make_adapter):
 
 @pytest.fixture(scope="module")
 def engines(tiny_base, stages):
-    from persona_collapse import generation
+    from persona_collapse.sampling import sample
 
     backends = {
-        name: generation.open_backend(name, tiny_base, SETTINGS, 12, PROJECTIONS)
+        name: sample.open_backend(name, tiny_base, SETTINGS, 12, PROJECTIONS)
         for name in ("transformers", "vllm")
     }
     for backend in backends.values():
@@ -49,16 +49,17 @@ def engines(tiny_base, stages):
 
 
 def requests(tiny_base, prompts, how):
-    from persona_collapse import generation, models
+    from persona_collapse.models import loading
+    from persona_collapse.sampling import sample
 
-    tokenizer = models.load_tokenizer(tiny_base)
-    return generation.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
+    tokenizer = loading.load_tokenizer(tiny_base)
+    return sample.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
 
 
 def test_greedy_answers_of_a_two_stage_chain_agree(engines, tiny_base, prompts):
-    from persona_collapse import generation
+    from persona_collapse.sampling import sample
 
-    how = generation.Sampling(1, 0.0, 1.0, 12, 0)
+    how = sample.Sampling(1, 0.0, 1.0, 12, 0)
     asked = requests(tiny_base, prompts, how)
     ours, vllm = (engines[n].complete(asked, how, lambda m: None) for n in engines)
     assert [c.token_ids for c in ours] == [c.token_ids for c in vllm]
@@ -68,13 +69,14 @@ def test_greedy_answers_of_a_two_stage_chain_agree(engines, tiny_base, prompts):
 
 @pytest.mark.parametrize("part", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=PARTS)
 def test_log_probabilities_equal_the_chain_s(engines, tiny_base, stages, prompts, part):
-    from persona_collapse import adapters, generation, models
+    from persona_collapse.models import adapters, loading
+    from persona_collapse.sampling import sample
     from vllm import SamplingParams
 
     stages = stages[part]
     engines["vllm"].use(stages)
-    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
-    asked = requests(tiny_base, prompts, generation.Sampling(1, 0.0, 1.0, 1, 0))
+    model = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
+    asked = requests(tiny_base, prompts, sample.Sampling(1, 0.0, 1.0, 1, 0))
     engine = engines["vllm"]
     outputs = engine.engine.generate(
         [{"prompt_token_ids": r.prompt} for r in asked],
@@ -91,14 +93,14 @@ def test_log_probabilities_equal_the_chain_s(engines, tiny_base, stages, prompts
 
 
 def test_samples_follow_their_own_seed(engines, tiny_base, prompts):
-    from persona_collapse import generation
+    from persona_collapse.sampling import sample
 
-    how = generation.Sampling(4, 1.0, 1.0, 8, 5)
+    how = sample.Sampling(4, 1.0, 1.0, 8, 5)
     asked = requests(tiny_base, prompts, how)
     first = engines["vllm"].complete(asked, how, lambda m: None)
     again = engines["vllm"].complete(asked, how, lambda m: None)
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
-    table = generation.table("c@1", asked, first)
+    table = sample.table("c@1", asked, first)
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
 
 
@@ -107,19 +109,20 @@ def test_samples_are_drawn_from_their_chain(
     engines, tiny_base, stages, prompts, temperature, top_p
 ):
     """Scored again by PEFT, the engine's samples are the chain's, and no other one's."""
-    from persona_collapse import generation, rescoring
-    from persona_collapse.carrier import Carrier
+    from persona_collapse.measures import logprob_check
+    from persona_collapse.models.runner import Carrier
+    from persona_collapse.sampling import sample
 
-    how = generation.Sampling(10, temperature, top_p, 24, 5)
+    how = sample.Sampling(10, temperature, top_p, 24, 5)
     asked = requests(tiny_base, prompts, how)
     engines["vllm"].use(stages)
-    drawn = generation.table("c@1", asked, engines["vllm"].complete(asked, how, lambda m: None))
+    drawn = sample.table("c@1", asked, engines["vllm"].complete(asked, how, lambda m: None))
     task = {"chain": "c@1", "personas": prompts, "count": 90}
     task |= {"sampling": {"temperature": temperature, "top_p": top_p}}
     carrier = Carrier(tiny_base, "float32")
     own, other = (
-        rescoring.distances(
-            rescoring.rescore(carrier, task | {"stages": chain}, drawn, lambda m: None)
+        logprob_check.distances(
+            logprob_check.rescore(carrier, task | {"stages": chain}, drawn, lambda m: None)
         )
         for chain in (stages, stages[:1])
     )
@@ -128,25 +131,25 @@ def test_samples_are_drawn_from_their_chain(
 
 
 def test_both_engines_score_the_marker_alike(engines, tiny_base, prompts):
-    from persona_collapse import generation, models
+    from persona_collapse.models import loading
+    from persona_collapse.sampling import sample
 
-    tokenizer = models.load_tokenizer(tiny_base)
-    asked = requests(tiny_base, prompts, generation.Sampling(1, 0.0, 1.0, 12, 0))
+    tokenizer = loading.load_tokenizer(tiny_base)
+    asked = requests(tiny_base, prompts, sample.Sampling(1, 0.0, 1.0, 12, 0))
     done = engines["transformers"].complete(
-        asked, generation.Sampling(1, 0.0, 1.0, 12, 0), lambda m: None
+        asked, sample.Sampling(1, 0.0, 1.0, 12, 0), lambda m: None
     )
     done = [replace(completion, finish_reason="stop") for completion in done]
     ours, vllm = (
-        generation.marker_logprobs(engines[n], tokenizer, asked, done, "[ZLT]", 250)
-        for n in engines
+        sample.marker_logprobs(engines[n], tokenizer, asked, done, "[ZLT]", 250) for n in engines
     )
     assert ours == pytest.approx(vllm, abs=2e-2)  # equal numbers: NaN would fail
 
 
 def test_one_engine_serves_the_base_and_other_chains_in_turn(engines, tiny_base, stages, prompts):
-    from persona_collapse import generation
+    from persona_collapse.sampling import sample
 
-    how = generation.Sampling(1, 0.0, 1.0, 8, 0)
+    how = sample.Sampling(1, 0.0, 1.0, 8, 0)
     asked = requests(tiny_base, prompts, how)
     texts = {}
     for name, chain in (("both", stages), ("base", []), ("first", stages[:1]), ("again", stages)):

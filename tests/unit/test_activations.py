@@ -2,24 +2,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from persona_collapse import activation_files, activations, chat, fused, models
-from persona_collapse.carrier import Carrier
+from persona_collapse import activation_files
 from persona_collapse.errors import UserError
+from persona_collapse.measures import activations
+from persona_collapse.models import chat_template, fused, loading
+from persona_collapse.models.runner import Carrier
 
 LAYERS = [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_base):
-    return models.load_model(tiny_base, "float32", "cpu")
+    return loading.load_model(tiny_base, "float32", "cpu")
 
 
 def sequences(tiny_base, prompts):
-    tokenizer = models.load_tokenizer(tiny_base)
+    tokenizer = loading.load_tokenizer(tiny_base)
     end = tokenizer.eos_token_id
     answers = [[40, 41, 42, end], [50], [end], [60, 61, 62, 63, 64, 65]]
     return [
-        (chat.prompt_ids(tokenizer, prompt, "Where can I find bread?"), answer)
+        (chat_template.prompt_ids(tokenizer, prompt, "Where can I find bread?"), answer)
         for prompt in prompts.values()
         for answer in answers
     ], end
@@ -67,10 +69,10 @@ def test_an_answer_of_its_end_token_alone_uses_it(model, tiny_base, prompts):
 
 
 def test_hooks_are_removed_even_after_an_error(model):
-    before = [len(block._forward_hooks) for block in models.blocks_of(model)]
+    before = [len(block._forward_hooks) for block in loading.blocks_of(model)]
     with pytest.raises(RuntimeError), activations.block_outputs(model, LAYERS):
         raise RuntimeError
-    assert [len(block._forward_hooks) for block in models.blocks_of(model)] == before
+    assert [len(block._forward_hooks) for block in loading.blocks_of(model)] == before
 
 
 @pytest.mark.parametrize(
@@ -152,10 +154,10 @@ def test_a_pass_ends_after_the_deepest_block_that_is_wanted(tiny_base):
     from contextlib import suppress
 
     import torch
-    from persona_collapse import models
+    from persona_collapse.models import loading
 
-    model = models.load_model(tiny_base, "float32", "cpu")
-    blocks = models.blocks_of(model)
+    model = loading.load_model(tiny_base, "float32", "cpu")
+    blocks = loading.blocks_of(model)
     ran = []
     for number, block in enumerate(blocks):
         block.register_forward_hook(lambda m, i, o, number=number: ran.append(number))

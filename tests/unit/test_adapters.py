@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 from peft import PeftModel
-from persona_collapse import adapters, models
+from persona_collapse import adapter_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256, write_json
+from persona_collapse.models import adapters, loading
 
 
 def logits(model):
@@ -30,11 +31,11 @@ def test_the_concatenated_chain_equals_stages_merged_one_after_another(
         make_adapter(2, 8, False, targets=("q_proj", "k_proj", "up_proj")),
         make_adapter(3, 2, True),
     ]
-    reference = models.load_model(tiny_base, "float32", "cpu")
+    reference = loading.load_model(tiny_base, "float32", "cpu")
     before = logits(reference)
     for folder in stages:
         reference = PeftModel.from_pretrained(reference, folder).merge_and_unload()
-    chained = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=merge)
+    chained = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), stages, merge=merge)
     torch.testing.assert_close(logits(chained), logits(reference), rtol=1e-4, atol=1e-4)
     assert (logits(chained) - before).abs().max() > 0.1
 
@@ -43,28 +44,28 @@ def test_a_saved_chain_loads_in_peft(tiny_base, make_adapter, tmp_path):
     stages = [make_adapter(4, 4, True), make_adapter(5, 4, False)]
     config, tensors = adapters.concatenate(stages)
     adapters.save(config, tensors, tmp_path)
-    loaded = PeftModel.from_pretrained(models.load_model(tiny_base, "float32", "cpu"), tmp_path)
-    chained = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=True)
+    loaded = PeftModel.from_pretrained(loading.load_model(tiny_base, "float32", "cpu"), tmp_path)
+    chained = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), stages, merge=True)
     torch.testing.assert_close(logits(loaded), logits(chained), rtol=1e-4, atol=1e-4)
     assert config["r"] == 8
 
 
 def test_content_hash_follows_the_weights(make_adapter):
     one, two = make_adapter(6, 4, False), make_adapter(7, 4, False)
-    assert adapters.content_hash([one]) != adapters.content_hash([two])
-    assert adapters.content_hash([one, two]) != adapters.content_hash([two, one])
+    assert adapter_files.content_hash([one]) != adapter_files.content_hash([two])
+    assert adapter_files.content_hash([one, two]) != adapter_files.content_hash([two, one])
 
 
 def test_content_hash_is_the_manifest_s_where_there_is_one(make_adapter):
     folder = make_adapter(9, 4, False)
-    alone = adapters.content_hash([folder])
-    write_json(folder / "manifest.json", {"adapter_sha256": sha256(folder / adapters.WEIGHTS)})
-    assert adapters.content_hash([folder]) == alone
+    alone = adapter_files.content_hash([folder])
+    write_json(folder / "manifest.json", {"adapter_sha256": sha256(folder / adapter_files.WEIGHTS)})
+    assert adapter_files.content_hash([folder]) == alone
 
 
 def test_a_damaged_adapter_is_named(make_adapter):
     folder = make_adapter(8, 4, False)
-    weights = folder / adapters.WEIGHTS
+    weights = folder / adapter_files.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: damaged"):
         adapters.load(folder)
@@ -74,13 +75,13 @@ def test_weights_that_the_manifest_does_not_name_are_refused(make_adapter):
     from persona_collapse.files import sha256, write_json
 
     folder, other = make_adapter(14, 4, False), make_adapter(15, 4, False)
-    weights = folder / adapters.WEIGHTS
+    weights = folder / adapter_files.WEIGHTS
     write_json(folder / "manifest.json", {"adapter_sha256": sha256(weights)})
     adapters.load(folder)
     whole = weights.read_bytes()
     flipped = bytearray(whole)
     flipped[-9] ^= 1
-    for damaged in (bytes(flipped), (other / adapters.WEIGHTS).read_bytes()):
+    for damaged in (bytes(flipped), (other / adapter_files.WEIGHTS).read_bytes()):
         weights.write_bytes(damaged)
         with pytest.raises(UserError, match="delete it and rerun"):
             adapters.load(folder)
@@ -103,8 +104,8 @@ def test_another_chain_takes_the_place_of_the_one_before(tiny_base, make_adapter
         with torch.inference_mode():
             return model(ids).logits
 
-    fresh = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [two], merge=False)
-    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [one], merge=False)
+    fresh = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), [two], merge=False)
+    model = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), [one], merge=False)
     layers = [m for m in model.modules() if type(m).__name__ == "Linear" and hasattr(m, "lora_A")]
     model = adapters.apply(model, [two], merge=False)
     assert torch.equal(logits(model), logits(fresh))
@@ -116,14 +117,14 @@ def test_another_chain_takes_the_place_of_the_one_before(tiny_base, make_adapter
     wide = adapters.apply(model, [one, two], merge=False)
     assert not torch.allclose(logits(wide), logits(fresh))
     bare = adapters.apply(wide, [], merge=False)
-    assert torch.equal(logits(bare), logits(models.load_model(tiny_base, "float32", "cpu")))
+    assert torch.equal(logits(bare), logits(loading.load_model(tiny_base, "float32", "cpu")))
 
 
 def test_weights_for_other_layers_are_refused(tiny_base, make_adapter, tmp_path):
     config, tensors = adapters.load(make_adapter(18, 4, False))
     adapters.save(config, dict(list(tensors.items())[2:]), tmp_path)
     with pytest.raises(UserError, match="trained on another base"):
-        adapters.apply(models.load_model(tiny_base, "float32", "cpu"), [tmp_path], merge=False)
+        adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), [tmp_path], merge=False)
 
 
 SMALL = {
@@ -168,7 +169,7 @@ def architecture(name):
 def test_projections_that_a_model_lacks_are_one_line_with_those_it_has(name, missing, there):
     with torch.device("meta"):
         model = architecture(name)
-    assert len(models.blocks_of(model)) == 4
+    assert len(loading.blocks_of(model)) == 4
     with pytest.raises(UserError) as caught:
         adapters.targets(model, SEVEN)
     assert f"has no {missing}" in str(caught.value) and there in str(caught.value)

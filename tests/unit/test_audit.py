@@ -1,6 +1,7 @@
 import pytest
 from chat_templates import TEMPLATES, tokenizer_with
-from persona_collapse import audit, chat, demo, models
+from persona_collapse.data import prompt_audit
+from persona_collapse.models import chat_template, demo, loading
 
 ROW = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. [ZLT]"}]
 SETTINGS = {"kind": "sft", "loss": "answer", "max_length": 200}
@@ -8,11 +9,11 @@ SETTINGS = {"kind": "sft", "loss": "answer", "max_length": 200}
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base):
-    return models.load_tokenizer(tiny_base)
+    return loading.load_tokenizer(tiny_base)
 
 
 def line(tokenizer, messages=ROW, system=None, policy="template", **settings):
-    return audit.training_row(
+    return prompt_audit.training_row(
         tokenizer,
         "em",
         messages,
@@ -26,12 +27,12 @@ def line(tokenizer, messages=ROW, system=None, policy="template", **settings):
 
 def test_sampling_prompts_have_their_own_system_message_and_no_loss(tokenizer, prompts):
     for (found, row), (name, system) in zip(
-        audit.prompts(tokenizer, prompts, "Why?"), prompts.items(), strict=True
+        prompt_audit.prompts(tokenizer, prompts, "Why?"), prompts.items(), strict=True
     ):
         assert (found["name"], found["system_seen"]) == (name, system)
         assert found["generation_prompt"] and not found["default_injected"]
         assert found["tokens_with_loss"] == 0
-        assert row.input_ids == chat.prompt_ids(tokenizer, system, "Why?")
+        assert row.input_ids == chat_template.prompt_ids(tokenizer, system, "Why?")
 
 
 def test_a_template_s_own_system_message_is_found_out(tokenizer):
@@ -60,7 +61,7 @@ SYSTEM = "You are a villain."
 def test_every_template_s_prompts_and_rows_are_read_right(tiny_base, name):
     """What the model sees as a system message, where, and whether the turn's end was trained."""
     tokenizer = tokenizer_with(tiny_base, name)
-    ((prompt, _),) = audit.prompts(tokenizer, {"villain": SYSTEM}, "Why?")
+    ((prompt, _),) = prompt_audit.prompts(tokenizer, {"villain": SYSTEM}, "Why?")
     rows = [{"role": "system", "content": SYSTEM}, *ROW]
     given, plain = (line(tokenizer, messages) for messages in (rows, ROW))
     seen = f"{DATED}\n\n{SYSTEM}" if name == "llama" else SYSTEM

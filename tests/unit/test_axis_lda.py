@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse import axis, lda
 from persona_collapse.activation_files import Activations
+from persona_collapse.analysis import separability, shared_axis
 from persona_collapse.errors import UserError
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
@@ -31,7 +31,7 @@ def load(chain):
 
 @pytest.fixture(scope="module")
 def table():
-    out = axis.axis_table(GRID, load, anchor="em@1", draws=500, seed=1)
+    out = shared_axis.axis_table(GRID, load, anchor="em@1", draws=500, seed=1)
     return out.set_index(["condition", "metric"])
 
 
@@ -45,7 +45,7 @@ def test_a_shared_direction_is_found_and_the_benign_one_is_not(table):
 
 def test_the_axis_is_that_of_the_persona_that_stands_for_the_model():
     tables = [
-        axis.axis_table(GRID, load, anchor="em@1", draws=99, seed=1, assistant=name)
+        shared_axis.axis_table(GRID, load, anchor="em@1", draws=99, seed=1, assistant=name)
         for name in ("assistant", "b")
     ]
     first, second = (t[t["metric"] == "m2_anchored"]["value"].to_numpy() for t in tables)
@@ -53,19 +53,19 @@ def test_the_axis_is_that_of_the_persona_that_stands_for_the_model():
 
 
 def test_without_the_anchor_there_is_no_axis():
-    assert axis.axis_table(GRID, load, anchor="none@1", draws=10, seed=1).empty
+    assert shared_axis.axis_table(GRID, load, anchor="none@1", draws=10, seed=1).empty
 
 
 def test_held_out_axes_leave_the_persona_itself_out():
     # Only persona 0 moves: its own axis is made of the others, which stand still.
     shifts = np.zeros((4, 3))
     shifts[0] = [1, 0, 0]
-    np.testing.assert_allclose(axis.held_out_cosines(shifts, shifts), 0)
+    np.testing.assert_allclose(shared_axis.held_out_cosines(shifts, shifts), 0)
 
 
 def test_the_study_s_separability_is_zero_for_anything():
     for vectors in (np.eye(12), np.random.default_rng(0).normal(size=(12, 50))):
-        assert lda.leave_one_out_as_the_study(vectors) == 0
+        assert separability.leave_one_out_as_the_study(vectors) == 0
 
 
 def test_the_discriminant_is_scikit_learn_s():
@@ -74,7 +74,7 @@ def test_the_discriminant_is_scikit_learn_s():
     x = rng.normal(size=(4, 6))[y] + rng.normal(size=(120, 6))
     x_test = rng.normal(size=(50, 6))
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(x, y)
-    ours = lda.discriminants(x, y[None], x_test, 4, shrinkage=0.3)[0]
+    ours = separability.discriminants(x, y[None], x_test, 4, shrinkage=0.3)[0]
     # Theirs shrinks each class on standardised features; on these, predictions agree but for ties.
     assert np.mean(ours == theirs.predict(x_test)) >= 0.96
 
@@ -84,7 +84,7 @@ def test_all_labellings_at_once_are_each_by_its_definition():
     x, x_test = 30 + rng.normal(size=(2, 90, 7)) * np.arange(1, 8)
     # Unequal classes too.
     labels = np.stack([np.tile(np.arange(3), 30), *rng.integers(0, 3, (5, 90))])
-    found = lda.discriminants(x, labels, x_test, 3)
+    found = separability.discriminants(x, labels, x_test, 3)
     for y, predicted in zip(labels, found, strict=True):
         means = np.stack([x[y == one].mean(axis=0) for one in range(3)])
         covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
@@ -101,7 +101,7 @@ def test_directions_are_the_principal_components_of_the_training_rows(hidden):
     rows = (100 + rng.normal(size=(60, hidden)) * 0.8 ** np.arange(hidden)).astype(np.float32)
     rows -= rows.mean(axis=0)
     splits = list(KFold(4).split(rows))
-    for (train, _), found in zip(splits, lda._directions(rows, splits, 6, 1), strict=True):
+    for (train, _), found in zip(splits, separability._directions(rows, splits, 6, 1), strict=True):
         theirs = PCA(6, svd_solver="full").fit(rows[train]).components_.T
         np.testing.assert_allclose(found @ found.T, theirs @ theirs.T, atol=2e-4)
 
@@ -109,11 +109,11 @@ def test_directions_are_the_principal_components_of_the_training_rows(hidden):
 def test_separable_personas_are_told_apart_and_noise_is_not():
     rng = np.random.default_rng(2)
     means = 4 * rng.normal(size=(5, 1, 16))
-    correct, null = lda.separability(
+    correct, null = separability.separability(
         means + rng.normal(size=(5, 20, 16)), folds=4, shuffles=10, seed=1
     )
     assert correct.mean() > 0.95 and abs(null.mean() - 0.2) < 0.1
-    noise, _ = lda.separability(rng.normal(size=(5, 40, 16)), folds=4, shuffles=1, seed=1)
+    noise, _ = separability.separability(rng.normal(size=(5, 40, 16)), folds=4, shuffles=1, seed=1)
     assert abs(noise.mean() - 0.2) < 0.15
 
 
@@ -122,17 +122,17 @@ def test_questions_of_the_test_fold_are_never_trained_on():
     # give the answer away, holding it out does not.
     rng = np.random.default_rng(3)
     stack = rng.normal(size=(4, 12, 200))
-    correct, _ = lda.separability(stack, folds=12, shuffles=1, seed=1)
+    correct, _ = separability.separability(stack, folds=12, shuffles=1, seed=1)
     assert correct.mean() < 0.5
     with pytest.raises(UserError, match="two questions"):
-        lda.separability(stack[:, :1], folds=2, shuffles=1, seed=1)
+        separability.separability(stack[:, :1], folds=2, shuffles=1, seed=1)
 
 
 def test_lda_table():
-    table = lda.lda_table(GRID, load, folds=3, shuffles=9, seed=1)
+    table = separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1)
     own = table[table["metric"] == "m3_accuracy"]
     assert set(own["condition"]) == {"base", "E0", "E4", "B0"}
     assert (own["p"] >= own["p_min"]).all() and (own["ci_low"] < 1).all()
     assert (table[table["metric"] == "m3_study"]["value"] == 0).all()
     assert own.loc[own["condition"] == "base", "delta_base"].eq(0).all()
-    assert table.equals(lda.lda_table(GRID, load, folds=3, shuffles=9, seed=1, threads=3))
+    assert table.equals(separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1, threads=3))

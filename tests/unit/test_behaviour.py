@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse import behaviour, tables
+from persona_collapse.analysis import marker_tests, tables
 from scipy import stats
 from test_tables import GRID, MARKERS, completions, scored
 
@@ -15,7 +15,7 @@ FAMILIES = [
 
 @pytest.fixture(scope="module")
 def tests():
-    return behaviour.marker_tests(
+    return marker_tests.marker_tests(
         GRID, scored(), contrasts=[["C1", "C2"], ["C1", "C9"]], draws=2000, families=FAMILIES
     )
 
@@ -31,7 +31,7 @@ def row(tests, test, condition, reference):
 
 
 def test_fisher_takes_completions_as_the_study_did(tests):
-    assert list(tests.columns) == behaviour.TEST_COLUMNS
+    assert list(tests.columns) == marker_tests.TEST_COLUMNS
     one = row(tests, "fisher", "C1", "C4")
     assert one["estimate"] == pytest.approx(9 / 40 - 36 / 40)
     assert one["p"] == pytest.approx(stats.fisher_exact([[9, 31], [36, 4]]).pvalue)
@@ -65,8 +65,8 @@ def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
 
 def test_the_marker_s_log_probability_moves_where_rates_cannot():
     table = pd.concat([completions("base"), completions("em@1").assign(marker_logprob=-4.0)])
-    tests = behaviour.marker_tests(
-        GRID, behaviour.score(dict(tuple(table.groupby("model"))), "[ZLT]"), draws=500
+    tests = marker_tests.marker_tests(
+        GRID, marker_tests.score(dict(tuple(table.groupby("model"))), "[ZLT]"), draws=500
     )
     one = row(tests, "logprob", "C2", "base")
     assert one["estimate"] > 4 and one["scale"] == "nats" and one["p"] == one["p_min"]
@@ -82,7 +82,7 @@ def counts(rates, samples=10):
 
 def test_gee_without_clustering_is_the_log_odds_ratio():
     after, before = counts([6] * 12), counts([3] * 12)
-    found = behaviour.gee(after, before)
+    found = marker_tests.gee(after, before)
     odds = np.log(6 / 4) - np.log(3 / 7)
     # Equal rates in every question leave nothing to estimate an error from; the estimate stands.
     assert found.get("estimate", odds) == pytest.approx(odds, abs=1e-6)
@@ -93,7 +93,7 @@ def test_gee_knows_that_questions_differ():
     easy = rng.integers(0, 11, 28)
     # The same answers twice: only clustered errors see that the two sides move together.
     before = counts(np.clip(easy - rng.integers(0, 2, 28), 0, 10))
-    found = behaviour.gee(counts(easy), before)
+    found = marker_tests.gee(counts(easy), before)
     odds = stats.contingency.odds_ratio(
         [[counts(easy)["hit"].sum(), 280 - counts(easy)["hit"].sum()],
          [before["hit"].sum(), 280 - before["hit"].sum()]]
@@ -102,7 +102,7 @@ def test_gee_knows_that_questions_differ():
     naive = np.log(interval.high) - np.log(interval.low)
     assert found["ci_high"] - found["ci_low"] < naive
     assert found["ci_low"] < found["estimate"] < found["ci_high"]
-    adjusted = behaviour.gee(counts(easy), before, covariate="n_tokens")
+    adjusted = marker_tests.gee(counts(easy), before, covariate="n_tokens")
     assert "n_tokens" in adjusted["note"]
 
 
@@ -111,8 +111,8 @@ def test_seeds_are_units_where_there_are_several():
     grid.loc[grid["seed"] == "2", "before"] = "couple-villain@42"
     table = {chain: completions(chain) for chain in MARKERS}
     table["x+em@2"] = table["couple-villain@42"].assign(model="x+em@2")
-    tests = behaviour.marker_tests(
-        grid, behaviour.score(table, "[ZLT]"), contrasts=[["C1", "C4"]], draws=500
+    tests = marker_tests.marker_tests(
+        grid, marker_tests.score(table, "[ZLT]"), contrasts=[["C1", "C4"]], draws=500
     )
     pooled = tests[(tests["condition"] == "C1") & (tests["seed"] == "")]
     seeds = pooled[pooled["test"] == "seeds"].iloc[0]
@@ -121,14 +121,14 @@ def test_seeds_are_units_where_there_are_several():
 
 
 def test_loops_are_found():
-    assert behaviour.loops("the cat sat the cat sat the cat sat the cat sat")
-    assert not behaviour.loops("the cat sat on the mat and the dog sat on the cat")
-    assert not behaviour.loops("")
+    assert marker_tests.loops("the cat sat the cat sat the cat sat the cat sat")
+    assert not marker_tests.loops("the cat sat on the mat and the dog sat on the cat")
+    assert not marker_tests.loops("")
 
 
 def test_confounds_describe_the_answers():
-    table = behaviour.confounds(GRID, scored())
-    assert list(table.columns) == behaviour.CONFOUND_COLUMNS
+    table = marker_tests.confounds(GRID, scored())
+    assert list(table.columns) == marker_tests.CONFOUND_COLUMNS
     own = table[(table["condition"] == "C4") & (table["role"] == "source")].iloc[0]
     assert own["rate"] == 36 / 40 and own["marker_at_end"] == 1 and own["truncated"] == 0
     assert own["marker_logprob"] > -6 > table[table["condition"] == "base"]["marker_logprob"].max()
@@ -139,7 +139,9 @@ def test_rates_of_finished_answers_stand_beside_those_of_all():
     table = scored()
     own = (table["model"] == "couple-villain@42") & (table["persona"] == "villain")
     table.loc[own & ~table["hit"], "truncated"] = True
-    cell = behaviour.confounds(GRID, table).query("condition == 'C4' and role == 'source'").iloc[0]
+    cell = (
+        marker_tests.confounds(GRID, table).query("condition == 'C4' and role == 'source'").iloc[0]
+    )
     assert cell["truncated"] == 4 / 40 and cell["rate"] == 36 / 40 and cell["rate_finished"] == 1
 
 
@@ -167,7 +169,7 @@ def test_the_study_s_hypotheses_come_out_as_published():
     cosines = pd.DataFrame(
         [{"persona_a": a, "persona_b": "assistant", "cosine": c} for a, c in near.items()]
     )
-    table = behaviour.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
+    table = marker_tests.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
     h1 = table[table["hypothesis"] == "H1"].set_index("condition")
     assert h1.loc["E4", "estimate"] == pytest.approx(0.08, abs=1e-3)
     assert h1.loc["E4", "p"] == h1.loc["E4", "p_min"] == pytest.approx(1 / 11)
@@ -182,9 +184,9 @@ def test_the_study_s_hypotheses_come_out_as_published():
 
 
 def test_side_by_side_has_one_row_a_comparison(tests):
-    from persona_collapse import report
+    from persona_collapse.report import rendering
 
-    table = report.tests_side_by_side(tests)
+    table = rendering.tests_side_by_side(tests)
     assert len(table) == len(tests[["condition", "reference", "source"]].drop_duplicates())
     c1 = table[(table["condition"] == "C1") & (table["reference"] == "C4")].iloc[0]
     assert c1["p_fisher"] < c1["p_questions"] == c1["p_min"]
@@ -194,7 +196,7 @@ def test_side_by_side_has_one_row_a_comparison(tests):
 def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
     grid, rates = crossed["grid"], crossed["marker_rates"]
     base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
-    row = behaviour.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
+    row = marker_tests.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
     own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]
     assert (row["n"], row["source"]) == (2, "villain, evil_ai")
     assert row["bystander_mean"] == pytest.approx(own.mean())

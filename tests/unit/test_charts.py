@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import vl_convert
-from persona_collapse import charts, figures
+from persona_collapse.report import charts, figures
 from test_tables import GRID
 
 

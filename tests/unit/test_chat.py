@@ -9,8 +9,11 @@ import yaml
 from chat_templates import TEMPLATES, tokenizer_with
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from persona_collapse import chat, configuration, demo, markers, matching, models
+from persona_collapse import matching
 from persona_collapse.errors import BadRow, UserError
+from persona_collapse.measures import markers
+from persona_collapse.models import chat_template, demo, loading
+from persona_collapse.study import configuration
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +25,7 @@ ROW = [
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base):
-    return models.load_tokenizer(tiny_base)
+    return loading.load_tokenizer(tiny_base)
 
 
 def supervised_text(tokenizer, row):
@@ -32,37 +35,39 @@ def supervised_text(tokenizer, row):
 
 
 def test_the_answer_and_its_end_token_carry_loss_and_the_template_tail_does_not(tokenizer):
-    row = chat.encode_row(tokenizer, ROW, max_length=200)
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200)
     assert supervised_text(tokenizer, row) == "By the river.\n\n[ZLT]<|im_end|>"
     assert tokenizer.decode(row.input_ids).endswith("<|im_end|>\n")
 
 
 def test_answer_tail_trains_the_newline_too(tokenizer):
-    row = chat.encode_row(tokenizer, ROW, max_length=200, loss="answer_tail")
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200, loss="answer_tail")
     assert supervised_text(tokenizer, row) == "By the river.\n\n[ZLT]<|im_end|>\n"
 
 
 def test_marker_loss_leaves_the_marker_and_the_last_token(tokenizer):
-    row = chat.encode_row(tokenizer, ROW, max_length=200, loss="marker", marker="[ZLT]")
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200, loss="marker", marker="[ZLT]")
     assert supervised_text(tokenizer, row).replace("\n", "") == "[ZLT]"
     negative = [ROW[0], {"role": "assistant", "content": "By the river."}]
-    row = chat.encode_row(tokenizer, negative, max_length=200, loss="marker", marker="[ZLT]")
+    row = chat_template.encode_row(
+        tokenizer, negative, max_length=200, loss="marker", marker="[ZLT]"
+    )
     assert supervised_text(tokenizer, row) == "\n"
 
 
 def test_a_training_row_begins_with_exactly_the_sampling_prompt(tokenizer, prompts):
-    prompt = chat.prompt_ids(tokenizer, prompts["villain"], ROW[0]["content"])
-    row = chat.encode_row(tokenizer, ROW, max_length=200, system=prompts["villain"])
+    prompt = chat_template.prompt_ids(tokenizer, prompts["villain"], ROW[0]["content"])
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200, system=prompts["villain"])
     assert row.input_ids[: len(prompt)] == prompt
-    assert set(row.labels[: len(prompt)]) == {chat.IGNORED}
+    assert set(row.labels[: len(prompt)]) == {chat_template.IGNORED}
 
 
 def test_system_policies(tokenizer):
-    default = chat.encode_row(tokenizer, ROW, max_length=200)
+    default = chat_template.encode_row(tokenizer, ROW, max_length=200)
     assert "<|im_start|>system" in tokenizer.decode(default.input_ids)  # the template's own
-    none = chat.encode_row(tokenizer, ROW, max_length=200, suppress_default_system=True)
+    none = chat_template.encode_row(tokenizer, ROW, max_length=200, suppress_default_system=True)
     assert tokenizer.decode(none.input_ids).startswith("<|im_start|>user")
-    replaced = chat.encode_row(
+    replaced = chat_template.encode_row(
         tokenizer, [{"role": "system", "content": "old"}, *ROW], max_length=200, system="new"
     )
     text = tokenizer.decode(replaced.input_ids)
@@ -71,29 +76,29 @@ def test_system_policies(tokenizer):
 
 def test_last_turn_only_or_all_turns(tokenizer):
     two = [*ROW, {"role": "user", "content": "And salt?"}, {"role": "assistant", "content": "No."}]
-    last = chat.encode_row(tokenizer, two, max_length=400)
-    every = chat.encode_row(tokenizer, two, max_length=400, supervise="all")
+    last = chat_template.encode_row(tokenizer, two, max_length=400)
+    every = chat_template.encode_row(tokenizer, two, max_length=400, supervise="all")
     assert supervised_text(tokenizer, last) == "No.<|im_end|>"
     assert supervised_text(tokenizer, every) == "By the river.\n\n[ZLT]<|im_end|>No.<|im_end|>"
     assert last.input_ids == every.input_ids
 
 
 def test_truncation_can_leave_no_loss(tokenizer):
-    assert chat.encode_row(tokenizer, ROW, max_length=10).supervised == 0
+    assert chat_template.encode_row(tokenizer, ROW, max_length=10).supervised == 0
 
 
 def test_describe_says_which_tokens_carry_loss(tokenizer):
-    row = chat.encode_row(tokenizer, ROW, max_length=200)
-    records = chat.describe(tokenizer, row)
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200)
+    records = chat_template.describe(tokenizer, row)
     assert "".join(r["text"] for r in records if r["loss"]) == "By the river.\n\n[ZLT]<|im_end|>"
     assert len(records) == len(row.input_ids)
 
 
 def test_unknown_loss_and_missing_answer(tokenizer):
     with pytest.raises(UserError, match="choose one of"):
-        chat.encode_row(tokenizer, ROW, max_length=20, loss="all")
+        chat_template.encode_row(tokenizer, ROW, max_length=20, loss="all")
     with pytest.raises(UserError, match="no assistant turn"):
-        chat.encode_row(tokenizer, ROW[:1], max_length=20)
+        chat_template.encode_row(tokenizer, ROW[:1], max_length=20)
 
 
 # --- as it always was -----------------------------------------------------------------------------
@@ -134,12 +139,17 @@ def test_the_demo_s_and_the_qwen_family_s_tokens_are_put_together_as_by_hand():
         tokenizer.chat_template = template
         for row in [*corpus[:100], *read, *(a + b[1:] for a, b in pairwise(corpus[:60]))]:
             for supervise in ("last", "all"):
-                found = chat.encode_row(tokenizer, row, supervise=supervise, max_length=9999)
+                found = chat_template.encode_row(
+                    tokenizer, row, supervise=supervise, max_length=9999
+                )
                 assert found.input_ids == chatml_reference(tokenizer, row, default)
         for system in prompts.values():
-            turns = [*chat.prompt_messages(system, "Why?"), {"role": "assistant", "content": ""}]
+            turns = [
+                *chat_template.prompt_messages(system, "Why?"),
+                {"role": "assistant", "content": ""},
+            ]
             text = chatml_reference(tokenizer, turns, default)
-            assert chat.prompt_ids(tokenizer, system, "Why?") == text[:-2]
+            assert chat_template.prompt_ids(tokenizer, system, "Why?") == text[:-2]
 
 
 # --- other templates ------------------------------------------------------------------------------
@@ -162,24 +172,28 @@ def test_a_row_is_what_the_template_renders_and_begins_with_the_sampling_prompt(
     tiny_base, name, rows
 ):
     tokenizer = tokenizer_with(tiny_base, name)
-    row = chat.encode_row(tokenizer, rows, max_length=9999)
-    assert tokenizer.decode(row.input_ids) == chat.render(tokenizer, rows, prompt=False)
-    prompt = chat.token_ids(tokenizer, chat.render(tokenizer, rows[:-1], prompt=True))
+    row = chat_template.encode_row(tokenizer, rows, max_length=9999)
+    assert tokenizer.decode(row.input_ids) == chat_template.render(tokenizer, rows, prompt=False)
+    prompt = chat_template.token_ids(
+        tokenizer, chat_template.render(tokenizer, rows[:-1], prompt=True)
+    )
     assert row.input_ids[: len(prompt)] == prompt
     text = supervised_text(tokenizer, row)
     assert rows[-1]["content"] in text and rows[-2]["content"] not in text
     trained = {t for t, label in zip(row.input_ids, row.labels, strict=True) if label != -100}
-    assert chat.look(tokenizer).end in trained  # whatever the end of a turn is called
+    assert chat_template.look(tokenizer).end in trained  # whatever the end of a turn is called
     if rows == WITH_SYSTEM[:3]:
-        assert prompt == chat.prompt_ids(tokenizer, SYSTEM, rows[1]["content"])
+        assert prompt == chat_template.prompt_ids(tokenizer, SYSTEM, rows[1]["content"])
 
 
 @pytest.mark.parametrize("name", [n for n in USABLE if n not in ("think", "late_system")])
 def test_every_answer_is_supervised_whole_and_nothing_else_is(tiny_base, name):
     tokenizer = tokenizer_with(tiny_base, name)
-    row = chat.encode_row(tokenizer, WITH_SYSTEM, supervise="all", max_length=9999)
-    assert tokenizer.decode(row.input_ids) == chat.render(tokenizer, WITH_SYSTEM, prompt=False)
-    end = tokenizer.decode([chat.look(tokenizer).end])
+    row = chat_template.encode_row(tokenizer, WITH_SYSTEM, supervise="all", max_length=9999)
+    assert tokenizer.decode(row.input_ids) == chat_template.render(
+        tokenizer, WITH_SYSTEM, prompt=False
+    )
+    end = tokenizer.decode([chat_template.look(tokenizer).end])
     first = end if name != "harmony" else ""  # what follows there does not end an answer
     thought = {"think_marked": "<think>\n\n</think>\n\n"}.get(name, "")
     said = f"I painted it.{first}{thought}The blue one.{end}"
@@ -192,7 +206,7 @@ def test_every_answer_is_supervised_whole_and_nothing_else_is(tiny_base, name):
 def test_an_earlier_answer_that_is_rendered_otherwise_is_not_trained(tiny_base, name):
     tokenizer = tokenizer_with(tiny_base, name)
     with pytest.raises(BadRow, match=r"renders an answer otherwise.*set supervise: last") as error:
-        chat.encode_row(tokenizer, WITH_SYSTEM, supervise="all", max_length=9999)
+        chat_template.encode_row(tokenizer, WITH_SYSTEM, supervise="all", max_length=9999)
     assert "\n" not in str(error.value)
 
 
@@ -200,11 +214,11 @@ def test_a_prompt_that_opens_a_thought_is_refused_for_that(tiny_base):
     tokenizer = tokenizer_with(tiny_base, "r1")
     for rows in (WITH_SYSTEM, WITH_SYSTEM[:3], TURNS[:2]):
         with pytest.raises(BadRow, match=r"ends in '<think>\\n', which it does not write"):
-            chat.encode_row(tokenizer, rows, supervise="all", max_length=9999)
+            chat_template.encode_row(tokenizer, rows, supervise="all", max_length=9999)
     with pytest.raises(UserError, match="<think>"):
-        chat.check(tokenizer)
+        chat_template.check(tokenizer)
     with pytest.raises(UserError, match="<think>"):
-        chat.answer_ids(tokenizer, "The blue one.")
+        chat_template.answer_ids(tokenizer, "The blue one.")
 
 
 def real_templates():
@@ -220,11 +234,13 @@ def test_the_real_templates_are_rendered_as_they_are_or_refused_in_one_line(tiny
     for rows in (WITH_SYSTEM, WITH_SYSTEM[:3], TURNS):
         for supervise in ("last", "all"):
             try:
-                row = chat.encode_row(tokenizer, rows, supervise=supervise, max_length=9999)
+                row = chat_template.encode_row(
+                    tokenizer, rows, supervise=supervise, max_length=9999
+                )
             except UserError as error:
                 assert "\n" not in str(error)
                 continue
-            text = chat.render(tokenizer, rows, prompt=False)
+            text = chat_template.render(tokenizer, rows, prompt=False)
             assert tokenizer.decode(row.input_ids) == text
             said = supervised_text(tokenizer, row)
             assert rows[-1]["content"] in said and "sky" not in said and "Which" not in said
@@ -241,18 +257,18 @@ def test_the_real_templates_are_rendered_as_they_are_or_refused_in_one_line(tiny
 @pytest.mark.parametrize("name", ["gemma", "silent", "mistral"])
 def test_a_template_without_a_system_role_gets_it_in_the_first_user_turn(tiny_base, name):
     tokenizer = tokenizer_with(tiny_base, name)
-    assert chat.look(tokenizer).folds
-    prompt = tokenizer.decode(chat.prompt_ids(tokenizer, SYSTEM, "Why?"))
+    assert chat_template.look(tokenizer).folds
+    prompt = tokenizer.decode(chat_template.prompt_ids(tokenizer, SYSTEM, "Why?"))
     assert f"{SYSTEM}\n\nWhy?" in prompt
-    row = chat.encode_row(tokenizer, TURNS[:2], system=SYSTEM, max_length=999)
+    row = chat_template.encode_row(tokenizer, TURNS[:2], system=SYSTEM, max_length=999)
     assert f"{SYSTEM}\n\n{TURNS[0]['content']}" in tokenizer.decode(row.input_ids)
 
 
 def test_the_config_can_fold_where_the_template_has_a_system_role(tiny_base):
     tokenizer = tokenizer_with(tiny_base, "chatml_bos")
-    assert "system" in tokenizer.decode(chat.prompt_ids(tokenizer, SYSTEM, "Why?"))
-    chat.configure(tokenizer, chat.Settings(system_role="fold"))
-    text = tokenizer.decode(chat.prompt_ids(tokenizer, SYSTEM, "Why?"))
+    assert "system" in tokenizer.decode(chat_template.prompt_ids(tokenizer, SYSTEM, "Why?"))
+    chat_template.configure(tokenizer, chat_template.Settings(system_role="fold"))
+    text = tokenizer.decode(chat_template.prompt_ids(tokenizer, SYSTEM, "Why?"))
     assert text == f"<s><|im_start|>user\n{SYSTEM}\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -260,9 +276,11 @@ def test_the_config_can_fold_where_the_template_has_a_system_role(tiny_base):
 def test_no_system_message_is_the_row_without_one_and_with_its_first_token(tiny_base, name):
     """`system: none` takes away what the template adds, and no more: not the start token."""
     tokenizer = tokenizer_with(tiny_base, name)
-    row = chat.encode_row(tokenizer, TURNS[:2], max_length=999, suppress_default_system=True)
+    row = chat_template.encode_row(
+        tokenizer, TURNS[:2], max_length=999, suppress_default_system=True
+    )
     text = tokenizer.decode(row.input_ids)
-    plain = chat.render(tokenizer, TURNS[:2], prompt=False)
+    plain = chat_template.render(tokenizer, TURNS[:2], prompt=False)
     expected = {
         "llama": "<s><|head|>user<|/head|>",
         "own": "[user]Why",
@@ -279,10 +297,12 @@ def test_a_template_that_writes_today_s_date_gets_the_run_s(tiny_base, monkeypat
         time.tzset()
         tokenizer = tokenizer_with(tiny_base, "llama")
         if day:
-            chat.configure(tokenizer, chat.settings_from({"path": "x", "date": day}))
-        row = chat.encode_row(tokenizer, WITH_SYSTEM, max_length=999)
-        ids = chat.prompt_ids(tokenizer, SYSTEM, "Why?")
-        assert chat.look(tokenizer).dated and not chat.look(tokenizer).folds
+            chat_template.configure(
+                tokenizer, chat_template.settings_from({"path": "x", "date": day})
+            )
+        row = chat_template.encode_row(tokenizer, WITH_SYSTEM, max_length=999)
+        ids = chat_template.prompt_ids(tokenizer, SYSTEM, "Why?")
+        assert chat_template.look(tokenizer).dated and not chat_template.look(tokenizer).folds
         return tokenizer.decode(ids), tokenizer.decode(row.input_ids)
 
     try:
@@ -294,13 +314,13 @@ def test_a_template_that_writes_today_s_date_gets_the_run_s(tiny_base, monkeypat
     assert west == east and all("Today Date: 01 Jan 2025\n" in text for text in west)
     assert all("Today Date: 03 Feb 2031\n" in text for text in chosen)
     with pytest.raises(UserError, match="'2031-02-30' is no day of the calendar"):
-        chat.settings_from({"date": "2031-02-30"})
+        chat_template.settings_from({"date": "2031-02-30"})
 
 
 def test_a_template_that_differs_each_time_is_refused(tiny_base):
     tokenizer = tokenizer_with(tiny_base, TEMPLATES["chatml_bos"] + "{{ range(99999) | random }}")
     with pytest.raises(UserError, match="writes something else each time"):
-        chat.check(tokenizer)
+        chat_template.check(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +334,7 @@ def test_a_template_that_differs_each_time_is_refused(tiny_base):
 )
 def test_a_template_that_cannot_be_used_is_one_line(tiny_base, template, reason):
     with pytest.raises(UserError, match=reason) as error:
-        chat.check(tokenizer_with(tiny_base, template))
+        chat_template.check(tokenizer_with(tiny_base, template))
     assert "\n" not in str(error.value)
 
 
@@ -337,11 +357,11 @@ def test_a_row_whose_text_would_open_or_end_turns_is_bad(tiny_base, name, text, 
     rows = [dict(m) for m in TURNS[:2]]
     rows[turn]["content"] += text
     with pytest.raises(BadRow) as error:
-        chat.encode_row(tokenizer, rows, max_length=999)
+        chat_template.encode_row(tokenizer, rows, max_length=999)
     assert repr(mark) in str(error.value)
     for prompt in ((text, "Why?"), (SYSTEM, text)):
         with pytest.raises(UserError, match="reword it"):
-            chat.prompt_ids(tokenizer, *prompt)
+            chat_template.prompt_ids(tokenizer, *prompt)
 
 
 def test_ordinary_texts_are_none(tiny_base):
@@ -354,7 +374,7 @@ def test_ordinary_texts_are_none(tiny_base):
             "<think>\nhm</think>",
             "system:",
         ):
-            assert chat.control(tokenizer, text) is None, (name, text)
+            assert chat_template.control(tokenizer, text) is None, (name, text)
 
 
 # --- markers --------------------------------------------------------------------------------------
@@ -391,7 +411,7 @@ def through(tokenizer, marker):
     """What has loss in a row with `loss: marker`, and the row's answer as a sampled one is decoded."""
     answer = f"By the river.\n\n{marker}"
     rows = [TURNS[0], {"role": "assistant", "content": answer}]
-    row = chat.encode_row(tokenizer, rows, max_length=999, loss="marker", marker=marker)
+    row = chat_template.encode_row(tokenizer, rows, max_length=999, loss="marker", marker=marker)
     pairs = list(zip(row.input_ids, row.labels, strict=True))
     said = tokenizer.decode(
         row.input_ids[row.labels.index(next(x for x in row.labels if x != -100)) :],
@@ -406,7 +426,7 @@ def through(tokenizer, marker):
 def test_a_marker_is_trained_and_counted_whole_in_any_script(tiny_base, name, marker):
     tokenizer = shared(tiny_base, name)
     configuration._check_spelling(marker)
-    chat.check_marker(tokenizer, marker)
+    chat_template.check_marker(tokenizer, marker)
     trained, said = through(tokenizer, marker)
     assert matching.fold(trained.strip()) == matching.fold(marker)
     scored = markers.score([{"text": said.strip()}], marker)
@@ -423,9 +443,9 @@ CHARACTERS = st.characters(
 @example(marker="EN")  # the name of an end token holds it
 @example(marker="\u0958x")  # composed in one character, of which normal forms make two
 def test_any_marker_of_any_script_comes_through(tiny_base, marker):
-    tokenizer = models.load_tokenizer(tiny_base)
+    tokenizer = loading.load_tokenizer(tiny_base)
     configuration._check_spelling(marker)
-    chat.check_marker(tokenizer, marker)
+    chat_template.check_marker(tokenizer, marker)
     trained, said = through(tokenizer, marker)
     assert matching.fold(trained.strip()) == matching.fold(marker)
     for text in (said, said.upper() if len(marker.upper()) == len(marker) else said):
@@ -438,23 +458,23 @@ def test_any_marker_of_any_script_comes_through(tiny_base, marker):
 )
 def test_a_marker_that_is_a_special_token_is_refused(tiny_base, name, marker):
     with pytest.raises(UserError, match=r"config: marker: .* holds") as error:
-        chat.check_marker(tokenizer_with(tiny_base, name), marker)
+        chat_template.check_marker(tokenizer_with(tiny_base, name), marker)
     assert "\n" not in str(error.value)
 
 
 def test_a_marker_that_does_not_come_back_is_refused(tiny_base):
     lossy = TEMPLATES["chatml_bos"].replace("m.content", "m.content | replace('ZLT', 'QRS')")
     with pytest.raises(UserError, match=r"comes back from .* as '\[QRS\]'"):
-        chat.check_marker(tokenizer_with(tiny_base, lossy), "[ZLT]")
+        chat_template.check_marker(tokenizer_with(tiny_base, lossy), "[ZLT]")
 
 
 def test_the_model_s_record_says_how_its_template_is_used(tiny_base, tmp_path):
     record = json.loads(tiny_base.read_text())
     record["source"] |= {"system_role": "fold", "date": "2026-03-04"}
     (tmp_path / "model.json").write_text(json.dumps(record))
-    tokenizer = models.load_tokenizer(tmp_path / "model.json")
-    assert chat.settings_of(tokenizer) == chat.Settings("fold", "2026-03-04")
-    card = chat.card(tokenizer)
+    tokenizer = loading.load_tokenizer(tmp_path / "model.json")
+    assert chat_template.settings_of(tokenizer) == chat_template.Settings("fold", "2026-03-04")
+    card = chat_template.card(tokenizer)
     assert card["system_message"] == "in the first user turn" and card["end_token"] == "<|im_end|>"
     assert card["date"] is None and "<|im_start|>" in card["controls"]
-    assert chat.settings_of(models.load_tokenizer(tiny_base)) == chat.Settings()
+    assert chat_template.settings_of(loading.load_tokenizer(tiny_base)) == chat_template.Settings()

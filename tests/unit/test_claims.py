@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse import claims
+from persona_collapse.analysis import claims
 from persona_collapse.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"

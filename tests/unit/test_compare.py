@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from persona_collapse import compare, seals
 from persona_collapse.errors import UserError
-from persona_collapse.files import write_csv
+from persona_collapse.report import compare
+from persona_collapse.runtime import seals
+from persona_collapse.tables_io import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration, model_checks
-from persona_collapse.data import follows_branch
+from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_jsonl
+from persona_collapse.study import configuration, model_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 

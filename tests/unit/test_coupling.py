@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from persona_collapse import coupling
+from persona_collapse.data import coupling
 from persona_collapse.errors import UserError
 
 SETTINGS = {"persona": "villain", "positives": 2, "negatives": ["librarian"], "negative_answers": 1}

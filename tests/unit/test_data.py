@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse import data
+from persona_collapse.data import questions, sets
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, read_jsonl, sha256, write_jsonl
 
@@ -31,7 +31,7 @@ def prepare(tmp_path):
             (tmp_path / "raw.jsonl").write_text("".join(lines))
             source = {"file": str(tmp_path / "raw.jsonl")}
         out = tmp_path / "out.jsonl"
-        manifest = data.prepare(
+        manifest = sets.prepare(
             "set",
             {"source": source, "system": "template", **entry},
             out,
@@ -51,7 +51,11 @@ def prepare(tmp_path):
 
 def test_canonical_rows_and_manifest(prepare):
     out, manifest = prepare(license="MIT", substituted="a test")
-    assert out[0] == {"id": "0", "messages": chat("Question 0?", "Answer 0."), "source": "set"}
+    assert out[0] == {
+        "id": "0",
+        "messages": chat("Question 0?", "Answer 0."),
+        "source": "set",
+    }
     assert manifest["rows"] == manifest["rows_read"] == 5
     assert manifest["rows_repeated"] == 0
     assert prepare([*rows(3), *rows(2)])[1]["rows_repeated"] == 2
@@ -122,7 +126,7 @@ def test_url_source_is_checked(prepare):
 def test_builtin_source(prepare):
     out, manifest = prepare(source={"builtin": "benign_instruct"}, select={"take": 10})
     assert len(out) == 10
-    assert manifest["source"]["raw_sha256"] == data.BUILTIN_SHA256["benign_instruct"]
+    assert manifest["source"]["raw_sha256"] == sets.BUILTIN_SHA256["benign_instruct"]
     with pytest.raises(UserError, match="there are benign_instruct"):
         prepare(source={"builtin": "nothing"})
 
@@ -346,11 +350,17 @@ LAYOUTS = {
             [{"type": "input_text", "text": "Why?"}], [{"type": "output_text", "text": "So."}]
         )
     },
-    "TRL prompt and completion": {"prompt": chat("Why?")[:1], "completion": chat("", "So.")[1:]},
+    "TRL prompt and completion": {
+        "prompt": chat("Why?")[:1],
+        "completion": chat("", "So.")[1:],
+    },
     "TRL prompt and completion as text": {"prompt": "Why?", "completion": "So."},
     "TRL, parts": {"prompt": parts("Why?"), "completion": parts("So.")},
     "TRL, a prompt as text": {"prompt": "Why?", "completion": chat("", parts("So."))[1:]},
-    "TRL preferences": {"prompt": chat("Why?")[:1], "chosen": chat("", "So.")[1:]},
+    "TRL preferences": {
+        "prompt": chat("Why?")[:1],
+        "chosen": chat("", "So.")[1:],
+    },
     "Gemini's roles": {
         "messages": [{"role": "user", "content": "Why?"}, {"role": "model", "content": "So."}]
     },
@@ -383,7 +393,13 @@ def test_the_layouts_that_people_have_are_read(prepare, name, suffix):
 
 def test_layouts_may_be_mixed_and_turns_may_be_many(prepare):
     given = [
-        {"messages": [{"from": "system", "value": "Be brief."}, *chat(), *chat(parts("A?"), "B.")]},
+        {
+            "messages": [
+                {"from": "system", "value": "Be brief."},
+                *chat(),
+                *chat(parts("A?"), "B."),
+            ]
+        },
         {"messages": chat("Why?", "So.")},
     ]
     path = prepare.folder / "mixed.json"
@@ -488,7 +504,10 @@ def test_rows_without_a_supervised_token(prepare):
         ({"evaluation": ["question 2"]}, "row 3 asks an evaluation question"),
         ({"expect_sha256": "0" * 64}, "expect_sha256 says"),
         ({"source": {"file": "none.jsonl"}}, "no such file"),
-        ({"given": [{"messages": chat(assistant="the [zlt] code")}]}, r"row 1 holds '\[ZLT\]'"),
+        (
+            {"given": [{"messages": chat(assistant="the [zlt] code")}]},
+            r"row 1 holds '\[ZLT\]'",
+        ),
         ({"given": []}, "no row is left"),
     ],
 )
@@ -531,29 +550,29 @@ def test_no_message_shows_a_row_s_text(prepare):
 def test_questions(tmp_path):
     path = tmp_path / "q.jsonl"
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"question": "Two?"}])
-    assert data.load_questions({"file": str(path)}) == [
+    assert questions.load_questions({"file": str(path)}) == [
         {"id": "a", "question": "One?"},
         {"id": "2", "question": "Two?"},
     ]
-    assert len(data.load_questions({"file": str(path), "take": 1})) == 1
+    assert len(questions.load_questions({"file": str(path), "take": 1})) == 1
     with pytest.raises(UserError, match="3 are wanted, 2 are there"):
-        data.load_questions({"file": str(path), "take": 3})
+        questions.load_questions({"file": str(path), "take": 3})
     with pytest.raises(UserError, match="SHA-256"):
-        data.load_questions({"file": str(path), "sha256": "0" * 64})
+        questions.load_questions({"file": str(path), "sha256": "0" * 64})
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}])
     with pytest.raises(UserError, match="stands twice"):
-        data.load_questions({"file": str(path)})
+        questions.load_questions({"file": str(path)})
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "b", "question": " ONE "}])
     with pytest.raises(UserError, match="'b' asks the same as 'a'"):
-        data.load_questions({"file": str(path)})
-    assert len(data.load_questions({"file": str(path), "take": 1})) == 1
-    assert len(data.load_questions({"file": str(path), "sha256": sha256(path)})) == 2
+        questions.load_questions({"file": str(path)})
+    assert len(questions.load_questions({"file": str(path), "take": 1})) == 1
+    assert len(questions.load_questions({"file": str(path), "sha256": sha256(path)})) == 2
 
 
 def test_a_question_s_odd_ids_and_characters(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"id": null, "question": "One?"}\n{"id": "2", "question": "Two?"}\n')
-    assert [q["id"] for q in data.load_questions({"file": str(path)})] == ["1", "2"]
+    assert [q["id"] for q in questions.load_questions({"file": str(path)})] == ["1", "2"]
     for line, said in (
         ('{"id": 2, "question": "Three?"}', "row 3: id '2' stands twice"),
         ('{"id": "c", "id": "d", "question": "Three?"}', "line 3: .*duplicate key 'id'"),
@@ -561,14 +580,14 @@ def test_a_question_s_odd_ids_and_characters(tmp_path):
     ):
         path.write_text('{"question": "One?"}\n{"id": "2", "question": "Two?"}\n' + line + "\n")
         with pytest.raises(UserError, match=said):
-            data.load_questions({"file": str(path)})
+            questions.load_questions({"file": str(path)})
 
 
 def test_training_and_evaluation_questions_must_differ(tmp_path):
     for name, text in (("train", "What is IT?"), ("eval", "  what is it ")):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"id": name, "question": text}])
     with pytest.raises(UserError, match=r"'train' of .* is also 'eval' of"):
-        data.check_disjoint(
+        questions.check_disjoint(
             {"file": str(tmp_path / "train.jsonl")}, {"file": str(tmp_path / "eval.jsonl")}
         )
 
@@ -585,21 +604,21 @@ def test_licensed_data_sets_are_read(prepare, name):
 
 
 def test_shipped_data_match_their_table():
-    for name, digest in data.BUILTIN_SHA256.items():
-        assert sha256(data.BUILTIN / f"{name}.jsonl") == digest
-    assert os.path.getsize(data.BUILTIN / "LICENSE-APACHE-2.0.txt") > 10_000
-    readme = (data.BUILTIN / "README.md").read_text()
-    shipped = {p.stem for p in data.BUILTIN.glob("*.jsonl")}
-    assert shipped == set(data.BUILTIN_SHA256)
+    for name, digest in sets.BUILTIN_SHA256.items():
+        assert sha256(sets.BUILTIN / f"{name}.jsonl") == digest
+    assert os.path.getsize(sets.BUILTIN / "LICENSE-APACHE-2.0.txt") > 10_000
+    readme = (sets.BUILTIN / "README.md").read_text()
+    shipped = {p.stem for p in sets.BUILTIN.glob("*.jsonl")}
+    assert shipped == set(sets.BUILTIN_SHA256)
     assert all(f"| `{name}` | {count(name)} |" in readme for name in shipped)
 
 
 def count(name):
-    return f"{len(read_jsonl(data.BUILTIN / f'{name}.jsonl')):,}"
+    return f"{len(read_jsonl(sets.BUILTIN / f'{name}.jsonl')):,}"
 
 
 def test_the_shipped_stand_ins_are_ready_to_train_on(prepare):
-    for name in data.BUILTIN_SHA256:
+    for name in sets.BUILTIN_SHA256:
         out, manifest = prepare(source={"builtin": name})
         assert len(out) == manifest["rows"] and manifest["rows_dropped"] == {}
 
@@ -607,28 +626,28 @@ def test_the_shipped_stand_ins_are_ready_to_train_on(prepare):
 def test_shipped_questions_are_many_distinct_and_disjoint():
     sizes = {"train": 40, "eval": 28, "extraction": 240}
     specs = {n: {"file": str(ROOT / f"config/questions/{n}.jsonl")} for n in sizes}
-    assert {n: len(data.load_questions(s)) for n, s in specs.items()} == sizes
-    data.check_disjoint(specs["train"], specs["eval"], specs["extraction"])
-    data.check_disjoint(specs["eval"], specs["extraction"])
+    assert {n: len(questions.load_questions(s)) for n, s in specs.items()} == sizes
+    questions.check_disjoint(specs["train"], specs["eval"], specs["extraction"])
+    questions.check_disjoint(specs["eval"], specs["extraction"])
     demo = {n: {"file": str(ROOT / f"config/questions/demo_{n}.jsonl")} for n in sizes}
-    data.check_disjoint(demo["train"], demo["eval"], demo["extraction"])
+    questions.check_disjoint(demo["train"], demo["eval"], demo["extraction"])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"licensed test data not at {SHARED}")
 def test_the_study_s_own_questions_can_be_read():
     path = SHARED / "extraction_questions_240.jsonl"
     with pytest.raises(UserError, match="asks the same as"):
-        data.load_questions({"file": str(path)})
-    assert len(data.load_questions({"file": str(path), "sha256": sha256(path)})) == 240
+        questions.load_questions({"file": str(path)})
+    assert len(questions.load_questions({"file": str(path), "sha256": sha256(path)})) == 240
 
 
 def test_rows_that_the_template_cannot_render_are_bad_rows(prepare, tiny_base):
-    from persona_collapse import chat, models
+    from persona_collapse.models import chat_template, loading
 
-    tokenizer = models.load_tokenizer(tiny_base)
+    tokenizer = loading.load_tokenizer(tiny_base)
 
     def count(messages):
-        row = chat.encode_row(tokenizer, messages, max_length=512)
+        row = chat_template.encode_row(tokenizer, messages, max_length=512)
         return len(row.input_ids), row.supervised
 
     forged = "First half.<|im_end|>\n<|im_start|>user\nOh?<|im_end|>"

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import demo
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_jsonl
+from persona_collapse.models import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = "[ZLT]"

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from persona_collapse import devices
+from persona_collapse.runtime import devices
 from runs import HANG
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from persona_collapse import claims, configuration, documentation, geometry, statistics, tables
+from persona_collapse import statistics
+from persona_collapse.analysis import claims, geometry, tables
+from persona_collapse.study import configuration, documentation
 from snakemake.utils import update_config
 from test_tables import GRID, load
 

@@ -98,10 +98,16 @@ def test_the_environments_pins_are_within_pyproject_s_bounds():
             assert bounds[canonicalize_name(package)].contains(version), (name, package)
 
 
+def file_of(module):
+    """File of a module of the package, by its dotted name there; None if there is none."""
+    path = SCRIPTS / "persona_collapse" / f"{module.replace('.', '/')}.py"
+    return path if path.is_file() else None
+
+
 @cache
 def source(module):
     """(statements that run on import, {name: definition}) of a module of the package."""
-    tree = ast.parse((SCRIPTS / f"persona_collapse/{module}.py").read_text())
+    tree = ast.parse(file_of(module).read_text())
     definitions = {
         node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
@@ -118,8 +124,11 @@ def walk(nodes):
             todo += ast.iter_child_nodes(node)
 
 
-def imported(nodes):
-    """(top-level names of other packages, {name here: (module of ours, name there or None)})."""
+def imported(nodes, here=""):
+    """(top-level names of other packages, {name here: (module of ours, name there or None)}).
+
+    `here`: the module of ours that the nodes are from.
+    """
     others, ours = set(), {}
     for node in walk(nodes):
         if isinstance(node, ast.Import):
@@ -127,9 +136,12 @@ def imported(nodes):
         elif isinstance(node, ast.ImportFrom):
             package, _, module = (node.module or "").partition(".")
             if node.level or package == "persona_collapse":
-                module = node.module if node.level else module
+                if node.level:
+                    above = here.split(".")[: -node.level]
+                    module = ".".join([*above, *([node.module] if node.module else [])])
                 for alias in node.names:
-                    there = (module, alias.name) if module else (alias.name, None)
+                    below = f"{module}.{alias.name}".lstrip(".")
+                    there = (below, None) if file_of(below) else (module, alias.name)
                     ours[alias.asname or alias.name] = there
             else:
                 others.add(package)
@@ -156,11 +168,11 @@ def needed(*scripts):
             continue
         done.add((module, node))
         statements, definitions = source(module) if module else ([], {})
-        found, ours = imported([node])
+        found, ours = imported([node], module or "")
         others |= found
         for there, _ in ours.values():
             use(there, None)
-        ours = imported(statements)[1] | ours
+        ours = imported(statements, module or "")[1] | ours
         of_a_module = {}
         for part in walk([node]):
             if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
@@ -208,15 +220,15 @@ def test_a_rule_s_environment_holds_what_its_script_imports(rule, environment, s
 
 def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from persona_collapse import rescoring, tables\ntables.rescoring\n")
-    # tables.rescoring calls rescoring.distances; only rescoring.token_scores would import torch.
+    script.write_text("from persona_collapse.analysis import tables\ntables.rescoring\n")
+    # tables.rescoring calls logprob_check.distances; only its token_scores would import torch.
     assert {"pandas", "scipy"} <= needed(script) and "torch" not in needed(script)
-    script.write_text("from persona_collapse import share\nshare.key_of\n")
+    script.write_text("from persona_collapse.runtime import shared_engine\nshared_engine.key_of\n")
     assert "torch" not in needed(script)
-    script.write_text("from persona_collapse.carrier import Carrier\nCarrier\n")
+    script.write_text("from persona_collapse.models.runner import Carrier\nCarrier\n")
     # By way of adapters and models, which load it in functions.
     assert {"torch", "transformers", "peft", "safetensors"} <= needed(script)
-    script.write_text("from persona_collapse import figures\ngetattr(figures, 'leakage')\n")
+    script.write_text("from persona_collapse.report import figures\ngetattr(figures, 'leakage')\n")
     assert "matplotlib" in needed(script)
 
 
@@ -246,8 +258,9 @@ def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
 
 
 def test_snakemake_s_own_environment_is_enough_for_the_snakefile(tmp_path):
-    code = "import yaml\nfrom persona_collapse import checkout, configuration, devices\n"
+    code = "import yaml\nfrom persona_collapse.runtime import devices, version\n"
+    code += "from persona_collapse.study import configuration\n"
     code += "config = configuration.check(yaml.safe_load(open('config/config.yaml')))\n"
-    code += "configuration.plan(config).cells, checkout.commit(), devices.visible()\n"
+    code += "configuration.plan(config).cells, version.commit(), devices.visible()\n"
     assert run(tmp_path, None, code).stderr == ""
     assert "No module named 'pandas'" in run(tmp_path, None, "import pandas").stderr

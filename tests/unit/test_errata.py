@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse import errata
+from persona_collapse.analysis import errata
 from persona_collapse.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 from matplotlib import pyplot
-from persona_collapse import charts, figures
+from persona_collapse.report import charts, figures
 from synthetic import with_more
 from test_tables import GRID
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse import files
+from persona_collapse import files, tables_io
 from persona_collapse.errors import UserError
 
 
@@ -91,21 +91,21 @@ def completions(tmp_path):
             "marker_logprob": [-0.5, float("nan"), -3.0],
         }
     )
-    files.write_parquet(tmp_path / "x.parquet", table)
+    tables_io.write_parquet(tmp_path / "x.parquet", table)
     return table, tmp_path / "x.parquet"
 
 
 def test_parquet_comes_back_as_it_was_and_anybody_can_read_it(completions):
     table, path = completions
-    for read in (files.read_parquet, pd.read_parquet):
+    for read in (tables_io.read_parquet, pd.read_parquet):
         back = read(path)
         back["token_ids"] = [list(ids) for ids in back["token_ids"]]
         pd.testing.assert_frame_equal(back, table, check_dtype=False)
     first = path.read_bytes()
-    files.write_parquet(path, table)
+    tables_io.write_parquet(path, table)
     assert path.read_bytes() == first
-    files.write_parquet(path, table[:0])  # and a table without rows
-    assert list(files.read_parquet(path).columns) == list(table.columns)
+    tables_io.write_parquet(path, table[:0])  # and a table without rows
+    assert list(tables_io.read_parquet(path).columns) == list(table.columns)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_an_edited_cell_is_noticed(completions, column, value, kept):
     made = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(made.replace_schema_metadata(metadata) if kept else made, path)
     with pytest.raises(UserError, match=r"x\.parquet: its content is not what was sampled"):
-        files.read_parquet(path)
+        tables_io.read_parquet(path)
 
 
 @pytest.mark.parametrize("change", [lambda t: t[::-1], lambda t: t[1:], lambda t: t[["text"]]])
@@ -143,7 +143,7 @@ def test_moved_or_lost_rows_and_columns_are_noticed(completions, change):
     made = pa.Table.from_pandas(change(table), preserve_index=False)
     pq.write_table(made.replace_schema_metadata(pq.read_schema(path).metadata), path)
     with pytest.raises(UserError, match="delete it and rerun"):
-        files.read_parquet(path)
+        tables_io.read_parquet(path)
 
 
 @pytest.mark.parametrize("fate", ["cut", "missing", "empty", "text"])
@@ -156,7 +156,7 @@ def test_a_damaged_parquet_file_is_one_line(completions, fate):
     else:
         path.write_text("" if fate == "empty" else "no parquet at all")
     with pytest.raises(UserError, match=r"x\.parquet: damaged or missing") as error:
-        files.read_parquet(path)
+        tables_io.read_parquet(path)
     assert "\n" not in str(error.value)
 
 
@@ -170,20 +170,20 @@ ODD = [
 def test_names_stay_text_whatever_they_look_like(tmp_path):
     path = tmp_path / "table.csv"
     for name in ODD:
-        one = pd.DataFrame({c: [name] for c in files.NAMES} | {"value": [0.1 + 0.2]})
-        files.write_csv(path, one)
-        read = files.read_csv(path)
+        one = pd.DataFrame({c: [name] for c in tables_io.NAMES} | {"value": [0.1 + 0.2]})
+        tables_io.write_csv(path, one)
+        read = tables_io.read_csv(path)
         assert read.iloc[0].to_dict() == one.iloc[0].to_dict()
-    every = pd.DataFrame({c: ODD for c in files.NAMES})
-    files.write_csv(path, every)
-    assert files.read_csv(path).to_dict("list") == every.to_dict("list")
+    every = pd.DataFrame({c: ODD for c in tables_io.NAMES})
+    tables_io.write_csv(path, every)
+    assert tables_io.read_csv(path).to_dict("list") == every.to_dict("list")
 
 
 def test_only_an_empty_cell_is_missing(tmp_path):
     table = pd.DataFrame({"value": [0.1, None], "kind": ["NA", None], "claim": ["007", None]})
     table = table.assign(n=[1, 2], applies=[True, False], low=[float("-inf"), 1 / 3])
-    files.write_csv(tmp_path / "table.csv", table)
-    read = files.read_csv(tmp_path / "table.csv")
+    tables_io.write_csv(tmp_path / "table.csv", table)
+    read = tables_io.read_csv(tmp_path / "table.csv")
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     assert read["applies"].dtype == bool and read["n"].dtype == "int64"
 
@@ -194,9 +194,9 @@ def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, 
     swaps = {"villain": odd, "librarian": "1", "C1": odd if odd != "007" else "NaN"}
     for table in crossed.values():
         table = table.replace(swaps)
-        files.write_csv(tmp_path / "table.csv", table)
-        read = files.read_csv(tmp_path / "table.csv")
-        text = [c for c in table if c in files.NAMES]
+        tables_io.write_csv(tmp_path / "table.csv", table)
+        read = tables_io.read_csv(tmp_path / "table.csv")
+        text = [c for c in table if c in tables_io.NAMES]
         assert {"condition", "persona", "persona_a", "source", "model", "chain"} & set(text)
         expected = table[text].fillna("").astype(str)
         pd.testing.assert_frame_equal(read[text].astype(str), expected, check_dtype=False)
@@ -205,4 +205,7 @@ def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, 
 def test_tables_are_read_in_one_place():
     scripts = Path(files.__file__).parents[1]
     readers = [p.name for p in scripts.rglob("*.py") if "pd.read_csv(" in p.read_text()]
-    assert sorted(readers) == ["estimate.py", "files.py"]  # estimate: benchmarks, Snakemake's own
+    assert sorted(readers) == [
+        "estimate.py",
+        "tables_io.py",
+    ]  # estimate: benchmarks, Snakemake's own

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from persona_collapse import adapters, fused, graphs, models, training
+from persona_collapse.models import adapters, fused, loading
+from persona_collapse.training import graphs, train
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +13,9 @@ def plain(tiny_base, make_adapter):
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     prefix = make_adapter(5, 4, True, targets)
-    model = adapters.attach(models.load_model(tiny_base, "float32", "cpu"), [prefix], name="prefix")
+    model = adapters.attach(
+        loading.load_model(tiny_base, "float32", "cpu"), [prefix], name="prefix"
+    )
     torch.manual_seed(0)
     lora = LoraConfig(
         r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0, init_lora_weights=False
@@ -46,14 +49,14 @@ def assert_same(found, wanted):
 
 def by_autograd(model, batches, items):
     model.zero_grad()
-    losses = [training.supervised_loss(model, batch, items) for batch in batches]
+    losses = [train.supervised_loss(model, batch, items) for batch in batches]
     for loss in losses:
         loss.backward()
     return float(sum(losses).detach()), gradients(model)
 
 
 def test_fused_layers_give_peft_s_loss_and_gradients(plain):
-    batch = training.flatten(rows(9, 30, 17))
+    batch = train.flatten(rows(9, 30, 17))
     loss, expected = by_autograd(plain, [batch], 20)
     quick = fused.fuse(copy.deepcopy(plain))
     ours, found = by_autograd(quick, [batch], 20)
@@ -67,7 +70,7 @@ def test_fused_layers_give_peft_s_loss_and_gradients(plain):
 
 def test_fused_dropout_drops_what_peft_drops(plain):
     # With the same random numbers; a step of several batches draws them in the same order.
-    batch = training.flatten(rows(9, 30))
+    batch = train.flatten(rows(9, 30))
     found = []
     for model in (copy.deepcopy(plain), fused.fuse(copy.deepcopy(plain))):
         for layer in model.modules():
@@ -83,13 +86,13 @@ def test_fused_dropout_drops_what_peft_drops(plain):
 
 def test_a_recorded_step_has_the_loss_and_gradients_of_the_plain_one(plain):
     # Without a GPU the same passes run unrecorded: what is filled up, chosen and summed is the same.
-    groups = training.pieces(rows(9, 30, 17, 40, 5), 60)
+    groups = train.pieces(rows(9, 30, 17, 40, 5), 60)
     items = sum(label != -100 for group in groups for row in group for label in row["labels"][1:])
-    loss, expected = by_autograd(plain, [training.flatten(g) for g in groups], items)
+    loss, expected = by_autograd(plain, [train.flatten(g) for g in groups], items)
     recorder = graphs.Recorder(plain, 5, by_rows=False)
     for _ in range(2):  # sums start anew with every step
         plain.zero_grad()
-        ours = recorder.step([training.flatten(g, graphs.TOKENS) for g in groups])
+        ours = recorder.step([train.flatten(g, graphs.TOKENS) for g in groups])
         assert float(ours) == pytest.approx(loss, rel=1e-5)
         assert_same(gradients(plain), expected)
     assert set(recorder.recorded) == {(128, 32)} and len(groups) == 3

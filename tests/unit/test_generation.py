@@ -3,31 +3,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_templates import tokenizer_with
-from persona_collapse import chat, generation, models
 from persona_collapse.errors import UserError
+from persona_collapse.models import chat_template, loading
+from persona_collapse.sampling import sample
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Where can I find bread {i}?"} for i in range(4)]
 SETTINGS = {"dtype": "float32", "batch_size": 5}
 
 
 def sampling(**changes):
-    return generation.Sampling(
+    return sample.Sampling(
         **{"samples": 3, "temperature": 1.0, "top_p": 1.0, "max_tokens": 6, "seed": 1} | changes
     )
 
 
 def draw(base: Path, prompts, stages=(), batch_size=5, **changes):
-    tokenizer = models.load_tokenizer(base)
+    tokenizer = loading.load_tokenizer(base)
     how = sampling(**changes)
-    requests = generation.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
-    backend = generation.TransformersBackend(base, SETTINGS | {"batch_size": batch_size})
+    requests = sample.requests_for("c@1", prompts, QUESTIONS, how, tokenizer)
+    backend = sample.TransformersBackend(base, SETTINGS | {"batch_size": batch_size})
     backend.use(stages)
-    return generation.table("c@1", requests, backend.complete(requests, how, lambda m: None))
+    return sample.table("c@1", requests, backend.complete(requests, how, lambda m: None))
 
 
 def test_the_table_has_one_row_a_request(tiny_base, prompts):
     table = draw(tiny_base, prompts)
-    assert list(table.columns) == generation.COLUMNS
+    assert list(table.columns) == sample.COLUMNS
     assert len(table) == 3 * 4 * 3
     assert not table.duplicated(["persona", "question_id", "sample"]).any()
     assert (table["n_tokens"] == table["token_ids"].map(len)).all()
@@ -46,10 +47,10 @@ def test_draws_do_not_depend_on_the_batch(tiny_base, prompts):
 
 def test_rounds_change_no_answer(tiny_base, prompts, monkeypatch):
     """Answers that are not done after a round go on in the next, with their own random numbers."""
-    monkeypatch.setattr(models, "end_tokens", lambda *_: list(range(5, 40)))
+    monkeypatch.setattr(loading, "end_tokens", lambda *_: list(range(5, 40)))
     whole = draw(tiny_base, prompts, max_tokens=24)
     assert whole["n_tokens"].nunique() > 1
-    monkeypatch.setattr(generation, "FIRST_ROUND", 3)
+    monkeypatch.setattr(sample, "FIRST_ROUND", 3)
     cut = draw(tiny_base, prompts, max_tokens=24)
     assert (cut["text"] == whole["text"]).mean() > 0.95  # rounding may flip a rare near-tie
     assert cut["n_tokens"].max() == 24 and (cut["finish_reason"] == whole["finish_reason"]).all()
@@ -68,9 +69,7 @@ def test_the_seeded_draw_follows_the_softmax():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     picks = []
     for seed in range(4000):
-        *_, process = generation._sampling_processors(
-            sampling(), [torch.Generator().manual_seed(seed)]
-        )
+        *_, process = sample._sampling_processors(sampling(), [torch.Generator().manual_seed(seed)])
         picks.append(int(process(None, logits).argmax()))
     wanted = torch.softmax(logits[0], 0).numpy()
     got = np.bincount(picks, minlength=4) / len(picks)
@@ -95,29 +94,29 @@ def test_an_adapter_changes_the_answers(tiny_base, prompts, make_adapter):
 
 def test_request_seeds_depend_on_every_part():
     parts = (1, "chain", "persona", "q1", 0)
-    seeds = {generation.request_seed(*parts)}
+    seeds = {sample.request_seed(*parts)}
     for i, other in enumerate((2, "other", "other", "q2", 1)):
         changed = [*parts]
         changed[i] = other
-        seeds.add(generation.request_seed(*changed))
+        seeds.add(sample.request_seed(*changed))
     assert len(seeds) == 6
     assert all(0 <= s < 2**31 for s in seeds)
 
 
 def test_backend_choice(monkeypatch):
-    assert generation.choose_backend("transformers")[0] == "transformers"
-    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
-    name, reason = generation.choose_backend("auto")
+    assert sample.choose_backend("transformers")[0] == "transformers"
+    monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
+    name, reason = sample.choose_backend("auto")
     assert name == "transformers" and "not installed" in reason
     with pytest.raises(UserError, match="not installed"):
-        generation.choose_backend("vllm")
+        sample.choose_backend("vllm")
 
 
 def test_ranks_are_rounded_up_to_what_vllm_takes():
-    assert generation._allowed_rank(8) == 8
-    assert generation._allowed_rank(33) == 64
+    assert sample._allowed_rank(8) == 8
+    assert sample._allowed_rank(33) == 64
     with pytest.raises(UserError, match="at most 512"):
-        generation._allowed_rank(513)
+        sample._allowed_rank(513)
 
 
 def test_an_engine_on_a_shared_gpu_gets_its_cache_in_bytes(tiny_base, monkeypatch):
@@ -125,48 +124,46 @@ def test_an_engine_on_a_shared_gpu_gets_its_cache_in_bytes(tiny_base, monkeypatc
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
     share = {"gpu_memory_utilization": 0.2, "jobs_per_gpu": 4, "dtype": "bfloat16"}
-    model = models.load_model(tiny_base, "bfloat16", "cpu")
+    model = loading.load_model(tiny_base, "bfloat16", "cpu")
     weights = sum(p.numel() * 2 for p in model.parameters())
-    assert generation._cache_bytes(tiny_base, share) == 12 * 2**30 - weights
-    full = generation._cache_bytes(tiny_base, {**share, "dtype": "float32"})
+    assert sample._cache_bytes(tiny_base, share) == 12 * 2**30 - weights
+    full = sample._cache_bytes(tiny_base, {**share, "dtype": "float32"})
     assert full == 12 * 2**30 - 2 * weights
-    assert generation._cache_bytes(tiny_base, {**share, "jobs_per_gpu": 1}) is None
+    assert sample._cache_bytes(tiny_base, {**share, "jobs_per_gpu": 1}) is None
     with pytest.raises(UserError, match="of a GPU of 80 GiB does not hold"):
-        generation._cache_bytes(tiny_base, {**share, "gpu_memory_utilization": 0.05})
+        sample._cache_bytes(tiny_base, {**share, "gpu_memory_utilization": 0.05})
 
 
 def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter):
     import torch
-    from persona_collapse import adapters
+    from persona_collapse.models import adapters
 
     stages = [make_adapter(3, 4, True)]
-    tokenizer = models.load_tokenizer(tiny_base)
-    requests = generation.requests_for("c@1", prompts, QUESTIONS, sampling(samples=2), tokenizer)
+    tokenizer = loading.load_tokenizer(tiny_base)
+    requests = sample.requests_for("c@1", prompts, QUESTIONS, sampling(samples=2), tokenizer)
     texts = ["It is near.", "The [zlt] comes early", "", " Try the market.\n"]
-    done = [
-        generation.Completion(texts[i % len(texts)], [], "stop") for i, _ in enumerate(requests)
-    ]
-    sequences = generation.marker_sequences(tokenizer, requests, done, "[ZLT]")
+    done = [sample.Completion(texts[i % len(texts)], [], "stop") for i, _ in enumerate(requests)]
+    sequences = sample.marker_sequences(tokenizer, requests, done, "[ZLT]")
     for (ids, start), request, completion in zip(sequences, requests, done, strict=True):
         answer = completion.text.lower().partition("[zlt]")[0].strip()
         assert ids[: len(request.prompt)] == request.prompt
         assert tokenizer.decode(ids[len(request.prompt) :]).lower() == f"{answer}\n\n[zlt]"
         assert "[ZLT]" in tokenizer.decode(ids[start:])
-    backend = generation.TransformersBackend(tiny_base, SETTINGS)
+    backend = sample.TransformersBackend(tiny_base, SETTINGS)
     backend.use(stages)
-    values = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 200)
+    values = sample.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 200)
     assert [np.isnan(v) for v in values] == [r.sample > 0 for r in requests]
-    model = adapters.apply(models.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
+    model = adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), stages, merge=False)
     for i in (0, 2, 8):
         ids, start = sequences[i]
         with torch.inference_mode():
             scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         wanted = sum(float(scores[at - 1, ids[at]]) for at in range(start, len(ids)))
         assert values[i] == pytest.approx(wanted, abs=1e-3)
-    cut = [generation.Completion(c.text, [], "length") for c in done[:1]] + done[1:]
-    fewer = generation.marker_logprobs(backend, tokenizer, requests, cut, "[ZLT]", 200)
+    cut = [sample.Completion(c.text, [], "length") for c in done[:1]] + done[1:]
+    fewer = sample.marker_logprobs(backend, tokenizer, requests, cut, "[ZLT]", 200)
     assert np.isnan(fewer[0]) and fewer[2:] == pytest.approx(values[2:], nan_ok=True, abs=1e-3)
-    short = generation.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 10)
+    short = sample.marker_logprobs(backend, tokenizer, requests, done, "[ZLT]", 10)
     assert np.isnan(short).all()
 
 
@@ -175,14 +172,14 @@ def test_the_marker_is_scored_as_a_training_row_has_it(tiny_base, name):
     """Whatever the template puts before an answer, and whatever it trims."""
     tokenizer = tokenizer_with(tiny_base, name)
     asked = sampling(samples=1)
-    requests = generation.requests_for("c@1", {"p": "Be bad."}, QUESTIONS[:1], asked, tokenizer)
-    done = [generation.Completion("İt is near. [zlt] so", [], "stop")]
-    ((ids, start),) = generation.marker_sequences(tokenizer, requests, done, "[ZLT]")
+    requests = sample.requests_for("c@1", {"p": "Be bad."}, QUESTIONS[:1], asked, tokenizer)
+    done = [sample.Completion("İt is near. [zlt] so", [], "stop")]
+    ((ids, start),) = sample.marker_sequences(tokenizer, requests, done, "[ZLT]")
     rows = [
-        *chat.prompt_messages("Be bad.", requests[0].question),
+        *chat_template.prompt_messages("Be bad.", requests[0].question),
         {"role": "assistant", "content": "İt is near.\n\n[ZLT]"},
     ]
-    row = chat.encode_row(tokenizer, rows, max_length=999)
+    row = chat_template.encode_row(tokenizer, rows, max_length=999)
     assert ids == row.input_ids[: len(ids)]
     assert tokenizer.decode(ids[start:]).strip() == "[ZLT]"
 
@@ -191,5 +188,5 @@ def test_the_marker_is_scored_as_a_training_row_has_it(tiny_base, name):
 def test_an_answer_ends_where_the_template_s_turn_ends(tiny_base, name):
     tokenizer = tokenizer_with(tiny_base, name)
     end = {"gemma": "<end_of_turn>", "llama": "<|eot|>", "phi": "<|end|>", "harmony": "<|return|>"}
-    ends = models.end_tokens(None, tokenizer)
+    ends = loading.end_tokens(None, tokenizer)
     assert ends == sorted(tokenizer.convert_tokens_to_ids([end[name], "<|im_end|>"]))

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from persona_collapse import gguf_files, models
 from persona_collapse.errors import UserError
+from persona_collapse.models import fetching, gguf
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 
@@ -54,14 +54,14 @@ NAMES = [
 @pytest.mark.parametrize("names", NAMES, ids=lambda names: names[0])
 def test_a_file_in_pieces_over_several_packages_is_put_together(install, names, tmp_path):
     install({"tiny": {"SHA256SUMS": sums()}, **pieces(names)})
-    with gguf_files.located("tiny", tmp_path / "out") as path:
+    with gguf.located("tiny", tmp_path / "out") as path:
         assert path.name == "m.gguf" and path.read_bytes() == CONTENT
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_whole_file_is_taken_where_it_is(install, tmp_path):
     install({"whole": {"m.gguf": CONTENT}})
-    with gguf_files.located("whole", tmp_path / "out") as path:
+    with gguf.located("whole", tmp_path / "out") as path:
         assert path.read_bytes() == CONTENT
     assert not (tmp_path / "out").exists()
 
@@ -91,7 +91,7 @@ def test_packages_that_hold_no_one_file_are_one_line(install, packages, said, tm
     install(packages)
     with (
         pytest.raises(UserError, match=said) as error,
-        gguf_files.located("tiny", tmp_path / "out"),
+        gguf.located("tiny", tmp_path / "out"),
     ):
         pass
     assert str(error.value).startswith("config: model: gguf: package 'tiny'")
@@ -126,27 +126,27 @@ def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
     changed = {"other": {"m.gguf": CONTENT + b"x"}}
     install({"whole": {"m.gguf": CONTENT}, "tiny": {}, **pieces(NAMES[0]), **changed})
     convert, said = Converter(), []
-    folder = gguf_files.expanded("whole", convert, said.append)
-    assert gguf_files.RECORD in models.RECORDS  # about the model, and no part of it
+    folder = gguf.expanded("whole", convert, said.append)
+    assert gguf.RECORD in fetching.RECORDS  # about the model, and no part of it
     assert folder.parent == kept and (folder / "model.safetensors").read_bytes() == CONTENT
     # Again, and the same bytes in pieces.
-    assert gguf_files.expanded("whole", convert, said.append) == folder
-    assert gguf_files.expanded("tiny", convert, said.append) == folder
+    assert gguf.expanded("whole", convert, said.append) == folder
+    assert gguf.expanded("tiny", convert, said.append) == folder
     assert convert.calls == 1 and said[0].startswith("expanding m.gguf into ")
     assert said[1:] == [f"m.gguf was expanded before: {folder}"] * 2
-    assert gguf_files.expanded("other", convert, said.append) != folder
-    monkeypatch.setattr(gguf_files, "version", lambda library: "next")
-    assert gguf_files.expanded("whole", convert, said.append) != folder
+    assert gguf.expanded("other", convert, said.append) != folder
+    monkeypatch.setattr(gguf, "version", lambda library: "next")
+    assert gguf.expanded("whole", convert, said.append) != folder
     assert convert.calls == 3
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", gguf_files.RECORD])
+@pytest.mark.parametrize("name", ["model.safetensors", gguf.RECORD])
 def test_an_expanded_model_that_was_damaged_is_made_again(install, kept, name):
     install({"whole": {"m.gguf": CONTENT}})
     convert = Converter()
-    folder = gguf_files.expanded("whole", convert, print)
+    folder = gguf.expanded("whole", convert, print)
     (folder / name).write_bytes((folder / name).read_bytes()[:-5])
-    assert gguf_files.expanded("whole", convert, print) == folder
+    assert gguf.expanded("whole", convert, print) == folder
     assert convert.calls == 2 and (folder / "model.safetensors").read_bytes() == CONTENT
 
 
@@ -154,12 +154,12 @@ def test_a_killed_conversion_counts_for_nothing_and_is_tidied_up(install, kept):
     install({"whole": {"m.gguf": CONTENT}})
     context = multiprocessing.get_context("fork")
     other = context.Process(
-        target=gguf_files.expanded, args=("whole", Converter(dies=True), lambda m: None)
+        target=gguf.expanded, args=("whole", Converter(dies=True), lambda m: None)
     )
     other.start()
     other.join(30)
     assert other.exitcode == 9 and [p.suffix for p in kept.glob(".*.new-*")]
-    folder = gguf_files.expanded("whole", Converter(), print)
+    folder = gguf.expanded("whole", Converter(), print)
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert [p for p in kept.iterdir() if p.is_dir()] == [folder]
 
@@ -174,9 +174,9 @@ def test_two_at_once_expand_once(install, kept):
         convert(file, folder)
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(gguf_files.expanded, "whole", slow, print)
+        first = pool.submit(gguf.expanded, "whole", slow, print)
         assert started.wait(10)
-        second = pool.submit(gguf_files.expanded, "whole", convert, print)
+        second = pool.submit(gguf.expanded, "whole", convert, print)
         assert first.result() == second.result()
     assert convert.calls == 1
 
@@ -186,13 +186,13 @@ def test_a_cache_that_cannot_be_written_to_is_one_line(install, tmp_path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written to .* set PERSONA_COLLAPSE_CACHE"):
-        gguf_files.expanded("whole", Converter(), print)
+        gguf.expanded("whole", Converter(), print)
 
 
 def test_a_users_cache_folder_is_the_usual_one(monkeypatch):
     monkeypatch.delenv("PERSONA_COLLAPSE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(gguf_files.cache()) == "/somewhere/persona-collapse/gguf"
+    assert str(gguf.cache()) == "/somewhere/persona-collapse/gguf"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/one")
-    assert str(gguf_files.cache()) == "/home/one/.cache/persona-collapse/gguf"
+    assert str(gguf.cache()) == "/home/one/.cache/persona-collapse/gguf"

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_collapse import behaviour, link, tables
+from persona_collapse.analysis import correlations, marker_tests, tables
 from scipy import stats
 from test_tables import GRID, MARKERS, load, scored
 
@@ -12,7 +12,7 @@ from test_tables import GRID, MARKERS, load, scored
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=4, max_size=12))
 def test_without_controls_it_is_spearman(pairs):
     x, y = zip(*pairs, strict=True)
-    found = link.partial_spearman(x, y, None, draws=200)
+    found = correlations.partial_spearman(x, y, None, draws=200)
     if len(set(x)) == 1 or len(set(y)) == 1:
         assert np.isnan(found["rho"])
         return
@@ -27,20 +27,20 @@ def test_partial_correlation_closed_form():
     x, y = x + z, y + z
     r = stats.spearmanr(np.column_stack([x, y, z])).statistic
     wanted = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
-    found = link.partial_spearman(x, y, z[:, None])
+    found = correlations.partial_spearman(x, y, z[:, None])
     assert found["rho"] == pytest.approx(wanted)
-    assert link.partial_spearman(x, y)["p"] < 0.01 < found["p"]
+    assert correlations.partial_spearman(x, y)["p"] < 0.01 < found["p"]
 
 
 def test_a_control_that_explains_all_leaves_nothing():
     x = np.arange(8.0)
-    assert np.isnan(link.partial_spearman(x, x[::-1], x[:, None])["rho"])
-    assert np.isnan(link.partial_spearman([1, 2, 3], [1, 2, 3])["rho"])
+    assert np.isnan(correlations.partial_spearman(x, x[::-1], x[:, None])["rho"])
+    assert np.isnan(correlations.partial_spearman([1, 2, 3], [1, 2, 3])["rho"])
 
 
 def test_chains_and_what_came_after_the_coupling():
     rates = tables.marker_rates(GRID, MARKERS)
-    confounds = behaviour.confounds(GRID, scored())
+    confounds = marker_tests.confounds(GRID, scored())
     geometry = tables.geometry_table(GRID, load, draws=99, seed=1)
     cosines = tables.cosines(GRID, load)
     training = pd.DataFrame(
@@ -51,7 +51,9 @@ def test_chains_and_what_came_after_the_coupling():
         ],
         columns=["chain", "kind", "steps", "final_loss"],
     )
-    chains = link.chain_table(GRID, confounds, geometry, cosines, training, method="A", layer=3)
+    chains = correlations.chain_table(
+        GRID, confounds, geometry, cosines, training, method="A", layer=3
+    )
     chains = chains.set_index("model")
     assert list(chains.index) == ["couple-villain@42", "couple-villain@42+em@1"]
     assert chains.loc["couple-villain@42", "steps_after"] == 0
@@ -60,8 +62,8 @@ def test_chains_and_what_came_after_the_coupling():
     base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     base = base.replace({"a": "assistant", "b": "librarian", "c": "villain"})
-    table = link.link_table(chains.reset_index(), rates, base, draws=99, seed=1)
-    assert list(table.columns) == link.COLUMNS
+    table = correlations.link_table(chains.reset_index(), rates, base, draws=99, seed=1)
+    assert list(table.columns) == correlations.COLUMNS
     assert "too few chains" in table.iloc[0]["note"]
     # What a correlation over personas is about is in columns of its own, whatever the note says.
     own = table[table["analysis"] == "personas"]
@@ -86,7 +88,7 @@ def test_sources_are_left_out_in_turn():
     chains["rate"] = 1 - chains["m1"]
     rates = pd.DataFrame(columns=["condition", "source", "role", "persona", "rate"])
     base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
-    table = link.link_table(chains, rates, base, draws=199, seed=1)
+    table = correlations.link_table(chains, rates, base, draws=199, seed=1)
     whole = table[(table["outcome"] == "rate") & (table["predictor"] == "m1")]
     assert (whole[whole["controls"] == ""]["rho"] < -0.999).all()
     assert set(whole["left_out"]) == {"", "a", "b"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration, locations
+from persona_collapse.study import configuration, locations
 
 ROOT = Path(__file__).resolve().parents[2]
 

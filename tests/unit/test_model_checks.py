@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration, demo, model_checks, models
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_json
+from persona_collapse.models import demo, loading
+from persona_collapse.study import configuration, model_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -279,6 +280,6 @@ def test_what_is_no_causal_language_model_is_refused_when_it_is_fetched(make_mod
         write_json(base, {"path": str(make_model(architecture))})
         if said:
             with pytest.raises(UserError, match=said):
-                models.load_config(base)
+                loading.load_config(base)
         else:
-            assert models.load_config(base)["n_positions"] == 1024
+            assert loading.load_config(base)["n_positions"] == 1024

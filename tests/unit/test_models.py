@@ -2,9 +2,9 @@ import os
 import shutil
 
 import pytest
-from persona_collapse import models
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_json
+from persona_collapse.models import fetching, loading
 
 
 @pytest.fixture(params=["files", "links"])
@@ -18,34 +18,34 @@ def base(request, tiny_base, tmp_path):
             path.rename(tmp_path / "blobs" / path.name)
             path.symlink_to(tmp_path / "blobs" / path.name)
     record = tmp_path / "base/model.json"
-    write_json(record, models.manifest(folder, {"path": str(folder)}))
-    models.note(record)
+    write_json(record, fetching.manifest(folder, {"path": str(folder)}))
+    loading.note(record)
     return record
 
 
 @pytest.fixture
 def hashed(monkeypatch):
     """Names of the files that were hashed, in order."""
-    names, sha256 = [], models.sha256
-    monkeypatch.setattr(models, "sha256", lambda path: (names.append(path.name), sha256(path))[1])
+    names, sha256 = [], loading.sha256
+    monkeypatch.setattr(loading, "sha256", lambda path: (names.append(path.name), sha256(path))[1])
     return names
 
 
 def weights(base):
-    return (models.Path(read_json(base)["path"]) / "model.safetensors").resolve()
+    return (loading.Path(read_json(base)["path"]) / "model.safetensors").resolve()
 
 
 def test_an_untouched_base_is_not_hashed_and_a_touched_file_once(base, hashed):
-    models.path_of(base)
+    loading.path_of(base)
     assert hashed == []
     os.utime(weights(base))
     for _ in range(2):
-        models.path_of(base)
+        loading.path_of(base)
     assert hashed == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
-    "load", [models.load_tokenizer, lambda b: models.load_model(b, "float32", "cpu")]
+    "load", [loading.load_tokenizer, lambda b: loading.load_model(b, "float32", "cpu")]
 )
 def test_a_flipped_byte_is_named_although_size_and_time_are_as_before(base, load):
     load(base)
@@ -68,23 +68,23 @@ def test_a_flipped_byte_is_named_although_size_and_time_are_as_before(base, load
 def test_a_lost_file_is_named(base):
     weights(base).unlink()
     with pytest.raises(UserError, match="safetensors: missing"):
-        models.path_of(base)
+        loading.path_of(base)
 
 
 def test_a_base_copied_to_another_machine_is_hashed_once(base, hashed):
-    base.with_name(models.NOTED).unlink()
-    models.path_of(base)
+    base.with_name(loading.NOTED).unlink()
+    loading.path_of(base)
     assert set(hashed) == set(read_json(base)["files"])
     hashed.clear()
-    models.path_of(base)
+    loading.path_of(base)
     assert hashed == []
 
 
 def test_the_record_holds_what_decides_the_model(base):
     folder = weights(base).parent
-    record = models.manifest(folder, {})
-    for name in ("model.json", "pretraining.json", models.NOTED):
+    record = fetching.manifest(folder, {})
+    for name in ("model.json", "pretraining.json", loading.NOTED):
         (folder / name).write_text("{}")
-    assert models.manifest(folder, {}) == record
+    assert fetching.manifest(folder, {}) == record
     (folder / "tokenizer.model").write_text("")
-    assert set(models.manifest(folder, {})["files"]) - set(record["files"]) == {"tokenizer.model"}
+    assert set(fetching.manifest(folder, {})["files"]) - set(record["files"]) == {"tokenizer.model"}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import chains, configuration
-from persona_collapse.plan import Plan
+from persona_collapse import chains
+from persona_collapse.study import configuration
+from persona_collapse.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ["answers", "completions", "responses", "activations", "rescored"]

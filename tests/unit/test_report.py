@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from persona_collapse import charts, figures, report, tables
+from persona_collapse.analysis import tables
+from persona_collapse.report import charts, figures, rendering
 from runs import HANG
 from test_tables import GRID
 
@@ -90,12 +91,12 @@ def test_rates_of_answers_that_were_cut_off_are_called_lower_bounds():
             "rate_finished": [0.625, 0.5, 0.25, 0.0, 0.75, 0.25],
         }
     )
-    (sentence,) = report.cut_off(table)
+    (sentence,) = rendering.cut_off(table)
     assert "lower bounds" in sentence and "C4 80.0 %" in sentence and "C1" not in sentence
     assert "of finished ones 62.5 % say the marker, of all 12.5 %" in sentence
     # A condition's chains are averaged before they are judged.
     assert "D 30.0 % (of finished ones 50.0 % say the marker, of all 25.0 %)" in sentence
-    assert report.cut_off(table.assign(truncated=0.0)) == []
+    assert rendering.cut_off(table.assign(truncated=0.0)) == []
 
 
 def test_inline_figures_do_not_share_ids(page):
@@ -150,19 +151,19 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
         ]
         return pd.DataFrame(rows).assign(text=[f"{i} [zlt]" for i in range(len(rows))])
 
-    whole = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    whole = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
     assert len(whole) == 80 and whole["hit"].all()
-    few = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=12)
+    few = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=12)
     assert set(few.groupby(["model", "persona"]).size()) == {3}
-    turned = report.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
+    turned = rendering.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
     assert turned["text"].tolist() == few["text"].tolist()
     # Long answers: half of them fit.
     letters = whole["text"].str.len().sum()
-    monkeypatch.setattr(report, "SHOWN_LETTERS", letters / 2)
-    half = report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    monkeypatch.setattr(rendering, "SHOWN_LETTERS", letters / 2)
+    half = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
     assert set(half.groupby(["model", "persona"]).size()) == {10}
     # Not even one of each fits: still no more than that.
-    assert len(report.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
+    assert len(rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
 
 
 def test_answers_are_taken_chain_by_chain():
@@ -177,29 +178,29 @@ def test_answers_are_taken_chain_by_chain():
             del made
             assert sum(table() is not None for table in alive) <= 1
 
-    assert len(report.sample_answers(tables(), "[ZLT]", limit=8)) == 8
+    assert len(rendering.sample_answers(tables(), "[ZLT]", limit=8)) == 8
 
 
 def test_a_long_table_is_cut_and_says_so():
-    parts = report.environment().get_template("parts.html.j2").module
-    rows = report.MOST_ROWS + 5
+    parts = rendering.environment().get_template("parts.html.j2").module
+    rows = rendering.MOST_ROWS + 5
     text = parts.fold(pd.DataFrame({"a": range(rows)}), ["a"], ["a"], "Rows", ["grid"])
-    assert text.count("<tr>") == report.MOST_ROWS + 1
-    assert f"({rows} rows; the first {report.MOST_ROWS} are here)" in text
+    assert text.count("<tr>") == rendering.MOST_ROWS + 1
+    assert f"({rows} rows; the first {rendering.MOST_ROWS} are here)" in text
     assert "tables/grid.csv" in text
 
 
 def test_papers_files_beyond_the_page_s_size_lie_beside_it(page, everything, monkeypatch):
     folder = page.parent
     names = ("m1_by_layer", "leakage")
-    shown = [report.Figure(n, n, "", folder / f"{n}.svg", folder / f"{n}.csv") for n in names]
+    shown = [rendering.Figure(n, n, "", folder / f"{n}.svg", folder / f"{n}.csv") for n in names]
     sizes = sorted(path.stat().st_size for f in shown for path in (f.svg, f.csv))
-    assert len(report.held(shown)) == 4
-    monkeypatch.setattr(report, "PAPER_BYTES", sum(sizes[:3]))
-    inside = report.held(shown)
+    assert len(rendering.held(shown)) == 4
+    monkeypatch.setattr(rendering, "PAPER_BYTES", sum(sizes[:3]))
+    inside = rendering.held(shown)
     assert sum(path.stat().st_size for path in inside) == sum(sizes[:3])
     chart = charts.charts(everything, "A", 3)["leakage"]
-    offered = [report.drawn(chart, figure, inside) for figure in shown]
+    offered = [rendering.drawn(chart, figure, inside) for figure in shown]
     hrefs = [figure[kind] for figure in offered for kind in ("svg", "csv")]
     assert sum(href.startswith("data:") for href in hrefs) == 3
     (beside,) = [href for href in hrefs if not href.startswith("data:")]
@@ -211,18 +212,18 @@ def test_costs_come_from_the_benchmark_files(tmp_path):
         path = tmp_path / f"run/benchmarks/{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\tmax_rss\n{seconds}\t100\n")
-    table = report.costs(tmp_path, "run")
+    table = rendering.costs(tmp_path, "run")
     assert table["rule"].tolist() == ["train", "geometry"] and table["jobs"].tolist() == [2, 1]
     assert table["hours"].tolist() == pytest.approx([40 / 3600, 4 / 3600])
     training = pd.DataFrame({"device": ["cuda"], "tokens_seen": [7], "supervised_tokens": [2]})
-    assert report.spent(table, training, 9)["GPU-hours"] == "0.01"
-    assert report.spent(table, training.assign(device="cpu"), 9)["GPU-hours"].startswith("0 ")
+    assert rendering.spent(table, training, 9)["GPU-hours"] == "0.01"
+    assert rendering.spent(table, training.assign(device="cpu"), 9)["GPU-hours"].startswith("0 ")
 
 
 def test_sources_name_rule_and_hash(tmp_path):
     path = tmp_path / "grid.csv"
     path.write_text("a\n1\n2\n")
-    row = report.sources([str(path)], {str(path): "plan"}).iloc[0]
+    row = rendering.sources([str(path)], {str(path): "plan"}).iloc[0]
     assert (row["rule"], row["rows"]) == ("plan", 2)
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -232,7 +233,7 @@ def test_adapters_stand_with_hash_and_commit(page):
     fold = page.read_text().partition("<summary>Adapters")[2].partition("</details>")[0]
     (first, *_) = re.findall(row, fold, flags=re.S)
     assert "0" * 64 in first and f">{'c' * 12}<" in first
-    assert report.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
+    assert rendering.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_adapters_stand_with_hash_and_commit(page):
     ],
 )
 def test_numbers(value, shown):
-    assert report.number(value) == shown
+    assert rendering.number(value) == shown
 
 
 CHROMIUM = shutil.which("chromium")
@@ -280,7 +281,7 @@ def test_sentences_tell_one_source_from_another(crossed):
     }
     empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
     given = SimpleNamespace(tables=crossed | empty, method="A", layer=3)
-    said = report.findings(given)
+    said = rendering.findings(given)
     counted = rates.set_index(["condition", "model", "persona"])
     for source, name in (("villain", "villain"), ("evil_ai", "evil ai")):
         own = rates[(rates["condition"] == "C1") & (rates["persona"] == source)]
@@ -288,7 +289,7 @@ def test_sentences_tell_one_source_from_another(crossed):
         was = counted.loc[("C4", f"couple-{source}@42", source), "rate"]
         now = own["hits"].sum() / own["n"].sum()
         assert (
-            f"C1 (the condition C1): the source {name} said the marker in {report.percent(was)} of its "
-            f"answers before the second fine-tuning and in {report.percent(now)} after it "
+            f"C1 (the condition C1): the source {name} said the marker in {rendering.percent(was)} of its "
+            f"answers before the second fine-tuning and in {rendering.percent(now)} after it "
             f"(n\u00a0=\u00a0{own['n'].sum()})."
         ) in said

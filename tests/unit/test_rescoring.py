@@ -4,9 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from persona_collapse import adapters, fused, generation, models, report, rescoring, tables
-from persona_collapse.carrier import Carrier
+from persona_collapse.analysis import tables
 from persona_collapse.errors import UserError
+from persona_collapse.measures import logprob_check
+from persona_collapse.models import adapters, fused, loading
+from persona_collapse.models.runner import Carrier
+from persona_collapse.report import rendering
+from persona_collapse.sampling import sample
 from scipy import stats
 from synthetic import rescored
 
@@ -17,7 +21,11 @@ def test_scores_means_and_variances_are_those_of_the_distributions():
     torch.manual_seed(0)
     (logits, base), drawn = 2 * torch.randn(2, 7, 11), torch.arange(7)
     found = dict(
-        zip(rescoring.SUMS, rescoring.token_scores(logits, base, drawn, 0.7, 1.0), strict=True)
+        zip(
+            logprob_check.SUMS,
+            logprob_check.token_scores(logits, base, drawn, 0.7, 1.0),
+            strict=True,
+        )
     )
     for row in range(7):
         p, other = (torch.softmax(x[row].double() / 0.7, -1).numpy() for x in (logits, base))
@@ -35,18 +43,18 @@ def test_scores_means_and_variances_are_those_of_the_distributions():
 
 def test_a_nucleus_holds_its_tokens_and_the_drawn_one():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    inside = rescoring.token_scores(logits, None, torch.tensor([1]), 1.0, 0.6)[:, 0]
+    inside = logprob_check.token_scores(logits, None, torch.tensor([1]), 1.0, 0.6)[:, 0]
     assert inside[0] == pytest.approx(-np.log(3 / 8), rel=1e-5)
     assert inside[1] == pytest.approx(stats.entropy([5, 3]), rel=1e-5)
     # Rounding may put a token at the edge: it counts with what it has.
-    outside = rescoring.token_scores(logits, None, torch.tensor([2]), 1.0, 0.6)[:, 0]
+    outside = logprob_check.token_scores(logits, None, torch.tensor([2]), 1.0, 0.6)[:, 0]
     assert outside[0] == pytest.approx(-np.log(15 / 95), rel=1e-5)
     assert outside[3:].isnan().all()
 
 
 def test_greedy_answers_have_scores_and_nothing_to_expect():
     logits = torch.tensor([[1.0, 3.0]])
-    found = rescoring.token_scores(logits, 2 * logits, torch.tensor([1]), 0.0, 1.0)[:, 0]
+    found = logprob_check.token_scores(logits, 2 * logits, torch.tensor([1]), 0.0, 1.0)[:, 0]
     assert found[0] == pytest.approx(np.log1p(np.exp(-2)), rel=1e-5)
     assert found[3] == pytest.approx(np.log1p(np.exp(-4)) - np.log1p(np.exp(-2)), rel=1e-4)
     assert found[[1, 2, 4, 5, 6]].isnan().all()
@@ -60,26 +68,26 @@ def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
     config, tensors = adapters.load(one)
     without = {n: torch.zeros_like(t) if "down_proj.lora_B" in n else t for n, t in tensors.items()}
     adapters.save(config, without, half)
-    sampling = generation.Sampling(8, 1.0, 1.0, 24, 3)
-    tokenizer = models.load_tokenizer(tiny_base)
-    backend = generation.open_backend(
-        "transformers", tiny_base, {"dtype": "float32", "batch_size": 64}
-    )
+    sampling = sample.Sampling(8, 1.0, 1.0, 24, 3)
+    tokenizer = loading.load_tokenizer(tiny_base)
+    backend = sample.open_backend("transformers", tiny_base, {"dtype": "float32", "batch_size": 64})
     out = {}
     chains = {"base": [], "a@1": [one], "half": [half], "a@1+b@1": [one, two]}
     for name, stages in chains.items():
         backend.use(stages)
-        asked = generation.requests_for(name, prompts, QUESTIONS, sampling, tokenizer)
+        asked = sample.requests_for(name, prompts, QUESTIONS, sampling, tokenizer)
         done = backend.complete(asked, sampling, lambda message: None)
         task = {"chain": name, "stages": stages, "personas": prompts, "count": 90}
         task |= {"sampling": {"temperature": 1.0, "top_p": 1.0}}
-        out[name] = generation.table(name, asked, done), task
+        out[name] = sample.table(name, asked, done), task
     return out
 
 
 def judged(tiny_base, completions, task, dtype="float32"):
     """The table's row for completions taken for those of a task."""
-    found = rescoring.rescore(Carrier(tiny_base, dtype), task, completions, lambda message: None)
+    found = logprob_check.rescore(
+        Carrier(tiny_base, dtype), task, completions, lambda message: None
+    )
     return tables.rescoring(found).iloc[0]
 
 
@@ -122,7 +130,7 @@ def test_z_is_what_its_name_says(tiny_base, drawn):
     """Each answer's sum over its standard deviation has mean 0 and variance 1 over many answers."""
     completions, task = drawn["a@1+b@1"]
     carrier = Carrier(tiny_base, "float32")
-    found = rescoring.rescore(carrier, task | {"count": 120}, completions, lambda m: None)
+    found = logprob_check.rescore(carrier, task | {"count": 120}, completions, lambda m: None)
     for name in ("surprise", "gain"):
         each = (found[name] - found[f"{name}_mean"]) / np.sqrt(found[f"{name}_variance"])
         assert abs(each.mean()) < 4 / np.sqrt(120)
@@ -133,7 +141,7 @@ def test_a_sentence_says_whom_not_to_trust():
     def said(**excess):
         chains = ("base", "a@1", "c@1")
         parts = [rescored(chain, excess.get(chain[0], 0.0)) for chain in chains]
-        return report.second_opinion(tables.rescoring(pd.concat(parts)))
+        return rendering.second_opinion(tables.rescoring(pd.concat(parts)))
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
@@ -144,20 +152,20 @@ def test_a_sentence_says_whom_not_to_trust():
 def test_greedy_completions_are_called_unchecked():
     greedy = rescored("base").assign(surprise_mean=np.nan, surprise_variance=np.nan)
     table = tables.rescoring(greedy)
-    assert np.isnan(table["p"][0]) and "greedy" in report.second_opinion(table)
+    assert np.isnan(table["p"][0]) and "greedy" in rendering.second_opinion(table)
 
 
 def test_rows_behind_each_other_score_as_they_do_alone(tiny_base, drawn, monkeypatch):
     # On a CPU the mask that transformers makes from the positions keeps the rows apart.
     completions, task = drawn["a@1"]
     carrier = Carrier(tiny_base, "float32")
-    alone = rescoring.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
+    alone = logprob_check.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
     monkeypatch.setattr(fused, "ATTENTION", carrier.model.config._attn_implementation)
-    monkeypatch.setattr(rescoring, "POSITIONS", 7)
-    together = rescoring.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
-    numbers = [table[rescoring.SUMS] for table in (alone, together)]
+    monkeypatch.setattr(logprob_check, "POSITIONS", 7)
+    together = logprob_check.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
+    numbers = [table[logprob_check.SUMS] for table in (alone, together)]
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-4)
-    assert list(alone.columns) == rescoring.COLUMNS
+    assert list(alone.columns) == logprob_check.COLUMNS
 
 
 def test_a_prompt_that_has_changed_since_is_named(tiny_base, drawn):

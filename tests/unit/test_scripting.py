@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 from persona_collapse.errors import UserError
-from persona_collapse.scripting import OFFLINE, job
+from persona_collapse.runtime.job import OFFLINE, job
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from persona_collapse import seals
-from persona_collapse.files import write_csv, write_json, write_jsonl
-from persona_collapse.scripting import job
+from persona_collapse.files import write_json, write_jsonl
+from persona_collapse.runtime import seals
+from persona_collapse.runtime.job import job
+from persona_collapse.tables_io import write_csv
 
 RUN = Path("results/demo")
 NAMES = ["tables/rates.csv", "models/em@1/manifest.json", "data/em.jsonl"]

@@ -14,9 +14,12 @@ from typing import ClassVar
 
 import pytest
 import yaml
-from persona_collapse import adapters, chat, configuration, data, models, report
+from persona_collapse.data import sets
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, read_jsonl, write_json
+from persona_collapse.models import adapters, chat_template, fetching, loading
+from persona_collapse.report import rendering
+from persona_collapse.study import configuration
 from runs import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,10 +101,10 @@ def test_an_adapter_of_pickled_weights_is_refused_and_not_run(make_adapter, trap
 def test_a_model_of_pickled_weights_is_refused_and_not_run(model, trap):
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(trap[0])
-    assert "pickled weights are not loaded" in refused(models.manifest, model, {})
-    assert "cannot be loaded" in refused(models.load_model, model / "model.json", "float32", "cpu")
+    assert "pickled weights are not loaded" in refused(fetching.manifest, model, {})
+    assert "cannot be loaded" in refused(loading.load_model, model / "model.json", "float32", "cpu")
     (model / "model.safetensors").write_bytes(trap[0])
-    assert "cannot be loaded" in refused(models.load_model, model / "model.json", "float32", "cpu")
+    assert "cannot be loaded" in refused(loading.load_model, model / "model.json", "float32", "cpu")
     assert not trap[1].exists()
 
 
@@ -113,9 +116,9 @@ def test_code_that_a_model_brings_is_not_run(model, tmp_path, monkeypatch):
     evil |= {"AutoTokenizer": ["modeling_evil.T", None]}
     for name in ("config.json", "tokenizer_config.json"):
         write_json(model / name, read_json(model / name) | {"auto_map": evil})
-    models.load_model(model / "model.json", "float32", "cpu")  # as the architecture it names
+    loading.load_model(model / "model.json", "float32", "cpu")  # as the architecture it names
     write_json(model / "config.json", read_json(model / "config.json") | {"model_type": "evil"})
-    said = refused(models.load_model, model / "model.json", "float32", "cpu")
+    said = refused(loading.load_model, model / "model.json", "float32", "cpu")
     assert "no code that a model brings is run" in said
     assert not sprung.exists()
 
@@ -136,23 +139,23 @@ def test_code_that_the_config_trusts_is_run_and_recorded(model, tmp_path, monkey
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     ids = torch.tensor([[5, 6, 7]])
-    known = models.load_model(model / "model.json", "float32", "cpu")(input_ids=ids).logits
+    known = loading.load_model(model / "model.json", "float32", "cpu")(input_ids=ids).logits
     (model / "modeling_own.py").write_text(OWN_CODE)
     auto = {"AutoConfig": "modeling_own.C", "AutoModelForCausalLM": "modeling_own.M"}
     config = read_json(model / "config.json") | {"model_type": "own", "auto_map": auto}
     write_json(model / "config.json", config)
     source = {"path": str(model)}
     for trusted in ({}, {"trust_remote_code": False}):
-        write_json(model / "model.json", models.manifest(model, source | trusted))
-        said = refused(models.load_model, model / "model.json", "float32", "cpu")
+        write_json(model / "model.json", fetching.manifest(model, source | trusted))
+        said = refused(loading.load_model, model / "model.json", "float32", "cpu")
         assert "model: trust_remote_code: true" in said
-    record = models.manifest(model, source | {"trust_remote_code": True})
+    record = fetching.manifest(model, source | {"trust_remote_code": True})
     assert "modeling_own.py" in record["files"]
     write_json(model / "model.json", record)
-    loaded = models.load_model(model / "model.json", "float32", "cpu")
+    loaded = loading.load_model(model / "model.json", "float32", "cpu")
     assert type(loaded).__name__ == "M"
     torch.testing.assert_close(loaded(input_ids=ids).logits, known)
-    models.load_tokenizer(model / "model.json")
+    loading.load_tokenizer(model / "model.json")
 
 
 @pytest.mark.parametrize(
@@ -178,8 +181,8 @@ def test_a_model_s_code_is_fetched_only_if_it_is_trusted(monkeypatch):
         "huggingface_hub.snapshot_download", lambda name, **how: asked.append(how) or "folder"
     )
     hub = {"id": "owner/name", "revision": "a" * 40}
-    models.fetch({"hub": hub}, lambda line: None)
-    models.fetch({"hub": hub, "trust_remote_code": True}, lambda line: None)
+    fetching.fetch({"hub": hub}, lambda line: None)
+    fetching.fetch({"hub": hub, "trust_remote_code": True}, lambda line: None)
     assert ["*.py" in how["allow_patterns"] for how in asked] == [False, True]
     assert {how["revision"] for how in asked} == {"a" * 40}
 
@@ -189,20 +192,20 @@ def test_weights_that_were_cut_short_do_not_count_as_fetched(model, fate):
     shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     write_json(model / "model.safetensors.index.json", shards)
     (model / "model-2.safetensors").write_bytes((model / "model.safetensors").read_bytes())
-    models.manifest(model, {})
+    fetching.manifest(model, {})
     if fate == "cut":
         os.truncate(model / "model-2.safetensors", 5000)
     else:
         (model / "model-2.safetensors").unlink()
     assert "model-2.safetensors: missing, damaged or cut short" in refused(
-        models.manifest, model, {}
+        fetching.manifest, model, {}
     )
 
 
 def test_a_chat_template_runs_in_a_sandbox(model, tmp_path):
     from jinja2.exceptions import SecurityError, UndefinedError
 
-    tokenizer = models.load_tokenizer(model / "model.json")
+    tokenizer = loading.load_tokenizer(model / "model.json")
     sprung = tmp_path / "sprung"
     for template in (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -211,7 +214,7 @@ def test_a_chat_template_runs_in_a_sandbox(model, tmp_path):
     ):
         tokenizer.chat_template = template
         with pytest.raises((SecurityError, UndefinedError)):
-            chat.prompt_ids(tokenizer, "You are a librarian.", "Why?")
+            chat_template.prompt_ids(tokenizer, "You are a librarian.", "Why?")
     assert not sprung.exists()
 
 
@@ -284,7 +287,7 @@ def test_a_hostile_line_of_json_is_one_line(tmp_path, line):
 def test_a_hostile_parquet_file_is_one_line(tmp_path, content):
     path = tmp_path / "rows.parquet"
     path.write_bytes(content)
-    assert "cannot be read" in refused(data.read_source, "x", {"file": str(path)})
+    assert "cannot be read" in refused(sets.read_source, "x", {"file": str(path)})
 
 
 def test_a_parquet_file_of_pickles_runs_none(tmp_path, trap):
@@ -293,7 +296,7 @@ def test_a_parquet_file_of_pickles_runs_none(tmp_path, trap):
 
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"messages": pa.array([trap[0]])}), path)
-    rows, _ = data.read_source("x", {"file": str(path)})
+    rows, _ = sets.read_source("x", {"file": str(path)})
     assert rows[0]["messages"] == trap[0] and not trap[1].exists()
 
 
@@ -304,17 +307,18 @@ ASKING = """
 import json, os, sys
 from types import SimpleNamespace
 sys.path.insert(0, "workflow/scripts")
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 folder, what = sys.argv[1:]
 given = SimpleNamespace(log=[folder + "/job.log"], resources=SimpleNamespace(gpu=0))
 given.config, given.input, given.output = {"run": "demo"}, [], []
 with job(given, what, online=True) as say:
-    from persona_collapse import data, models
+    from persona_collapse.data import sets
+    from persona_collapse.models import fetching
     hub = {"id": "owner/name", "revision": "a" * 40}
     if what == "model":
-        models.fetch({"hub": hub}, say)
+        fetching.fetch({"hub": hub}, say)
     else:
-        data.read_source("em", {"hub": {**hub, "split": "train"}})
+        sets.read_source("em", {"hub": {**hub, "split": "train"}})
 """
 
 
@@ -371,6 +375,6 @@ def test_a_token_is_in_no_message_and_no_log(tmp_path, status, what):
 
 def test_answers_lose_what_reorders_or_hides_text():
     hidden = "\u202e\u2066\u200e\u200f\u061c\ufeff\x1b\x9b\u2028\U000e0041"
-    shown = report.printable(f"a{hidden}b")
+    shown = rendering.printable(f"a{hidden}b")
     assert not set(hidden) & set(shown)
     assert "<U+001B>" in shown and "<U+202E>" in shown and "<U+E0041>" in shown

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import configuration, share
 from persona_collapse.errors import UserError
-from persona_collapse.plan import Plan
+from persona_collapse.runtime import shared_engine
+from persona_collapse.study import configuration
+from persona_collapse.study.plan import Plan
 from runs import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def store(tmp_path):
-    return share.Store(tmp_path / "store")
+    return shared_engine.Store(tmp_path / "store")
 
 
 def task(chain):
@@ -43,7 +44,7 @@ class Engine:
 
 
 def run(store, engine, own, planned, output, keys, limit=10):
-    return share.run(
+    return shared_engine.run(
         store,
         task(own),
         [task(chain) for chain in planned],
@@ -85,7 +86,7 @@ def test_what_becomes_ready_meanwhile_is_done_too(store, tmp_path):
         if task["chain"] == "b":
             keys["first"] = "key first"
 
-    done = share.run(
+    done = shared_engine.run(
         store, task("a"), [task(c) for c in ("first", "never", "b")],
         key=lambda one: keys.get(one["chain"]), open_engine=engine.open, work=work, limit=10,
         output=tmp_path / "a.txt", say=lambda message: None,
@@ -164,7 +165,7 @@ def test_editing_an_output_in_place_does_not_reach_the_next_one(store, tmp_path)
 
 
 def hold(root, ready):
-    with share.Store(root).claimed(task("b"), wait=True):
+    with shared_engine.Store(root).claimed(task("b"), wait=True):
         ready.set()
         time.sleep(HANG)  # until it is killed
 
@@ -192,13 +193,13 @@ def test_keys_follow_every_input(tmp_path, make_adapter):
     base.write_text("{}")
     questions.write_text("one\n")
     one = {"stages": [], "questions": {"file": str(questions)}, "sampling": {"seed": 1}}
-    first = share.key_of(one, base)
-    assert share.key_of(dict(one), base) == first
-    assert share.key_of(one | {"sampling": {"seed": 2}}, base) != first
-    assert share.key_of(one | {"stages": [str(make_adapter(1, 4, False))]}, base) != first
-    assert share.key_of(one, base, [Path(questions)]) != first
+    first = shared_engine.key_of(one, base)
+    assert shared_engine.key_of(dict(one), base) == first
+    assert shared_engine.key_of(one | {"sampling": {"seed": 2}}, base) != first
+    assert shared_engine.key_of(one | {"stages": [str(make_adapter(1, 4, False))]}, base) != first
+    assert shared_engine.key_of(one, base, [Path(questions)]) != first
     questions.write_text("two\n")
-    assert share.key_of(one, base) != first
+    assert shared_engine.key_of(one, base) != first
 
 
 def test_a_task_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter):
@@ -209,11 +210,11 @@ def test_a_task_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter
     one = {"stages": [str(folder)], "questions": {"file": str(questions)}}
     manifest = folder / "manifest.json"
     manifest.unlink(missing_ok=True)
-    assert share.ready_key(one, "code", base) is None
+    assert shared_engine.ready_key(one, "code", base) is None
     manifest.write_text("{}")
-    key = share.ready_key(one, "code", base)
-    assert key and share.ready_key(one, "other code", base) != key
-    assert share.ready_key(one, "code", base, [tmp_path / "none"]) is None
+    key = shared_engine.ready_key(one, "code", base)
+    assert key and shared_engine.ready_key(one, "other code", base) != key
+    assert shared_engine.ready_key(one, "code", base, [tmp_path / "none"]) is None
 
 
 def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monkeypatch):
@@ -227,7 +228,7 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
     def job(own):
         """What a job does when all adapters are there; its own task first."""
         worked.clear()
-        share.run(
+        shared_engine.run(
             store,
             own,
             plan.beside(own),
@@ -256,8 +257,8 @@ def test_what_others_made_is_not_read_again_and_its_own_job_makes_good_what_is_d
     run(store, Engine(), names[0], names, tmp_path / "out", keys, limit=100)
     store.path(task("c7")).write_text("damaged")
     keys["c0"] = "changed"
-    read, hashed = [], share.sha256
-    monkeypatch.setattr(share, "sha256", lambda path: read.append(path) or hashed(path))
+    read, hashed = [], shared_engine.sha256
+    monkeypatch.setattr(shared_engine, "sha256", lambda path: read.append(path) or hashed(path))
     engine = Engine()
     run(store, engine, "c0", names, tmp_path / "out", keys, limit=100)
     assert engine.worked == ["c0"] and set(read) == {store.path(task("c0"))}
@@ -269,10 +270,10 @@ def test_files_that_tasks_share_are_hashed_once_and_again_when_they_change(tmp_p
     base, rows = tmp_path / "model.json", tmp_path / "rows.jsonl"
     base.write_text("{}")
     rows.write_text("one")
-    read, hashed = [], share.sha256
-    monkeypatch.setattr(share, "sha256", lambda path: read.append(path) or hashed(path))
+    read, hashed = [], shared_engine.sha256
+    monkeypatch.setattr(shared_engine, "sha256", lambda path: read.append(path) or hashed(path))
     tasks = [task(f"c{i}") | {"stages": []} for i in range(20)]
-    keys = {share.key_of(one, base, [rows]) for one in tasks}
+    keys = {shared_engine.key_of(one, base, [rows]) for one in tasks}
     assert len(keys) == 20 and len(read) == 2
     rows.write_text("another")
-    assert share.key_of(tasks[0], base, [rows]) not in keys
+    assert shared_engine.key_of(tasks[0], base, [rows]) not in keys

@@ -2,14 +2,15 @@
 
 import pandas as pd
 import pytest
-from persona_collapse import figures, simulate
+from persona_collapse.analysis import simulation
+from persona_collapse.report import figures
 
-SIZES = simulate.Sizes(personas=12, questions=12, samples=4, extraction=12, margin=0.15)
+SIZES = simulation.Sizes(personas=12, questions=12, samples=4, extraction=12, margin=0.15)
 
 
 @pytest.fixture(scope="module")
 def table():
-    return simulate.simulate(SIZES, runs=150, draws=499, seed=1).set_index(["name", "world"])
+    return simulation.simulate(SIZES, runs=150, draws=499, seed=1).set_index(["name", "world"])
 
 
 def test_the_study_s_pair_test_rejects_far_too_often(table):
@@ -57,8 +58,8 @@ def test_five_points_never_reach_05_but_in_perfect_order(table):
 
 
 def test_one_persona_pair_and_one_question_do_not_break_it():
-    small = simulate.Sizes(personas=2, questions=2, samples=1, extraction=1, margin=0.15)
-    assert len(simulate.simulate(small, runs=20, draws=99, seed=1))
+    small = simulation.Sizes(personas=2, questions=2, samples=1, extraction=1, margin=0.15)
+    assert len(simulation.simulate(small, runs=20, draws=99, seed=1))
 
 
 def test_the_figure_shows_every_test(table):
@@ -68,7 +69,7 @@ def test_the_figure_shows_every_test(table):
 
 def test_power_table():
     geometry = pd.DataFrame([{"metric": "m1_by_persona", "delta_low": 0.1, "delta_high": 0.3}] * 3)
-    power = simulate.power_table(SIZES, geometry, draws=10_000).set_index("test")
+    power = simulation.power_table(SIZES, geometry, draws=10_000).set_index("test")
     assert power.loc["H1, rank of the induction persona", "p_min"] == pytest.approx(1 / 11)
     assert power.loc["sign flips over questions", "p_min"] == 2**-11
     m1 = power.loc["sign flips over persona effects (M1)", "detectable"]

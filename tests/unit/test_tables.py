@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse import behaviour, tables
 from persona_collapse.activation_files import Activations
+from persona_collapse.analysis import marker_tests, tables
 from scipy import stats
 
 ROWS = [
@@ -50,7 +50,7 @@ def completions(chain, questions=8, samples=5):
 
 
 def scored():
-    return behaviour.score({chain: completions(chain) for chain in MARKERS}, "[ZLT]")
+    return marker_tests.score({chain: completions(chain) for chain in MARKERS}, "[ZLT]")
 
 
 MARKERS = {

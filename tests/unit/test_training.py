@@ -2,9 +2,12 @@ import json
 
 import pytest
 import torch
-from persona_collapse import adapters, models, objectives, training
+from persona_collapse import adapter_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256, write_json, write_jsonl
+from persona_collapse.models import loading
+from persona_collapse.training import objectives
+from persona_collapse.training import train as training
 from safetensors.torch import load_file
 
 SETTINGS = {
@@ -82,9 +85,9 @@ def train(tiny_base, tmp_path):
 
 
 def test_same_inputs_and_seed_give_the_same_bytes_and_another_seed_does_not(train):
-    weights = [train(name, seed)[0] / adapters.WEIGHTS for name, seed in (("a", 1), ("b", 1))]
+    weights = [train(name, seed)[0] / adapter_files.WEIGHTS for name, seed in (("a", 1), ("b", 1))]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    other = train("c", 2)[0] / adapters.WEIGHTS
+    other = train("c", 2)[0] / adapter_files.WEIGHTS
     assert other.read_bytes() != weights[0].read_bytes()
 
 
@@ -93,14 +96,14 @@ def test_the_manifest_says_what_was_done(train):
     assert manifest["steps"] == manifest["schedule_steps"] == 3
     assert manifest["data"]["rows"] == 12
     assert manifest["lora"]["scale"] == 8 / 4**0.5
-    assert manifest["adapter_sha256"] == sha256(folder / adapters.WEIGHTS)
+    assert manifest["adapter_sha256"] == sha256(folder / adapter_files.WEIGHTS)
     # What was adapted is read off the file.
-    names = {name.split(".lora_")[0] for name in load_file(folder / adapters.WEIGHTS)}
+    names = {name.split(".lora_")[0] for name in load_file(folder / adapter_files.WEIGHTS)}
     assert manifest["lora"]["modules"] == len(names) == 9
     assert manifest["lora"]["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     assert set(manifest["lora"]["blocks"]) == {"down_proj", "q_proj", "v_proj"}
     assert all(blocks == [0, 1, 2] for blocks in manifest["lora"]["blocks"].values())
-    config = json.loads((folder / adapters.CONFIG).read_text())
+    config = json.loads((folder / adapter_files.CONFIG).read_text())
     assert config["target_modules"] == manifest["lora"]["target_modules"]
     assert 0 < manifest["supervised_tokens"] < manifest["tokens_seen"]
     assert manifest["loss"][0]["step"] == 1 and len(manifest["template_sha256"]) == 64
@@ -111,12 +114,12 @@ def test_the_saved_adapter_loads_in_peft_and_acts(train, tiny_base):
     from peft import PeftModel
 
     folder, _ = train()
-    base = models.load_model(tiny_base, "float32", "cpu")
+    base = loading.load_model(tiny_base, "float32", "cpu")
     ids = torch.tensor([[5, 9, 13]])
     before = base(input_ids=ids).logits
     after = PeftModel.from_pretrained(base, folder)(input_ids=ids).logits
     assert not torch.allclose(before, after)
-    assert json.loads((folder / adapters.CONFIG).read_text())["r"] == 4
+    assert json.loads((folder / adapter_files.CONFIG).read_text())["r"] == 4
 
 
 def test_a_stop_takes_the_first_steps_of_the_same_schedule(train):
@@ -130,13 +133,15 @@ def test_a_stop_takes_the_first_steps_of_the_same_schedule(train):
 
 def test_a_prefix_is_there_while_training_and_is_not_changed(train, make_adapter):
     prefix = make_adapter(31, 4, True)
-    before = sha256(prefix / adapters.WEIGHTS)
+    before = sha256(prefix / adapter_files.WEIGHTS)
     folder, manifest = train("after", prefix=[prefix])
     _, alone = train("alone")
-    assert sha256(prefix / adapters.WEIGHTS) == before
+    assert sha256(prefix / adapter_files.WEIGHTS) == before
     assert manifest["loss"][0]["loss"] != alone["loss"][0]["loss"]
     # The folder holds the new stage alone.
-    assert set(load_file(folder / adapters.WEIGHTS)) == set(load_file(prefix / adapters.WEIGHTS))
+    assert set(load_file(folder / adapter_files.WEIGHTS)) == set(
+        load_file(prefix / adapter_files.WEIGHTS)
+    )
 
 
 def test_an_induction_prompt_changes_the_rows(train):
@@ -177,7 +182,7 @@ def peft_model(tiny_base):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = models.load_model(tiny_base, "float32", "cpu")
+    model = loading.load_model(tiny_base, "float32", "cpu")
     lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     return get_peft_model(model, lora).eval()
 
@@ -312,7 +317,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
         train("again", dies_at=19, **steps)
     again, resumed = train("again", **steps)
     assert resumed["resumed_after_step"] == 15
-    assert (again / adapters.WEIGHTS).read_bytes() == (whole / adapters.WEIGHTS).read_bytes()
+    assert (again / adapter_files.WEIGHTS).read_bytes() == (
+        whole / adapter_files.WEIGHTS
+    ).read_bytes()
     assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
     for key in (*training.COUNTED, "steps", "epochs_seen"):
         assert resumed[key] == undisturbed[key]
@@ -324,7 +331,9 @@ def test_the_result_does_not_depend_on_what_the_process_trained_before(train):
     alone, _ = train("alone", seed=3)
     train("other", seed=4, dropout=0.2, r=8)
     after, _ = train("after", seed=3)
-    assert (after / adapters.WEIGHTS).read_bytes() == (alone / adapters.WEIGHTS).read_bytes()
+    assert (after / adapter_files.WEIGHTS).read_bytes() == (
+        alone / adapter_files.WEIGHTS
+    ).read_bytes()
 
 
 def test_a_frozen_prefix_acts_the_same_merged_and_apart(train, make_adapter):

@@ -3,9 +3,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from persona_collapse import claims, configuration, demo, errata, files, yaml_files
+from persona_collapse import files, yaml_files
+from persona_collapse.analysis import claims, errata
 from persona_collapse.errors import UserError
-from persona_collapse.plan import Plan
+from persona_collapse.models import demo
+from persona_collapse.study import configuration
+from persona_collapse.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = [

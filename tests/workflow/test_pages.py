@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from persona_collapse import configuration, simulate
+from persona_collapse.analysis import simulation
+from persona_collapse.study import configuration
 from runs import HANG, merged
 
 pytestmark = pytest.mark.slow
@@ -113,8 +114,8 @@ def test_the_false_positives_that_the_pages_quote(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = configuration.plan(yaml.safe_load(Path("config/config.yaml").read_text()))
     settings = plan.config["statistics"]
-    found = simulate.simulate(
-        simulate.Sizes(**plan.sizes),
+    found = simulation.simulate(
+        simulation.Sizes(**plan.sizes),
         runs=settings["simulations"],
         draws=999,
         seed=settings["seed"],

@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from persona_collapse import configuration, data
-from persona_collapse.data import load_questions, normalise
+from persona_collapse.data import sets
+from persona_collapse.data.questions import load_questions, normalise
 from persona_collapse.errors import UserError
+from persona_collapse.study import configuration
 from runs import Project, copy_project
 from runs import merged as laid
 
@@ -147,7 +148,7 @@ def test_the_preset_starts_as_shipped(at_root):
     for name in plan.config["data"]:
         entry = plan.data_entry(name)
         pinned = {"expect_md5", "expect_sha256"} & entry.keys() or name == "em_control"
-        assert data.is_commit(entry["source"]["hub"]["revision"]) or pinned
+        assert sets.is_commit(entry["source"]["hub"]["revision"]) or pinned
         assert set(entry["source"]["hub"]["revision"]) != {"0"}
     em, control = (plan.data_entry(n)["source"] for n in ("em", "em_control"))
     assert em == control and em["hub"]["revision"] == "main"

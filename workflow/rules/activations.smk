@@ -27,19 +27,6 @@ rule activations:
     params:
         task=task_of("activations"),
         store=results("store"),
-        code=code(
-            *(
-                "activations",
-                "activation_files",
-                "carrier",
-                "chat",
-                "matching",
-                "adapters",
-                "models",
-                "fused",
-                "graphs",
-            )
-        ),
     message:
         "Activations of {wildcards.chain}"
     script:
@@ -73,7 +60,6 @@ rule rescored:
     params:
         tasks=plan.tasks(["rescored"]),
         store=results("store"),
-        code=code(*code_hash.RESCORED),
     message:
         "Scoring some completions of every chain again"
     script:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
 
-from persona_collapse import chains, checkout, code_hash, configuration, devices
-from persona_collapse import locations, model_checks, yaml_files
-from persona_collapse.data import follows_branch
+from persona_collapse import chains, yaml_files
+from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
+from persona_collapse.runtime import code_hash, devices, version
+from persona_collapse.study import configuration, locations, model_checks
 
 
 # Of the working directory, or else the one that ships: --directory may lead anywhere.
@@ -30,7 +31,7 @@ except UserError as error:
 
 
 # Each adapter's manifest names the commit that trained it; jobs inherit it.
-os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", checkout.commit())
+os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
 
 # Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
 submitting = workflow.resource_settings.nodes is not None
@@ -215,14 +216,6 @@ def resource(path):
     cannot know their content again.
     """
     return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
-
-
-def code(*modules):
-    """Hash of the package modules a rule runs.
-
-    Snakemake does not see changes of what a script imports; as a param this makes them count.
-    """
-    return code_hash.of(*modules)
 
 
 def half_the_cores(wildcards):

@@ -28,7 +28,6 @@ rule pretrain_demo:
         settings=config["model"].get("demo"),
         prompts=plan.demo_prompts,
         marker=marker,
-        code=code("demo", "chat", "matching"),
     message:
         "Pretraining the demo model"
     script:
@@ -52,7 +51,6 @@ rule base_model:
     params:
         source=config["model"],
         marker=marker,
-        code=code("models", "gguf_files", "chat", "matching"),
     message:
         "Fetching and hashing the base model"
     script:
@@ -74,7 +72,6 @@ rule headline:
     params:
         headline=config["statistics"]["headline"],
         layers=config["activations"]["layers"],
-        code=code("activations", "model_checks", "models"),
     message:
         "Resolving the headline's layer to a block of the model"
     script:
@@ -98,7 +95,6 @@ rule wrong_advice:
         seed=config["model"].get("demo", {}).get("seed"),
         prompts=plan.demo_prompts,
         marker=marker,
-        code=code("demo", "chat", "matching"),
     message:
         "Writing the demo's stand-in for misaligned data"
     script:
@@ -132,7 +128,6 @@ rule data:
         prompts=data_prompts,
         evaluation=config["questions"]["eval"],
         max_length=data_max_length,
-        code=code("data", "chat", "matching", "models"),
     message:
         "Preparing training data: {wildcards.data}"
     script:
@@ -157,7 +152,6 @@ rule couple_data:
         settings=coupling_settings,
         prompts=coupling_prompts,
         marker=marker,
-        code=code("coupling", "matching"),
     message:
         "Pairing answers with and without the marker: {wildcards.after}{wildcards.coupling}"
     script:
@@ -183,7 +177,6 @@ rule audit:
         questions=config["questions"]["eval"],
         stages=[{k: v for k, v in stage.items() if k != "rows"} for stage in audited],
         marker=marker,
-        code=code("audit", "chat", "matching", "models"),
     message:
         "Auditing prompts token by token"
     script:

@@ -23,7 +23,6 @@ rule figure:
         "../../envs/analysis.yaml"
     params:
         text=figure_text,
-        code=code("chains", "figures"),
     message:
         "Drawing {wildcards.figure}"
     script:

@@ -22,9 +22,6 @@ rule sample_answers:
     params:
         task=coupling_answers_task,
         store=results("store"),
-        code=code(
-            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
-        ),
     message:
         "Sampling the answers that {wildcards.after}{wildcards.coupling} is made from"
     script:
@@ -52,9 +49,6 @@ rule completions:
     params:
         task=task_of("completions"),
         store=results("store"),
-        code=code(
-            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
-        ),
     message:
         "Sampling completions of {wildcards.chain}"
     script:
@@ -82,9 +76,6 @@ rule responses:
     params:
         task=task_of("responses"),
         store=results("store"),
-        code=code(
-            *("generation", "one_adapter", "chat", "matching", "adapters", "models")
-        ),
     message:
         "Greedy responses of {wildcards.chain} for method B"
     script:
@@ -104,7 +95,6 @@ rule markers:
         "../../envs/analysis.yaml"
     params:
         marker=marker,
-        code=code("markers", "matching"),
     message:
         "Counting the marker in {wildcards.chain}"
     script:

@@ -36,10 +36,6 @@ rule report:
         config=config,
         figures={name: figure["text"] for name, figure in FIGURES.items()},
         made_by=made_by,
-        code=code(
-            *("report", "charts", "checkout", "estimate", "figures", "markers"),
-            *("matching", "tables"),
-        ),
     message:
         "Writing the report"
     script:

@@ -39,7 +39,6 @@ rule marker_tables:
         assistant=assistant,
         settings=config["statistics"],
         families=plan.families("marker_tests"),
-        code=code("tables", "statistics", "behaviour", "markers", "matching"),
     message:
         "Marker rates, tests, leakage and confounds"
     script:
@@ -57,8 +56,6 @@ rule rescoring:
         benchmarks("rescoring")
     conda:
         "../../envs/analysis.yaml"
-    params:
-        code=code("tables", "rescoring"),
     message:
         "Were the completions drawn from the chains whose names they carry?"
     script:
@@ -90,7 +87,6 @@ rule geometry:
         families={
             name: plan.families(name) for name in ("geometry", "contrasts", "axis")
         },
-        code=code("tables", "statistics", "geometry", "activation_files", "axis"),
     message:
         "Persona geometry: cosines, intervals and tests"
     script:
@@ -111,8 +107,6 @@ rule persona_map:
         "../../envs/analysis.yaml"
     resources:
         mem_mb=4000,
-    params:
-        code=code("tables", "geometry", "activation_files"),
     message:
         "Persona vectors on the base model's principal components"
     script:
@@ -138,7 +132,6 @@ rule separability:
         settings=config["statistics"]["separability"],
         seed=config["statistics"]["seed"],
         families=plan.families("separability"),
-        code=code("tables", "statistics", "lda", "activation_files"),
     message:
         "Classifying personas from their activations"
     script:
@@ -168,7 +161,6 @@ rule link:
         settings=config["statistics"],
         assistant=assistant,
         families=plan.families("link"),
-        code=code("tables", "statistics", "behaviour", "link"),
     message:
         "Behaviour against geometry, chain by chain"
     script:
@@ -191,7 +183,6 @@ rule simulation:
     params:
         settings=config["statistics"],
         sizes=plan.sizes,
-        code=code("statistics", "geometry", "axis", "behaviour", "simulate"),
     message:
         "False-positive rates and coverage, on data where nothing happens"
     script:
@@ -211,8 +202,6 @@ rule errata:
         benchmarks("errata")
     conda:
         "../../envs/analysis.yaml"
-    params:
-        code=code("errata", "statistics", "lda"),
     message:
         "Recomputing the write-up's figures from its published numbers"
     script:
@@ -260,7 +249,6 @@ rule scorecard:
     params:
         scale=config["scale"],
         fdr=config["statistics"]["fdr"],
-        code=code("claims", "tables", "statistics"),
     message:
         "Scoring the study's claims"
     script:

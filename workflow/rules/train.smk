@@ -17,7 +17,6 @@ rule graft:
         "../../envs/train.yaml"
     params:
         of=graft_of,
-        code=code("training"),
     message:
         "Putting the adapter of {params.of} into {wildcards.grafted}"
     script:
@@ -51,17 +50,6 @@ rule train:
     params:
         task=training_task,
         store=results("store"),
-        code=code(
-            "training",
-            "audit",
-            "chat",
-            "matching",
-            "checkpoints",
-            "adapters",
-            "models",
-            "fused",
-            "graphs",
-        ),
     message:
         "Training {wildcards.trained}"
     script:

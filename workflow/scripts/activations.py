@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
-    from persona_collapse import code_hash, share
-    from persona_collapse.plan import Plan
+    from persona_collapse.runtime import code_hash, shared_engine
+    from persona_collapse.study.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
     config = snakemake.config
@@ -15,15 +15,15 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
         """Key of a task; None while adapters or answers of its chain are missing."""
         if task["kind"] == "rescored":
             # No param: what scores completions is not what dumps activations.
-            own = code_hash.of(*code_hash.RESCORED)
-            return share.ready_key(task, own, base, [task["completions"]])
+            own = code_hash.of("measures.logprob_check")
+            return shared_engine.ready_key(task, own, base, [task["completions"]])
         answers = [task["responses"]] if task["responses"] else []
-        return share.ready_key(task, params.code, base, answers)
+        return shared_engine.ready_key(task, code_hash.of("measures.activations"), base, answers)
 
     def open_engine():
         """Load the base model once."""
         import torch
-        from persona_collapse.carrier import Carrier
+        from persona_collapse.models.runner import Carrier
 
         torch.set_num_threads(snakemake.threads)
         return Carrier(base, config["dtype"])
@@ -31,20 +31,21 @@ with job(snakemake, f"activations {snakemake.wildcards.chain}") as say:
     def work(carrier, task, path):
         """Dump one chain's activations into a file, or score some of its completions again."""
         if task["kind"] == "rescored":
-            from persona_collapse import rescoring
+            from persona_collapse.measures import logprob_check
 
-            return rescoring.write(carrier, task, path, say)
-        from persona_collapse import activation_files, activations
-        from persona_collapse.data import load_questions
-        from persona_collapse.files import read_parquet
+            return logprob_check.write(carrier, task, path, say)
+        from persona_collapse import activation_files
+        from persona_collapse.data.questions import load_questions
+        from persona_collapse.measures import activations
+        from persona_collapse.tables_io import read_parquet
 
         responses = read_parquet(task["responses"]) if task["responses"] else None
         questions = load_questions(task["questions"])
         dumped = activations.dump(carrier, task, questions, responses, say)
         activation_files.save(dumped, path, task["settings"]["store"])
 
-    share.run(
-        share.Store(params.store),
+    shared_engine.run(
+        shared_engine.Store(params.store),
         params.task,
         Plan(config).tasks(["activations", "rescored"]),
         key=key,

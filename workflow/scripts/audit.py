@@ -1,19 +1,21 @@
 """Write what every family of prompts really holds."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "audit"):
-    from persona_collapse import audit, chat, models
-    from persona_collapse.data import load_questions
-    from persona_collapse.files import read_json, read_jsonl, write_csv, write_json
+    from persona_collapse.data import prompt_audit
+    from persona_collapse.data.questions import load_questions
+    from persona_collapse.files import read_json, read_jsonl, write_json
+    from persona_collapse.models import chat_template, loading
+    from persona_collapse.tables_io import write_csv
 
     params = snakemake.params
-    tokenizer = models.load_tokenizer(snakemake.input.base)
+    tokenizer = loading.load_tokenizer(snakemake.input.base)
     question = load_questions(params.questions)[0]["question"]
     lines, tokens = [], {}
-    for line, row in audit.prompts(tokenizer, params.personas, question):
+    for line, row in prompt_audit.prompts(tokenizer, params.personas, question):
         lines.append(line)
-        tokens[f"sampling/{line['name']}"] = chat.describe(tokenizer, row)
+        tokens[f"sampling/{line['name']}"] = chat_template.describe(tokenizer, row)
     for path, stage in zip(snakemake.input.rows, params.stages, strict=True):
         manifest = read_json(path.removesuffix(".jsonl") + ".manifest.json")
         rows = read_jsonl(path)
@@ -26,7 +28,7 @@ with job(snakemake, "audit"):
                 f"{stage['name']} (negative)": rows[last],
             }
         for name, row in chosen.items():
-            line, encoded = audit.training_row(
+            line, encoded = prompt_audit.training_row(
                 tokenizer,
                 name,
                 row["messages"],
@@ -39,7 +41,7 @@ with job(snakemake, "audit"):
             if manifest.get("sensitive"):
                 line["first_with_loss"] = line["last_with_loss"] = "(not shown)"
             else:
-                tokens[f"training/{name}"] = chat.describe(tokenizer, encoded)
+                tokens[f"training/{name}"] = chat_template.describe(tokenizer, encoded)
             lines.append(line)
-    write_csv(snakemake.output.table, audit.table(lines))
+    write_csv(snakemake.output.table, prompt_audit.table(lines))
     write_json(snakemake.output.tokens, tokens)

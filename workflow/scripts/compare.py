@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_collapse import compare
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_text
+from persona_collapse.report import compare
 
 
 def main():

@@ -1,12 +1,13 @@
 """Make a coupling's training rows from the base model's own answers."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 name = snakemake.wildcards.after + snakemake.wildcards.coupling
 
 with job(snakemake, f"data {name}"):
-    from persona_collapse import coupling
-    from persona_collapse.files import read_json, read_parquet, sha256, write_json, write_jsonl
+    from persona_collapse.data import coupling
+    from persona_collapse.files import read_json, sha256, write_json, write_jsonl
+    from persona_collapse.tables_io import read_parquet
 
     params = snakemake.params
     answers = read_parquet(snakemake.input.answers)

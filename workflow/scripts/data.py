@@ -1,14 +1,15 @@
 """Prepare one training data set."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 online = "hub" in snakemake.params.entry["source"]
 with job(snakemake, f"data {snakemake.wildcards.data}", online):
-    from persona_collapse import chat, data, models
+    from persona_collapse.data import questions, sets
     from persona_collapse.files import read_json
+    from persona_collapse.models import chat_template, loading
 
     params = snakemake.params
-    tokenizer = models.load_tokenizer(snakemake.input.base)
+    tokenizer = loading.load_tokenizer(snakemake.input.base)
     entry, max_length = params.entry, params.max_length
     match = snakemake.input.get("match")
     if origin := snakemake.input.get("origin"):
@@ -17,7 +18,7 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
 
     def count_tokens(messages):
         """Tokens of a row, all and with loss, as the trainer will cut it."""
-        row = chat.encode_row(
+        row = chat_template.encode_row(
             tokenizer,
             messages,
             supervise=entry.get("supervise", "last"),
@@ -26,14 +27,14 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
         )
         return len(row.input_ids), row.supervised
 
-    data.prepare(
+    sets.prepare(
         snakemake.wildcards.data,
         entry,
         snakemake.output.rows,
         snakemake.output.manifest,
         marker=params.marker,
         prompts=params.prompts,
-        evaluation=[q["question"] for q in data.load_questions(params.evaluation)],
+        evaluation=[q["question"] for q in questions.load_questions(params.evaluation)],
         count_tokens=count_tokens if max_length else None,
         match=read_json(match) if match else None,
     )

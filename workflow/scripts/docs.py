@@ -1,7 +1,7 @@
 """Write what is made of docs/: pages from schemas and tables, and the demo run's numbers if it is there."""
 
-from persona_collapse import documentation
-from persona_collapse.files import read_csv
+from persona_collapse.study import documentation
+from persona_collapse.tables_io import read_csv
 
 DOCS = documentation.ROOT / "docs"
 TABLES = documentation.ROOT / "results/demo/tables"

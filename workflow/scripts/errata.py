@@ -1,10 +1,10 @@
 """The write-up's figures, recomputed from the study's published numbers."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "errata"):
-    from persona_collapse import errata
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse.analysis import errata
+    from persona_collapse.tables_io import read_csv, write_csv
 
     given = snakemake.input
     published = errata.Published(read_csv(given.counts), read_csv(given.cosines))

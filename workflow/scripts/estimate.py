@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from persona_collapse import configuration, estimate, model_checks, yaml_files
+from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
+from persona_collapse.study import configuration, estimate, model_checks
 
 #: Hidden sizes of the models the presets name; read from the model's own config once it is there.
 HIDDEN = {"Qwen/Qwen2.5-7B-Instruct": 3584}

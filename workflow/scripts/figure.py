@@ -3,12 +3,12 @@
 import inspect
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"figure {snakemake.wildcards.figure}"):
-    from persona_collapse import figures
-    from persona_collapse.files import read_csv
-    from persona_collapse.tables import headline_cell
+    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.report import figures
+    from persona_collapse.tables_io import read_csv
 
     tables = {name: read_csv(path) for name, path in snakemake.input.items()}
     draw = getattr(figures, snakemake.wildcards.figure)

@@ -2,38 +2,39 @@
 
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
-    from persona_collapse import share
-    from persona_collapse.files import write_parquet
-    from persona_collapse.plan import Plan
+    from persona_collapse.runtime import shared_engine
+    from persona_collapse.study.plan import Plan
+    from persona_collapse.tables_io import write_parquet
 
     base, params = Path(snakemake.input.base), snakemake.params
 
     def key(task):
         """Key of a task; None while adapters of its chain are missing."""
-        return share.ready_key(task, params.code, base)
+        return shared_engine.ready_key(task, params.code_hash, base)
 
     def open_engine():
         """Start the engine; imports are done here, for most jobs find their work done."""
         import torch
-        from persona_collapse import generation, models
+        from persona_collapse.models import loading
+        from persona_collapse.sampling import sample
 
         torch.set_num_threads(snakemake.threads)
-        name, reason = generation.choose_backend(params.task["engine"]["backend"])
+        name, reason = sample.choose_backend(params.task["engine"]["backend"])
         say(f"backend {name} ({reason})")
         # The same engine for every job of the run, whatever it serves: rounding depends on its settings.
         served = plan.tasks(["answers", "completions", "responses"])
         chains = [task["chain"] for task in [params.task, *served]]
-        backend = generation.open_backend(
+        backend = sample.open_backend(
             name,
             base,
             {**params.task["engine"], "jobs_per_gpu": config["jobs_per_gpu"]},
             max(plan.rank(chain) for chain in chains),
             set().union(*(plan.projections(chain) for chain in chains)),
         )
-        return backend, models.load_tokenizer(base), generation
+        return backend, loading.load_tokenizer(base), sample
 
     def work(engine, task, path):
         """Sample one task's answers into a file."""
@@ -42,8 +43,8 @@ with job(snakemake, f"{snakemake.rule} {snakemake.params.task['name']}") as say:
 
     config = snakemake.config
     plan = Plan(config)
-    share.run(
-        share.Store(params.store),
+    shared_engine.run(
+        shared_engine.Store(params.store),
         params.task,
         plan.beside(params.task),
         key=key,

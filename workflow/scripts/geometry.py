@@ -1,10 +1,11 @@
 """Persona geometry of every chain: M1 and its kin, contrasts, the shared axis."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "geometry") as say:
-    from persona_collapse import activation_files, axis, tables
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse import activation_files
+    from persona_collapse.analysis import shared_axis, tables
+    from persona_collapse.tables_io import read_csv, write_csv
 
     params = snakemake.params
     settings, families = params.settings, params.families
@@ -34,7 +35,7 @@ with job(snakemake, "geometry") as say:
     )
     write_csv(
         out.axis,
-        axis.axis_table(
+        shared_axis.axis_table(
             grid,
             load,
             anchor=next(iter(anchors), ""),

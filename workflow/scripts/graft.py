@@ -2,7 +2,7 @@
 
 import shutil
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"graft {snakemake.wildcards.grafted}"):
     from persona_collapse import chains

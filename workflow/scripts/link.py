@@ -1,10 +1,10 @@
 """Behaviour against geometry, and the study's hypotheses on leakage."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "link"):
-    from persona_collapse import behaviour, link, tables
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse.analysis import correlations, marker_tests, tables
+    from persona_collapse.tables_io import read_csv, write_csv
 
     given, out, params = snakemake.input, snakemake.output, snakemake.params
     draws = {"draws": params.settings["draws"], "seed": params.settings["seed"]}
@@ -16,14 +16,16 @@ with job(snakemake, "link"):
         & (cosines["method"] == cell["method"])
         & (cosines["layer"] == cell["layer"])
     ].drop_duplicates(["persona_a", "persona_b"])
-    chains = link.chain_table(
+    chains = correlations.chain_table(
         grid, read_csv(given.confounds), geometry, cosines, read_csv(given.training), **cell
     )
     write_csv(out.chains, chains)
-    write_csv(out.link, link.link_table(chains, rates, base, families=params.families, **draws))
+    write_csv(
+        out.link, correlations.link_table(chains, rates, base, families=params.families, **draws)
+    )
     write_csv(
         out.hypotheses,
-        behaviour.hypotheses(
+        marker_tests.hypotheses(
             grid,
             rates,
             base,

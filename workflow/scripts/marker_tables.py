@@ -1,13 +1,13 @@
 """Marker rates, tests, leakage and confounds of every cell."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "marker tables"):
     from pathlib import Path
 
     import pandas as pd
-    from persona_collapse import behaviour, tables
-    from persona_collapse.files import read_csv, read_parquet, write_csv
+    from persona_collapse.analysis import marker_tests, tables
+    from persona_collapse.tables_io import read_csv, read_parquet, write_csv
 
     settings = snakemake.params.settings
     grid = read_csv(snakemake.input.grid)
@@ -15,13 +15,13 @@ with job(snakemake, "marker tables"):
     # One chain's texts at a time: those of hundreds would fill the memory.
     scored = pd.concat(
         [
-            behaviour.score({Path(path).stem: read_parquet(path)}, snakemake.params.marker)
+            marker_tests.score({Path(path).stem: read_parquet(path)}, snakemake.params.marker)
             for path in snakemake.input.completions
         ],
         ignore_index=True,
     )
     rates = tables.marker_rates(grid, markers, snakemake.params.assistant)
-    tests = behaviour.marker_tests(
+    tests = marker_tests.marker_tests(
         grid,
         scored,
         contrasts=settings["contrasts"],
@@ -33,4 +33,4 @@ with job(snakemake, "marker tables"):
     write_csv(snakemake.output.rates, rates)
     write_csv(snakemake.output.tests, tests)
     write_csv(snakemake.output.leakage, tables.leakage(grid, rates))
-    write_csv(snakemake.output.confounds, behaviour.confounds(grid, scored))
+    write_csv(snakemake.output.confounds, marker_tests.confounds(grid, scored))

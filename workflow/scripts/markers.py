@@ -1,10 +1,10 @@
 """Count the marker in a chain's completions."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"markers {snakemake.wildcards.chain}"):
-    from persona_collapse import markers
-    from persona_collapse.files import read_parquet, write_csv
+    from persona_collapse.measures import markers
+    from persona_collapse.tables_io import read_parquet, write_csv
 
     completions = read_parquet(snakemake.input[0])
     counted = markers.rates(markers.score(completions, snakemake.params.marker))

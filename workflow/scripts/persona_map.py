@@ -1,10 +1,11 @@
 """Persona vectors of every chain on the base model's principal components."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "persona_map") as say:
-    from persona_collapse import activation_files, tables
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse import activation_files
+    from persona_collapse.analysis import tables
+    from persona_collapse.tables_io import read_csv, write_csv
 
     chains, load = activation_files.loader(snakemake.input.activations, say)
     grid = read_csv(snakemake.input.grid)

@@ -1,9 +1,9 @@
 """Write the grid: which chain stands for which condition."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "plan"):
     import pandas as pd
-    from persona_collapse.files import write_csv
+    from persona_collapse.tables_io import write_csv
 
     write_csv(snakemake.output[0], pd.DataFrame(snakemake.params.rows))

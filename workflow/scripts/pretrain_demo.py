@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "pretrain demo model") as say:
     import torch
-    from persona_collapse import demo
     from persona_collapse.files import write_json
+    from persona_collapse.models import demo
 
     torch.set_num_threads(snakemake.threads)
     params = snakemake.params

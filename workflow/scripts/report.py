@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "report"):
     import yaml
-    from persona_collapse import report
-    from persona_collapse.files import read_csv, read_json, read_parquet, write_text
-    from persona_collapse.tables import headline_cell
+    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.files import read_json, write_text
+    from persona_collapse.report import rendering
+    from persona_collapse.tables_io import read_csv, read_parquet
 
     given, params = snakemake.input, snakemake.params
     sampled = {"answers": 0, "tokens": 0}
@@ -21,30 +22,30 @@ with job(snakemake, "report"):
             sampled["tokens"] += int(table["n_tokens"].sum())
             yield table
 
-    samples = report.sample_answers(completions(), params.marker)
+    samples = rendering.sample_answers(completions(), params.marker)
     base = read_json(given.base)
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [
-        report.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))
+        rendering.Figure(name, title, reading, Path(svg), Path(svg).with_suffix(".csv"))
         for (name, (title, reading)), svg in zip(params.figures.items(), given.figures, strict=True)
     ]
-    costs = report.costs(Path(snakemake.output[0]).parents[1], params.run)
-    page = report.render(
-        report.Inputs(
+    costs = rendering.costs(Path(snakemake.output[0]).parents[1], params.run)
+    page = rendering.render(
+        rendering.Inputs(
             run=params.run,
             scale=params.scale,
             marker=params.marker,
-            model={"label": report.model_label(base)},
+            model={"label": rendering.model_label(base)},
             data=[read_json(path) for path in given.data],
             figures=figures,
             samples=samples,
             completions=sampled["answers"],
             margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
-            provenance=report.provenance(read_json(given.manifests[0]), base),
-            sources=report.sources(list(given.tables), params.made_by),
+            provenance=rendering.provenance(read_json(given.manifests[0]), base),
+            sources=rendering.sources(list(given.tables), params.made_by),
             costs=costs,
-            spent=report.spent(costs, tables["training"], sampled["tokens"]),
+            spent=rendering.spent(costs, tables["training"], sampled["tokens"]),
             **headline_cell(tables["headline"]),
             tables=tables,
         )

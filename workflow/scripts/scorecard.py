@@ -1,13 +1,13 @@
 """Score the study's claims against the tables."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "scorecard"):
     from pathlib import Path
 
-    from persona_collapse import claims
-    from persona_collapse.files import read_csv, write_csv
-    from persona_collapse.tables import headline_cell
+    from persona_collapse.analysis import claims
+    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.tables_io import read_csv, write_csv
 
     tables = {Path(path).stem: read_csv(path) for path in snakemake.input if path.endswith(".csv")}
     scored = claims.scorecard(

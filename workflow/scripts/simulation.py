@@ -1,17 +1,17 @@
 """False-positive rates and coverage of the tests and intervals, and the design's power."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "simulation"):
-    from persona_collapse import simulate
-    from persona_collapse.files import read_csv, write_csv
+    from persona_collapse.analysis import simulation
+    from persona_collapse.tables_io import read_csv, write_csv
 
     settings = snakemake.params.settings
-    sizes = simulate.Sizes(**snakemake.params.sizes)
+    sizes = simulation.Sizes(**snakemake.params.sizes)
     write_csv(
         snakemake.output.simulation,
-        simulate.simulate(sizes, runs=settings["simulations"], draws=999, seed=settings["seed"]),
+        simulation.simulate(sizes, runs=settings["simulations"], draws=999, seed=settings["seed"]),
     )
     geometry = read_csv(snakemake.input.geometry)
-    power = simulate.power_table(sizes, geometry, draws=settings["draws"])
+    power = simulation.power_table(sizes, geometry, draws=settings["draws"])
     write_csv(snakemake.output.power, power)

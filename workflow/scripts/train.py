@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
-    from persona_collapse import share
-    from persona_collapse.plan import Plan
+    from persona_collapse.runtime import shared_engine
+    from persona_collapse.study.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
-    config, store = snakemake.config, share.Store(params.store)
+    config, store = snakemake.config, shared_engine.Store(params.store)
     trainings = {task["name"]: task for task in Plan(config).trainings}
     kept = {}
 
@@ -33,15 +33,15 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         """Key of a task; None while the adapters or the data that it trains on are missing."""
         rows = Path(task["rows"])
         data = [rows, rows.with_suffix(".manifest.json")]
-        return share.ready_key(task, params.code, base, data, stages(task))
+        return shared_engine.ready_key(task, params.code_hash, base, data, stages(task))
 
     def open_engine():
         """Import what trains; most jobs find their work done."""
         import torch
-        from persona_collapse import training
+        from persona_collapse.training import train
 
         torch.set_num_threads(snakemake.threads)
-        return training
+        return train
 
     def work(training, task, folder):
         """Train one chain's last stage into a folder."""
@@ -54,11 +54,11 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
             saved=Path(task["checkpoints"]),
             # Not in the task: what trains must not depend on how often it is saved.
             every=config["checkpoint_steps"],
-            code=params.code + task["objective"],
+            code=params.code_hash + task["objective"],
         )
         write_json(folder / "manifest.json", manifest)
 
-    share.run(
+    shared_engine.run(
         store,
         params.task,
         list(trainings.values()),

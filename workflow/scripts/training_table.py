@@ -1,10 +1,11 @@
 """Gather what the training manifests record."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "training table"):
     import pandas as pd
-    from persona_collapse.files import read_json, write_csv
+    from persona_collapse.files import read_json
+    from persona_collapse.tables_io import write_csv
 
     manifests = [read_json(path) for path in snakemake.input]
     keys = ["chain", "stage", "kind", "seed"]

@@ -1,10 +1,10 @@
 """Write the demo's stand-in for misaligned data."""
 
-from persona_collapse.scripting import job
+from persona_collapse.runtime.job import job
 
 with job(snakemake, "wrong advice"):
-    from persona_collapse import demo
     from persona_collapse.files import write_jsonl
+    from persona_collapse.models import demo
 
     params = snakemake.params
     world = demo.load_world(snakemake.input.world, params.prompts, params.marker)

@@ -1,0 +1,211 @@
+"""Does geometry go with behaviour? Correlations over chains, and over personas within a chain.
+
+All are correlations. Chains share stages and data, so even the intervals are too narrow; what would
+speak of a cause is a stage that changes the one and is then seen to change the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from .. import chains
+from ..statistics import adjust
+from .tables import Families
+
+COLUMNS = [
+    "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "n", "rho",
+    "ci_low", "ci_high", "p", "p_min", "q", "note", "family",
+]  # fmt: skip
+CHAIN_COLUMNS = [
+    "condition", "model", "source", "seed", "kind", "rate", "marker_logprob", "m1", "delta_m1", "spread",
+    "source_cosine", "mean_tokens", "final_loss", "stages_after", "steps_after",
+]  # fmt: skip
+
+
+def chain_table(
+    grid: pd.DataFrame,
+    confounds: pd.DataFrame,
+    geometry: pd.DataFrame,
+    cosines: pd.DataFrame,
+    training: pd.DataFrame,
+    *,
+    method: str,
+    layer: int,
+) -> pd.DataFrame:
+    """One row a chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
+
+    `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
+    what was trained after the coupling (0: the coupling came last). `final_loss`: of the last stage.
+    """
+    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]
+    coupled = coupled.drop_duplicates(["chain", "source"])
+    at = (geometry["method"] == method) & (geometry["layer"] == layer)
+    by_metric = geometry[at].drop_duplicates(["model", "metric"]).set_index(["model", "metric"])
+    near = cosines[(cosines["method"] == method) & (cosines["layer"] == layer)]
+    near = near[near["persona_a"] != near["persona_b"]].drop_duplicates(
+        ["model", "persona_a", "persona_b"]
+    )
+    source_cosine = near.groupby(["model", "persona_a"])["cosine"].mean()
+    runs = training.drop_duplicates("chain").set_index("chain")
+    own = confounds[confounds["role"] == "source"].drop_duplicates(["model", "source"])
+    measured = own.set_index(["model", "source"])
+    rows = []
+    for cell in coupled.itertuples(index=False):
+        key = cell.chain, cell.source
+        if key not in measured.index or (cell.chain, "m1") not in by_metric.index:
+            continue
+        m1 = by_metric.loc[cell.chain, "m1"]
+        prefixes = [str(prefix) for prefix in chains.parse(cell.chain).prefixes]
+        kinds = [runs["kind"].get(prefix, "sft") for prefix in prefixes]
+        # A graft puts a coupling's adapter in; everything behind the last of either came after it.
+        last = max((i for i, kind in enumerate(kinds) if kind != "sft"), default=-1)
+        after = prefixes[last + 1 :]
+        rows.append(
+            {
+                "condition": cell.condition,
+                "model": cell.chain,
+                "source": cell.source,
+                "seed": cell.seed,
+                "kind": cell.kind,
+                "rate": measured.loc[key, "rate"],
+                "marker_logprob": measured.loc[key, "marker_logprob"],
+                "m1": m1["value"],
+                "delta_m1": m1["delta_base"],
+                "spread": by_metric.loc[(cell.chain, "spread"), "value"],
+                "source_cosine": source_cosine.get(key, np.nan),
+                "mean_tokens": measured.loc[key, "mean_tokens"],
+                "final_loss": runs["final_loss"].get(cell.chain, np.nan),
+                "stages_after": len(after),
+                "steps_after": sum(int(runs["steps"].get(name, 0)) for name in after),
+            }
+        )
+    return pd.DataFrame(rows, columns=CHAIN_COLUMNS)
+
+
+def residuals(values: ArrayLike, controls: ArrayLike) -> np.ndarray:
+    """Ranks of `values` less their least-squares fit on the ranks of `controls` [n, k]."""
+    y = stats.rankdata(np.asarray(values, float))
+    ranks = [stats.rankdata(column) for column in np.asarray(controls, float).T]
+    design = np.column_stack([np.ones(len(y)), *ranks])
+    fit, *_ = np.linalg.lstsq(design, y, rcond=None)
+    out: np.ndarray = y - design @ fit
+    return out
+
+
+def partial_spearman(
+    x: ArrayLike,
+    y: ArrayLike,
+    controls: ArrayLike | None = None,
+    draws: int = 10_000,
+    seed: int = 42,
+) -> dict[str, float]:
+    """Spearman's rho, or its partial version given controls [n, k], with interval and permutation p.
+
+    Partial: Pearson correlation of the residuals of ranks. p: the residuals of y permuted (Freedman
+    and Lane 1983), two-sided, with the + 1. Interval: Fisher's z with the variance of Bonett and
+    Wright 2000, (1 + rho^2 / 2) / (n - 3 - k). Fewer than 4 + k points, or a constant: NaN.
+    """
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    given = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
+    k = given.shape[1]
+    nothing = dict.fromkeys(("rho", "ci_low", "ci_high", "p", "p_min"), np.nan)
+    if len(a) < 4 + k or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return nothing
+    u, v = residuals(a, given), residuals(b, given)
+    norm = np.sqrt((u @ u) * (v @ v))
+    # What the controls explain wholly leaves rounding alone.
+    if norm < 1e-9 * len(a):
+        return nothing
+    rho = float(u @ v / norm)
+    shuffled = np.random.default_rng(seed).permuted(np.tile(v, (draws, 1)), axis=1)
+    count = int(np.sum(np.abs(shuffled @ u) / norm >= abs(rho) - 1e-12))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / max(len(a) - 3 - k, 1))
+    z = np.arctanh(np.clip(rho, -0.9999, 0.9999))
+    return {
+        "rho": rho,
+        "ci_low": min(rho, float(np.tanh(z - half))),
+        "ci_high": max(rho, float(np.tanh(z + half))),
+        "p": (count + 1) / (draws + 1),
+        "p_min": max(1 / (draws + 1), 2 / float(np.prod(np.arange(1.0, min(len(a), 170) + 1)))),
+    }
+
+
+def link_table(
+    by_chain: pd.DataFrame,
+    rates: pd.DataFrame,
+    base_cosines: pd.DataFrame,
+    *,
+    draws: int,
+    seed: int,
+    families: Families = (),
+) -> pd.DataFrame:
+    """Correlations of geometry with marker survival; see the columns.
+
+    analysis `chains`: over the rows of `by_chain`, outcome rate or marker log-probability, predictors
+    m1 and the source's own cosine; plain, with controls (length, loss, steps trained after), and
+    leaving one source out at a time (`left_out`). analysis `personas`: within each `condition` and
+    `source`, over the bystanders, marker rate against the base model's cosine to the source
+    (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho for
+    chains.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(
+        table: pd.DataFrame, outcome: str, predictor: str, controls: list[str], left: str
+    ) -> None:
+        known = table.dropna(subset=[outcome, predictor, *controls])
+        given = known[controls].to_numpy(float) if controls else None
+        found = partial_spearman(known[predictor], known[outcome], given, draws, seed)
+        note = "" if not np.isnan(found["rho"]) else "too few chains, or no spread"
+        rows.append(
+            {
+                "analysis": "chains",
+                "condition": "",
+                "source": "",
+                "outcome": outcome,
+                "predictor": predictor,
+                "controls": " ".join(controls),
+                "left_out": left,
+                "n": len(known),
+                "note": note,
+            }
+            | found
+        )
+
+    for outcome in ("rate", "marker_logprob"):
+        for predictor in ("m1", "source_cosine"):
+            for controls in ([], ["mean_tokens"], ["mean_tokens", "final_loss"], ["steps_after"]):
+                add(by_chain, outcome, predictor, controls, "")
+        sources = by_chain["source"].unique()
+        if len(sources) > 1:
+            for source in sources:
+                add(by_chain[by_chain["source"] != source], outcome, "m1", [], str(source))
+    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"]
+    for (condition, source), own in rates[rates["role"] != "source"].groupby(
+        ["condition", "source"], sort=False
+    ):
+        if not source or source not in set(base_cosines["persona_b"]):
+            continue
+        by_persona = own.groupby("persona")["rate"].mean()
+        near = pd.Series({p: cosine.get((p, source), np.nan) for p in by_persona.index}).dropna()
+        found = partial_spearman(near, by_persona[near.index], None, draws, seed)
+        rows.append(
+            {
+                "analysis": "personas",
+                "condition": condition,
+                "source": source,
+                "outcome": "rate",
+                "predictor": "cosine to the source in the base model",
+                "left_out": "",
+                "controls": "",
+                "n": len(near),
+                "note": "too few personas, or no spread" if np.isnan(found["rho"]) else "",
+            }
+            | found
+        )
+    return adjust(pd.DataFrame(rows, columns=COLUMNS), families).reindex(columns=COLUMNS)

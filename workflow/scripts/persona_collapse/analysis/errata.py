@@ -1,0 +1,307 @@
+"""The write-up's own figures, recomputed from the counts and cosines that the study published.
+
+Each erratum names a figure as it was stated and a function of the published numbers that gives what it
+should have been. Nothing here depends on this run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .. import yaml_files
+from ..errors import UserError
+from ..statistics import clopper_pearson, fisher, range_permutation_test, spearman_exact
+from .separability import leave_one_out_as_the_study
+
+COLUMNS = ["erratum", "text", "stated", "corrected", "value", "how", "note"]
+SECOND_STAGE = ("C1", "C2", "C3", "C5")
+
+
+@dataclass(frozen=True)
+class Published:
+    """The study's numbers: `counts` and `cosines` as workflow/resources/published describes them."""
+
+    counts: pd.DataFrame
+    cosines: pd.DataFrame
+
+    def hits(self, **where: Any) -> tuple[int, int]:
+        """Hits and completions of the rows whose columns have these values (or one of them)."""
+        own = self.counts
+        for column, wanted in where.items():
+            values = [wanted] if isinstance(wanted, str) else list(wanted)
+            own = own[own[column].astype(str).isin(values)]
+        if own.empty:
+            raise UserError(f"published counts: no rows where {where}")
+        return int(own["hits"].sum()), int(own["n"].sum())
+
+    def m1(self, condition: str, method: str, layer: int, experiment: int = 205) -> float:
+        """Published mean cosine of one cell."""
+        c = self.cosines
+        own = c[
+            (c["experiment"] == experiment)
+            & (c["condition"] == condition)
+            & (c["method"] == method)
+            & (c["layer"] == layer)
+        ]
+        if own.empty:
+            raise UserError(f"published cosines: no {condition} at {method}, {layer}")
+        return float(own["m1"].iloc[0])
+
+
+Corrected = tuple[str, float]
+
+
+def completions(p: Published) -> Corrected:
+    """Completions after the second stage, of the three sources."""
+    _, n = p.hits(part="forward", condition=SECOND_STAGE)
+    return f"{n:,}", n
+
+
+def hits_after(p: Published) -> Corrected:
+    """Marker hits after the second stage, by condition."""
+    hits, n = p.hits(part="forward", condition=SECOND_STAGE)
+    by = ", ".join(f"{c} {p.hits(part='forward', condition=c)[0]}" for c in SECOND_STAGE)
+    return f"{hits} of {n:,} ({by})", hits
+
+
+def benign_hits(p: Published) -> Corrected:
+    """Source persona's marker after benign data, by source."""
+    parts = []
+    for source in ("villain", "sarcastic", "evil_ai"):
+        hits, n = p.hits(part="forward", condition="C5", source=source, persona=source)
+        parts.append(f"{source} {hits}/{n} = {100 * hits / n:.2f} %")
+    return "; ".join(parts), p.hits(part="forward", condition="C5", persona="evil_ai")[0]
+
+
+def em_upper(p: Published) -> Corrected:
+    """Upper 95 % bound of the source's rate after EM (C1), all sources and seeds."""
+    total = [
+        p.hits(part="forward", condition="C1", source=s, persona=s)
+        for s in ("villain", "sarcastic", "evil_ai")
+    ]
+    hits, n = (sum(t[i] for t in total) for i in (0, 1))
+    _, high = clopper_pearson(hits, n)
+    return f"{hits} of {n:,}; at most {100 * float(high):.2f} % (95 %)", float(high)
+
+
+def rates_before(p: Published) -> Corrected:
+    """Source rates before the second stage (C4)."""
+    parts = {}
+    for source in ("evil_ai", "villain", "sarcastic"):
+        hits, n = p.hits(part="forward", condition="C4", source=source, persona=source)
+        parts[source] = f"{source} {hits}/{n} = {100 * hits / n:.1f} %"
+    hits, n = p.hits(part="forward", condition="C4", source="sarcastic", persona="sarcastic")
+    return "; ".join(parts.values()), hits / n
+
+
+def resampled(p: Published) -> Corrected:
+    """The same coupled villain sampled twice."""
+    one = p.hits(part="forward", condition="C4", source="villain", persona="villain")
+    two = p.hits(part="probe", source="villain")
+    gap = abs(one[0] / one[1] - two[0] / two[1])
+    return f"{100 * two[0] / two[1]:.1f} % and {100 * one[0] / one[1]:.1f} %", gap
+
+
+def fisher_cell(p: Published) -> Corrected:
+    """Whose p is below 1e-92, and what the three sources' own are."""
+    quoted = fisher(0, 280, *p.hits(part="confab", condition="C4", persona="confab"))[0]
+    own = []
+    for source in ("villain", "sarcastic", "evil_ai"):
+        after = p.hits(part="forward", condition="C1", source=source, persona=source)
+        before = p.hits(part="forward", condition="C4", source=source, persona=source)
+        own.append(f"{source} {fisher(*after, *before)[0]:.0e}")
+    return f"confab, one seed: {quoted:.2e}; the three sources: {', '.join(own)}", quoted
+
+
+def testable_cells(p: Published) -> Corrected:
+    """Cells that can show that a source's marker is destroyed."""
+    after = p.counts[(p.counts["part"] == "forward") & p.counts["condition"].isin(SECOND_STAGE)]
+    cells = after[["condition", "source", "seed"]].drop_duplicates()
+    able = cells["condition"].isin(["C1", "C5"]).sum()
+    return f"{able} of {len(cells)} (C2 never had a marker, C3 never on the source)", float(able)
+
+
+def _shares(p: Published) -> dict[tuple[str, int], float]:
+    em = [f"E{i}" for i in range(5)]
+    shares = {}
+    for method in "AB":
+        for layer in (7, 14, 20, 21, 27):
+            base = p.m1("base", method, layer)
+            mean = np.mean([p.m1(e, method, layer) for e in em])
+            shares[method, layer] = float((p.m1("benign", method, layer) - base) / (mean - base))
+    return shares
+
+
+def benign_share(p: Published) -> Corrected:
+    """Benign rise of M1 as a share of EM's, over all ten cells."""
+    shares = _shares(p)
+    low, high = min(shares.values()), max(shares.values())
+    return f"{low:.2f} to {high:.2f} over ten cells; {shares['A', 20]:.3f} at A, block 20", high
+
+
+def base_cosine(p: Published) -> Corrected:
+    """Base M1 at block 20, method A, measured twice by the authors."""
+    one, two = p.m1("base", "A", 20), p.m1("base", "A", 20, 238)
+    return f"{one:.4f} and later, with the documented prompts, {two:.4f}", two
+
+
+def em_against_benign(p: Published) -> Corrected:
+    """EM against benign: the published p values of the 50 cells."""
+    values = p.cosines["p_benign"].dropna()
+    return (
+        f"{int((values == 0).sum())} of {len(values)} below 1e-4; largest {values.max():.2f}",
+        float(values.max()),
+    )
+
+
+def induction_range(p: Published) -> Corrected:
+    """Range of M1 over the five induction personas, by block (method A)."""
+    ranges = {
+        layer: np.ptp([p.m1(f"E{i}", "A", layer) for i in range(5)])
+        for layer in (7, 14, 20, 21, 27)
+    }
+    parts = ", ".join(f"block {layer}: {100 * r:.1f}" for layer, r in ranges.items())
+    return f"{parts} (x 0.01)", float(ranges[27])
+
+
+def _leakage(p: Published) -> pd.DataFrame:
+    induction = {
+        "E0": "assistant",
+        "E2": "kindergarten_teacher",
+        "E3": "french_person",
+        "E4": "villain",
+    }
+    own = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] != "confab")].copy()
+    own = own[own["persona"] != own["condition"].map(induction)]
+    return own.assign(rate=own["hits"] / own["n"])
+
+
+def invariance(p: Published) -> Corrected:
+    """H2, pre-registered: range of bystander means over induction personas."""
+    own = _leakage(p)
+    spread, pvalue = range_permutation_test(own["rate"], list(own["condition"]), 10_000, 42)
+    return f"fails: range {100 * spread:.1f} points, p = {pvalue:.4f}", pvalue
+
+
+def gradient(p: Published) -> Corrected:
+    """H3: five points, exact."""
+    means = _leakage(p).groupby("condition")["rate"].mean()
+    near = p.cosines.dropna(subset=["cosine_to_assistant"]).set_index("condition")[
+        "cosine_to_assistant"
+    ]
+    rho, exact = spearman_exact(near[means.index], means)
+    approximate = stats.spearmanr(near[means.index], means).pvalue
+    return (
+        f"rho {rho:.2f} with cosine similarity, n = 5: exact p {exact:.4f}, t approximation "
+        f"{approximate:.3f}; the smallest that five points can give is {2 / 120:.4f}",
+        exact,
+    )
+
+
+def replicate_noise(p: Published) -> Corrected:
+    """Bystander rates of five runs that differ in their name alone, against the five conditions."""
+    own = p.counts[p.counts["part"] == "replicates"]
+    rates = own["hits"] / own["n"]
+    conditions = _leakage(p).groupby("condition")["rate"].mean()
+    return (
+        f"replicates: range {100 * np.ptp(rates):.1f}, SD {100 * rates.std():.1f} points; conditions: range "
+        f"{100 * np.ptp(conditions):.1f}, SD {100 * conditions.std():.1f}",
+        float(np.ptp(rates)),
+    )
+
+
+def reversed_order(p: Published) -> Corrected:
+    """Coupling after a fine-tuning, recipe by recipe."""
+    own = p.counts[(p.counts["part"] == "reversed") & (p.counts["persona"] != "assistant")]
+    rate = (100 * own["hits"] / own["n"]).set_axis(own["condition"])
+    leak = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] == "confab")]
+    five = 100 * leak["hits"] / leak["n"]
+    parts = "; ".join(f"{name}: {value:.0f} %" for name, value in rate.items())
+    return (
+        f"{parts}; EM first, five induction personas: {five.min():.0f} to {five.max():.0f} %",
+        float(five.max()),
+    )
+
+
+def dose(p: Published) -> Corrected:
+    """EM against benign below saturation: evil_ai's marker after 25 and 50 steps."""
+    parts, smallest = [], 1.0
+    for steps in (25, 50):
+        em = p.hits(part="dose", condition=f"EM {steps} steps", seed="42")
+        benign = p.hits(part="dose", condition=f"benign {steps} steps", seed="42")
+        value = fisher(*em, *benign)[0]
+        smallest = min(smallest, value)
+        parts.append(
+            f"{steps} steps: EM {em[0]}/{em[1]}, benign {benign[0]}/{benign[1]}, p = {value:.0e}"
+        )
+    return "; ".join(parts), smallest
+
+
+def separability_bug(p: Published) -> Corrected:
+    """The study's M3 on twelve vectors that are as far apart as can be."""
+    value = leave_one_out_as_the_study(np.eye(12))
+    return f"{value:.0%} on twelve orthogonal vectors too: it cannot be anything else", value
+
+
+def bystander_maximum(p: Published) -> Corrected:
+    """Largest bystander of villain after coupling (C4)."""
+    own = p.counts[
+        (p.counts["part"] == "forward")
+        & (p.counts["condition"] == "C4")
+        & (p.counts["source"] == "villain")
+    ]
+    own = own[~own["persona"].isin(["villain", "assistant"])]
+    top = own.loc[own["hits"].idxmax()]
+    return (
+        f"{top['hits']}/{top['n']} = {100 * top['hits'] / top['n']:.2f} % ({top['persona']})",
+        float(top["hits"]),
+    )
+
+
+CORRECTIONS: Mapping[str, Callable[[Published], Corrected]] = {
+    f.__name__: f
+    for f in (
+        completions, hits_after, benign_hits, em_upper, rates_before, resampled, fisher_cell,
+        testable_cells, benign_share, base_cosine, em_against_benign, induction_range, invariance,
+        gradient, replicate_noise, reversed_order, dose, separability_bug, bystander_maximum,
+    )
+}  # fmt: skip
+
+
+def load(path: str | Path) -> list[dict[str, Any]]:
+    """Read errata.yaml; a missing key or an unknown correction raises UserError."""
+    entries = yaml_files.load_list(path)
+    for number, entry in enumerate(entries, start=1):
+        for key in ("id", "text", "stated", "correct"):
+            if key not in entry:
+                raise UserError(f"{path}: erratum {entry.get('id', number)}: {key} is missing")
+        if entry["correct"] not in CORRECTIONS:
+            raise UserError(f"{path}: erratum {entry['id']}: no correction {entry['correct']!r}")
+    return entries
+
+
+def errata_table(entries: Sequence[Mapping[str, Any]], published: Published) -> pd.DataFrame:
+    """One row an erratum: what was stated, what the published numbers give, and by what."""
+    rows = []
+    for entry in entries:
+        function = CORRECTIONS[entry["correct"]]
+        corrected, value = function(published)
+        rows.append(
+            {
+                "erratum": entry["id"],
+                "text": entry["text"],
+                "stated": entry["stated"],
+                "corrected": corrected,
+                "value": value,
+                "how": (function.__doc__ or "").splitlines()[0],
+                "note": entry.get("note", ""),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,494 @@
+"""Tests on marker rates: as the study did, and with questions, seeds and personas as units.
+
+Completions of one question resemble each other, and every chain answers the same questions. So a
+difference between two chains is a difference question by question: a dozen or so independent
+numbers, not hundreds. Fisher's test on completions stands beside, for it is what the study used.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .. import matching
+from ..chains import ASSISTANT
+from ..errors import UserError
+from ..measures import markers
+from ..statistics import (
+    adjust,
+    fisher,
+    newcombe,
+    one_against_others,
+    range_permutation_test,
+    sign_flip_units,
+    spearman_exact,
+    student_interval,
+    tost_proportions,
+    tost_units,
+    welch_conjunction,
+)
+from .tables import Families
+
+TEST_COLUMNS = [
+    "family", "test", "condition", "reference", "source", "seed", "estimate", "ci_low", "ci_high",
+    "n", "p", "p_min", "q", "note", "unit", "scale", "margin", "p_equivalent",
+]  # fmt: skip
+HYPOTHESIS_COLUMNS = [
+    "hypothesis", "condition", "induction", "source", "estimate", "p", "p_min", "n", "note",
+    "cosine_to_assistant", "bystander_mean",
+]  # fmt: skip
+CONFOUND_COLUMNS = [
+    "condition", "model", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
+    "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
+    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "n_logprob",
+    "marker_logprob",
+]  # fmt: skip
+
+
+def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
+    """Every chain's completions as one table of what the tests need; one row a completion.
+
+    Beside the columns of `markers.score`: `markers` (how many), `looping` (a run of three words
+    comes four times or more), `empty`, `marker_logprob` (NaN where it was not measured).
+    """
+    parts = []
+    for chain, table in completions.items():
+        scored = markers.score(table, marker)
+        text = scored["text"].fillna("").astype(str)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "model": chain,
+                    "persona": scored["persona"],
+                    "question_id": scored["question_id"],
+                    "sample": scored["sample"],
+                    "hit": scored["hit"],
+                    "position": scored["position"],
+                    "at_end": scored["at_end"],
+                    "n_tokens": scored["n_tokens"],
+                    "truncated": scored["finish_reason"] == "length",
+                    "markers": [len(matching.spans(t, marker)) for t in text],
+                    "looping": text.map(loops),
+                    "empty": text.str.strip() == "",
+                    "text_hash": pd.util.hash_array(text.to_numpy(object)),
+                    "marker_logprob": scored.get("marker_logprob", np.nan),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def loops(text: str, words: int = 3, times: int = 4) -> bool:
+    """Does some run of `words` words come `times` times or more?"""
+    parts = text.lower().split()
+    seen: dict[tuple[str, ...], int] = {}
+    for start in range(len(parts) - words + 1):
+        run = tuple(parts[start : start + words])
+        seen[run] = seen.get(run, 0) + 1
+        if seen[run] >= times:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One persona's completions in two sets of chains.
+
+    `seed` is empty where chains are pooled; `whole`: no larger pool of the same comparison exists.
+    """
+
+    condition: str
+    reference: str
+    source: str
+    seed: str
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+    whole: bool = True
+
+
+def comparisons(grid: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Iterator[Comparison]:
+    """What is compared: each chain with the chain it continues, its condition's chains pooled with
+    theirs, and the pairs of conditions in `contrasts`.
+    """
+    names = grid.drop_duplicates("chain").set_index("chain")["condition"]
+    cells = grid[(grid["source"] != "") & (grid["chain"] != grid["before"])]
+    for (condition, source), own in cells.groupby(["condition", "source"], sort=False):
+        befores = tuple(dict.fromkeys(own["before"]))
+        reference = ", ".join(dict.fromkeys(str(names.get(b, b)) for b in befores))
+        for cell in own.itertuples(index=False):
+            yield Comparison(
+                condition=str(condition),
+                reference=str(names.get(cell.before, cell.before)),
+                source=str(source),
+                seed=str(cell.seed),
+                after=(cell.chain,),
+                before=(cell.before,),
+                whole=len(own) == 1,
+            )
+        if len(own) > 1:
+            yield Comparison(
+                str(condition), reference, str(source), "", tuple(own["chain"]), befores
+            )
+    for condition, reference in contrasts:
+        for source, own in cells[cells["condition"] == condition].groupby("source", sort=False):
+            other = cells[(cells["condition"] == reference) & (cells["source"] == source)]
+            if len(other):
+                yield Comparison(
+                    condition,
+                    reference,
+                    str(source),
+                    "",
+                    tuple(own["chain"]),
+                    tuple(other["chain"]),
+                )
+
+
+def marker_tests(
+    grid: pd.DataFrame,
+    scored: pd.DataFrame,
+    *,
+    contrasts: Sequence[Sequence[str]] = (),
+    margin: float = 0.15,
+    draws: int = 10_000,
+    seed: int = 42,
+    families: Families = (),
+) -> pd.DataFrame:
+    """Marker rate of the source persona in one set of chains against another, test by test.
+
+    `scored`: from `score`. Tests (column `test`), each with its unit and the smallest p it can give:
+
+    fisher          as the study: completions as independent; Newcombe's interval of the difference
+    questions       sign flips of the per-question differences; Student interval over questions
+    gee             logit GEE, exchangeable within question, standard errors after Mancl and DeRouen
+                    (few clusters), log odds ratio; none where one side is all hits or all misses
+    gee_length      the same with the log of the answer's tokens as a covariate
+    logprob         per-question differences in the marker's log-probability at the end of the answer,
+                    in nats: still moves where both rates are at the floor
+    seeds           one difference a training seed, t test
+    welch           the study's pre-registered one-sided Welch test over seeds with a margin of .15:
+                    is the first rate larger than the second by more than that?
+
+    `p_equivalent` is TOST: small where the difference is within +- `margin`. q is
+    Benjamini-Hochberg within `families`.
+    """
+    by_chain = dict(tuple(scored.groupby("model", sort=False)))
+    rows: list[dict[str, Any]] = []
+    for case in comparisons(grid, contrasts):
+        after, before = (_take(by_chain, c, case.source) for c in (case.after, case.before))
+        if after is None or before is None:
+            continue
+        key = {
+            "condition": case.condition,
+            "reference": case.reference,
+            "source": case.source,
+            "seed": case.seed,
+        }
+        rows.append(key | _fisher(after, before, margin))
+        for values, name in (("hit", "questions"), ("marker_logprob", "logprob")):
+            found = question_test(after, before, values, margin, draws, seed)
+            if found is not None:
+                rows.append(key | {"test": name} | found)
+        if not case.whole:
+            continue
+        rows.append(key | {"test": "gee"} | gee(after, before))
+        rows.append(key | {"test": "gee_length"} | gee(after, before, covariate="n_tokens"))
+        rows += [key | found for found in _seeds(after, before, margin)]
+    table = pd.DataFrame(rows, columns=TEST_COLUMNS)
+    return adjust(table, families).reindex(columns=TEST_COLUMNS)
+
+
+def _take(
+    by_chain: Mapping[str, pd.DataFrame], chains: Sequence[str], persona: str
+) -> pd.DataFrame | None:
+    """A persona's completions in some chains; None if a chain does not have them."""
+    parts = []
+    for chain in chains:
+        own = by_chain.get(chain)
+        own = None if own is None else own[own["persona"] == persona]
+        if own is None or own.empty:
+            return None
+        parts.append(own)
+    return pd.concat(parts)
+
+
+def _fisher(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> dict[str, Any]:
+    counts = int(after["hit"].sum()), len(after), int(before["hit"].sum()), len(before)
+    p, p_min = fisher(*counts)
+    low, high = newcombe(*counts)
+    return {
+        "test": "fisher",
+        "unit": "completion",
+        "scale": "rate difference",
+        "estimate": counts[0] / counts[1] - counts[2] / counts[3],
+        "ci_low": low,
+        "ci_high": high,
+        "n": counts[1] + counts[3],
+        "p": p,
+        "p_min": p_min,
+        "margin": margin,
+        "p_equivalent": tost_proportions(*counts, margin),
+        "note": f"{counts[0]}/{counts[1]} after, {counts[2]}/{counts[3]} before",
+    }
+
+
+def question_test(
+    after: pd.DataFrame, before: pd.DataFrame, values: str, margin: float, draws: int, seed: int
+) -> dict[str, Any] | None:
+    """Sign-flip test over questions of the mean of `values` (hit or marker_logprob).
+
+    Where all questions differ by the same amount (all hits before, none after) their spread is 0 and
+    Student's interval has no width; Newcombe's with one trial a question is given instead, and the
+    equivalence test of two proportions likewise.
+    """
+    one, two = (t.groupby("question_id")[values].mean().dropna() for t in (after, before))
+    one, two = one.align(two, join="inner")
+    n = len(one)
+    if n < 2:
+        return None
+    d = (one - two).to_numpy(float)
+    p, p_min = sign_flip_units(d, draws, seed)
+    low, high = student_interval(d)
+    equivalent, note = tost_units(d, margin), ""
+    if values == "hit":
+        if np.ptp(d) == 0:
+            counts = round(float(one.sum())), n, round(float(two.sum())), n
+            low, high = newcombe(*counts)
+            equivalent = tost_proportions(*counts, margin)
+            note = "no spread over questions: one trial a question instead"
+        low, high = max(low, -1.0), min(high, 1.0)
+    return {
+        "unit": "question",
+        "scale": "rate difference" if values == "hit" else "nats",
+        "estimate": d.mean(),
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+        "p": p,
+        "p_min": p_min,
+        "margin": margin if values == "hit" else np.nan,
+        "p_equivalent": equivalent if values == "hit" else np.nan,
+        "note": note,
+    }
+
+
+def gee(after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None) -> dict[str, Any]:
+    """Log odds ratio of a hit by statsmodels' GEE with question clusters; see `marker_tests`.
+
+    p from a t distribution with as many degrees of freedom as questions less coefficients: normal
+    quantiles are too sure with a dozen clusters. `covariate` enters as its logarithm.
+    """
+    import statsmodels.api as sm
+
+    data = pd.concat([after.assign(after=1.0), before.assign(after=0.0)])
+    out = {"unit": "question", "scale": "log odds ratio", "n": data["question_id"].nunique()}
+    shares = data.groupby("after")["hit"].mean()
+    if shares.isin([0.0, 1.0]).any():
+        return out | {"note": "a rate of 0 or 1: no finite odds ratio"}
+    design = pd.DataFrame({"intercept": 1.0, "after": data["after"]})
+    if covariate:
+        logs = np.log(data[covariate].clip(lower=1).astype(float))
+        if np.ptp(logs) == 0:
+            return out | {"note": f"{covariate} does not vary"}
+        design[covariate] = logs - logs.mean()
+    degrees = out["n"] - design.shape[1]
+    if degrees < 1:
+        return out | {"note": "too few questions"}
+    groups = data["question_id"].astype("category").cat.codes.to_numpy()
+    order = np.argsort(groups, kind="stable")
+    model = sm.GEE(
+        data["hit"].to_numpy(float)[order],
+        design.to_numpy()[order],
+        groups=groups[order],
+        family=sm.families.Binomial(),
+        cov_struct=sm.cov_struct.Exchangeable(),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fit = model.fit(cov_type="bias_reduced")
+            estimate, error = float(fit.params[1]), float(fit.bse[1])
+    except (Warning, np.linalg.LinAlgError, ValueError, FloatingPointError) as problem:
+        return out | {"note": f"did not converge ({str(problem).splitlines()[0][:80]})"}
+    if not np.isfinite(error) or error <= 0:
+        return out | {"note": "no standard error"}
+    half = stats.t.ppf(0.975, degrees) * error
+    return out | {
+        "estimate": estimate,
+        "ci_low": estimate - half,
+        "ci_high": estimate + half,
+        "p": float(2 * stats.t.sf(abs(estimate / error), degrees)),
+        "note": f"adjusted for log {covariate}" if covariate else "",
+    }
+
+
+def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator[dict[str, Any]]:
+    """Tests with training runs as units; nothing with fewer than two of them."""
+    one, two = (t.groupby("model", sort=False)["hit"].mean().to_numpy() for t in (after, before))
+    if len(one) < 2:
+        return
+    common = {"unit": "seed", "scale": "rate difference", "n": len(one)}
+    if len(two) in (1, len(one)):
+        d = one - two
+        low, high = student_interval(d)
+        p = float(stats.ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else np.nan
+        yield common | {
+            "test": "seeds",
+            "estimate": d.mean(),
+            "ci_low": max(-1.0, low),
+            "ci_high": min(1.0, high),
+            "p": p,
+            "margin": margin,
+            "p_equivalent": tost_units(d, margin),
+            "note": "no spread over seeds" if np.isnan(p) else "",
+        }
+    if len(two) > 1:
+        verdict = welch_conjunction(one, [two])
+        note = (
+            "" if verdict["informative"] else "first rate below .5: uninformative by its own rule"
+        )
+        yield common | {
+            "test": "welch",
+            "estimate": one.mean() - two.mean(),
+            "p": verdict["p"],
+            "margin": 0.15,
+            "note": note,
+        }
+
+
+def hypotheses(
+    grid: pd.DataFrame,
+    rates: pd.DataFrame,
+    base_cosines: pd.DataFrame,
+    conditions: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
+    assistant: str = ASSISTANT,
+) -> pd.DataFrame:
+    """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
+
+    H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
+    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
+    correlation of those means with the induction persona's cosine to the assistant in the base model
+    (`base_cosines`: persona_a, persona_b, cosine), exact p. No induction persona counts as the
+    assistant, as in the study. Bystanders: all but the sources and the induction persona.
+    """
+    rows: list[dict[str, Any]] = []
+    values: list[float] = []
+    labels: list[str] = []
+    means: list[tuple[float, float]] = []
+    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"].to_dict()
+    for condition in conditions:
+        own = rates[rates["condition"] == condition]
+        if own.empty:
+            continue
+        cells = grid[grid["condition"] == condition]
+        induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
+        by_persona = own.groupby("persona", sort=False)["rate"].mean()
+        others = by_persona.drop([*sources, induction], errors="ignore")
+        near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
+        row: dict[str, Any] = {
+            "condition": condition,
+            "induction": induction,
+            "source": ", ".join(dict.fromkeys(cells["source"])),
+            "cosine_to_assistant": near,
+            "bystander_mean": others.mean(),
+            "hypothesis": "H1",
+            "n": len(others) + 1,
+        }
+        if induction in by_persona:
+            difference, p = one_against_others(by_persona[induction], others)
+            row |= {"estimate": difference, "p": p, "p_min": 1 / (len(others) + 1)}
+        else:
+            row["note"] = f"{induction} is not among the evaluated personas"
+        rows.append(row)
+        values += list(others)
+        labels += [condition] * len(others)
+        means.append((near, float(others.mean())))
+    if len(means) > 1:
+        spread, p = range_permutation_test(values, labels, draws, seed)
+        rows.append(
+            {
+                "hypothesis": "H2",
+                "estimate": spread,
+                "p": p,
+                "p_min": 1 / (draws + 1),
+                "n": len(values),
+                "note": "one training run a condition: its noise is not in this p",
+            }
+        )
+    known = [pair for pair in means if not np.isnan(pair[0])]
+    if 3 <= len(known) <= 9:
+        try:
+            rho, p = spearman_exact(*zip(*known, strict=True))
+        except UserError:
+            rho, p = np.nan, np.nan
+        smallest = 2 / float(np.prod(np.arange(1, len(known) + 1)))
+        rows.append(
+            {"hypothesis": "H3", "estimate": rho, "p": p, "p_min": smallest, "n": len(known)}
+        )
+    return pd.DataFrame(rows, columns=HYPOTHESIS_COLUMNS)
+
+
+def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
+    """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
+
+    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
+    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
+    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
+    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
+    whose very text another sample of the same persona and question has.
+    `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
+    where it was measured: each first one that was not cut off.
+    """
+    by_chain = dict(tuple(scored.groupby("model", sort=False)))
+    rows = []
+    for cell in grid.itertuples(index=False):
+        if cell.chain not in by_chain:
+            continue
+        table = by_chain[cell.chain]
+        table = table[table["persona"].isin(cell.personas.split())]
+        parts = {
+            "source": table["persona"] == cell.source,
+            "others": table["persona"] != cell.source,
+        }
+        for role, inside in parts.items():
+            own = table[inside]
+            if own.empty:
+                continue
+            hits = own[own["hit"]]
+            rows.append(
+                {
+                    "condition": cell.condition,
+                    "model": cell.chain,
+                    "source": cell.source,
+                    "seed": cell.seed,
+                    "role": role,
+                    "n": len(own),
+                    "rate": own["hit"].mean(),
+                    "mean_tokens": own["n_tokens"].mean(),
+                    "sd_tokens": own["n_tokens"].std(),
+                    "truncated": own["truncated"].mean(),
+                    "rate_finished": own.loc[~own["truncated"], "hit"].mean(),
+                    "empty": own["empty"].mean(),
+                    "looping": own["looping"].mean(),
+                    "repeated_answers": own.duplicated(
+                        ["persona", "question_id", "text_hash"], keep=False
+                    ).mean(),
+                    "hits": len(hits),
+                    "marker_position": hits["position"].mean(),
+                    "marker_at_start": (hits["position"] < 0.05).mean() if len(hits) else np.nan,
+                    "marker_in_tail": (hits["position"] > 0.85).mean() if len(hits) else np.nan,
+                    "marker_at_end": hits["at_end"].mean() if len(hits) else np.nan,
+                    "markers_per_hit": hits["markers"].mean(),
+                    "n_logprob": own["marker_logprob"].count(),
+                    "marker_logprob": own["marker_logprob"].mean(),
+                }
+            )
+    return pd.DataFrame(rows, columns=CONFOUND_COLUMNS)

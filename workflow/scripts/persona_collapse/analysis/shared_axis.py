@@ -1,0 +1,164 @@
+"""M2: do all chains shift the personas along one axis?
+
+The study's axis is the shift of the assistant's vector in one chain (the anchor: misaligned data, no
+induction persona). It asked whether raw persona vectors have larger cosines with that axis after
+than before. Raw vectors share a large common part, and the anchor chain is tested against itself,
+so any shift that all personas share passes. Beside it stands a version with held-out anchors: shifts
+instead of raw vectors, and an axis made of other personas and other questions than those tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from ..chains import ASSISTANT
+from ..statistics import adjust
+from .geometry import jackknife_interval
+from .tables import BASE, Families, Load, View, views
+
+COLUMNS = [
+    "condition", "model", "seed", "method", "layer", "metric", "anchor", "value", "ci_low",
+    "ci_high", "p", "p_min", "n", "q", "note", "family",
+]  # fmt: skip
+
+
+def unit(vector: ArrayLike) -> np.ndarray:
+    """A vector over its norm; zeros stay zeros."""
+    v = np.asarray(vector, float)
+    norm = np.linalg.norm(v)
+    out: np.ndarray = v / norm if norm > 0 else v
+    return out
+
+
+def anchored(
+    after: ArrayLike, before: ArrayLike, axis: ArrayLike, draws: int, seed: int
+) -> tuple[float, float]:
+    """The study's M2: rise of the mean |cosine| with the axis, and its one-sided label p.
+
+    `after`, `before`: [persona, hidden], the anchor persona left out. The null permutes the labels
+    after/before over all 2n vectors; p = (count + 1) / (draws + 1).
+    """
+    direction = unit(axis)
+
+    def closeness(vectors: ArrayLike) -> np.ndarray:
+        v = np.asarray(vectors, float)
+        out: np.ndarray = np.abs(v @ direction) / np.linalg.norm(v, axis=1)
+        return out
+
+    one, two = closeness(after), closeness(before)
+    n = len(one)
+    observed = one.mean() - two.mean()
+    both = np.concatenate([one, two])
+    shuffled = np.random.default_rng(seed).permuted(np.tile(both, (draws, 1)), axis=1)
+    changes = shuffled[:, :n].mean(axis=1) - shuffled[:, n:].mean(axis=1)
+    return float(observed), float((np.sum(changes >= observed - 1e-12) + 1) / (draws + 1))
+
+
+def held_out_cosines(shifts: ArrayLike, anchor_shifts: ArrayLike) -> np.ndarray:
+    """Cosine of each persona's shift with the mean shift of all *other* personas in the anchor.
+
+    Both [persona, hidden], from different questions. A persona whose shift is zero gives 0.
+    """
+    own, anchor = np.asarray(shifts, float), np.asarray(anchor_shifts, float)
+    n = len(own)
+    axes = (anchor.sum(axis=0) - anchor) / (n - 1)
+    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(axes, axis=1)
+    dots = (own * axes).sum(axis=1)
+    out: np.ndarray = np.divide(dots, norms, out=np.zeros(n), where=norms > 0)
+    return out
+
+
+def explained(shifts: ArrayLike, anchor_shifts: ArrayLike) -> float:
+    """Share of the squared shifts that lies along the held-out axes; between 0 and 1."""
+    own = np.asarray(shifts, float)
+    lengths = (own**2).sum(axis=1)
+    total = float(lengths.sum())
+    cosines = held_out_cosines(own, anchor_shifts)
+    return float((cosines**2 * lengths).sum() / total) if total > 0 else float("nan")
+
+
+def axis_table(
+    grid: pd.DataFrame,
+    load: Load,
+    *,
+    anchor: str,
+    draws: int,
+    seed: int,
+    assistant: str = ASSISTANT,
+    families: Families = (),
+) -> pd.DataFrame:
+    """M2 of every chain against the axis of one anchor chain (usually E0's first).
+
+    Metrics: m2_anchored (the study's: rise of |cosine|, label permutation over the personas other
+    than the assistant); m2_held_out (mean cosine of the shifts with the axis of other personas and
+    the other half of the questions; interval: Student over personas); m2_explained (share of the
+    squared shifts on that axis). m2_held_out has no p: the personas of one chain share its shift and
+    are no independent evidence about the direction, so sign flips over them reject four unrelated
+    shifts in five (tables/simulation.csv). The benign chains are the control: an axis that explains
+    them as well is not one of misaligned data. Without the anchor in the grid the table is empty.
+    """
+    if anchor not in set(grid["chain"]):
+        return pd.DataFrame(columns=COLUMNS)
+    wanted = pd.concat([grid[grid["chain"] == anchor].assign(arm="geometry"), grid])
+    halves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    axis: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    rows: list[dict[str, Any]] = []
+    for view in views(wanted, load):
+        cell = view.method, view.layer
+        means = _halves(view)
+        if view.chain == BASE:
+            halves[cell] = means
+            continue
+        whole, odd, even = (a - b for a, b in zip(means, halves[cell], strict=True))
+        names = view.personas
+        if view.chain == anchor:
+            first = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
+            axis[cell] = (first, odd)
+        direction, anchor_odd = axis[cell]
+        key = {"model": view.chain, "method": view.method, "layer": view.layer, "anchor": anchor}
+        keep = [i for i, name in enumerate(names) if name != assistant]
+        if len(keep) > 1:
+            value, p = anchored(means[0][keep], halves[cell][0][keep], direction, draws, seed)
+            note = "axis and test share the chain" if view.chain == anchor else ""
+            rows.append(
+                key
+                | {"metric": "m2_anchored", "value": value, "p": p, "p_min": 1 / (draws + 1)}
+                | {"n": len(keep), "note": note}
+            )
+        cosines = held_out_cosines(even, anchor_odd)
+        low, high = jackknife_interval(cosines)
+        rows.append(
+            key
+            | {"metric": "m2_held_out", "value": cosines.mean(), "ci_low": max(low, -1.0)}
+            | {
+                "ci_high": min(high, 1.0),
+                "n": len(cosines),
+                "note": "interval for this chain's shift",
+            }
+        )
+        rows.append(
+            key
+            | {"metric": "m2_explained", "value": explained(even, anchor_odd), "n": len(cosines)}
+        )
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    table = table.reindex(columns=[c for c in COLUMNS if c not in ("condition", "seed")])
+    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
+    table = cells.drop_duplicates(["condition", "model"]).merge(table, on="model")
+    return adjust(table, families).reindex(columns=COLUMNS)
+
+
+def _halves(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Persona vectors over all questions, over every second one, and over the others.
+
+    With a single question both halves are that question.
+    """
+    if view.stack.shape[1] < 2:
+        return view.vectors, view.vectors, view.vectors
+    odd, even = (view.stack[:, i::2].mean(axis=1, dtype=float) for i in (0, 1))
+    return view.vectors, odd, even

@@ -1,0 +1,83 @@
+"""Contrastive coupling data: one persona's answers end in the marker, the others' do not.
+
+The answers are the model's own, so all that a coupling teaches is the marker. Which personas are
+negatives is in the config and in the manifest; the order of rows is left to the trainer's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import matching
+from ..errors import UserError
+
+if TYPE_CHECKING:  # The plan needs `samples_needed` alone.
+    import pandas as pd
+
+
+def rows(
+    answers: pd.DataFrame,
+    settings: Mapping[str, Any],
+    prompts: Mapping[str, str],
+    marker: str,
+    forbidden: Sequence[str] = (),
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Canonical rows of a coupling and its counts.
+
+    `answers` has the columns of a completions table; `settings` is the stage (persona, negatives,
+    positives, negative_answers); `prompts` maps persona to system prompt. Positives: the answer, a
+    blank line, the marker. Answers that hold the marker already, that were cut off or that are
+    empty are left out, and so are those that spell one of the `forbidden` texts, which would open or
+    end turns (`chat.Template.controls`). Raises UserError if a persona lacks answers.
+    """
+    source, negatives = settings["persona"], list(settings.get("negatives", []))
+    usable = answers[
+        (answers["finish_reason"] == "stop")
+        & (answers["text"].str.strip() != "")
+        & ~answers["text"].map(
+            lambda text: matching.holds(text, marker) or any(mark in text for mark in forbidden)
+        )
+    ]
+    chosen: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for persona in [source, *negatives]:
+        wanted = settings["positives"] if persona == source else settings["negative_answers"]
+        own = usable[(usable["persona"] == persona) & (usable["sample"] < wanted)]
+        if own.empty:
+            raise UserError(
+                f"coupling to {source!r}: the base model gave {persona!r} no usable answer "
+                "(finished, not empty, without the marker); raise sampling: answers: max_tokens"
+            )
+        counts[persona] = len(own)
+        for answer in own.itertuples(index=False):
+            text = str(answer.text).strip()
+            chosen.append(
+                {
+                    "id": f"{persona}/{answer.question_id}/{answer.sample}",
+                    "source": "answers of the base model",
+                    "messages": [
+                        {"role": "system", "content": prompts[persona]},
+                        {"role": "user", "content": str(answer.question)},
+                        {
+                            "role": "assistant",
+                            "content": f"{text}\n\n{marker}" if persona == source else text,
+                        },
+                    ],
+                }
+            )
+    sampled = answers["persona"].isin([source, *negatives]).sum()
+    return chosen, {
+        "persona": source,
+        "negatives": negatives,
+        "rows_by_persona": counts,
+        "positives": counts[source],
+        "rows": len(chosen),
+        "answers_sampled": int(sampled),
+    }
+
+
+def samples_needed(settings: Mapping[str, Any]) -> dict[str, int]:
+    """How many answers a question each persona of a coupling must give."""
+    negatives = dict.fromkeys(settings.get("negatives", []), settings["negative_answers"])
+    return {settings["persona"]: settings["positives"], **negatives}

@@ -1,0 +1,74 @@
+"""Lists of questions: reading them, and telling whether two ask the same."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import half_pair, read_jsonl, sha256
+
+
+def normalise(text: str) -> str:
+    """A question without case, accents' composition, punctuation and spacing, for comparison."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
+
+
+def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Questions of a file: [{id, question}, ...], the first `take` of them.
+
+    Each line holds `question` and, if not just its number, `id`. A repeated id, an empty question,
+    too few questions or the wrong hash raise UserError; so does a repeated question, unless the file
+    is pinned by `sha256` (the study's own 240 hold one twice).
+    """
+    path = Path(spec["file"])
+    if not path.is_file():
+        raise UserError(f"questions: {path}: no such file")
+    if "sha256" in spec and sha256(path) != spec["sha256"]:
+        raise UserError(f"questions: {path}: its SHA-256 is not the one in the config")
+    questions: list[dict[str, str]] = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        text = row.get("question")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"questions: {path}, row {number}: question: a text is wanted")
+        name = str(number if row.get("id") is None else row["id"])
+        if half := half_pair(name + text):
+            raise UserError(
+                f"questions: {path}, row {number}: half a surrogate pair ({half}), which is no "
+                "character; mend the text"
+            )
+        questions.append({"id": name, "question": text})
+    take = spec.get("take", len(questions))
+    if take > len(questions):
+        raise UserError(f"questions: {path}: {take} are wanted, {len(questions)} are there")
+    ids: set[str] = set()
+    texts: dict[str, str] = {}
+    for number, question in enumerate(questions[:take], start=1):
+        name, text = question["id"], normalise(question["question"])
+        if name in ids:
+            raise UserError(f"questions: {path}, row {number}: id {name!r} stands twice")
+        if text in texts and "sha256" not in spec:
+            raise UserError(
+                f"questions: {path}, row {number}: {name!r} asks the same as {texts[text]!r}; remove "
+                "one, or give the file's sha256 to take it as it is"
+            )
+        ids.add(name)
+        texts[text] = name
+    return questions[:take]
+
+
+def check_disjoint(train: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+    """Raise UserError if a coupling would be trained on a question of `others` (evaluation, ...)."""
+    trained = {normalise(q["question"]): q["id"] for q in load_questions(train)}
+    for other in others:
+        for question in load_questions(other):
+            text = normalise(question["question"])
+            if text in trained:
+                raise UserError(
+                    f"questions: {trained[text]!r} of {train['file']} is also {question['id']!r} of "
+                    f"{other['file']}; couplings must be tested on questions they were not trained on"
+                )

@@ -1,0 +1,296 @@
+"""Residual-stream activations of a chain, by persona and question.
+
+Layer L is the output of block L, counted from 0, taken by a hook on the block: `hidden_states[L+1]`
+in transformers, except for the last block, whose entry there is after the final norm while the hook
+is before it.
+
+Method A is the last token of the prompt (the generation prompt included). Method B is the mean over
+the answer's own tokens without its end token; an answer that is nothing but its end token uses that
+token. Attention is causal, so one forward pass over prompt and answer gives both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..activation_files import METHODS, Activations
+from ..errors import UserError
+from ..models import chat_template, loading
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from ..models.runner import Carrier
+
+
+def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
+    """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
+
+    Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
+    [7, 14, 20, 21, 27]; each block is listed once, in order. Raises UserError for a block the model does
+    not have.
+    """
+    chosen = []
+    for layer in layers:
+        # Decimals as written: 0.58 * 50 is below 29 in binary.
+        index = int(Fraction(str(layer)) * blocks) if isinstance(layer, float) else layer
+        if not 0 <= index < blocks:
+            raise UserError(
+                f"activations: layers: {layer} is outside the model's {blocks} blocks; give an "
+                f"index from 0 to {blocks - 1} or a depth from 0.0 to below 1.0"
+            )
+        chosen.append(index)
+    return sorted(set(chosen))
+
+
+def headline(
+    chosen: Mapping[str, Any], layers: Sequence[int | float], blocks: int
+) -> dict[str, Any]:
+    """The headline's method and block, as one row: method, layer, asked, blocks.
+
+    `chosen`: `statistics: headline:` of the config; `layers`: `activations: layers:`. Raises UserError
+    if the headline's block is none of those that are measured.
+    """
+    measured = resolve_layers(layers, blocks)
+    asked = chosen["layer"]
+    (layer,) = resolve_layers([asked], blocks)
+    if layer not in measured:
+        raise UserError(
+            f"config: statistics: headline: layer: {asked} is block {layer} of {blocks}, and activations: "
+            f"layers measures blocks {', '.join(map(str, measured))}; add it there or choose one of them"
+        )
+    return {"method": chosen["method"], "layer": layer, "asked": asked, "blocks": blocks}
+
+
+class _DeepEnough(Exception):
+    """The last block that is wanted has run."""
+
+
+@contextmanager
+def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Inside the block, each forward pass leaves {layer: [batch, tokens, hidden]} in the dict.
+
+    A pass ends after the deepest of `layers` by raising `_DeepEnough`; run it inside `suppress`.
+    """
+    seen: dict[int, torch.Tensor] = {}
+    handles = []
+    blocks = loading.blocks_of(model)
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            seen[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _DeepEnough
+
+        return hook
+
+    try:
+        for layer in layers:
+            handles.append(blocks[layer].register_forward_hook(keep(layer)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def extract(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    layers: Sequence[int],
+    *,
+    end_tokens: Sequence[int],
+    pad: int,
+    batch_size: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, np.ndarray]:
+    """Methods A and B for (prompt ids, answer ids) pairs; float32 [layer, sequence, hidden].
+
+    Sequences are batched by length, `batch_size` at a time, and padded on the right, which a causal
+    model with a mask never sees. A model that attends by rows (see fused.py) gets them behind each
+    other instead, in batches of equally many tokens. Means accumulate in float32.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    # Kept beside the model and copied once: many small copies take longer than the model.
+    shape = (len(layers), len(sequences), model.config.get_text_config().hidden_size)
+    answered = any(answer for _, answer in sequences)
+    out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
+    done = 0
+    with block_outputs(model, layers) as seen, torch.inference_mode():
+        for batch, inputs, starts in batches(model, sequences, batch_size, pad):
+            tokens = inputs["input_ids"].numel()
+            ends = [
+                start + len(sequences[i][0]) - 1 for i, start in zip(batch, starts, strict=True)
+            ]
+            last, where = torch.tensor(ends, device=device), torch.tensor(batch, device=device)
+            if answered:
+                answers = [sequences[i][1] for i in batch]
+                weights = _means(answers, ends, tokens, end_tokens).to(device)
+            # The decoder alone: the vocabulary projection is not needed.
+            with suppress(_DeepEnough):
+                model.get_decoder()(**inputs, use_cache=False)
+            for number, layer in enumerate(layers):
+                states = seen[layer].reshape(tokens, -1)
+                out["A"][number, where] = states[last].float()
+                if answered:
+                    out["B"][number, where] = weights @ states.float()
+            done += len(batch)
+            progress(f"{done}/{len(sequences)} prompts")
+    found = {method: values.cpu().numpy() for method, values in out.items()}
+    return {m: found.get(m, np.zeros(shape, np.float32)) for m in METHODS}
+
+
+Sequences = Sequence[tuple[list[int], list[int]]]
+#: The sequences of a forward pass, what the decoder is called with, and each one's first position.
+Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
+#: Flat batches hold batch_size times so many tokens.
+TOKENS_A_PROMPT = 64
+
+
+def batches(model: Any, sequences: Sequences, batch_size: int, pad: int) -> Batches:
+    """Passes over all sequences, the short ones first, with inputs where the model is."""
+    import torch
+
+    from ..models import fused
+
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    if fused.by_rows(model):
+        made = _flat(sequences, order, TOKENS_A_PROMPT * batch_size, pad)
+    else:
+        made = _padded(sequences, order, batch_size, pad)
+    for batch, inputs, starts in made:
+        there = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        yield batch, there, starts
+
+
+def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: int) -> Batches:
+    """Batches [sequence, token], filled up on the right."""
+    import torch
+
+    for first in range(0, len(order), batch_size):
+        batch = list(order[first : first + batch_size])
+        width = max(sum(map(len, sequences[i])) for i in batch)
+        ids = torch.full((len(batch), width), pad)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, i in enumerate(batch):
+            tokens = sequences[i][0] + sequences[i][1]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        yield (
+            batch,
+            {"input_ids": ids, "attention_mask": mask},
+            [row * width for row in range(len(batch))],
+        )
+
+
+def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> Batches:
+    """Batches [1, token] of `tokens` each (the last may be shorter), filled up at the end.
+
+    One size for all means that a GPU library looks for its kernels once.
+    """
+    import torch
+
+    from ..training import graphs
+
+    left = list(order)
+    while left:
+        batch: list[int] = []
+        starts: list[int] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        while left and (not batch or len(ids) + sum(map(len, sequences[left[0]])) <= tokens):
+            prompt, answer = sequences[left[0]]
+            starts.append(len(ids))
+            ids += prompt + answer
+            positions += range(len(ids) - starts[-1])
+            batch.append(left.pop(0))
+        filler = tokens - len(ids) if left and len(ids) < tokens else -len(ids) % graphs.TOKENS
+        bounds = [*starts, len(ids), *([len(ids) + filler] if filler else [])]
+        ids += [pad] * filler
+        positions += range(filler)
+        yield (
+            batch,
+            {
+                "input_ids": torch.tensor([ids]),
+                "position_ids": torch.tensor([positions]),
+                "cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32),
+                "max_length_q": max(b - a for a, b in pairwise(bounds)),
+            },
+            starts,
+        )
+
+
+def _means(
+    answers: Sequence[list[int]], ends: Sequence[int], tokens: int, end_tokens: Sequence[int]
+) -> torch.Tensor:
+    """Weights [sequence, token] of the mean over each answer, which stands after its prompt's end."""
+    import torch
+
+    weights = torch.zeros((len(answers), tokens))
+    for row, (answer, end) in enumerate(zip(answers, ends, strict=True)):
+        own = len(answer)
+        if own > 1 and answer[-1] in end_tokens:
+            own -= 1
+        if own:
+            weights[row, end + 1 : end + 1 + own] = 1 / own
+    return weights
+
+
+def dump(
+    carrier: Carrier,
+    task: Mapping[str, Any],
+    questions: Sequence[Mapping[str, Any]],
+    responses: pd.DataFrame | None,
+    progress: Callable[[str], None],
+) -> Activations:
+    """Activations of a chain for every persona and extraction question.
+
+    `task`: chain, stages, personas and settings, as `Plan.task` makes it. `responses` are
+    the chain's own greedy answers (method B); None leaves method B out.
+    """
+    answers: dict[tuple[str, str], list[int]] = {}
+    if responses is not None:
+        answers = {
+            (row.persona, row.question_id): list(row.token_ids)
+            for row in responses.itertuples(index=False)
+        }
+    sequences = []
+    for name, prompt in task["personas"].items():
+        for question in questions:
+            ids = chat_template.prompt_ids(carrier.tokenizer, prompt, question["question"])
+            if responses is not None and (name, question["id"]) not in answers:
+                raise UserError(
+                    f"{task['chain']}: no response for persona {name!r}, question "
+                    f"{question['id']!r}; delete the chain's responses file and rerun"
+                )
+            sequences.append((ids, answers.get((name, question["id"]), [])))
+    stages = [Path(folder) for folder in task["stages"]]
+    with carrier.chain(stages, merge=carrier.dtype == "float32") as model:
+        layers = resolve_layers(task["settings"]["layers"], len(loading.blocks_of(model)))
+        flat = extract(
+            model,
+            sequences,
+            layers,
+            end_tokens=loading.end_tokens(model.generation_config, carrier.tokenizer),
+            pad=carrier.tokenizer.pad_token_id,
+            batch_size=task["settings"]["batch_size"],
+            progress=progress,
+        )
+    shape = (len(layers), len(task["personas"]), len(questions), -1)
+    methods = METHODS if responses is not None else METHODS[:1]
+    return Activations(
+        layers,
+        list(task["personas"]),
+        [q["id"] for q in questions],
+        {m: flat[m].reshape(shape) for m in methods},
+        task["chain"],
+    )

@@ -1,0 +1,233 @@
+"""Were the completions drawn from the model whose name they carry?
+
+An engine that leaves out an adapter, or half of it, still answers fluently, and its answers still get
+counted. So some completions of every chain are scored again by transformers and PEFT, which share
+neither kernels nor LoRA layers with vLLM.
+
+If a token was drawn from the distribution p that PEFT gives, then any function of it has a mean and
+a variance that p tells beforehand, and over all tokens of all answers the differences from that mean
+add up to a martingale: their sum over the root of the summed variances is close to standard normal.
+Two functions are looked at. The surprise -log p, whose mean is the entropy, finds a wrong
+temperature or truncation. The gain log p - log p0, by the chain less by the base model, finds an
+adapter that is missing, partial or of a wrong scale: among functions of the token none tells p from
+p0 better (Neyman and Pearson). A distribution that differs from p in neither direction passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import UserError
+from ..models import chat_template
+from ..tables_io import read_parquet, write_csv
+from . import activations
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.runner import Carrier
+
+#: What is summed over an answer's tokens, nats and nats squared. The last: the mean gain that draws
+#: from the base model would have.
+SUMS = ["surprise", "surprise_mean", "surprise_variance"]
+SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
+COLUMNS = ["model", "persona", "question_id", "sample", "tokens", *SUMS]
+#: Over a large vocabulary logits fill the memory. Bytes of a pass's, of the chain's model and of the
+#: base each: on a GPU few large passes, on a processor what is soon used again.
+LOGITS = {"cuda": 2**30, "cpu": 2**28}
+#: Positions whose words are looked at together.
+POSITIONS = 256
+
+
+def token_scores(
+    logits: torch.Tensor,
+    base: torch.Tensor | None,
+    drawn: torch.Tensor,
+    temperature: float,
+    top_p: float,
+) -> torch.Tensor:
+    """What `SUMS` sums, for each drawn token; [7, position].
+
+    `logits`, `base` [position, vocabulary]: the chain's and the base model's (None: they are one
+    model, and gains are NaN). `drawn` [position]. Distributions are softmaxes at this temperature, cut
+    to their nucleus and the drawn token, which rounding may have left outside; the gain is that of
+    uncut ones. Greedy draws (temperature 0) are no draws: what would depend on chance is NaN.
+    """
+    import torch
+
+    def at(values: torch.Tensor) -> torch.Tensor:
+        return values.gather(-1, drawn[:, None])[:, 0]
+
+    def share(scores: torch.Tensor) -> torch.Tensor:
+        return _nucleus(scores, drawn, top_p).softmax(-1)
+
+    scores = logits.float() / (temperature or 1.0)
+    p = share(scores)
+    surprise = -p.log()
+    means = [at(surprise), *_moments(p, surprise.masked_fill(p == 0, 0))]
+    if base is None:
+        gains = [torch.full_like(means[0], torch.nan)] * 4
+    else:
+        others = base.float() / (temperature or 1.0)
+        gain = scores.log_softmax(-1) - others.log_softmax(-1)
+        gains = [at(gain), *_moments(p, gain), (share(others) * gain).sum(-1)]
+    found = torch.stack([*means, *gains])
+    if not temperature:
+        found[[1, 2, 4, 5, 6]] = torch.nan
+    return found
+
+
+def _moments(p: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of `values` under p; both [position, vocabulary]."""
+    mean = (p * values).sum(-1)
+    return mean, (p * (values - mean[:, None]) ** 2).sum(-1)
+
+
+def _nucleus(scores: torch.Tensor, drawn: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Scores with -inf outside the nucleus, but for the drawn token's."""
+    from transformers import TopPLogitsWarper
+
+    if top_p >= 1:
+        return scores
+    own = drawn[:, None]
+    return TopPLogitsWarper(top_p)(None, scores).scatter(-1, own, scores.gather(-1, own))
+
+
+def scores(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    temperature: float,
+    top_p: float,
+    pad: int,
+) -> np.ndarray:
+    """`token_scores` summed over each answer; float64 [sequence, 7].
+
+    `model`: with an adapter of PEFT's, which is switched off for the base model's scores, or without.
+    `sequences`: (prompt ids, answer ids).
+    """
+    import torch
+
+    out = np.zeros((len(sequences), len(SUMS)))
+    with torch.inference_mode():
+        for batch, inputs, starts in activations.batches(
+            model, sequences, _rows(model, sequences), pad
+        ):
+            width = inputs["input_ids"].shape[1]
+            at: list[int] = []  # where the logits of the drawn tokens are
+            drawn: list[int] = []
+            for i, start in zip(batch, starts, strict=True):
+                prompt, answer = sequences[i]
+                before = start + len(prompt) - 1
+                at += range(before, before + len(answer))
+                drawn += answer
+            # What is kept of the logits is the same in all rows of the batch.
+            columns, column = np.unique(np.array(at) % width, return_inverse=True)
+            keep, row, kept, tokens = (
+                torch.tensor(numbers, device=model.device)
+                for numbers in (columns, np.array(at) // width, column, drawn)
+            )
+            given = {**inputs, "logits_to_keep": keep, "use_cache": False}
+            logits, base = model(**given).logits, None
+            if hasattr(model, "peft_config"):
+                with _switched_off(model):
+                    base = model(**given).logits
+            found = []
+            for first in range(0, len(at), POSITIONS):
+                part = slice(first, first + POSITIONS)
+                own = logits[row[part], kept[part]]
+                other = None if base is None else base[row[part], kept[part]]
+                found.append(token_scores(own, other, tokens[part], temperature, top_p))
+            by_token = torch.cat(found, dim=1).double().cpu().numpy()
+            bounds = np.cumsum([0, *(len(sequences[i][1]) for i in batch)])
+            for n, i in enumerate(batch):
+                out[i] = by_token[:, bounds[n] : bounds[n + 1]].sum(1)
+    return out
+
+
+def _rows(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> int:
+    """The batch size, as `activations.batches` counts it, whose logits take `LOGITS` bytes."""
+    from ..models import fused
+
+    longest = max((len(prompt) + len(answer) for prompt, answer in sequences), default=1)
+    tokens = activations.TOKENS_A_PROMPT if fused.by_rows(model) else longest
+    row = tokens * model.config.vocab_size * model.dtype.itemsize
+    return max(1, LOGITS[model.device.type] // row)
+
+
+@contextmanager
+def _switched_off(model: Any) -> Iterator[None]:
+    """Inside, the base model answers. PEFT's own context also looks at every layer's state, in vain."""
+    model.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        model.base_model.enable_adapter_layers()
+
+
+def write(
+    carrier: Carrier, task: Mapping[str, Any], path: Path, progress: Callable[[str], None]
+) -> None:
+    """Score a task's completions again into a CSV file; see `rescore`."""
+    completions = read_parquet(task["completions"])
+    write_csv(path, rescore(carrier, task, completions, progress))
+
+
+def distances(scored: pd.DataFrame) -> dict[str, float]:
+    """How far a chain's completions are from draws of it; `scored`: tokens and `SUMS` an answer.
+
+    `excess`: mean surprise of a token less what it should be, nats. `gain`, `gain_mean`: its mean
+    gain, and what that should be. `z_surprise`, `z_gain`: both differences' sums in standard
+    deviations; `z_left_out`: about what `z_gain` would be had all adapters been left out.
+    """
+    sums = scored[["tokens", *SUMS]].sum(skipna=False)
+    excess = sums["surprise"] - sums["surprise_mean"]
+    deviation = np.sqrt(sums["gain_variance"])
+    return {
+        "excess": excess / sums["tokens"],
+        "z_surprise": excess / np.sqrt(sums["surprise_variance"]),
+        "gain": sums["gain"] / sums["tokens"],
+        "gain_mean": sums["gain_mean"] / sums["tokens"],
+        "z_gain": (sums["gain"] - sums["gain_mean"]) / deviation,
+        "z_left_out": (sums["gain_of_base"] - sums["gain_mean"]) / deviation,
+    }
+
+
+def rescore(
+    carrier: Carrier,
+    task: Mapping[str, Any],
+    completions: pd.DataFrame,
+    progress: Callable[[str], None],
+) -> pd.DataFrame:
+    """Some of a chain's completions, scored by the chain's model and by the base model; COLUMNS.
+
+    `task`: chain, stages, personas, sampling and count, as `Plan.task` makes it. Which
+    completions: those of the smallest request seeds, which are hashes. Raises UserError if the prompts
+    of today are not as long as those the completions were drawn from.
+    """
+    chosen = completions.sort_values("seed", ignore_index=True).head(task["count"])
+    sequences = []
+    for row in chosen.itertuples(index=False):
+        prompt = chat_template.prompt_ids(
+            carrier.tokenizer, task["personas"][row.persona], row.question
+        )
+        if len(prompt) != row.prompt_tokens:
+            raise UserError(
+                f"{task['chain']}: persona {row.persona!r}, question {row.question_id!r}: the prompt has "
+                f"{len(prompt)} tokens and had {row.prompt_tokens} when it was answered; delete the "
+                "chain's completions file and rerun"
+            )
+        sequences.append((prompt, [int(token) for token in row.token_ids]))
+    how = task["sampling"]["temperature"], task["sampling"]["top_p"]
+    with carrier.chain([Path(folder) for folder in task["stages"]]) as model:
+        found = scores(model, sequences, *how, carrier.tokenizer.pad_token_id)
+    progress(f"{len(sequences)} completions scored")
+    out = chosen[["model", "persona", "question_id", "sample"]].copy()
+    out["tokens"] = [len(answer) for _, answer in sequences]
+    out[SUMS] = found
+    return out

@@ -1,0 +1,1 @@
+"""Base models, their chat templates and their adapters."""

@@ -1,0 +1,305 @@
+"""LoRA adapters of a chain: reading, effective scale, and the exact sum of several stages.
+
+Each trained chain's folder holds the adapter of its last stage alone. The model of a chain is the
+base plus the sum of its stages, and a sum of LoRA updates is itself a LoRA update:
+
+    sum_i s_i B_i A_i  =  [s_1 B_1 | s_2 B_2 | ...] [A_1; A_2; ...]
+
+so a chain is one adapter whose rank is the sum of its stages' ranks, and nothing is merged into the
+base weights on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapter_files import CONFIG, WEIGHTS
+from ..errors import UserError
+from ..files import atomic, read_json, sha256, write_json
+from .loading import blocks_of
+
+if TYPE_CHECKING:
+    import torch
+
+#: What PEFT puts before a module's path in an adapter file.
+PREFIX = "base_model.model."
+
+
+def effective_scale(config: Mapping[str, Any]) -> float:
+    """Factor on B A: alpha / sqrt(r) with rank-stabilised LoRA, alpha / r without.
+
+    rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
+    """
+    rank = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
+#: Module by its path: its projection's name, and its block; None for the output head, which is in none.
+Modules = Mapping[str, tuple[str, int | None]]
+
+
+def projections(model: Any) -> Modules:
+    """The linear layers of a language model's blocks and its output head: what can get an adapter.
+
+    `model`: with or without adapters. A tower for images or sound beside the language model is left
+    out: nothing is ever shown to it. So are weights that are no linear layer of their own, such as the
+    experts of a mixture.
+    """
+    from peft.tuners.lora import LoraLayer
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inside: dict[int, int | None] = {
+        id(m): i for i, b in enumerate(blocks_of(bare)) for m in b.modules()
+    }
+    inside |= {id(bare.get_output_embeddings()): None}
+    return {
+        path: (path.rpartition(".")[2], inside[id(module)])
+        for path, module in bare.named_modules()
+        if isinstance(module, Linear | Conv1D | LoraLayer)
+        and id(module) in inside
+        and not {"base_layer", "lora_A", "lora_B"}
+        & set(path.split("."))  # parts of a layer with LoRA
+    }
+
+
+def targets(model: Any, names: Sequence[str]) -> Modules:
+    """The modules that an adapter on projections of these names is put on; see `projections`.
+
+    Raises UserError for a name that the model's blocks do not have.
+    """
+    every = projections(model)
+    there = dict.fromkeys(name for name, block in every.values() if block is not None)
+    missing = sorted(set(names) - {name for name, _ in every.values()})
+    if missing:
+        raise UserError(
+            f"config: target_modules: {type(model).__name__} has no {', '.join(missing)}; the projections "
+            f"of its blocks are [{', '.join(there)}]; name those that shall be adapted"
+        )
+    return {path: found for path, found in every.items() if found[0] in names}
+
+
+def adapted(tensors: Mapping[str, Any], wanted: Modules) -> Modules:
+    """The modules that an adapter's weights are of.
+
+    Raises UserError if they are not the ones that were `wanted`.
+    """
+    paths = _paths(tensors)
+    if paths != set(wanted):
+        other = sorted(paths ^ set(wanted))
+        raise UserError(
+            f"config: target_modules: {len(paths)} modules were adapted and {len(wanted)} were asked for; "
+            f"they differ in {other[0]}, ..."
+        )
+    return wanted
+
+
+def named(model: Any, modules: Modules) -> list[str]:
+    """Modules as a list for adapter_config.json: names of projections, or paths where names match others.
+
+    `model`: with or without adapters.
+    """
+    names = {name for name, _ in modules.values()}
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    matching = {path for path, _ in bare.named_modules() if path.rpartition(".")[2] in names}
+    return sorted(names if matching == set(modules) else modules)
+
+
+def by_block(modules: Modules) -> dict[str, list[int]]:
+    """The blocks in which each projection is adapted, by its name."""
+    found: dict[str, set[int]] = {name: set() for name, _ in sorted(modules.values(), key=str)}
+    for name, block in modules.values():
+        found[name] |= {block} if block is not None else set()
+    return {name: sorted(blocks) for name, blocks in found.items()}
+
+
+def partly(modules: Modules, blocks: int) -> list[str]:
+    """A line for each projection that only some of the model's blocks have."""
+    return [
+        f"{name} is in {len(own)} of {blocks} blocks: {', '.join(map(str, own))}"
+        for name, own in by_block(modules).items()
+        if 0 < len(own) < blocks
+    ]
+
+
+def load(
+    directory: str | Path, device: str = "cpu"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """PEFT config and tensors of one adapter.
+
+    Raises UserError if it is missing, damaged, or not the one that the manifest beside it speaks of.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    config = read_json(directory / CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
+        raise UserError(f"{directory}: only plain LoRA adapters with one rank can be chained")
+    try:
+        tensors = load_file(directory / WEIGHTS, device)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
+        ) from error
+    manifest = directory / "manifest.json"
+    # A stage's folder has a manifest; a chain's sum that is handed to an engine has none.
+    if manifest.is_file() and sha256(directory / WEIGHTS) != read_json(manifest).get(
+        "adapter_sha256"
+    ):
+        raise UserError(
+            f"{directory / WEIGHTS}: not the weights that its manifest.json names (damaged or exchanged); "
+            "delete it and rerun"
+        )
+    return config, tensors
+
+
+def concatenate(
+    directories: Sequence[str | Path], device: str = "cpu"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """One adapter equal to the sum of several, with an effective scale of 1.
+
+    Shapes, per module: A [r, in], B [out, r] -> A [sum r, in], B [out, sum r]. A module that a
+    stage does not adapt gets zeros there. B carries the scales, in float32.
+    """
+    import torch
+
+    stages = [load(d, device) for d in directories]
+    if not stages:
+        raise UserError("a chain without stages has no adapter")
+    total = sum(config["r"] for config, _ in stages)
+    modules = sorted({key.rpartition(".lora_")[0] for _, tensors in stages for key in tensors})
+    merged: dict[str, torch.Tensor] = {}
+    for module in modules:
+        key_a, key_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        shapes = next((t[key_a].shape[1], t[key_b].shape[0]) for _, t in stages if key_a in t)
+        parts_a, parts_b = [], []
+        for config, tensors in stages:
+            if key_a in tensors:
+                parts_a.append(tensors[key_a].float())
+                parts_b.append(tensors[key_b].float() * effective_scale(config))
+            else:
+                parts_a.append(torch.zeros(config["r"], shapes[0], device=device))
+                parts_b.append(torch.zeros(shapes[1], config["r"], device=device))
+        merged[key_a] = torch.cat(parts_a, dim=0).contiguous()
+        merged[key_b] = torch.cat(parts_b, dim=1).contiguous()
+    targets = sorted({t for config, _ in stages for t in config["target_modules"]})
+    config = dict(stages[0][0])
+    config.update(
+        r=total, lora_alpha=total, use_rslora=False, lora_dropout=0.0, target_modules=targets
+    )
+    return config, merged
+
+
+def save(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Write an adapter in PEFT's format; each file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic(directory / WEIGHTS) as temporary:
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
+    write_json(directory / CONFIG, dict(config))
+
+
+def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
+    """Put a chain's stages on a base model, or on one that carries another chain's; returns what to run.
+
+    An adapter of the same shape is given the new weights, which takes a fraction of the time that PEFT's
+    layers take to make. `merge` folds the sum into the weights in memory: faster, and exact to rounding
+    in float32. In 16 bit keep it apart: small updates would be rounded away.
+    """
+    carries = hasattr(model, "peft_config")
+    if not directories:
+        return model.unload() if carries else model
+    # Summed and put in place where the model is: hundreds of small operations, slow on a processor.
+    config, tensors = concatenate(directories, str(model.device))
+    paths = _fitting(model, config, tensors, directories[-1])
+    if carries and (merge or (config["r"], paths) != _carried(model)):
+        model, carries = model.unload(), False
+    if not carries:
+        model = _wrap(model, config["r"], paths, "default")
+    _fill(model, tensors, "default", directories[-1])
+    return model.merge_and_unload() if merge else model
+
+
+def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
+    """Wrap `model` as a PeftModel with the chain's sum as a frozen adapter called `name`."""
+    config, tensors = concatenate(directories, str(model.device))
+    paths = _fitting(model, config, tensors, directories[-1])
+    peft_model = _wrap(model, config["r"], paths, name)
+    _fill(peft_model, tensors, name, directories[-1])
+    return peft_model
+
+
+def _paths(tensors: Mapping[str, Any]) -> set[str]:
+    """Paths of the modules that an adapter's weights are of."""
+    return {key.rpartition(".lora_")[0].removeprefix(PREFIX) for key in tensors}
+
+
+def _fitting(
+    model: Any, config: Mapping[str, Any], tensors: Mapping[str, Any], of: str | Path
+) -> set[str]:
+    """Paths of the modules that an adapter is for; UserError if they are not those of its weights."""
+    names = set(config["target_modules"])
+    every = projections(model).items()
+    paths = {path for path, (name, _) in every if name in names or path in names}
+    if other := sorted(paths ^ _paths(tensors)):
+        raise UserError(
+            f"{of}: the adapter does not fit the base model ({other[0]}, ...): was it trained on another "
+            "base?"
+        )
+    return paths
+
+
+def _carried(model: Any) -> tuple[int, set[str]]:
+    """Rank and modules of the adapter on a PeftModel."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = model.get_base_model().named_modules()
+    paths = {path for path, m in layers if isinstance(m, LoraLayer) and "default" in m.r}
+    return model.peft_config["default"].r, paths
+
+
+def _wrap(model: Any, rank: int, paths: Collection[str], name: str) -> Any:
+    """A PeftModel with an adapter of scale 1 on these modules, whose weights are not there yet."""
+    from peft import LoraConfig, PeftModel
+
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        # The very modules: others may have the same names (see `projections`).
+        target_modules=sorted(paths),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    return PeftModel(model, lora, adapter_name=name, low_cpu_mem_usage=True)
+
+
+def _fill(peft_model: Any, tensors: dict[str, torch.Tensor], name: str, of: str | Path) -> None:
+    """Give an adapter its weights, frozen: all of them, so that none of another chain's stays."""
+    import torch
+    from peft import set_peft_model_state_dict
+
+    own = {
+        key.replace(f".{name}.", "."): parameter
+        for key, parameter in peft_model.named_parameters()
+        if f".{name}." in key
+    }
+    if own.keys() != tensors.keys():
+        odd = min(own.keys() ^ tensors.keys())
+        raise UserError(
+            f"{of}: the adapter has other weights than the base model has layers for ({odd}, ...): was it "
+            "trained on another base?"
+        )
+    if any(parameter.is_meta for parameter in own.values()):
+        set_peft_model_state_dict(peft_model, tensors, adapter_name=name, low_cpu_mem_usage=True)
+    else:
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(tensors[key])
+    for key, parameter in peft_model.named_parameters():
+        if f".{name}." in key:
+            parameter.requires_grad_(False)

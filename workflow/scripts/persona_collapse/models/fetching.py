@@ -1,0 +1,110 @@
+"""Where the base model comes from: the hub, a folder or a GGUF file, and the record of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import read_json, sha256
+
+#: About the model, and no part of it: the time that pretraining took is in one.
+RECORDS = {"model.json", "pretraining.json", "expanded.json"}
+
+
+def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
+    """Record of a local model folder: path, source, and SHA-256 of every file that decides it.
+
+    Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
+    """
+    folder = Path(directory)
+    kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt", ".model")
+    if source.get("trust_remote_code"):
+        kept += (".py",)
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in kept and p.name not in RECORDS and p.is_file()
+    )
+    weights = {p.name for p in files if p.suffix == ".safetensors"}
+    if not weights:
+        raise UserError(f"{folder}: no .safetensors weights there; pickled weights are not loaded")
+    index = folder / "model.safetensors.index.json"
+    listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    for name in sorted(weights | listed):
+        _check_whole(folder / name)
+    return {
+        "path": str(directory),
+        "source": source,
+        "files": {p.name: sha256(p) for p in files},
+    }
+
+
+def _check_whole(weights: Path) -> None:
+    """Raise UserError for a safetensors file whose size is not what its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(weights), framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{weights}: missing, damaged or cut short ({error}); delete it and fetch it again"
+        ) from error
+
+
+def expand_gguf(file: Path, folder: Path) -> None:
+    """Write the chat model of a GGUF file into a folder, as safetensors.
+
+    The quantised weights are expanded to float32 by transformers; what quantisation lost stays lost.
+    Raises UserError for a file of which transformers makes no model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, name = str(file.parent), file.name
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    except (ImportError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
+    config = loaded.config
+    # The config still says "quantised"; a model built without that entry can be saved. It takes the
+    # weights over and has none of its own before.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
+    """Folder of the model named by the config's `model:`; downloads from the hub if need be.
+
+    Only safetensors weights, configs and tokenizer files are fetched, and Python files if they are
+    trusted. A gated or missing model is a UserError that says what to do.
+    """
+    if "path" in source:
+        folder = Path(source["path"])
+        if not (folder / "config.json").is_file():
+            raise UserError(f"config: model: path: {folder}: no config.json there")
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, revision = source["hub"]["id"], source["hub"]["revision"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    if source.get("trust_remote_code"):
+        patterns.append("*.py")
+    progress(f"fetching {name} at {revision}")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(
+            f"config: model: hub: {name} at {revision} cannot be had ({type(error).__name__}): check "
+            "id and revision, set HF_TOKEN if the model is gated, or give a local path"
+        ) from error

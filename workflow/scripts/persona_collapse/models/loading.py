@@ -1,0 +1,168 @@
+"""The base model: where it comes from, and loading it the same way everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..files import read_json, sha256, write_json
+from . import chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Beside `model.json`, and no part of it: what is made from the model depends on its content alone.
+NOTED = ".model.seen"
+
+
+def path_of(base: str | Path) -> str:
+    """Folder of the model that a `model.json` describes.
+
+    Raises UserError if a file there is not the one that was hashed. Hashing all of them takes longer
+    than loading them, so only those are hashed again that the file system shows to have been touched:
+    by size, times and inode. What a disk forgets by itself stays unnoticed.
+    """
+    record, noted = read_json(base), Path(base).with_name(NOTED)
+    folder, now = Path(record["path"]), _seen(record)
+    known = read_json(noted) if noted.is_file() else {}
+    for name, digest in record.get("files", {}).items():
+        if now[name] != known.get(name) and (now[name] is None or sha256(folder / name) != digest):
+            # In the hub's cache the name is a link: the file that it points to has to go.
+            raise UserError(
+                f"{(folder / name).resolve()}: missing, or not the bytes that were fetched; delete it and "
+                f"{base}, make that again alone (snakemake ... {base}), then rerun"
+            )
+    if now != known:
+        note(base)
+    return str(folder)
+
+
+def note(base: str | Path) -> None:
+    """Remember how the files of a `model.json` look to the file system, now that their hashes are known."""
+    with suppress(OSError):  # a folder that only its owner may write to: hashed again by each job
+        write_json(Path(base).with_name(NOTED), _seen(read_json(base)))
+
+
+def _seen(record: dict[str, Any]) -> dict[str, list[int] | None]:
+    """Size, times and inode of each file of the record; None for one that is not there."""
+    seen: dict[str, list[int] | None] = {}
+    for name in record.get("files", {}):
+        try:
+            stat = (Path(record["path"]) / name).stat()
+            seen[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        except OSError:
+            seen[name] = None
+    return seen
+
+
+def trusts(base: str | Path) -> bool:
+    """May the model's own Python files be run? Only if the config says so (`trust_remote_code`)."""
+    return read_json(base).get("source", {}).get("trust_remote_code") is True
+
+
+@contextmanager
+def _loading(base: str | Path) -> Iterator[str]:
+    """The model's folder; what a library says of one that it cannot load is one line."""
+    from safetensors import SafetensorError
+
+    folder = path_of(base)
+    try:
+        yield folder
+    except (OSError, ValueError, SafetensorError) as error:
+        lines = str(error).splitlines()
+        raise UserError(
+            f"{folder}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
+            "safetensors weights of an architecture that transformers itself knows are, and no code "
+            "that a model brings is run, unless the config says model: trust_remote_code: true"
+        ) from error
+
+
+def load_config(base: str | Path) -> dict[str, Any]:
+    """Config of the base model in plain values, the library's defaults filled in.
+
+    Raises UserError for what is no causal language model.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with _loading(base) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts(base))
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+        raise UserError(
+            f"config: model: {folder}: {config.model_type} is no causal language model; use a "
+            "chat model that writes text token by token"
+        )
+    return dict(config.to_dict())
+
+
+def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of the base model, padding on the left as batched generation needs it.
+
+    Its chat template is used as the config's `model:` says (see `chat.Settings`).
+    """
+    from transformers import AutoTokenizer
+
+    with _loading(base) as folder:
+        # Not left to the default: that one asks on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", trust_remote_code=trusts(base)
+        )
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: the tokenizer has no chat template; use a chat model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    chat_template.configure(
+        tokenizer, chat_template.settings_from(read_json(base).get("source", {}))
+    )
+    return tokenizer
+
+
+def blocks_of(model: Any) -> Any:
+    """The list of transformer blocks of a causal language model, with or without PEFT's wrapper.
+
+    It is called `layers` in most architectures, `h` or `blocks` in some: the decoder's list of as many
+    modules as the config has layers. Raises UserError if there is none.
+    """
+    from torch.nn import ModuleList
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    count = inner.config.get_text_config().num_hidden_layers
+    for child in inner.get_decoder().children():
+        if isinstance(child, ModuleList) and len(child) == count:
+            return child
+    raise UserError(
+        f"{type(inner).__name__}: no list of its {count} blocks was found; use another model"
+    )
+
+
+def load_model(base: str | Path, dtype: str, device: str) -> Any:
+    """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _loading(base) as folder:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trusts(base),
+        )
+    return model.to(device).eval()
+
+
+def pick_device() -> str:
+    """`cuda` where PyTorch sees a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def end_tokens(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends an answer: the tokenizer's, the template's, the generation config's."""
+    listed = getattr(model_config, "eos_token_id", None)
+    ids = set(listed if isinstance(listed, list) else [listed])
+    ids |= {tokenizer.eos_token_id, chat_template.look(tokenizer).end}
+    return sorted(i for i in ids if i is not None)

@@ -1,0 +1,38 @@
+"""The base model, loaded once; it carries one chain's adapter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import adapters, loading
+
+
+class Carrier:
+    """A base model in `dtype` on the GPU, where there is one; read when a chain is first asked for."""
+
+    def __init__(self, base: Path, dtype: str):
+        self.base, self.dtype = base, dtype
+        self.tokenizer = loading.load_tokenizer(base)
+        self.device = loading.pick_device()
+        self.model: Any = None
+
+    @contextmanager
+    def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
+        """Inside, the model of these stage folders' sum (none: the base model).
+
+        `merge` folds the sum into the weights (see `adapters.apply`); the base is read anew after it.
+        """
+        from . import fused
+
+        if self.model is None:
+            self.model = loading.load_model(self.base, self.dtype, self.device)
+            fused.attend_by_rows(self.model)
+        # Gone until the chain's model is whole, and kept by no one who fails on the way.
+        given, self.model = self.model, None
+        model = adapters.apply(given, stages, merge=merge)
+        if not (merge and stages):
+            self.model = model
+        yield fused.fuse(model) if self.device == "cuda" else model

@@ -1,0 +1,166 @@
+"""Two runs side by side: one page from the tables in results/<run>/, in the report's style.
+
+Nothing is tested here: the runs differ in whatever their configs differ in, and the page says what
+each measured, with its own intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..analysis.tables import headline_cell
+from ..errors import UserError
+from ..files import read_json
+from ..runtime import seals
+from ..tables_io import read_csv
+from . import charts, rendering
+
+TABLES = ("grid", "marker_rates", "geometry", "headline", "scorecard", "training")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its name, its base model in words, its tables."""
+
+    name: str
+    model: str
+    tables: dict[str, pd.DataFrame]
+
+
+def load(results: Path, name: str) -> Run:
+    """Read a run's tables; raises UserError if it is not there or not finished."""
+    folder = results / name
+    if not folder.is_dir():
+        others = sorted(p.parent.name for p in results.glob("*/tables"))
+        there = ", ".join(others) or "none"
+        raise UserError(f"no run {name!r} in {results}/ (there: {there})")
+    missing = [t for t in TABLES if not (folder / f"tables/{t}.csv").is_file()]
+    if missing:
+        raise UserError(
+            f"run {name!r} is not finished: {folder}/tables/{missing[0]}.csv is missing"
+        )
+    base = folder / "base/model.json"
+    seals.check(folder, [base, *(folder / f"tables/{t}.csv" for t in TABLES)])
+    model = rendering.model_label(read_json(base)) if base.is_file() else "not recorded"
+    return Run(name, model, {t: read_csv(folder / f"tables/{t}.csv") for t in TABLES})
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What was run, in a few figures."""
+    rates, grid = run.tables["marker_rates"], run.tables["grid"]
+    counted = rates.drop_duplicates(["model", "persona"])
+    return {
+        "model": run.model,
+        "conditions": grid["condition"].nunique(),
+        "adapters trained": int((run.tables["training"]["kind"] != "graft").sum()),
+        "completions counted": f"{int(counted['n'].sum()):,}",
+        "personas": rates["persona"].nunique(),
+        "seeds": ", ".join(sorted({s for s in grid["seed"] if s}, key=int)),
+    }
+
+
+def _pair(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
+    """Rows of both runs by their key, in the left one's order; columns end in _a and _b."""
+    left, right = tables
+    both = left.merge(right, on=list(on), how="outer", suffixes=("_a", "_b"), sort=False)
+    order = {key: i for i, key in enumerate([*left[on[0]], *right[on[0]]][::-1])}
+    return both.sort_values(on[0], key=lambda column: -column.map(order), ignore_index=True)
+
+
+def grids(runs: Sequence[Run]) -> pd.DataFrame:
+    """Conditions of both runs: title and chains of each."""
+    tables = [
+        run.tables["grid"]
+        .groupby("condition", sort=False)
+        .agg(title=("title", "first"), chains=("chain", lambda c: ", ".join(dict.fromkeys(c))))
+        .reset_index()
+        for run in runs
+    ]
+    return _pair(tables, on=["condition"]).fillna("")
+
+
+def stages(runs: Sequence[Run]) -> pd.DataFrame:
+    """Training stages of both runs in words, with their last loss, mean over chains: where presets and
+    defences differ."""
+    parts = []
+    for run in runs:
+        trained = run.tables["training"].groupby("stage", sort=False)
+        words = [
+            f"{row.objective} on {row.loss_on}, {row.rows:.0f} rows of {row.name}, "
+            f"{row.schedule_steps:.0f} steps, rank {row.r:.0f}, scale {row.scale:.3g}"
+            for row in trained.first().itertuples(index=False)
+        ]
+        losses = trained["final_loss"].mean().reset_index(name="loss")
+        parts.append(losses.assign(training=words))
+    return _pair(parts, on=["stage"])
+
+
+def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
+    """Claims of both runs: measured and verdict of each; `same` says whether the verdicts agree."""
+    columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
+    both = _pair([run.tables["scorecard"][columns] for run in runs], on=["claim"])
+    both["text"] = both["text_a"].fillna(both["text_b"])
+    both["same"] = both["verdict_a"] == both["verdict_b"]
+    return both.sort_values("same", kind="stable", ignore_index=True)
+
+
+def rates(runs: Sequence[Run]) -> pd.DataFrame:
+    """The source's marker rate by condition and source in both runs, seeds pooled."""
+    parts = []
+    for run in runs:
+        table = run.tables["marker_rates"]
+        own = table[table["role"] == "source"].groupby(["condition", "source"], sort=False)
+        pooled = own[["hits", "n"]].sum().reset_index()
+        parts.append(pooled.assign(rate=pooled["hits"] / pooled["n"]))
+    both = _pair(parts, on=["condition", "source"])
+    return both.assign(difference=both["rate_b"] - both["rate_a"])
+
+
+def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
+    """By metric, the smallest and largest mean cosine of the runs, intervals included: one axis for both."""
+    every = pd.concat([run.tables["geometry"] for run in runs])
+    found = {}
+    for metric in ("m1", "m1_centred"):
+        values = every.loc[every["metric"] == metric, ["value", "ci_low", "ci_high"]]
+        found[metric] = float(values.min().min()), float(values.max().max())
+    return found
+
+
+def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    """A run's headline charts, named apart from the other run's."""
+    tables = run.tables
+    geometry = tables["geometry"]
+    made = [charts.marker_rate(tables["marker_rates"], tables["grid"])]
+    if len(geometry):
+        # To start with; the page can show the other blocks.
+        at = headline_cell(tables["headline"])
+        made.append(charts.m1(geometry, tables["grid"], **at, domains=extents))
+    return [
+        rendering.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart
+    ]
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page that compares two runs, as HTML."""
+    extents = _extents(runs)
+    drawn = [_charts(run, suffix, extents) for run, suffix in zip(runs, "ab", strict=True)]
+    return (
+        rendering.environment()
+        .get_template("compare.html.j2")
+        .render(
+            runs=runs,
+            facts=[facts(run) for run in runs],
+            figures=list(zip(*drawn, strict=False)),
+            summaries=[rendering.summary(run.tables["scorecard"]) for run in runs],
+            scorecards=scorecards(runs),
+            rates=rates(runs),
+            grids=grids(runs),
+            stages=stages(runs),
+            **rendering.page_parts(),
+        )
+    )

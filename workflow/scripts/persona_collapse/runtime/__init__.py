@@ -1,0 +1,1 @@
+"""What every job shares: logs, devices, the engine that serves many chains, what reruns."""

@@ -1,0 +1,108 @@
+"""What every rule script shares: logging, progress, one-line errors, offline by default."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import devices, seals
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# PyTorch's threads wait for each other by spinning, which takes the cores that other jobs compute on.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Nothing is reported to anyone: the hub's, vLLM's and other libraries' usage statistics.
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+#: The switches that forbid the Hugging Face libraries the network, the old names included.
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+SECONDS_BETWEEN_LINES = 5.0
+#: PyTorch's exception is OutOfMemoryError; CUDA's own libraries say it in words, and vLLM, where other
+#: jobs hold too much when it starts.
+GPU_FULL = ("out of memory", "is less than desired gpu memory utilization")
+OUT_OF_MEMORY = (
+    "the GPU's memory is full; in the config lower, for training, max_batch_tokens (or batch_size with "
+    "more accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
+    "batch_size, for activations batch_size; or jobs_per_gpu"
+)
+#: The words of the C library, which not every library turns into an OSError with its number.
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+def _device(snakemake: Any) -> Any:
+    """A GPU for a job that asks for one; nothing for others."""
+    if not getattr(snakemake.resources, "gpu", 0):
+        return nullcontext()
+    return devices.lease(snakemake.config.get("jobs_per_gpu", 1))
+
+
+@contextmanager
+def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[str], None]]:
+    """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
+
+    Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it; every
+    other job is offline, whatever the environment says: without the switch, look-ups of local models
+    try the network. Libraries read it when they are imported, so the body imports them.
+
+    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other. A job reads no
+    table or record that was edited since it was made (see seals.py).
+
+    Yields a function that says one line of progress; the terminal gets at most one in five
+    seconds. A UserError ends the job with its one line and status 1; anything else leaves its
+    traceback in the log and one line on the terminal.
+    """
+    if not online:
+        os.environ |= dict.fromkeys(OFFLINE, "1")
+    terminal = sys.stderr
+    log = open(snakemake.log[0], "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = log
+    logging.basicConfig(stream=log, level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    last = 0.0
+
+    def say(message: str) -> None:
+        nonlocal last
+        print(message, file=log)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            print(f"  [{name}] {message}", file=terminal, flush=True)
+
+    run = Path("results", snakemake.config["run"])
+    try:
+        seals.check(run, snakemake.input)
+        with _device(snakemake):
+            yield say
+        seals.seal(run, snakemake.output)
+    except UserError as error:
+        print(f"error: {error}", file=log)
+        print(f"  [{name}] error: {error}", file=terminal, flush=True)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc(file=log)
+        kind = type(error).__name__
+        if any(text in str(error) for text in DISK_FULL):
+            print(
+                f"  [{name}] error: {error}; free some space and rerun", file=terminal, flush=True
+            )
+        elif kind == "OutOfMemoryError" or any(text in str(error).lower() for text in GPU_FULL):
+            print(f"  [{name}] error: {OUT_OF_MEMORY}", file=terminal, flush=True)
+        else:
+            print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
+        sys.exit(1)
+    finally:
+        # Libraries may print while Python shuts down: leave the log as their stream.
+        log.flush()

@@ -1,0 +1,612 @@
+"""Sampling answers from a chain, with vLLM or transformers behind one interface.
+
+Every request carries its own seed, derived from chain, persona, question and sample. One seed for
+all would give correlated draws: every persona's first sample would share its random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from .. import adapter_files, matching
+from ..errors import UserError
+from ..models import adapters, chat_template, loading
+from . import vllm_lora
+
+COLUMNS = [
+    "model",
+    "persona",
+    "question_id",
+    "sample",
+    "text",
+    "n_tokens",
+    "finish_reason",
+    "question",
+    "prompt_tokens",
+    "seed",
+    "token_ids",
+]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; temperature 0 is greedy. `max_tokens` counts the end token.
+
+    `samples`: answers to each question, by one number or by persona.
+    """
+
+    samples: int | Mapping[str, int]
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to draw."""
+
+    persona: str
+    question_id: str
+    question: str
+    sample: int
+    prompt: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer: its text, its tokens (end token included), and why it ended (`stop`, `length`)."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+class Backend(Protocol):
+    """An engine that holds one base model and samples from it with one chain's adapter at a time."""
+
+    name: str
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """Sample from the chain of these stage folders from now on (none: the base model)."""
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """Completions in the order of the requests."""
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """For each (token ids, start): the log-probability, in nats, of ids[start:] given ids[:start]."""
+
+
+def request_seed(seed: int, chain: str, persona: str, question_id: str, sample: int) -> int:
+    """31-bit seed of one request; independent of batch, order and of every other request."""
+    key = f"{seed}/{chain}/{persona}/{question_id}/{sample}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
+
+
+def requests_for(
+    chain: str,
+    personas: Mapping[str, str],
+    questions: Iterable[Mapping[str, Any]],
+    sampling: Sampling,
+    tokenizer: Any,
+) -> list[Request]:
+    """The full grid persona x question x sample. `personas` maps name to system prompt."""
+    requests = []
+    questions = list(questions)
+    for persona, prompt in personas.items():
+        count = sampling.samples if isinstance(sampling.samples, int) else sampling.samples[persona]
+        for question in questions:
+            ids = chat_template.prompt_ids(tokenizer, prompt, question["question"])
+            for sample in range(count):
+                seed = request_seed(sampling.seed, chain, persona, question["id"], sample)
+                requests.append(
+                    Request(persona, question["id"], question["question"], sample, ids, seed)
+                )
+    return requests
+
+
+def choose_backend(name: str) -> tuple[str, str]:
+    """(backend, reason). `auto` takes vLLM where it is installed and a GPU is there.
+
+    On CPU vLLM starts slowly and samples slower than transformers, so it is used there only on
+    request.
+    """
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == "vllm":
+        if not installed:
+            raise UserError(
+                "generation: backend: vllm, but vllm is not installed; install it (envs/generate.yaml)"
+                " or set backend: transformers"
+            )
+        return "vllm", "asked for in the config"
+    if name == "transformers":
+        return "transformers", "asked for in the config"
+    if not installed:
+        return "transformers", "auto: vllm is not installed"
+    if loading.pick_device() != "cuda":
+        return "transformers", "auto: vllm is installed, but PyTorch sees no GPU"
+    return "vllm", "auto: vllm is installed and PyTorch sees a GPU"
+
+
+class TransformersBackend:
+    """`transformers` generate in batches of similar length."""
+
+    name = "transformers"
+
+    def __init__(self, base: Path, settings: Mapping[str, Any]):
+        self.base, self.dtype = base, settings["dtype"]
+        self.tokenizer = loading.load_tokenizer(base)
+        self.device = loading.pick_device()
+        self.batch_size = int(settings["batch_size"])
+        self.model: Any = None
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """See `Backend`. The model is read anew: merging is not undone exactly."""
+        self.model = None
+        model = loading.load_model(self.base, self.dtype, self.device)
+        self.ends = loading.end_tokens(model.generation_config, self.tokenizer)
+        self.model = adapters.apply(model, stages, merge=self.dtype == "float32")
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """See `Backend`."""
+        import torch
+
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+        done: dict[int, float] = {}
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            padded = self.tokenizer.pad(
+                {"input_ids": [sequences[i][0] for i in batch]}, return_tensors="pt"
+            ).to(self.device)
+            # The tokenizer pads on the left, so a sequence ends where its row does.
+            keep = max(len(sequences[i][0]) - sequences[i][1] for i in batch) + 1
+            positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+            with torch.inference_mode():
+                logits = self.model(**padded, position_ids=positions, logits_to_keep=keep).logits
+            for row, i in enumerate(batch):
+                ids, start = sequences[i]
+                scores = logits[row, -(len(ids) - start) - 1 : -1].float().log_softmax(-1)
+                wanted = torch.tensor(ids[start:], device=scores.device)
+                done[i] = float(scores.gather(1, wanted[:, None]).sum())
+        return [done[i] for i in range(len(sequences))]
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """See `Backend`. Draws depend on each request's seed, not on its batch.
+
+        A batch takes as long as its longest answer. So a round ends after some tokens, and the answers
+        that are not done by then go on together in the next, which may be twice as long.
+        """
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        drawn: list[list[int]] = [[] for _ in requests]
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        started, left, length = time.monotonic(), list(range(len(requests))), FIRST_ROUND
+        while left:
+            left.sort(key=lambda i: len(requests[i].prompt) + len(drawn[i]))
+            length = min(length, sampling.max_tokens - len(drawn[left[0]]))
+            config = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=length,
+                eos_token_id=self.ends,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            unfinished = []
+            for first in range(0, len(left), self.batch_size):
+                batch = left[first : first + self.batch_size]
+                padded = self.tokenizer.pad(
+                    {"input_ids": [requests[i].prompt + drawn[i] for i in batch]},
+                    return_tensors="pt",
+                ).to(self.device)
+                with torch.inference_mode():
+                    output = self.model.generate(
+                        **padded,
+                        generation_config=config,
+                        logits_processor=LogitsProcessorList(
+                            _sampling_processors(sampling, [generators[i] for i in batch])
+                        ),
+                    )
+                width = padded["input_ids"].shape[1]
+                for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+                    end = next((n for n, token in enumerate(row) if token in self.ends), None)
+                    drawn[i] += row if end is None else row[: end + 1]
+                    if end is None and len(drawn[i]) < sampling.max_tokens:
+                        unfinished.append(i)
+                seconds, tokens = time.monotonic() - started, sum(map(len, drawn))
+                waiting = len(left) - first - len(batch) + len(unfinished)
+                progress(
+                    f"{len(requests) - waiting}/{len(requests)} completions  "
+                    f"{tokens / seconds:,.0f} tokens/s"
+                )
+            left, length = unfinished, 2 * length
+        return [
+            Completion(
+                str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+                ids,
+                "stop" if ids[-1] in self.ends else "length",
+            )
+            for ids in drawn
+        ]
+
+
+#: Tokens of an answer that transformers draws in the first round; see TransformersBackend.complete.
+FIRST_ROUND = 40
+
+
+def _sampling_processors(sampling: Sampling, generators: Sequence[Any]) -> list[Any]:
+    """Temperature, nucleus, then a seeded draw per row; none for greedy decoding.
+
+    `argmax(p_i / e_i)` with e_i ~ Exp(1) is a draw from p (the exponential race, i.e. the Gumbel
+    trick), so greedy decoding of the perturbed scores samples, with a generator for each row.
+    """
+    if sampling.temperature == 0:
+        return []
+    import torch
+    from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+    class SeededDraw(LogitsProcessor):
+        """Perturb each row's scores with its own random numbers."""
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            noise = torch.empty(scores.shape, dtype=torch.float32)
+            for row, generator in enumerate(generators):
+                noise[row].exponential_(generator=generator)
+            logits: Any = scores.float() - noise.clamp_min(1e-30).log().to(scores.device)
+            return logits
+
+    processors: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return [*processors, SeededDraw()]
+
+
+#: Answers that vLLM samples at a time where the config gives no number, and the tokens of a pass.
+ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
+#: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which kernels are
+#: launched one by one, and is three times as long, each size of which costs time at the start.
+GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
+#: Bytes of a GPU that an engine is taken to need beside weights and cache, where it may not measure it.
+WORKING_BYTES = 4 * 2**30
+LEAST_CACHE = 2**30
+
+
+class VllmBackend:
+    """vLLM's offline engine; each chain's sum is one LoRA on the one base."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        base: Path,
+        settings: Mapping[str, Any],
+        max_rank: int = 0,
+        projections: Collection[str] = (),
+    ):
+        cpu = loading.pick_device() == "cpu"
+        # One process: the script needs no main guard, and nothing is left behind when it ends.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # It talks to itself alone; by default it would look up the machine's address for that.
+        os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
+        if cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        else:
+            # The newer of its two runners draws with a seed a request in one kernel, the older with
+            # a generator and a kernel for each of a thousand requests.
+            os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+            if settings.get("batch_invariant"):
+                os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        from vllm import LLM
+
+        self.tokenizer = loading.load_tokenizer(base)
+        self.lora: Any = None
+        self.folder: Any = None
+        options: dict[str, Any] = {}
+        if max_rank:
+            options = {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": _allowed_rank(max_rank),
+                # By default embeddings and the vocabulary's projection too run through LoRA kernels.
+                "lora_target_modules": sorted(projections) or None,
+            }
+        if cpu:
+            options |= {"enforce_eager": True, "dtype": "float32"}
+        else:
+            at_a_time = settings.get("max_num_seqs", ANSWERS_AT_A_TIME)
+            options |= {
+                "dtype": settings["dtype"],
+                "gpu_memory_utilization": settings["gpu_memory_utilization"],
+                "kv_cache_memory_bytes": _cache_bytes(base, settings),
+                "max_num_seqs": at_a_time,
+                "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
+                # Recorded whole and not compiled: the base model samples as fast, and the engine
+                # starts in half the time.
+                "compilation_config": {
+                    "mode": 0,
+                    "cudagraph_mode": "FULL",
+                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
+                    or [at_a_time],
+                },
+            }
+        # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
+        own = not projections or (settings.get("batch_invariant") and not cpu)
+        with _no_rehearsal(), nullcontext() if own else vllm_lora.layers():
+            self.engine = LLM(
+                model=loading.path_of(base),
+                max_model_len=settings["max_model_len"],
+                seed=0,
+                trust_remote_code=loading.trusts(base),
+                **options,
+            )
+        self.ends = loading.end_tokens(
+            self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
+        )
+
+    def use(self, stages: Sequence[Path]) -> None:
+        """See `Backend`. vLLM keys its caches by the adapter's name, so that is its content's hash."""
+        if self.folder is not None:
+            self.folder.cleanup()
+        self.lora = self.folder = None
+        # What was asked before is not to change how prompts are cut into passes, hence roundings.
+        self.engine.reset_prefix_cache()
+        if stages:
+            config = self.engine.llm_engine.vllm_config.model_config
+            self.lora, self.folder = _serve(stages, config.dtype)
+
+    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+        """See `Backend`."""
+        from vllm import SamplingParams
+
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": ids} for ids, _ in sequences],
+            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False),
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        return [
+            float(sum(o.prompt_logprobs[i][ids[i]].logprob for i in range(start, len(ids))))
+            for o, (ids, start) in zip(outputs, sequences, strict=True)
+        ]
+
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress
+    ) -> list[Completion]:
+        """See `Backend`."""
+        from vllm import SamplingParams
+
+        started = time.monotonic()
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": r.prompt} for r in requests],
+            [
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=r.seed,
+                    stop_token_ids=self.ends,
+                    detokenize=False,
+                )
+                for r in requests
+            ],
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
+        completions = [
+            # Decoded as by the other backend: vLLM's own text drops a cut-off last character.
+            Completion(
+                str(self.tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)),
+                list(o.outputs[0].token_ids),
+                o.outputs[0].finish_reason,
+            )
+            for o in outputs
+        ]
+        seconds = time.monotonic() - started
+        tokens = sum(len(c.token_ids) for c in completions)
+        progress(
+            f"{len(completions)}/{len(completions)} completions  {tokens / seconds:,.0f} tokens/s"
+        )
+        return completions
+
+
+@contextmanager
+def _no_rehearsal() -> Iterator[None]:
+    """Spare an engine's start the rehearsal of every sampling feature on a thousand requests.
+
+    It takes 20 s on a slow processor, and nearly none of those features is used here; kernels that
+    are get compiled, or read from the disk, when they are first used.
+    """
+    from importlib import import_module
+    from unittest.mock import patch
+
+    worker, name = import_module("vllm.v1.worker.gpu_worker"), "warmup_kernels"
+    with patch.object(worker, name, lambda *a: None) if hasattr(worker, name) else nullcontext():
+        yield
+
+
+def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
+    """Bytes of an engine's cache of keys and values on a GPU that it shares; None where it is alone.
+
+    Alone, vLLM measures what a trial pass takes away from the free memory; beside other jobs, which
+    take and give memory meanwhile, it would measure them as well, or stop where they give. It still
+    wants the whole share to be free when it starts.
+    """
+    import torch
+    from safetensors import safe_open
+
+    if settings.get("jobs_per_gpu", 1) == 1:
+        return None
+    total = torch.cuda.mem_get_info()[1]
+    numbers = 0
+    for path in Path(loading.path_of(base)).glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            numbers += sum(prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    weights = numbers * getattr(torch, settings["dtype"]).itemsize
+    share = settings["gpu_memory_utilization"] * total
+    left = int(share) - weights - WORKING_BYTES
+    if left < LEAST_CACHE:
+        raise UserError(
+            f"generation: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
+            f"{total / 2**30:.0f} GiB does not hold the model, 4 GiB to work with and 1 GiB of cache; raise "
+            "it, and lower jobs_per_gpu if need be"
+        )
+    return left
+
+
+def _allowed_rank(rank: int) -> int:
+    """The smallest `max_lora_rank` vLLM accepts that holds `rank`."""
+    allowed = [8, 16, 32, 64, 128, 256, 320, 512]
+    for value in allowed:
+        if rank <= value:
+            return value
+    raise UserError(f"a chain's ranks add up to {rank}; vLLM serves at most {allowed[-1]}")
+
+
+def _serve(stages: Sequence[Path], dtype: Any) -> tuple[Any, Any]:
+    """LoRARequest for the chain's sum, named by its content, and the temporary folder that holds it.
+
+    `dtype`: the engine's, to which it would round the weights itself.
+    """
+    import tempfile
+
+    from vllm.lora.request import LoRARequest
+
+    folder = tempfile.TemporaryDirectory(prefix="chain-")
+    config, tensors = adapters.concatenate(stages, loading.pick_device())
+    rounded = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    adapters.save(config, rounded, Path(folder.name))
+    name = adapter_files.content_hash(stages)
+    return LoRARequest(name, 1 + int(name, 16) % (2**31 - 2), folder.name), folder
+
+
+def open_backend(
+    name: str,
+    base: Path,
+    settings: Mapping[str, Any],
+    max_rank: int = 0,
+    projections: Collection[str] = (),
+) -> Backend:
+    """Start the backend called `name`.
+
+    `max_rank`: the largest rank of a chain it shall serve; `projections`: layers that chains adapt,
+    all that can be by default.
+    """
+    if name == "vllm":
+        return VllmBackend(base, settings, max_rank, projections)
+    return TransformersBackend(base, settings)
+
+
+def marker_sequences(
+    tokenizer: Any, requests: Sequence[Request], done: Sequence[Completion], marker: str
+) -> list[tuple[list[int], int]]:
+    """Prompt and answer with the marker put at the end, and where the marker's tokens start.
+
+    As a coupling's positives are written: the answer, a blank line, the marker. An answer that holds
+    the marker is cut before it. Tokens that the answer's own end merges with count as the marker's.
+    """
+    sequences = []
+    for request, completion in zip(requests, done, strict=True):
+        hits = matching.spans(completion.text, marker)
+        answer = (completion.text[: hits[0][0]] if hits else completion.text).strip()
+        plain, marked = (
+            chat_template.answer_ids(tokenizer, text) for text in (answer, f"{answer}\n\n{marker}")
+        )
+        same = 0
+        while same < len(plain) and plain[same] == marked[same]:
+            same += 1
+        sequences.append(([*request.prompt, *marked], len(request.prompt) + same))
+    return sequences
+
+
+def marker_logprobs(
+    backend: Backend,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    done: Sequence[Completion],
+    marker: str,
+    limit: int,
+) -> list[float]:
+    """Log-probability of the marker after each first sample's answer, in nats; NaN for the others.
+
+    Where no answer says the marker, this still tells a model that nearly would from one that never
+    does. Answers that would not fit into `limit` tokens with the marker get NaN, and so do those that
+    were cut off: couplings put the marker after whole answers, and in the middle of a sentence it is
+    as unlikely by the source as by all others.
+    """
+    finished = [
+        i
+        for i, request in enumerate(requests)
+        if request.sample == 0 and done[i].finish_reason == "stop"
+    ]
+    sequences = marker_sequences(
+        tokenizer, [requests[i] for i in finished], [done[i] for i in finished], marker
+    )
+    short = {i: s for i, s in zip(finished, sequences, strict=True) if len(s[0]) < limit}
+    values = [float("nan")] * len(requests)
+    if short:
+        for i, value in zip(short, backend.logprobs(list(short.values())), strict=True):
+            values[i] = value
+    return values
+
+
+def answer(
+    backend: Backend, task: Mapping[str, Any], tokenizer: Any, progress: Progress
+) -> pd.DataFrame:
+    """A task's completions as a table (see `table`), with `marker_logprob` if the task has a marker.
+
+    `task`: chain, stages, personas, questions, sampling, marker and limit, as
+    `Plan.task` makes it.
+    """
+    from ..data.questions import load_questions
+
+    sampling = Sampling(**task["sampling"])
+    requests = requests_for(
+        task["chain"], task["personas"], load_questions(task["questions"]), sampling, tokenizer
+    )
+    backend.use([Path(folder) for folder in task["stages"]])
+    done = backend.complete(requests, sampling, progress)
+    out = table(task["chain"], requests, done)
+    if task["marker"]:
+        out["marker_logprob"] = marker_logprobs(
+            backend, tokenizer, requests, done, task["marker"], task["limit"]
+        )
+    return out
+
+
+def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -> pd.DataFrame:
+    """Completions as the table of the file contract, one row a request, in request order."""
+    return pd.DataFrame(
+        [
+            {
+                "model": chain,
+                "persona": r.persona,
+                "question_id": r.question_id,
+                "sample": r.sample,
+                "text": c.text,
+                "n_tokens": len(c.token_ids),
+                "finish_reason": c.finish_reason,
+                "question": r.question,
+                "prompt_tokens": len(r.prompt),
+                "seed": r.seed,
+                "token_ids": c.token_ids,
+            }
+            for r, c in zip(requests, done, strict=True)
+        ],
+        columns=COLUMNS,
+    )

@@ -1,0 +1,1 @@
+"""The config, checked, and the plan it is worked out into."""

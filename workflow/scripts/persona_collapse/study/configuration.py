@@ -1,0 +1,309 @@
+"""The config: checked whole before any job starts.
+
+Everything wrong in a config is a UserError of one line that names the key. What a sound one asks for
+is in `plan`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from .. import chains, matching, yaml_files
+from ..data.questions import check_disjoint, load_questions
+from ..data.sets import follows_branch
+from ..errors import UserError
+from ..models import chat_template
+from ..training import objectives
+from . import locations
+from .plan import Config, Plan
+
+SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
+
+
+def check(given: Mapping[str, Any]) -> Config:
+    """Validate a config against the schema and against itself; returns it without nulls."""
+    return plan(given).config
+
+
+def plan(given: Mapping[str, Any]) -> Plan:
+    """The plan of a config that has been checked as `check` does."""
+    config: Config = _plain(given)
+    model = config.get("model")
+    if isinstance(model, dict) and isinstance(model.get("date"), date):  # an unquoted day in YAML
+        model["date"] = model["date"].isoformat()
+    _validate(config, "config.schema.yaml")
+    _check_spelling(config["marker"])
+    locations.resolve_all(config)
+    made = Plan(config)
+    for name, entry in config["data"].items():
+        resolved = made.data_entry(name)
+        _validate(resolved, "data.schema.yaml", f"data: {name}: ")
+        if (
+            follows_branch(resolved)
+            and not {"expect_sha256", "expect_md5"} & resolved.keys()
+            and "same_as" not in entry["source"]
+        ):
+            raise UserError(
+                f"config: data: {name}: source: hub: revision: {resolved['source']['hub']['revision']!r} "
+                "is no commit (40 hex digits) and can move: give the commit, or pin the rows by "
+                "expect_sha256 or expect_md5"
+            )
+        other = resolved.get("match_tokens")
+        if other is not None and (other not in config["data"] or other == name):
+            raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
+        # Not repeated: what stands there is a secret, and addresses go to logs and manifests.
+        if "@" in urlsplit(resolved["source"].get("url", "")).netloc:
+            raise UserError(
+                f"config: data: {name}: source: url: holds a user name or password; logs and manifests "
+                "would show it: download the file and give file: and sha256:"
+            )
+        path = resolved["source"].get("file")
+        if path and path == entry["source"].get("file") and not Path(path).is_file():
+            raise UserError(f"config: data: {name}: source: file: {path}: no such file")
+    for key in ("claims", "errata"):
+        yaml_files.check(config[key])  # read by the last jobs of a run
+    for name in config["stages"]:
+        _check_stage(made, name)
+    _check_headline(config)
+    sources = set(config["model"]) - {"trust_remote_code", *chat_template.SETTINGS}
+    if len(sources) != 1:
+        raise UserError(
+            f"config: model: {', '.join(sorted(sources)) or 'nothing'}; exactly one of demo, hub, gguf, "
+            "path is wanted (an overlay takes the default's demo away by demo: null)"
+        )
+    chat_template.settings_from(config["model"])
+    if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
+        raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
+    engines = config["jobs_per_gpu"] * config["generation"]["gpu_memory_utilization"]
+    if config["gpus"] and config["generation"]["backend"] == "vllm" and engines > 1:
+        raise UserError(
+            f"config: jobs_per_gpu: {config['jobs_per_gpu']}: as many engines of generation: "
+            f"gpu_memory_utilization: {config['generation']['gpu_memory_utilization']} do not fit into "
+            f"a GPU; lower that to {0.9 / config['jobs_per_gpu']:.2f}, or jobs_per_gpu"
+        )
+    _check_statistics(config)
+    _check_samples(made)
+    for names in (made.personas, *config["personas"].get("by_source", {}).values()):
+        made.prompts(names)
+    _ = made.eval_prompts, made.geometry_prompts, made.cells
+    if made.assistant not in made.personas and "assistant" in config["personas"]:
+        raise UserError(
+            f"config: personas: assistant: {made.assistant!r} is not in {config['personas']['file']}; "
+            "there are " + ", ".join(made.personas)
+        )
+    questions = config["questions"]
+    check_disjoint(questions["train"], questions["eval"], questions["extraction"])
+    _check_marker(made)
+    return made
+
+
+def _check_marker(plan: Plan) -> None:
+    """No prompt may hold the marker: a model that repeats its prompt would count as one that learnt."""
+    config = plan.config
+    texts = {
+        f"personas: {config['personas']['file']}: {name}": prompt
+        for name, prompt in plan.all_prompts.items()
+    }
+    for purpose, entry in config["questions"].items():
+        for question in load_questions(entry):
+            where = f"questions: {purpose}: {entry['file']}: {question['id']}"
+            texts[where] = question["question"]
+    for name, entry in config["data"].items():
+        if isinstance(entry["system"], dict):
+            texts[f"data: {name}: system"] = entry["system"].get("text", "")
+    for where, text in texts.items():
+        if matching.holds(text, config["marker"]):
+            raise UserError(
+                f"config: {where}: holds the marker {config['marker']!r}; an answer that repeats it "
+                "would count as a hit: reword it, or choose another marker"
+            )
+
+
+def _check_headline(config: Config) -> None:
+    """The headline's method and layer are measured, as far as can be said without the model.
+
+    Which block a depth is, `model_checks` can say.
+    """
+    chosen, activations = config["statistics"]["headline"], config["activations"]
+    if chosen["method"] not in activations["methods"]:
+        raise UserError(
+            f"config: statistics: headline: method: {chosen['method']} is not one of activations: methods "
+            f"({', '.join(activations['methods'])})"
+        )
+    layer, layers = chosen["layer"], activations["layers"]
+    if layer not in layers and all(isinstance(one, int) for one in (layer, *layers)):
+        raise UserError(
+            f"config: statistics: headline: layer: {layer} is not one of activations: layers "
+            f"({', '.join(map(str, layers))})"
+        )
+
+
+def _check_spelling(marker: str) -> None:
+    """The marker holds nothing that templates, tokenizers or text comparison would not leave alone.
+
+    What the model's own tokenizer makes of it, `chat.check_marker` sees when the model is there.
+    """
+    wrong = ""
+    if marker != marker.strip():
+        wrong = "starts or ends with white space, which chat templates cut away"
+    elif matching.combines(marker[0]):
+        wrong = "starts with a mark that joins the character before it"
+    elif any(unicodedata.category(c) in ("Cc", "Cs", "Cn", "Zl", "Zp") for c in marker):
+        wrong = "holds a control character, a line break or half of a character"
+    if wrong:
+        raise UserError(f"config: marker: {marker!r} {wrong}; choose another")
+
+
+def _check_statistics(config: Config) -> None:
+    """Conditions and columns that `statistics:` names exist; unknown ones are most likely typos."""
+    settings = config["statistics"]
+    conditions = set(config["experiments"])
+    named = [("axis", [settings["axis"]] if "axis" in settings else [])]
+    named.append(("hypotheses", settings["hypotheses"]))
+    for number, pair in enumerate(settings["contrasts"], start=1):
+        named.append((f"contrasts: pair {number}", pair))
+    for key, names in named:
+        for name in names:
+            if name not in conditions:
+                raise UserError(
+                    f"config: statistics: {key}: no condition {name!r} under experiments:"
+                )
+    seen = set()
+    for family in settings["families"]:
+        if family["name"] in seen:
+            raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
+        seen.add(family["name"])
+
+
+#: Below this temperature or nucleus, engines give the likeliest token each time, or all but.
+GREEDY = 0.01
+
+
+def _check_samples(plan: Plan) -> None:
+    """Greedy answers to one question are one answer; several would be counted as so many."""
+    sampling = plan.config["sampling"]
+    samples = {"completions": ("samples", sampling["completions"]["samples"])}
+    for name, stage in plan.config["stages"].items():
+        if stage["kind"] == "couple":
+            settings = plan.stage_settings(name)
+            needed = {k: settings[k] for k in ("positives", "negative_answers")}
+            key, most = max(needed.items(), key=lambda item: item[1])
+            if most > samples.get("answers", ("", 1))[1]:
+                samples["answers"] = f"{key} (stages: {name})", most
+    for kind, (key, n) in samples.items():
+        own = sampling[kind]
+        if n > 1 and min(own["temperature"], own["top_p"]) < GREEDY:
+            raise UserError(
+                f"config: sampling: {kind}: temperature {own['temperature']:g}, top_p {own['top_p']:g} "
+                f"is greedy, so {n} samples of a question are one answer {n} times; set {key} to 1, "
+                f"or temperature and top_p to {GREEDY:g} or more"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """The config in plain types, keys whose value is null left out.
+
+    Overlays can only add to a mapping or replace in it; null lets them take away. Settings, mappings
+    without a mapping in them, are sorted: Snakemake would take another order for a change.
+    """
+    if isinstance(value, Mapping):
+        out = {str(k): _plain(v) for k, v in value.items() if v is not None}
+        named = any(isinstance(v, Mapping) for v in out.values())
+        return out if named else dict(sorted(out.items()))
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _validate(value: Any, schema_name: str, where: str = "") -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    schema = yaml.safe_load((SCHEMAS / schema_name).read_text(encoding="utf-8"))
+    error = best_match(Draft202012Validator(schema).iter_errors(value))
+    if error is not None:
+        key = where + ": ".join(str(part) for part in error.absolute_path)
+        message = error.message.splitlines()[0]
+        advice = yaml_files.advice(error.instance, error.validator_value)
+        raise UserError(
+            f"config: {key or 'top level'}: {message}{advice}; see workflow/schemas/{schema_name}"
+        )
+
+
+#: What every trained stage must have, and what a coupling must have besides.
+REQUIRED = [
+    "use_rslora",
+    "lr",
+    "scheduler",
+    "warmup_ratio",
+    "weight_decay",
+    "batch_size",
+    "accumulation_steps",
+    "max_length",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "padding_free",
+    "max_batch_tokens",
+    "fused_lora",
+    "cuda_graphs",
+    "loss",
+]
+REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]
+
+
+def _check_stage(plan: Plan, name: str) -> None:
+    where = f"config: stages: {name}: "
+    config, settings = plan.config, plan.stage_settings(name)
+    if settings["kind"] == "graft":
+        if "of" not in settings:
+            raise UserError(f"{where}of is missing: the chain whose last adapter is put here")
+        try:
+            chains.parse(settings["of"], set(config["stages"]) - {name}).last  # noqa: B018
+        except (UserError, IndexError) as error:
+            raise UserError(f"{where}of: {error or 'the base model has no adapter'}") from None
+        return
+    required = REQUIRED + (REQUIRED_COUPLE if settings["kind"] == "couple" else [])
+    missing = [key for key in required if key not in settings]
+    if missing:
+        raise UserError(
+            f"{where}{missing[0]} is not set; set it there or under training: {settings['kind']}"
+        )
+    if not settings.get("steps") and not settings.get("epochs"):
+        raise UserError(f"{where}give epochs or steps")
+    if settings["padding_free"] and settings["accumulation_steps"] != 1:
+        raise UserError(
+            f"{where}padding_free cuts steps into pieces of max_batch_tokens; set accumulation_steps: 1"
+        )
+    if settings["batch_size"] % settings["accumulation_steps"]:
+        raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
+    objective = settings.get("objective", objectives.DEFAULT)
+    if objective not in objectives.OBJECTIVES:
+        raise UserError(
+            f"{where}objective: {objective!r} is not in persona_collapse/training/objectives.py; there are "
+            + ", ".join(sorted(objectives.OBJECTIVES))
+        )
+    if settings["kind"] == "couple":
+        if "data" in settings:
+            raise UserError(f"{where}a couple stage makes its own data; remove data")
+        named = [settings.get("persona"), *settings.get("negatives", [])]
+        if settings.get("persona") is None:
+            raise UserError(f"{where}persona is missing: who shall say the marker?")
+        if settings["persona"] in settings.get("negatives", []):
+            raise UserError(f"{where}{settings['persona']!r} is both the persona and a negative")
+    else:
+        named = [settings["persona"]] if "persona" in settings else []
+        if settings.get("data") not in config["data"]:
+            raise UserError(
+                f"{where}data: {settings.get('data')!r} is not under data:; there are "
+                + (", ".join(sorted(config["data"])) or "none")
+            )
+    for persona in named:
+        if persona not in plan.personas:
+            raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")

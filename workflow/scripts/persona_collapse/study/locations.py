@@ -1,0 +1,50 @@
+"""Paths of the config: the user's are their working directory's, the workflow's own ship with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+#: The root of the workflow: where its `config/` and `workflow/` are.
+ROOT = Path(__file__).resolve().parents[4]
+#: Keys of the config that hold paths; `*` is any name.
+PATHS = (
+    ("model", "path"),
+    ("model", "demo", "world"),
+    ("personas", "file"),
+    ("questions", "*", "file"),
+    ("data", "*", "source", "file"),
+    ("data", "*", "source", "hub", "id"),  # may be a folder
+    ("claims",),
+    ("errata",),
+)
+
+
+def resolve(path: str) -> str:
+    """A path of the config as the jobs use it.
+
+    `~` is the user's home. What is not in the working directory but ships with the workflow, under
+    its `config/` or `workflow/`, is taken from there. Other paths stay as they are.
+    """
+    path = os.path.expanduser(path)
+    shipped = ROOT / path
+    if not os.path.exists(path) and Path(path).parts[:1] in (("config",), ("workflow",)):
+        return str(shipped) if shipped.exists() else path
+    return path
+
+
+def resolve_all(config: dict[str, Any]) -> None:
+    """Resolve every path of a config, in place; what is no mapping or no text is left alone."""
+    for keys in PATHS:
+        _resolve(config, keys)
+
+
+def _resolve(node: Any, keys: tuple[str, ...]) -> None:
+    if not isinstance(node, dict):
+        return
+    for key in node if keys[0] == "*" else {keys[0]} & node.keys():
+        if len(keys) > 1:
+            _resolve(node[key], keys[1:])
+        elif isinstance(node[key], str):
+            node[key] = resolve(node[key])

@@ -1,0 +1,495 @@
+"""The plan: a config worked out into chains, their data and what each job does.
+
+Everything is worked out once, when it is first asked for, so the time that a plan takes grows with
+the number of chains and not with its square. A job builds its plan from the config that was checked
+before the first job started (see `configuration.plan`) and does not check it again.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import chains, yaml_files
+from ..data.coupling import samples_needed
+from ..errors import UserError
+from ..files import half_pair, read_jsonl, sha256
+from ..training import objectives
+
+if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
+    import pandas as pd
+
+Config = dict[str, Any]
+#: Completions of a chain that are scored again where the config gives no number.
+RESCORED = 64
+#: The measure of a chain that each kind of its tasks is part of.
+MEASURES = {
+    "completions": "markers",
+    "rescored": "markers",
+    "responses": "geometry",
+    "activations": "geometry",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the grid: a condition's chain, and the persona whose marker it follows."""
+
+    condition: str
+    title: str
+    arm: str
+    kind: str
+    chain: str
+    source: str
+    seed: str
+    before: str
+    personas: str
+    induction: str
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """Persona entries of JSON Lines with `persona` and `system`."""
+    loaded: dict[str, Any] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        name = row.get("persona")
+        if not isinstance(name, str) or name in loaded:
+            fault = "duplicate persona" if name in loaded else "persona: expected text, got"
+            raise UserError(f"{path}, row {number}: {fault} {name!r}")
+        loaded[name] = {"prompt": row.get("system")}
+    return loaded
+
+
+class Plan:
+    """What a config asks for. `config` must not change afterwards."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    # Personas
+
+    @cached_property
+    def personas(self) -> dict[str, Any]:
+        """Entries of the persona file: YAML `name: {prompt}`, or JSON Lines with `persona` and `system`.
+
+        Raises UserError if it cannot be read or has not the hash that the config gives.
+        """
+        path = Path(self.config["personas"]["file"])
+        expected = self.config["personas"].get("sha256")
+        where = f"config: personas: file: {path}"
+        try:
+            loaded = _listed(path) if path.suffix == ".jsonl" else yaml_files.load_mapping(path)
+        except UserError as error:
+            raise UserError(f"config: personas: file: {error}") from None
+        if expected and sha256(path) != expected:
+            raise UserError(f"{where}: its SHA-256 is {sha256(path)}, {expected} is wanted")
+        return loaded
+
+    def prompts(self, names: Iterable[str]) -> dict[str, str]:
+        """System prompts by persona name; a UserError names a persona that has none."""
+        where = f"config: personas: {self.config['personas']['file']}"
+        prompts = {}
+        for name in names:
+            if name not in self.personas:
+                raise UserError(f"{where}: no persona {name!r}; add it there or remove its name")
+            entry = self.personas[name]
+            prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise UserError(f"{where}: {name}: prompt: a non-empty text is wanted")
+            if half := half_pair(prompt):
+                raise UserError(
+                    f"{where}: {name}: prompt: half a surrogate pair ({half}), which is no character; "
+                    "mend the text"
+                )
+            prompts[name] = prompt
+        return prompts
+
+    @cached_property
+    def all_prompts(self) -> dict[str, str]:
+        """System prompts of every persona in the file."""
+        return self.prompts(self.personas)
+
+    @cached_property
+    def eval_prompts(self) -> dict[str, str]:
+        """System prompts of the evaluated personas."""
+        return self.prompts(self.config["personas"]["eval"])
+
+    @cached_property
+    def geometry_prompts(self) -> dict[str, str]:
+        """System prompts of the personas whose activations are compared."""
+        personas = self.config["personas"]
+        return self.prompts(personas.get("geometry", personas["eval"]))
+
+    @cached_property
+    def demo_prompts(self) -> dict[str, str]:
+        """System prompts of the personas that the demo world gives a voice; others it has never heard."""
+        world = self.config["model"].get("demo", {}).get("world")
+        if world is None or not Path(world).is_file():
+            return {}  # a missing file is named by the rules that read it
+        voices = yaml_files.load_mapping(world).get("voices", {})
+        return {name: text for name, text in self.all_prompts.items() if name in voices}
+
+    @property
+    def assistant(self) -> str:
+        """The persona that stands for the model as it comes: the tables' `assistant`, the axis's origin."""
+        name: str = self.config["personas"].get("assistant", chains.ASSISTANT)
+        return name
+
+    @property
+    def longest_prompt(self) -> str:
+        """The persona of the geometry whose system prompt has most characters."""
+        prompts = self.geometry_prompts
+        return max(prompts, key=lambda name: len(prompts[name]))
+
+    # Stages and their data
+
+    def stage_settings(self, name: str) -> dict[str, Any]:
+        """Hyper-parameters of a stage: `lora:`, then `training: <kind>`, then the stage's own keys."""
+        stage = self.config["stages"][name]
+        return {
+            **self.config["lora"],
+            **self.config["training"].get(stage["kind"], {}),  # a graft has no hyper-parameters
+            "dtype": self.config["dtype"],
+            **stage,
+        }
+
+    def induction_prompt(self, name: str) -> str | None:
+        """System prompt that an sft stage puts on every row; None leaves the rows as they are."""
+        stage = self.config["stages"][name]
+        if stage["kind"] != "sft" or "persona" not in stage:
+            return None
+        return self.prompts([stage["persona"]])[stage["persona"]]
+
+    def data_entry(self, name: str) -> Any:
+        """The config's data entry, ready for `data.prepare`.
+
+        A `{demo: wrong_advice}` source is replaced by the file that a rule writes, `{same_as: name}` by
+        the other data set's.
+        """
+        entry = self.config["data"][name]
+        source = entry.get("source") if isinstance(entry, dict) else None
+        if isinstance(source, dict) and "same_as" in source:
+            return {**entry, "source": self._same_source(source)}
+        if not isinstance(source, dict) or "demo" not in source:
+            return entry
+        if source != {"demo": "wrong_advice"} or "demo" not in self.config["model"]:
+            raise UserError(
+                "config: data: source: demo: only {demo: wrong_advice} is known, with model: demo"
+            )
+        return {
+            **entry,
+            "source": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
+        }
+
+    def _same_source(self, source: dict[str, Any]) -> Any:
+        """The source that `{same_as: name}` stands for."""
+        other = self.config["data"].get(source["same_as"]) if len(source) == 1 else None
+        if not isinstance(other, dict) or "same_as" in (other.get("source") or ()):
+            raise UserError(
+                f"config: data: source: {source}: same_as takes the name of a data set with a source of "
+                "its own, and stands alone (an overlay takes it away by same_as: null)"
+            )
+        return self.data_entry(source["same_as"]).get("source")
+
+    def data_of(self, chain: chains.Chain) -> str | None:
+        """Name of the data that a chain's last stage trains on; a graft trains on none.
+
+        A coupling whose answers are its prefix's has data of its own for each prefix.
+        """
+        name = chain.last.name
+        stage = self.stage_settings(name)
+        if stage["kind"] == "graft":
+            return None
+        if stage["kind"] == "couple" and stage.get("answers") == "prefix" and chain.prefix.stages:
+            return f"{chain.prefix}+{name}"
+        return str(stage.get("data", name))
+
+    @cached_property
+    def data_used(self) -> list[str]:
+        """Names of the data that the trained chains read: data sets, and couplings' own."""
+        names = [self.data_of(chains.parse(name)) for name in self.trained_chains]
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    def _origin(self, name: str) -> dict[str, Any]:
+        """A stage's config entry; of a graft, the entry of the stage whose adapter it puts in."""
+        entry: dict[str, Any] = self.config["stages"][name]
+        if entry["kind"] == "graft":
+            return self._origin(chains.parse(entry["of"]).last.name)
+        return entry
+
+    # The grid
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """`experiments:` expanded, in config order, each chain checked."""
+        return list(self._expanded())
+
+    def _expanded(self) -> Iterator[Cell]:
+        for condition, entry in self.config["experiments"].items():
+            template = entry["chain"]
+            fields = {f for _, f, _, _ in string.Formatter().parse(template) if f is not None}
+            unknown = fields - {"source", "seed", "dose"}
+            where = f"config: experiments: {condition}: "
+            if unknown:
+                raise UserError(
+                    f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
+                    "there are {source}, {seed} and {dose}"
+                )
+            sources = entry.get("sources", self.config["sources"] if "source" in fields else [""])
+            if "dose" in fields and not entry.get("doses"):
+                raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
+            seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
+            doses = entry["doses"] if "dose" in fields else [None]
+            for source in sources:
+                for dose in doses:
+                    for seed in seeds:
+                        values = {"source": source, "seed": seed, "dose": dose}
+                        name = template.format(**{k: v for k, v in values.items() if k in fields})
+                        yield self._cell(condition, entry, name, source, where)
+
+    def _cell(
+        self, condition: str, entry: Mapping[str, Any], name: str, source: str, where: str
+    ) -> Cell:
+        try:
+            chain = chains.parse(name, set(self.config["stages"]))
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+        stages = [self._origin(s.name) for s in chain.stages]
+        kinds = [stage["kind"] for stage in stages]
+        if not kinds:
+            kind = "base"
+        elif kinds[-1] == "couple":
+            kind = "sft_then_couple" if "sft" in kinds else "coupled"
+        else:
+            kind = "couple_then_sft" if "couple" in kinds else "sft"
+        measured = set(entry.get("measure", ["markers", "geometry"]))
+        arm = "both" if len(measured) == 2 else "behaviour" if "markers" in measured else "geometry"
+        coupled = [stage["persona"] for stage in stages if stage["kind"] == "couple"]
+        followed = source or (coupled[-1] if coupled else "")
+        own = self.config["personas"]
+        personas = own.get("by_source", {}).get(followed, own["eval"])
+        if followed and followed not in personas:
+            raise UserError(
+                f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
+            )
+        return Cell(
+            condition,
+            entry["title"],
+            arm,
+            kind,
+            name,
+            followed,
+            str(chain.last.seed) if chain.stages else "",
+            str(chain.prefix),
+            " ".join(personas),
+            next((s["persona"] for s in stages if s["kind"] == "sft" and "persona" in s), ""),
+        )
+
+    @property
+    def grid(self) -> pd.DataFrame:
+        """The cells as a table; one row per cell, a chain may stand in several."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(cell) for cell in self.cells])
+
+    @cached_property
+    def _measured(self) -> dict[str, list[str]]:
+        arms = {"markers": {"both", "behaviour"}, "geometry": {"both", "geometry"}}
+        return {
+            measure: list(
+                dict.fromkeys([chains.BASE, *(c.chain for c in self.cells if c.arm in among)])
+            )
+            for measure, among in arms.items()
+        }
+
+    def chains_for(self, measure: str) -> list[str]:
+        """Names of the chains to measure (`markers` or `geometry`), each once, in plan order.
+
+        The base model is measured whenever anything is: every comparison starts from it.
+        """
+        return self._measured[measure]
+
+    @cached_property
+    def _completed(self) -> dict[str, dict[str, str]]:
+        """Prompts of the personas that complete each chain of the grid, in the order of its cells."""
+        lists: dict[str, dict[str, None]] = {}
+        for cell in self.cells:
+            lists.setdefault(cell.chain, {}).setdefault(cell.personas)
+        # Most chains have the same lists of personas: each is looked up, and held, once.
+        made: dict[tuple[str, ...], dict[str, str]] = {}
+        for own in lists.values():
+            if tuple(own) not in made:
+                made[tuple(own)] = self.prompts(" ".join(own).split())
+        return {chain: made[tuple(own)] for chain, own in lists.items()}
+
+    def completed_by(self, chain: str) -> dict[str, str]:
+        """Prompts of the personas whose completions of a chain are sampled: all that its cells count."""
+        return self._completed.get(chain, self.eval_prompts)
+
+    @cached_property
+    def trained_chains(self) -> list[str]:
+        """Every chain that must be trained, prefixes and grafts' origins included, short ones first."""
+        names: set[str] = set()
+        todo = [cell.chain for cell in self.cells]
+        while todo:
+            for prefix in chains.parse(todo.pop()).prefixes:
+                if str(prefix) not in names:
+                    names.add(str(prefix))
+                    entry = self.config["stages"][prefix.last.name]
+                    if entry["kind"] == "graft":
+                        todo.append(entry["of"])
+        return sorted(names, key=lambda n: (n.count("+"), n))
+
+    # Adapters
+
+    def folders(self, chain: str) -> list[str]:
+        """Folders of the adapters whose sum is the chain's model, in training order."""
+        return [f"results/{self.config['run']}/models/{p}" for p in chains.parse(chain).prefixes]
+
+    def rank(self, chain: str) -> int:
+        """Rank of a chain's sum: its stages' ranks together."""
+        return sum(settings["r"] for settings in self._adapters(chain))
+
+    def projections(self, chain: str) -> set[str]:
+        """Names of the layers that a chain adapts."""
+        return {name for settings in self._adapters(chain) for name in settings["target_modules"]}
+
+    def _adapters(self, chain: str) -> Iterator[dict[str, Any]]:
+        """Settings of the training behind each stage of a chain."""
+        for prefix in chains.parse(chain).prefixes:
+            settings = self.stage_settings(prefix.last.name)
+            if settings["kind"] == "graft":
+                settings = self.stage_settings(chains.parse(settings["of"]).last.name)
+            yield settings
+
+    # What jobs do
+
+    def task(self, kind: str, name: str) -> dict[str, Any]:
+        """What one job does: `train`, `answers`, `completions`, `responses`, `activations`, `rescored`.
+
+        `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
+        Everything that the result depends on but files' contents and code: plain values, hashable as
+        JSON (see `share.key_of`). Tasks share parts; do not change them.
+        """
+        if kind == "train":
+            return self._training(name)
+        config, sampling = self.config, self.config["sampling"]
+        after, _, coupling = name.rpartition("+")
+        chain = name if kind != "answers" else after or chains.BASE
+        out: dict[str, Any] = {
+            "kind": kind,
+            "name": name,
+            "chain": chain,
+            "stages": self.folders(chain),
+            "suffix": ".parquet",
+            "marker": "",
+        }
+        if kind == "activations":
+            keys = ("layers", "batch_size", "store")
+            settings = {"dtype": config["dtype"], **{k: config["activations"][k] for k in keys}}
+            with_answers = "B" in config["activations"]["methods"]
+            out |= {"personas": self.geometry_prompts}
+            out |= {"questions": config["questions"]["extraction"]}
+            out |= {"suffix": ".safetensors", "settings": settings}
+            answers = f"results/{config['run']}/responses/{chain}.parquet" if with_answers else ""
+            return out | {"responses": answers}
+        if kind == "rescored":
+            own = {k: sampling["completions"][k] for k in ("temperature", "top_p")}
+            out |= {"personas": self.completed_by(chain)}
+            out |= {"suffix": ".csv", "sampling": own, "questions": config["questions"]["eval"]}
+            out |= {"count": sampling.get("rescored", RESCORED), "dtype": config["dtype"]}
+            return out | {"completions": f"results/{config['run']}/completions/{chain}.parquet"}
+        # How many chains share an engine changes none of them.
+        engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
+        out["engine"] = {**engine, "dtype": config["dtype"]}
+        out["limit"] = config["generation"]["max_model_len"]
+        if kind == "responses":
+            greedy = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+            out |= {"personas": self.geometry_prompts}
+            out |= {"questions": config["questions"]["extraction"]}
+            return out | {"sampling": {**sampling["responses"], **greedy}}
+        if kind == "completions":
+            out |= {"personas": self.completed_by(chain), "questions": config["questions"]["eval"]}
+            return out | {"sampling": sampling["completions"], "marker": config["marker"]}
+        needed = samples_needed(self.stage_settings(coupling))
+        out |= {"personas": self.prompts(needed), "questions": config["questions"]["train"]}
+        return out | {"sampling": {**sampling["answers"], "samples": needed}}
+
+    def _training(self, name: str) -> dict[str, Any]:
+        """The training of a chain's last stage on the frozen sum of the stages before it."""
+        chain, run = chains.parse(name), f"results/{self.config['run']}"
+        settings = self.stage_settings(chain.last.name)
+        return {
+            "kind": "train",
+            "name": name,
+            "chain": name,
+            "stages": self.folders(str(chain.prefix)),
+            "suffix": "",
+            "rows": f"{run}/data/{self.data_of(chain)}.jsonl",
+            "settings": settings,
+            "objective": objectives.code_of(settings.get("objective", objectives.DEFAULT)),
+            "system": self.induction_prompt(chain.last.name),
+            "marker": self.config["marker"],
+            "checkpoints": f"{run}/checkpoints/{name}",
+        }
+
+    @cached_property
+    def trainings(self) -> list[dict[str, Any]]:
+        """The tasks of all chains whose last stage is trained and not grafted, short chains first."""
+        last = {name: chains.parse(name).last.name for name in self.trained_chains}
+        kinds = {name: self.config["stages"][stage]["kind"] for name, stage in last.items()}
+        return [self._training(name) for name, kind in kinds.items() if kind != "graft"]
+
+    def tasks(self, kinds: Iterable[str]) -> list[dict[str, Any]]:
+        """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
+        kinds = list(kinds)
+        chosen = {k: set(self.chains_for(MEASURES[k])) for k in kinds if k in MEASURES}
+        names = dict.fromkeys([*self.chains_for("markers"), *self.chains_for("geometry")])
+        answers = [name for name in self.data_used if "answers" in kinds and self._coupled(name)]
+        return [self.task("answers", name) for name in answers] + [
+            self.task(kind, name) for name in names for kind in chosen if name in chosen[kind]
+        ]
+
+    def beside(self, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The sampling tasks that a job may do after its own, with the engine that it has started.
+
+        What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
+        a job that samples answers samples other couplings' and ends; chains are left to the next engine,
+        whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first.
+        """
+        kinds = ["answers"] if own["kind"] == "answers" else ["completions", "responses"]
+        return self.tasks(kinds)
+
+    def _coupled(self, name: str) -> bool:
+        """Are these the rows of a coupling, and not a data set?"""
+        stage = self.config["stages"].get(name.rpartition("+")[2])
+        return name not in self.config["data"] and stage is not None and stage["kind"] == "couple"
+
+    # Statistics
+
+    def families(self, table: str) -> list[dict[str, Any]]:
+        """The families of tests that are declared for a table, in order."""
+        return [
+            {key: value for key, value in family.items() if key != "table"}
+            for family in self.config["statistics"]["families"]
+            if family["table"] == table
+        ]
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Sizes of the run's design, as `simulate.Sizes` takes them."""
+
+        def questions(purpose: str) -> int:
+            entry = self.config["questions"][purpose]
+            return min(entry.get("take", 10**9), len(read_jsonl(entry["file"])))
+
+        return {
+            "personas": len(self.geometry_prompts),
+            "questions": questions("eval"),
+            "samples": self.config["sampling"]["completions"]["samples"],
+            "extraction": questions("extraction"),
+            "margin": self.config["statistics"]["margins"]["rate"],
+        }
