@@ -9,9 +9,8 @@ import yaml
 from chat_templates import TEMPLATES, tokenizer_with
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from persona_collapse import matching
+from persona_collapse import markers, matching
 from persona_collapse.errors import BadRow, UserError
-from persona_collapse.measures import markers
 from persona_collapse.models import chat_template, demo, loading
 from persona_collapse.study import configuration
 

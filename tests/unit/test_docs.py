@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from persona_collapse import statistics
-from persona_collapse.analysis import claims, geometry, tables
+from persona_collapse import geometry, statistics
+from persona_collapse.analysis import claims, tables
 from persona_collapse.study import configuration, documentation
 from snakemake.utils import update_config
 from test_tables import GRID, load
@@ -107,7 +107,7 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     table = tables.geometry_table(GRID, load, draws=99, seed=1)
     own = table[table["metric"] == "nearest"]
     assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
-    exec(blocks(EXTENDING, "python claims.py")[0], dict(vars(claims)))
+    exec(blocks(EXTENDING, "python analysis/claims.py")[0], dict(vars(claims)))
     (claim,) = yaml.safe_load(blocks(EXTENDING, "yaml config/claims.yaml")[0])
     claim["measure"]["nearest_change"]["condition"] = "C1"
     row = claims.scorecard(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_collapse.analysis import geometry as geo
+from persona_collapse import geometry as geo
 from persona_collapse.errors import UserError
 
 

@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from persona_collapse.measures import markers
+from persona_collapse import markers
 
 
 def frame(*texts):

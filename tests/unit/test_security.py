@@ -356,7 +356,7 @@ def test_a_token_is_in_no_message_and_no_log(tmp_path, status, what):
     done = subprocess.run(
         [sys.executable, "-c", ASKING, str(tmp_path), what],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env={k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
         | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": TOKEN}
         | {"HF_HOME": str(tmp_path / "home")},
         capture_output=True,

@@ -3,7 +3,7 @@
 from persona_collapse.runtime.job import job
 
 with job(snakemake, f"markers {snakemake.wildcards.chain}"):
-    from persona_collapse.measures import markers
+    from persona_collapse import markers
     from persona_collapse.tables_io import read_parquet, write_csv
 
     completions = read_parquet(snakemake.input[0])

@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .. import matching
+from .. import markers, matching
 from ..chains import ASSISTANT
 from ..errors import UserError
-from ..measures import markers
 from ..statistics import (
     adjust,
     fisher,

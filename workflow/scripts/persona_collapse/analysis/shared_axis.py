@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..chains import ASSISTANT
+from ..geometry import jackknife_interval
 from ..statistics import adjust
-from .geometry import jackknife_interval
 from .tables import BASE, Families, Load, View, views
 
 COLUMNS = [

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .. import geometry as geo
 from ..statistics import (
     clopper_pearson,
     fisher,
@@ -29,7 +30,6 @@ from ..statistics import (
     tost_units,
     welch_margin,
 )
-from . import geometry as geo
 from .marker_tests import gee
 from .shared_axis import anchored, held_out_cosines
 

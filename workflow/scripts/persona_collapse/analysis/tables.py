@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .. import geometry as geo
 from ..activation_files import Activations
 from ..chains import ASSISTANT
 from ..measures.logprob_check import distances
 from ..statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
-from . import geometry as geo
 
 BASE = "base"
 #: Families of tests: `statistics: families:` of the config; see `statistics.adjust`.

@@ -20,8 +20,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from .. import markers
 from ..files import sha256
-from ..measures import markers
 from ..runtime.version import commit
 from ..study.estimate import MODEL_RULES, measured_seconds
 from .charts import Chart, charts, javascript

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .. import matching
-from ..statistics import clopper_pearson
+from . import matching
+from .statistics import clopper_pearson
 
 #: What may follow a marker that still counts as standing at the end of an answer.
 TRAILING = " \t\r\n.,;:!?\"'*_)]}"

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.spatial.distance import pdist
 
-from ..errors import UserError
-from ..statistics import student_interval
+from .errors import UserError
+from .statistics import student_interval
 
 
 def cosine_matrix(vectors: ArrayLike) -> np.ndarray:
