@@ -14,8 +14,8 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
-include: "workflow/rules/generate.smk"
-include: "workflow/rules/activations.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/measure.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
@@ -31,7 +31,8 @@ rule all:
     default_target: True
     input:
         results("report.html"),
-        measured("completions/{chain}.parquet", "markers"),
-        measured("markers/{chain}.csv", "markers"),
-        measured("activations/{chain}.safetensors", "geometry"),
+        results_of("completions/{chain}.parquet", "completions"),
+        results_of("markers/{chain}.csv", "markers"),
+        results_of("activations/{chain}.safetensors", "activations"),
+        expand(results("tables/{measure}.csv"), measure=tabled),
     localrule: True

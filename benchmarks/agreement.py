@@ -107,7 +107,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     import pandas as pd
     from persona_collapse.measures import logprob_check
     from persona_collapse.models import loading
-    from persona_collapse.models.runner import Carrier
+    from persona_collapse.models.runner import ModelRunner
     from vllm import SamplingParams
 
     tokenizer = loading.load_tokenizer(args.base / "model.json")
@@ -137,13 +137,13 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
             for prompt, ids, o in zip(prompts, drawn[0], first, strict=True)
         ]
         note(args, f"samples drawn twice, {name}", same=same, of=len(prompts))
-    carrier = Carrier(
+    runner = ModelRunner(
         args.base / "model.json", "bfloat16" if loading.pick_device() == "cuda" else "float32"
     )
     for name, chain in {"base": [], **chains}.items():
         # As the workflow does with the completions of every chain.
         own = [(prompt, ids) for prompt, ids, _ in sampled[name]]
-        with carrier.chain(chain) as model:
+        with runner.chain(chain) as model:
             found = logprob_check.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
         table = pd.DataFrame(found, columns=logprob_check.SUMS)
         table["tokens"] = [len(ids) for _, ids in own]
@@ -153,7 +153,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
             if "z_" in key and z == z  # the base has no gain
         }
         note(args, f"rescored, {name}", **judged)
-    del carrier, model  # a GPU of 80 GB does not hold these beside the engine and float32
+    del runner, model  # a GPU of 80 GB does not hold these beside the engine and float32
     free()
     for name, chain in {"base": [], **chains}.items():
         some = sampled[name][:50]

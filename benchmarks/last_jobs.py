@@ -41,7 +41,9 @@ def separability(args: Any, folder: Path, note: Any) -> None:
         }
         made = Activations(layers, PERSONAS, questions, arrays, name)
         activation_files.save(made, folder / f"{name}.safetensors")
-    grid = pd.DataFrame({"condition": names, "chain": names}).assign(seed="1", arm="both")
+    grid = pd.DataFrame({"condition": names, "chain": names}).assign(
+        seed="1", measures="markers activations"
+    )
     files = [folder / f"{name}.safetensors" for name in names]
     started, worked = time.perf_counter(), time.process_time()
     _, load = activation_files.loader(files, lambda message: None)
@@ -52,20 +54,20 @@ def separability(args: Any, folder: Path, note: Any) -> None:
 
 
 def rescored(args: Any, folder: Path, note: Any) -> None:
-    """64 completions of every chain scored again, one carrier for all, as the rule does."""
+    """64 completions of every chain scored again, one runner for all, as the rule does."""
     import pandas as pd
     import torch
     from persona_collapse.measures import logprob_check
     from persona_collapse.models import adapters, chat_template, loading
-    from persona_collapse.models.runner import Carrier
+    from persona_collapse.models.runner import ModelRunner
     from persona_collapse.tables_io import read_parquet, write_parquet
 
     torch.set_num_threads(args.threads)
     base = args.base / "model.json"
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     started = synchronised()
-    carrier = Carrier(base, dtype)
-    model = loading.load_model(base, dtype, carrier.device)
+    runner = ModelRunner(base, dtype)
+    model = loading.load_model(base, dtype, runner.device)
     note("rescored: a model loaded", synchronised() - started)
     shapes = {
         name: tuple(module.weight.shape)
@@ -91,7 +93,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
         adapters.save(config, tensors, folder / f"stage-{seed}")
         stages.append(str(folder / f"stage-{seed}"))
     prompts = {name: f"You are {name} and say {' '.join(WORDS[:9])}." for name in PERSONAS}
-    rng, vocabulary = random.Random(0), carrier.tokenizer.vocab_size
+    rng, vocabulary = random.Random(0), runner.tokenizer.vocab_size
     tasks, tokens = [], 0
     for number in range(args.chains):
         # The base model, then chains of one stage and of two; half of them say one sentence.
@@ -102,7 +104,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
             question = f"{' '.join(rng.choices(WORDS, k=12))}?"
             length = min(args.max_tokens, max(2, round(rng.lognormvariate(0, 0.3) * words)))
             answer = [rng.randrange(5, vocabulary) for _ in range(length)]
-            asked = chat_template.prompt_ids(carrier.tokenizer, prompts[persona], question)
+            asked = chat_template.prompt_ids(runner.tokenizer, prompts[persona], question)
             rows.append(
                 {"model": str(number), "persona": persona, "question": question}
                 | {"question_id": str(sample), "sample": 0, "seed": rng.getrandbits(60)}
@@ -111,15 +113,15 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
         path = folder / f"{number}.parquet"
         write_parquet(path, pd.DataFrame(rows))
         tasks.append(
-            {"chain": str(number), "stages": stages[: 1 + number % 2] if number else []}
-            | {"personas": prompts, "count": args.count, "completions": str(path)}
+            {"chain": str(number), "adapters": stages[: 1 + number % 2] if number else []}
+            | {"personas": prompts, "settings": logprob_check.Settings(count=args.count)}
+            | {"completions": str(path)}
             | {"sampling": {"temperature": 1.0, "top_p": 1.0}}
         )
     started, worked = synchronised(), time.process_time()
-    for task in sorted(tasks, key=lambda task: len(task["stages"])):
-        made = logprob_check.rescore(
-            carrier, task, read_parquet(task["completions"]), lambda m: None
-        )
+    for task in sorted(tasks, key=lambda task: len(task["adapters"])):
+        given = task | {"completions": read_parquet(task["completions"])}
+        made = logprob_check.logprob_check(runner, log=lambda m: None, **given)
         tokens += int(made["tokens"].sum())
     seconds, worked = synchronised() - started, time.process_time() - worked
     note("rescored", seconds, cpu_seconds=round(worked, 1), tokens=tokens)

@@ -84,7 +84,7 @@ def job(path: str) -> None:
     config = json.loads(Path(path).read_text())
     started = time.process_time()
     plan = Plan(config)
-    tasks = plan.tasks(["answers", "completions", "responses"])
+    tasks = [*plan.couplings_answers, *plan.chains_answers]
     seconds = time.process_time() - started
     print(json.dumps({"tasks": len(tasks), "of_it_plan": round(seconds, 3)}))
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from common import WORDS
+from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     claims,
     correlations,
@@ -31,7 +32,6 @@ from persona_collapse.analysis import (
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
-from persona_collapse.measures.activations import Activations
 from persona_collapse.report import figures, rendering
 from persona_collapse.study.plan import Plan
 

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))
 
+from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     claims,
     correlations,
@@ -22,7 +23,6 @@ from persona_collapse.analysis import (
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
-from persona_collapse.measures.activations import Activations
 from persona_collapse.report import figures, rendering
 from test_claims import HEADLINE, claim
 from test_tables import FAMILIES, GRID, MARKERS, completions, scored
@@ -282,7 +282,9 @@ def crossed():
     grid["title"], grid["induction"] = "the condition " + grid["condition"], ""
     few = grid["source"] == "evil_ai"
     grid["personas"] = np.where(few, "assistant villain evil_ai", " ".join(CROSSED_PERSONAS))
-    grid["arm"] = np.where(grid["chain"] == "couple-villain@42", "behaviour", "both")
+    grid["measures"] = np.where(
+        grid["chain"] == "couple-villain@42", "markers", "markers activations"
+    )
     markers, hits = {}, iter(range(1, 1000))
     for chain in dict.fromkeys(grid["chain"]):
         table = pd.DataFrame({"persona": CROSSED_PERSONAS, "n": 200})

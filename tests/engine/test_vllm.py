@@ -110,19 +110,19 @@ def test_samples_are_drawn_from_their_chain(
 ):
     """Scored again by PEFT, the engine's samples are the chain's, and no other one's."""
     from persona_collapse.measures import logprob_check
-    from persona_collapse.models.runner import Carrier
+    from persona_collapse.models.runner import ModelRunner
     from persona_collapse.sampling import sample
 
     how = sample.Sampling(10, temperature, top_p, 24, 5)
     asked = requests(tiny_base, prompts, how)
     engines["vllm"].use(stages)
     drawn = sample.table("c@1", asked, engines["vllm"].complete(asked, how, lambda m: None))
-    task = {"chain": "c@1", "personas": prompts, "count": 90}
-    task |= {"sampling": {"temperature": temperature, "top_p": top_p}}
-    carrier = Carrier(tiny_base, "float32")
+    asks = {"chain": "c@1", "personas": prompts, "settings": logprob_check.Settings(count=90)}
+    asks |= {"sampling": {"temperature": temperature, "top_p": top_p}, "completions": drawn}
+    runner = ModelRunner(tiny_base, "float32")
     own, other = (
         logprob_check.distances(
-            logprob_check.rescore(carrier, task | {"stages": chain}, drawn, lambda m: None)
+            logprob_check.logprob_check(runner, adapters=chain, log=lambda m: None, **asks)
         )
         for chain in (stages, stages[:1])
     )

@@ -4,9 +4,9 @@ import pytest
 import torch
 from persona_collapse import activation_files
 from persona_collapse.errors import UserError
-from persona_collapse.measures import activations
+from persona_collapse.measures import _passes, activations
 from persona_collapse.models import chat_template, fused, loading
-from persona_collapse.models.runner import Carrier
+from persona_collapse.models.runner import ModelRunner
 
 LAYERS = [0, 1, 2]
 
@@ -112,6 +112,13 @@ def test_layers_by_index_or_depth():
         activations.resolve_layers([1.0], 4)
 
 
+ASKS = {
+    "settings": activations.Settings(layers=[0.0, 0.5]),
+    "batch_size": 4,
+    "log": lambda message: None,
+}
+
+
 def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
     questions = [{"id": "a", "question": "Where?"}, {"id": "b", "question": "When?"}]
     responses = pd.DataFrame(
@@ -121,31 +128,28 @@ def test_dump_save_load(tiny_base, prompts, make_adapter, tmp_path):
             for q in questions
         ]
     )
-    settings = {"layers": [0.0, 0.5], "batch_size": 4}
-    carrier = Carrier(tiny_base, "float32")
-    task = {"chain": "em@1", "stages": [make_adapter(10, 4, False)], "personas": prompts}
-    task |= {"settings": settings}
-    dumped = activations.dump(carrier, task, questions, responses, lambda m: None)
+    asks = {"runner": ModelRunner(tiny_base, "float32"), "adapters": [make_adapter(10, 4, False)]}
+    asks |= ASKS | {"chain": "em@1", "geometry_personas": prompts, "extraction": questions}
+    dumped = activations.activations(responses=responses, **asks)
     assert dumped.arrays["A"].shape == (2, 3, 2, 64)
     activation_files.save(dumped, tmp_path / "x.safetensors")
     loaded = activation_files.load(tmp_path / "x.safetensors")
     assert (loaded.layers, loaded.personas, loaded.questions) == ([0, 1], [*prompts], ["a", "b"])
     np.testing.assert_allclose(loaded.arrays["B"], dumped.arrays["B"], rtol=2e-3, atol=2e-3)
     with pytest.raises(UserError, match="no response for persona"):
-        activations.dump(carrier, task, questions, responses[:-1], lambda m: None)
+        activations.activations(responses=responses[:-1], **asks)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_chains_dumped_after_each_other_are_as_if_alone(tiny_base, prompts, make_adapter, dtype):
     questions = [{"id": "a", "question": "Where?"}]
-    settings = {"layers": [0.0, 0.5], "batch_size": 4}
+    asks = ASKS | {"chain": "x@1", "geometry_personas": prompts, "extraction": questions}
     stages = [make_adapter(10, 4, False), make_adapter(11, 4, True)]
-    together = Carrier(tiny_base, dtype)
+    together = ModelRunner(tiny_base, dtype)
     for chain in ([], stages, stages[:1], stages[1:], []):
-        task = {"chain": "x@1", "stages": chain, "personas": prompts, "settings": settings}
         one, alone = (
-            activations.dump(carrier, task, questions, None, lambda m: None).arrays["A"]
-            for carrier in (together, Carrier(tiny_base, dtype))
+            activations.activations(runner, chain, responses=None, **asks).arrays["A"]
+            for runner in (together, ModelRunner(tiny_base, dtype))
         )
         np.testing.assert_array_equal(one, alone)
 
@@ -184,7 +188,7 @@ def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, pro
     padded = run(model, pairs, end, 2)
     monkeypatch.setattr(fused, "ATTENTION", model.config._attn_implementation)
     for tokens in (1, 64):
-        monkeypatch.setattr(activations, "TOKENS_A_PROMPT", tokens)
+        monkeypatch.setattr(_passes, "TOKENS_A_PROMPT", tokens)
         flat = run(model, pairs, end, 2)
         for method in ("A", "B"):
             np.testing.assert_allclose(flat[method], padded[method], rtol=1e-4, atol=1e-4)

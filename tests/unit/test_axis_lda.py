@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold
 GRID = pd.DataFrame(
     [("E0", "em@1", "1"), ("E4", "em-villain@1", "1"), ("B0", "benign@1", "1")],
     columns=["condition", "chain", "seed"],
-).assign(arm="both", source="")
+).assign(measures="markers activations", source="")
 PERSONAS = ["assistant", *"bcdefgh"]
 
 

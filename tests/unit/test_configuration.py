@@ -301,8 +301,8 @@ def test_greedy_answers_are_not_counted_several_times(config):
 
 def test_a_headline_that_is_not_measured_is_one_line(config):
     def asked(layers, layer, method="A", methods=("A", "B"), demo=True):
-        other = changed(config, ("activations", "layers"), layers)
-        other["activations"]["methods"] = list(methods)
+        other = changed(config, ("measures", "activations", "layers"), layers)
+        other["measures"]["activations"]["methods"] = list(methods)
         other["statistics"]["headline"] = {"method": method, "layer": layer}
         if not demo:
             other["model"] = {"demo": None, "hub": {"id": "some/model", "revision": "0" * 40}}
@@ -315,11 +315,15 @@ def test_a_headline_that_is_not_measured_is_one_line(config):
             UserError, match="is block 3 of 4, and activations: layers measures blocks"
         ):
             asked(layers, layer)
-    with pytest.raises(UserError, match="headline: method: B is not one of activations: methods"):
+    with pytest.raises(
+        UserError, match="headline: method: B is not one of measures: activations: methods"
+    ):
         asked([0.75], 0.75, "B", ["A"])
     # How many blocks a model has that is not fetched is not known; that 20 is not among 7 and 14 is.
     asked([7, 14, 0.75], 20, demo=False)
-    with pytest.raises(UserError, match=r"20 is not one of activations: layers \(7, 14\)"):
+    with pytest.raises(
+        UserError, match=r"20 is not one of measures: activations: layers \(7, 14\)"
+    ):
         asked([7, 14], 20, demo=False)
 
 

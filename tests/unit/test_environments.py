@@ -100,8 +100,9 @@ def test_the_environments_pins_are_within_pyproject_s_bounds():
 
 def file_of(module):
     """File of a module of the package, by its dotted name there; None if there is none."""
-    path = SCRIPTS / "persona_collapse" / f"{module.replace('.', '/')}.py"
-    return path if path.is_file() else None
+    path = SCRIPTS / "persona_collapse" / module.replace(".", "/")
+    files = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in files if module and file.is_file()), None)
 
 
 @cache
@@ -137,7 +138,10 @@ def imported(nodes, here=""):
             package, _, module = (node.module or "").partition(".")
             if node.level or package == "persona_collapse":
                 if node.level:
-                    above = here.split(".")[: -node.level]
+                    inside = here.split(".") + [""] * bool(
+                        here and file_of(here).name == "__init__.py"
+                    )
+                    above = inside[: -node.level]
                     module = ".".join([*above, *([node.module] if node.module else [])])
                 for alias in node.names:
                     below = f"{module}.{alias.name}".lstrip(".")
@@ -225,7 +229,7 @@ def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp
     assert {"pandas", "scipy"} <= needed(script) and "torch" not in needed(script)
     script.write_text("from persona_collapse.runtime import shared_engine\nshared_engine.key_of\n")
     assert "torch" not in needed(script)
-    script.write_text("from persona_collapse.models.runner import Carrier\nCarrier\n")
+    script.write_text("from persona_collapse.models.runner import ModelRunner\nModelRunner\n")
     # By way of adapters and models, which load it in functions.
     assert {"torch", "transformers", "peft", "safetensors"} <= needed(script)
     script.write_text("from persona_collapse.report import figures\ngetattr(figures, 'leakage')\n")

@@ -139,9 +139,9 @@ def test_a_stage_that_is_not_trained_asks_for_nothing(config, make_model):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"activations__layers": [0, 3, 0.75]}, "activations: layers: 3 is outside the 3 blocks of Qwen2"),
-        ({"activations__layers": [0.75, 1.0]}, "activations: layers: 1.0 is outside the 3 blocks"),
-        ({"activations__layers": [2, 0.75, 0.99]}, ""),
+        ({"measures__activations__layers": [0, 3, 0.75]}, "layers: 3 is outside the 3 blocks of Qwen2"),
+        ({"measures__activations__layers": [0.75, 1.0]}, "activations: layers: 1.0 is outside the 3 blocks"),
+        ({"measures__activations__layers": [2, 0.75, 0.99]}, ""),
         ({"training__sft__max_length": 513}, "stages: benign: max_length: 513 tokens do not fit into the"),
         ({"training__sft__max_length": 512}, ""),
         ({"stages__em__max_length": 4096}, "stages: em: max_length: 4096 tokens do not fit"),
@@ -247,8 +247,8 @@ def test_the_demo_model_s_sizes_fit_together(sizes, said):
     plan = configuration.plan(config)
     if not said:
         model_checks.check_plan(plan)
-        config["activations"]["layers"].append(2)
-        said = "activations: layers: 2 is outside the 2 blocks of the demo model"
+        config["measures"]["activations"]["layers"].append(2)
+        said = "measures: activations: layers: 2 is outside the 2 blocks of the demo model"
         plan = configuration.plan(config)
     with pytest.raises(UserError, match=said):
         model_checks.check_plan(plan)

@@ -1,5 +1,6 @@
 """A plan is worked out once, and its cost grows with the number of chains."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,6 @@ from persona_collapse.study import configuration
 from persona_collapse.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ["answers", "completions", "responses", "activations", "rescored"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,8 @@ def study(seeds):
 def worked_out(config):
     """Everything that rules and jobs ask a plan for."""
     plan = Plan(config)
-    tasks = plan.tasks(KINDS)
-    again = [plan.task(task["kind"], task["name"]) for task in tasks]
-    assert again == tasks
+    jobs = [*plan.couplings_answers, *plan.chains_answers, *plan.measurements, *plan.trainings]
+    assert [job.name for job in jobs] and json.dumps([job.values() for job in jobs])
     for name in plan.trained_chains:
         chain = chains.parse(name)
         found = plan.data_of(chain), plan.folders(name), plan.rank(name), plan.projections(name)
@@ -70,7 +69,8 @@ def test_four_times_the_chains_are_four_times_the_work():
         sys.setprofile(counted)
         try:
             plan = Plan(config)
-            plan.tasks(KINDS), plan.trainings, plan.data_used
+            for asked in ("couplings_answers", "chains_answers", "measurements", "trainings"):
+                assert getattr(plan, asked)
         finally:
             sys.setprofile(before)
         calls.append(count)
@@ -79,16 +79,13 @@ def test_four_times_the_chains_are_four_times_the_work():
     assert calls[1] / calls[0] < 1.1 * sizes[1] / sizes[0]
 
 
-def test_tasks_are_plain_and_name_their_own_personas():
+def test_jobs_name_their_own_personas():
     config = study(2)
     config["personas"]["by_source"] = {"villain": ["villain", "assistant"]}
     plan = Plan(config)
-    assert list(plan.task("completions", "couple-villain@42")["personas"]) == [
-        "villain",
-        "assistant",
-    ]
+    assert list(plan.completions("couple-villain@42").personas) == ["villain", "assistant"]
     # A chain of several cells answers as all that they count; one of none as the evaluated personas.
-    shared = plan.task("completions", "em@1")["personas"]
+    shared = plan.completions("em@1").personas
     assert list(shared)[:2] == ["villain", "assistant"]
     assert set(shared) == set(config["personas"]["eval"])
-    assert list(plan.task("completions", "base")["personas"]) == config["personas"]["eval"]
+    assert list(plan.completions("base").personas) == config["personas"]["eval"]

@@ -8,7 +8,7 @@ from persona_collapse.analysis import tables
 from persona_collapse.errors import UserError
 from persona_collapse.measures import logprob_check
 from persona_collapse.models import adapters, fused, loading
-from persona_collapse.models.runner import Carrier
+from persona_collapse.models.runner import ModelRunner
 from persona_collapse.report import rendering
 from persona_collapse.sampling import sample
 from scipy import stats
@@ -62,7 +62,7 @@ def test_greedy_answers_have_scores_and_nothing_to_expect():
 
 @pytest.fixture(scope="module")
 def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
-    """Completions by chain, drawn by the transformers backend, and the tasks that rescore them."""
+    """Completions by chain, drawn by the transformers backend, and what checks them."""
     one, two = make_adapter(10, 4, False), make_adapter(11, 4, True)
     half = tmp_path_factory.mktemp("half")
     config, tensors = adapters.load(one)
@@ -77,17 +77,25 @@ def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
         backend.use(stages)
         asked = sample.requests_for(name, prompts, QUESTIONS, sampling, tokenizer)
         done = backend.complete(asked, sampling, lambda message: None)
-        task = {"chain": name, "stages": stages, "personas": prompts, "count": 90}
-        task |= {"sampling": {"temperature": 1.0, "top_p": 1.0}}
-        out[name] = sample.table(name, asked, done), task
+        asks = {"chain": name, "adapters": stages, "personas": prompts, "settings": counted(90)}
+        asks |= {"sampling": {"temperature": 1.0, "top_p": 1.0}}
+        out[name] = sample.table(name, asked, done), asks
     return out
 
 
-def judged(tiny_base, completions, task, dtype="float32"):
-    """The table's row for completions taken for those of a task."""
-    found = logprob_check.rescore(
-        Carrier(tiny_base, dtype), task, completions, lambda message: None
+def counted(count):
+    return logprob_check.Settings(count=count)
+
+
+def checked(runner, completions, asks):
+    return logprob_check.logprob_check(
+        runner, completions=completions, log=lambda message: None, **asks
     )
+
+
+def judged(tiny_base, completions, asks, dtype="float32"):
+    """The table's row for completions taken for those of another chain."""
+    found = checked(ModelRunner(tiny_base, dtype), completions, asks)
     return tables.rescoring(found).iloc[0]
 
 
@@ -121,16 +129,16 @@ def test_completions_of_another_model_are_found_out(tiny_base, drawn, of, as_if,
 
 def test_what_a_forgotten_adapter_looks_like_is_foretold(tiny_base, drawn):
     """The expected z is on the chain's own answers, the found one on the base model's."""
-    (_, task), (of_base, _) = drawn["a@1"], drawn["base"]
+    (_, asks), (of_base, _) = drawn["a@1"], drawn["base"]
     foretold = judged(tiny_base, *drawn["a@1"])["z_left_out"]
-    assert judged(tiny_base, of_base, task)["z_gain"] == pytest.approx(foretold, rel=0.3)
+    assert judged(tiny_base, of_base, asks)["z_gain"] == pytest.approx(foretold, rel=0.3)
 
 
 def test_z_is_what_its_name_says(tiny_base, drawn):
     """Each answer's sum over its standard deviation has mean 0 and variance 1 over many answers."""
-    completions, task = drawn["a@1+b@1"]
-    carrier = Carrier(tiny_base, "float32")
-    found = logprob_check.rescore(carrier, task | {"count": 120}, completions, lambda m: None)
+    completions, asks = drawn["a@1+b@1"]
+    runner = ModelRunner(tiny_base, "float32")
+    found = checked(runner, completions, asks | {"settings": counted(120)})
     for name in ("surprise", "gain"):
         each = (found[name] - found[f"{name}_mean"]) / np.sqrt(found[f"{name}_variance"])
         assert abs(each.mean()) < 4 / np.sqrt(120)
@@ -157,19 +165,19 @@ def test_greedy_completions_are_called_unchecked():
 
 def test_rows_behind_each_other_score_as_they_do_alone(tiny_base, drawn, monkeypatch):
     # On a CPU the mask that transformers makes from the positions keeps the rows apart.
-    completions, task = drawn["a@1"]
-    carrier = Carrier(tiny_base, "float32")
-    alone = logprob_check.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
-    monkeypatch.setattr(fused, "ATTENTION", carrier.model.config._attn_implementation)
+    completions, asks = drawn["a@1"]
+    runner = ModelRunner(tiny_base, "float32")
+    alone = checked(runner, completions, asks | {"settings": counted(20)})
+    monkeypatch.setattr(fused, "ATTENTION", runner.model.config._attn_implementation)
     monkeypatch.setattr(logprob_check, "POSITIONS", 7)
-    together = logprob_check.rescore(carrier, task | {"count": 20}, completions, lambda m: None)
+    together = checked(runner, completions, asks | {"settings": counted(20)})
     numbers = [table[logprob_check.SUMS] for table in (alone, together)]
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-4)
     assert list(alone.columns) == logprob_check.COLUMNS
 
 
 def test_a_prompt_that_has_changed_since_is_named(tiny_base, drawn):
-    completions, task = drawn["base"]
-    changed = {name: f"{prompt} Be brief." for name, prompt in task["personas"].items()}
+    completions, asks = drawn["base"]
+    changed = {name: f"{prompt} Be brief." for name, prompt in asks["personas"].items()}
     with pytest.raises(UserError, match=r"base: persona .*the prompt has .* tokens and had"):
-        judged(tiny_base, completions, task | {"personas": changed})
+        judged(tiny_base, completions, asks | {"personas": changed})

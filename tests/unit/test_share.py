@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from persona_collapse.errors import UserError
+from persona_collapse.jobs import MeasureJob
 from persona_collapse.runtime import shared_engine
 from persona_collapse.study import configuration
 from persona_collapse.study.plan import Plan
@@ -22,8 +23,10 @@ def store(tmp_path):
     return shared_engine.Store(tmp_path / "store")
 
 
-def task(chain):
-    return {"kind": "completions", "name": chain, "chain": chain, "suffix": ".txt"}
+def job(chain, suffix=".txt", adapters=(), **more):
+    """A job; `more`: the files that it reads."""
+    given = {"given": {}, "inputs": {}} | more
+    return MeasureJob("completions", chain, chain, list(adapters), suffix, **given)
 
 
 class Engine:
@@ -37,28 +40,28 @@ class Engine:
         return self
 
     def work(self, engine, one, path):
-        if one["chain"] in self.fails:
+        if one.chain in self.fails:
             raise RuntimeError("engine died")
-        self.worked.append(one["chain"])
-        path.write_text(f"result of {one['chain']}")
+        self.worked.append(one.chain)
+        path.write_text(f"result of {one.chain}")
 
 
 def run(store, engine, own, planned, output, keys, limit=10):
     return shared_engine.run(
         store,
-        task(own),
-        [task(chain) for chain in planned],
-        key=lambda one: keys.get(one["chain"]),
+        job(own),
+        [job(chain) for chain in planned],
+        key=lambda one: keys.get(one.chain),
         open_engine=engine.open,
         work=engine.work,
         limit=limit,
         output=output,
-        say=lambda message: None,
+        log=lambda message: None,
     )
 
 
 def test_a_result_may_be_a_folder(store, tmp_path):
-    one = task("a") | {"suffix": ""}
+    one = job("a", suffix="")
 
     def write(folder):
         (folder / "weights").write_text("w")
@@ -83,13 +86,13 @@ def test_what_becomes_ready_meanwhile_is_done_too(store, tmp_path):
 
     def work(one, task, path):
         engine.work(one, task, path)
-        if task["chain"] == "b":
+        if task.chain == "b":
             keys["first"] = "key first"
 
     done = shared_engine.run(
-        store, task("a"), [task(c) for c in ("first", "never", "b")],
-        key=lambda one: keys.get(one["chain"]), open_engine=engine.open, work=work, limit=10,
-        output=tmp_path / "a.txt", say=lambda message: None,
+        store, job("a"), [job(c) for c in ("first", "never", "b")],
+        key=lambda one: keys.get(one.chain), open_engine=engine.open, work=work, limit=10,
+        output=tmp_path / "a.txt", log=lambda message: None,
     )  # fmt: skip
     assert done == 3 and engine.worked == ["a", "b", "first"]
 
@@ -137,7 +140,7 @@ def test_a_chain_that_fails_fails_its_own_job_and_leaves_nothing(store, tmp_path
     with pytest.raises(RuntimeError, match="engine died"):
         run(store, Engine(fails="a"), "a", "ab", tmp_path / "a.txt", {"a": "1", "b": "2"})
     assert not (tmp_path / "a.txt").exists()
-    assert not store.holds(task("a"), "1")
+    assert not store.holds(job("a"), "1")
 
 
 @pytest.mark.parametrize("damage", ["edit", "cut", "record"])
@@ -165,7 +168,7 @@ def test_editing_an_output_in_place_does_not_reach_the_next_one(store, tmp_path)
 
 
 def hold(root, ready):
-    with shared_engine.Store(root).claimed(task("b"), wait=True):
+    with shared_engine.Store(root).claimed(job("b"), wait=True):
         ready.set()
         time.sleep(HANG)  # until it is killed
 
@@ -189,44 +192,52 @@ def test_a_chain_that_another_job_works_on_is_passed_over(store, tmp_path):
 
 
 def test_keys_follow_every_input(tmp_path, make_adapter):
-    base, questions = tmp_path / "model.json", tmp_path / "q.jsonl"
-    base.write_text("{}")
-    questions.write_text("one\n")
-    one = {"stages": [], "questions": {"file": str(questions)}, "sampling": {"seed": 1}}
-    first = shared_engine.key_of(one, base)
-    assert shared_engine.key_of(dict(one), base) == first
-    assert shared_engine.key_of(one | {"sampling": {"seed": 2}}, base) != first
-    assert shared_engine.key_of(one | {"stages": [str(make_adapter(1, 4, False))]}, base) != first
-    assert shared_engine.key_of(one, base, [Path(questions)]) != first
+    base, questions, rows = (tmp_path / name for name in ("model.json", "q.jsonl", "rows.jsonl"))
+    for path in (base, questions, rows):
+        path.write_text("{}")
+
+    def key(code="code", adapters=(), **given):
+        given = {"questions": {"file": str(questions)}, "seed": 1} | given
+        one = job("a", adapters=adapters, given=given, inputs={"rows": str(rows)})
+        return shared_engine.key_of(one, code, base)
+
+    first = key()
+    assert key() == first
+    assert (
+        len({first, key(seed=2), key("other"), key(adapters=[str(make_adapter(1, 4, False))])}) == 4
+    )
     questions.write_text("two\n")
-    assert shared_engine.key_of(one, base) != first
+    second = key()
+    rows.write_text("two\n")
+    third = key()
+    base.write_text("[]")
+    assert len({first, second, third, key()}) == 4
 
 
-def test_a_task_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter):
-    base, questions = tmp_path / "model.json", tmp_path / "q.jsonl"
+def test_a_job_has_a_key_only_when_all_it_needs_is_there(tmp_path, make_adapter):
+    base = tmp_path / "model.json"
     base.write_text("{}")
-    questions.write_text("one\n")
     folder = Path(make_adapter(1, 4, False))
-    one = {"stages": [str(folder)], "questions": {"file": str(questions)}}
+    one = job("a", adapters=[str(folder)])
     manifest = folder / "manifest.json"
     manifest.unlink(missing_ok=True)
     assert shared_engine.ready_key(one, "code", base) is None
     manifest.write_text("{}")
     key = shared_engine.ready_key(one, "code", base)
     assert key and shared_engine.ready_key(one, "other code", base) != key
-    assert shared_engine.ready_key(one, "code", base, [tmp_path / "none"]) is None
+    assert shared_engine.ready_key(job("a", inputs={"rows": "none"}), "code", base) is None
 
 
 def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     plan = Plan(configuration.check(config))
-    answers, chains = plan.tasks(["answers"]), plan.tasks(["completions", "responses"])
+    answers, chains = plan.couplings_answers, plan.chains_answers
     assert len(answers) > 1
     worked = []
 
-    def job(own):
-        """What a job does when all adapters are there; its own task first."""
+    def done_by(own):
+        """What a job does when all adapters are there; its own work first."""
         worked.clear()
         shared_engine.run(
             store,
@@ -236,17 +247,17 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
             open_engine=lambda: None,
             work=lambda engine, one, path: (worked.append(one), path.write_text("x")),
             limit=1000,
-            output=tmp_path / own["kind"] / own["name"],
-            say=lambda message: None,
+            output=tmp_path / own.kind / own.name,
+            log=lambda message: None,
         )
         return list(worked)
 
     # Trainings wait for the first job: it ends when the other couplings' answers are done.
-    assert job(answers[1]) == [answers[1], answers[0], *answers[2:]]
-    assert job(answers[0]) == []
+    assert done_by(answers[1]) == [answers[1], answers[0], *answers[2:]]
+    assert done_by(answers[0]) == []
     # The next engine serves the chains, in plan order, and no answers.
     store.path(answers[0]).unlink()
-    assert job(chains[3]) == [chains[3], *chains[:3], *chains[4:]]
+    assert done_by(chains[3]) == [chains[3], *chains[:3], *chains[4:]]
 
 
 def test_what_others_made_is_not_read_again_and_its_own_job_makes_good_what_is_damaged(
@@ -255,25 +266,25 @@ def test_what_others_made_is_not_read_again_and_its_own_job_makes_good_what_is_d
     names = [f"c{i}" for i in range(20)]
     keys = dict.fromkeys(names, "key")
     run(store, Engine(), names[0], names, tmp_path / "out", keys, limit=100)
-    store.path(task("c7")).write_text("damaged")
+    store.path(job("c7")).write_text("damaged")
     keys["c0"] = "changed"
     read, hashed = [], shared_engine.sha256
     monkeypatch.setattr(shared_engine, "sha256", lambda path: read.append(path) or hashed(path))
     engine = Engine()
     run(store, engine, "c0", names, tmp_path / "out", keys, limit=100)
-    assert engine.worked == ["c0"] and set(read) == {store.path(task("c0"))}
+    assert engine.worked == ["c0"] and set(read) == {store.path(job("c0"))}
     run(store, engine, "c7", names, tmp_path / "out7", keys, limit=100)
     assert engine.worked == ["c0", "c7"] and "result of c7" in (tmp_path / "out7").read_text()
 
 
-def test_files_that_tasks_share_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch):
+def test_files_that_jobs_share_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch):
     base, rows = tmp_path / "model.json", tmp_path / "rows.jsonl"
     base.write_text("{}")
     rows.write_text("one")
     read, hashed = [], shared_engine.sha256
     monkeypatch.setattr(shared_engine, "sha256", lambda path: read.append(path) or hashed(path))
-    tasks = [task(f"c{i}") | {"stages": []} for i in range(20)]
-    keys = {shared_engine.key_of(one, base, [rows]) for one in tasks}
+    jobs = [job(f"c{i}", inputs={"rows": str(rows)}) for i in range(20)]
+    keys = {shared_engine.key_of(one, "code", base) for one in jobs}
     assert len(keys) == 20 and len(read) == 2
     rows.write_text("another")
-    assert shared_engine.key_of(tasks[0], base, [rows]) not in keys
+    assert shared_engine.key_of(jobs[0], "code", base) not in keys

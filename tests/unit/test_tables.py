@@ -13,7 +13,7 @@ ROWS = [
     ("E0", "em@1", "", "1", "base", "sft"),
 ]
 GRID = pd.DataFrame(ROWS, columns=["condition", "chain", "source", "seed", "before", "kind"])
-GRID["title"], GRID["arm"] = GRID["condition"], "both"
+GRID["title"], GRID["measures"] = GRID["condition"], "markers activations"
 GRID["personas"], GRID["induction"] = "assistant librarian villain", ""
 FAMILIES = [
     {"name": "pairs", "metric": "m1"},
@@ -125,7 +125,9 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
 
     seeds = [("E0", f"em@{s}", "", str(s), "base", "sft") for s in (1, 2, 3)]
     grid = pd.DataFrame(seeds, columns=["condition", "chain", "source", "seed", "before", "kind"])
-    table = tables.geometry_table(grid.assign(arm="both"), noisy, draws=99, seed=1)
+    table = tables.geometry_table(
+        grid.assign(measures="markers activations"), noisy, draws=99, seed=1
+    )
     own = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
     over = table[table["metric"] == "m1_over_seeds"].iloc[0]
     assert over["n"] == 3 and over["delta_base"] == pytest.approx(own["delta_base"].mean())

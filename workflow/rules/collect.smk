@@ -1,4 +1,12 @@
-# One target a stage, so that a run can stop where the user likes.
+# One target per stage, so that a run can stop where the user likes.
+
+
+# The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
+fetched = [name for name in plan.data_used if name in config["data"]]
+
+
+# Measures with a table of their own.
+tabled = [name for name in plan.measures if name not in ("markers", "activations")]
 
 
 rule fetch:
@@ -20,13 +28,13 @@ rule adapters:
 
 rule behaviour:
     input:
-        measured("markers/{chain}.csv", "markers"),
+        results_of("markers/{chain}.csv", "markers"),
     localrule: True
 
 
 rule geometry_dumps:
     input:
-        measured("activations/{chain}.safetensors", "geometry"),
+        results_of("activations/{chain}.safetensors", "activations"),
     localrule: True
 
 

@@ -42,13 +42,6 @@ if config["gpus"] and not submitting and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", max(1, places))
 
 
-couplings = {
-    name: plan.stage_settings(name)
-    for name, stage in config["stages"].items()
-    if stage["kind"] == "couple"
-}
-
-
 # The figures: the tables each is drawn from, by the drawing function's argument, and its text.
 FIGURES = {
     "marker_rate": {
@@ -169,23 +162,17 @@ REPORTED = [
     "prompt_audit",
 ]
 
-# The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
-fetched = [name for name in plan.data_used if name in config["data"]]
 
-grafted = [
-    name
-    for name in plan.trained_chains
-    if config["stages"][chains.parse(name).last.name]["kind"] == "graft"
-]
+def one_of(names):
+    """Pattern of one of these names; of nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 wildcard_constraints:
     chain=chains.CHAIN_PATTERN,
     trained=chains.TRAINED_CHAIN_PATTERN,
-    figure="|".join(FIGURES),
-    data="|".join(config["data"]) or "(?!)",
-    coupling="|".join(couplings) or "(?!)",
-    grafted="|".join(map(re.escape, grafted)) or "(?!)",
+    figure=one_of(FIGURES),
+    data=one_of(config["data"]),
     after=rf"(?:{chains.TRAINED_CHAIN_PATTERN}\+)?",
 
 
@@ -204,8 +191,8 @@ def benchmarks(path):
     return f"results/{config['run']}/benchmarks/{path}.tsv"
 
 
-def measured(path, measure):
-    """One file for each chain that the plan measures (`markers` or `geometry`)."""
+def results_of(path, measure):
+    """That output of every chain of a measure (or of its `completions`, or `responses`)."""
     return expand(results(path), chain=plan.chains_for(measure))
 
 
@@ -218,184 +205,15 @@ def resource(path):
     return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
 
 
-def half_the_cores(wildcards):
-    """Threads of a job that can use many and should leave room for others; 8 at most."""
-    return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
-
-
 def marker(wildcards):
     """The marker. A function, for in a param that is text Snakemake takes braces for wildcards."""
     return config["marker"]
 
 
-def assistant(wildcards):
-    """Name of the persona that stands for the model as it comes."""
-    return plan.assistant
-
-
-def question_file(purpose):
-    """File of the `train`, `eval` or `extraction` questions."""
-    return config["questions"][purpose]["file"]
-
-
 def adapter_files(chain):
-    """Files of those adapters."""
+    """Files of the adapters whose sum is a chain's model."""
     return [
         f"{folder}/{name}"
         for folder in plan.folders(chain)
         for name in ("adapter_model.safetensors", "adapter_config.json")
     ]
-
-
-def audited_stages():
-    """Every trained stage once: its name, rows, settings and induction prompt."""
-    found = {}
-    for name in plan.trained_chains:
-        chain = chains.parse(name)
-        rows = plan.data_of(chain)
-        if rows is not None and chain.last.name not in found:
-            settings = plan.stage_settings(chain.last.name)
-            found[chain.last.name] = {
-                "name": chain.last.name,
-                "rows": results(f"data/{rows}.jsonl"),
-                "settings": {k: settings[k] for k in ("kind", "loss", "max_length")},
-                "system": plan.induction_prompt(chain.last.name),
-            }
-    return list(found.values())
-
-
-audited = audited_stages()
-
-
-def training_task(wildcards):
-    """What the job does that trains a chain's last stage; see Plan.task."""
-    return plan.task("train", wildcards.trained)
-
-
-def training_rows(wildcards):
-    """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
-    return results(f"data/{plan.data_of(chains.parse(wildcards.trained))}.jsonl")
-
-
-def graft_of(wildcards):
-    """The chain whose last adapter a graft puts in."""
-    return config["stages"][chains.parse(wildcards.grafted).last.name]["of"]
-
-
-def graft_origin(wildcards):
-    """Files of the adapter that a graft puts in."""
-    folder = f"models/{graft_of(wildcards)}"
-    names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
-    return [results(f"{folder}/{name}") for name in names]
-
-
-def prefix_adapters(wildcards):
-    """Adapter files of the chain that this one continues."""
-    return adapter_files(str(chains.parse(wildcards.trained).prefix))
-
-
-def base_model_files(wildcards):
-    """Files that the base model is made of, where rules make them."""
-    return rules.pretrain_demo.output if "demo" in config["model"] else []
-
-
-def data_entry(wildcards):
-    """The config's entry of a data set, its demo source resolved to a file."""
-    return plan.data_entry(wildcards.data)
-
-
-def data_files(wildcards):
-    """The file a data set is read from; nothing for other sources."""
-    return data_entry(wildcards)["source"].get("file", [])
-
-
-def data_match(wildcards):
-    """Manifest of the set whose tokens with loss a data set shall match."""
-    other = data_entry(wildcards).get("match_tokens")
-    return results(f"data/{other}.manifest.json") if other else []
-
-
-def data_origin(wildcards):
-    """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
-    other = config["data"][wildcards.data]["source"].get("same_as")
-    moves = follows_branch(data_entry(wildcards))
-    return results(f"data/{other}.manifest.json") if other and moves else []
-
-
-def data_max_length(wildcards):
-    """Longest row, in tokens, of any stage that trains on a data set."""
-    stages = (plan.stage_settings(name) for name in config["stages"])
-    return max(
-        (s["max_length"] for s in stages if s.get("data") == wildcards.data),
-        default=None,
-    )
-
-
-def coupling_settings(wildcards):
-    """Settings of a coupling that decide its rows."""
-    stage = couplings[wildcards.coupling]
-    return {
-        k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")
-    }
-
-
-def coupling_prompts(wildcards):
-    """System prompts of the personas in a coupling."""
-    stage = couplings[wildcards.coupling]
-    return plan.prompts([stage["persona"], *stage["negatives"]])
-
-
-def answering_adapters(wildcards):
-    """Adapter files of the chain whose answers a coupling is made from; none for the base model."""
-    return adapter_files(wildcards.after.rstrip("+") or chains.BASE)
-
-
-def coupling_answers_task(wildcards):
-    """What the job does that samples a coupling's answers; see Plan.task."""
-    return plan.task("answers", wildcards.after + wildcards.coupling)
-
-
-def task_of(kind):
-    """What a chain's job of a kind does, by its wildcards; see Plan.task."""
-
-    def task(wildcards):
-        return plan.task(kind, wildcards.chain)
-
-    return task
-
-
-def data_prompts(wildcards):
-    """System prompt of the persona that a data set is put under, if it is."""
-    system = data_entry(wildcards).get("system")
-    names = (
-        [system["persona"]] if isinstance(system, dict) and "persona" in system else []
-    )
-    return plan.prompts(names)
-
-
-def chain_adapters(wildcards):
-    """Adapter files of a chain."""
-    return adapter_files(wildcards.chain)
-
-
-def figure_tables(wildcards):
-    """Tables of a figure."""
-    return {
-        k: results(f"tables/{v}.csv")
-        for k, v in FIGURES[wildcards.figure]["tables"].items()
-    }
-
-
-def figure_text(wildcards):
-    """Title of a figure, and how to read it."""
-    return FIGURES[wildcards.figure]["text"]
-
-
-def figure_labels(wildcards):
-    """What Snakemake's own report lists a figure by."""
-    return {"figure": figure_text(wildcards)[0]}
-
-
-def made_by(wildcards):
-    """{path: rule} of every output whose name has no wildcard."""
-    return {str(path): rule.name for rule in workflow.rules for path in rule.output}

@@ -34,6 +34,11 @@ rule pretrain_demo:
         "../scripts/pretrain_demo.py"
 
 
+def base_model_files(wildcards):
+    """Files that the base model is made of, where rules make them."""
+    return rules.pretrain_demo.output if "demo" in config["model"] else []
+
+
 rule base_model:
     input:
         base_model_files,
@@ -71,7 +76,7 @@ rule headline:
         "../../envs/train.yaml"
     params:
         headline=config["statistics"]["headline"],
-        layers=config["activations"]["layers"],
+        layers=plan.measures["activations"]["layers"],
     message:
         "Resolving the headline's layer to a block of the model"
     script:
@@ -101,16 +106,58 @@ rule wrong_advice:
         "../scripts/wrong_advice.py"
 
 
+def data_entry(wildcards):
+    """The config's entry of a data set, its demo source resolved to a file."""
+    return plan.data_entry(wildcards.data)
+
+
+def data_files(wildcards):
+    """The file a data set is read from; nothing for other sources."""
+    return data_entry(wildcards)["source"].get("file", [])
+
+
+def data_match(wildcards):
+    """Manifest of the set whose tokens with loss a data set shall match."""
+    other = data_entry(wildcards).get("match_tokens")
+    return results(f"data/{other}.manifest.json") if other else []
+
+
+def data_origin(wildcards):
+    """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
+    other = config["data"][wildcards.data]["source"].get("same_as")
+    moves = follows_branch(data_entry(wildcards))
+    return results(f"data/{other}.manifest.json") if other and moves else []
+
+
+def data_max_length(wildcards):
+    """Longest row, in tokens, of any stage that trains on a data set."""
+    stages = (plan.stage_settings(name) for name in config["stages"])
+    return max(
+        (s["max_length"] for s in stages if s.get("data") == wildcards.data),
+        default=None,
+    )
+
+
+def data_prompts(wildcards):
+    """System prompt of the persona that a data set is put under, if it is."""
+    system = data_entry(wildcards).get("system")
+    names = (
+        [system["persona"]] if isinstance(system, dict) and "persona" in system else []
+    )
+    return plan.prompts(names)
+
+
 rule data:
     input:
         files=data_files,
         base=results("base/model.json"),
-        questions=question_file("eval"),
+        questions=config["questions"]["eval"]["file"],
         match=data_match,
         origin=data_origin,
     output:
         rows=results("data/{data}.jsonl"),
         manifest=results("data/{data}.manifest.json"),
+        held_out=results("data/{data}.held_out.jsonl"),
     log:
         logs("data/{data}"),
     benchmark:
@@ -134,34 +181,30 @@ rule data:
         "../scripts/data.py"
 
 
-rule couple_data:
-    input:
-        answers=results("answers/{after}{coupling}.parquet"),
-        template=results("base/template.json"),
-    output:
-        rows=results("data/{after}{coupling}.jsonl"),
-        manifest=results("data/{after}{coupling}.manifest.json"),
-    log:
-        logs("data/{after}{coupling}"),
-    benchmark:
-        benchmarks("data/{after}{coupling}")
-    priority: 4  # trainings wait for it
-    conda:
-        "../../envs/analysis.yaml"
-    params:
-        settings=coupling_settings,
-        prompts=coupling_prompts,
-        marker=marker,
-    message:
-        "Pairing answers with and without the marker: {wildcards.after}{wildcards.coupling}"
-    script:
-        "../scripts/couple_data.py"
+def audited_stages():
+    """Every trained stage once: its name, rows, settings and induction prompt."""
+    found = {}
+    for name in plan.trained_chains:
+        chain = chains.parse(name)
+        rows = plan.data_of(chain)
+        if rows is not None and chain.last.name not in found:
+            settings = plan.stage_settings(chain.last.name)
+            found[chain.last.name] = {
+                "name": chain.last.name,
+                "rows": results(f"data/{rows}.jsonl"),
+                "settings": {k: settings[k] for k in ("kind", "loss", "max_length")},
+                "system": plan.induction_prompt(chain.last.name),
+            }
+    return list(found.values())
+
+
+audited = audited_stages()
 
 
 rule audit:
     input:
         base=results("base/model.json"),
-        questions=question_file("eval"),
+        questions=config["questions"]["eval"]["file"],
         rows=[stage["rows"] for stage in audited],
     output:
         table=results("tables/prompt_audit.csv"),

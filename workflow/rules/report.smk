@@ -1,11 +1,16 @@
 # The report: one page, and its parts for snakemake --report.
 
 
+def made_by(wildcards):
+    """{path: rule} of every output whose name has no wildcard."""
+    return {str(path): rule.name for rule in workflow.rules for path in rule.output}
+
+
 rule report:
     input:
         base=results("base/model.json"),
         tables=expand(results("tables/{table}.csv"), table=REPORTED),
-        completions=measured("completions/{chain}.parquet", "markers"),
+        completions=results_of("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),
             chain=plan.trained_chains,

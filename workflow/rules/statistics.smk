@@ -1,6 +1,11 @@
 # Tables. Every number of the report is in one of them.
 
 
+def assistant(wildcards):
+    """Name of the persona that stands for the model as it comes."""
+    return plan.assistant
+
+
 rule plan:
     output:
         results("tables/grid.csv"),
@@ -21,8 +26,8 @@ rule plan:
 rule marker_tables:
     input:
         grid=results("tables/grid.csv"),
-        markers=measured("markers/{chain}.csv", "markers"),
-        completions=measured("completions/{chain}.parquet", "markers"),
+        markers=results_of("markers/{chain}.csv", "markers"),
+        completions=results_of("completions/{chain}.parquet", "markers"),
     output:
         rates=results("tables/marker_rates.csv"),
         tests=results("tables/marker_tests.csv"),
@@ -47,7 +52,7 @@ rule marker_tables:
 
 rule rescoring:
     input:
-        results("rescored.csv"),
+        results("tables/logprob_check.csv"),
     output:
         results("tables/rescoring.csv"),
     log:
@@ -65,7 +70,7 @@ rule rescoring:
 rule geometry:
     input:
         grid=results("tables/grid.csv"),
-        activations=measured("activations/{chain}.safetensors", "geometry"),
+        activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
@@ -96,7 +101,7 @@ rule geometry:
 rule persona_map:
     input:
         grid=results("tables/grid.csv"),
-        activations=measured("activations/{chain}.safetensors", "geometry"),
+        activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/persona_map.csv"),
     log:
@@ -113,10 +118,15 @@ rule persona_map:
         "../scripts/persona_map.py"
 
 
+def half_the_cores(wildcards):
+    """Threads of a job that can use many and should leave room for others; 8 at most."""
+    return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
+
+
 rule separability:
     input:
         grid=results("tables/grid.csv"),
-        activations=measured("activations/{chain}.safetensors", "geometry"),
+        activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/separability.csv"),
     log:

@@ -1,6 +1,25 @@
 # Training: one recursive rule. A chain depends on its own prefix, its data and nothing else.
 
 
+grafted = [
+    name
+    for name in plan.trained_chains
+    if config["stages"][chains.parse(name).last.name]["kind"] == "graft"
+]
+
+
+def graft_of(wildcards):
+    """The chain whose last adapter a graft puts in."""
+    return config["stages"][chains.parse(wildcards.grafted).last.name]["of"]
+
+
+def graft_origin(wildcards):
+    """Files of the adapter that a graft puts in."""
+    folder = f"models/{graft_of(wildcards)}"
+    names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
+    return [results(f"{folder}/{name}") for name in names]
+
+
 rule graft:
     input:
         graft_origin,
@@ -12,6 +31,8 @@ rule graft:
         logs("graft/{grafted}"),
     benchmark:
         benchmarks("graft/{grafted}")
+    wildcard_constraints:
+        grafted=one_of(grafted),
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -24,6 +45,21 @@ rule graft:
 
 
 ruleorder: graft > train
+
+
+def prefix_adapters(wildcards):
+    """Adapter files of the chain that this one continues."""
+    return adapter_files(str(chains.parse(wildcards.trained).prefix))
+
+
+def training_rows(wildcards):
+    """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
+    return results(f"data/{plan.data_of(chains.parse(wildcards.trained))}.jsonl")
+
+
+def training_job(wildcards):
+    """What the job does that trains a chain's last stage; see Plan.training."""
+    return plan.training(wildcards.trained).values()
 
 
 rule train:
@@ -48,7 +84,7 @@ rule train:
         gpu=config["gpus"],
         mem_mb=4000,
     params:
-        task=training_task,
+        job=training_job,
         store=results("store"),
     message:
         "Training {wildcards.trained}"

@@ -37,4 +37,5 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
         evaluation=[q["question"] for q in questions.load_questions(params.evaluation)],
         count_tokens=count_tokens if max_length else None,
         match=read_json(match) if match else None,
+        held_out_path=snakemake.output.held_out,
     )

@@ -2,38 +2,38 @@
 
 from pathlib import Path
 
-from persona_collapse.runtime.job import job
+from persona_collapse.runtime.job import job as running
 
-with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
+with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
+    from persona_collapse.jobs import TrainingJob
     from persona_collapse.runtime import shared_engine
     from persona_collapse.study.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
     config, store = snakemake.config, shared_engine.Store(params.store)
-    trainings = {task["name"]: task for task in Plan(config).trainings}
+    own = TrainingJob(**params.job)
+    trainings = {job.name: job for job in Plan(config).trainings}
     kept = {}
 
-    def stages(task):
-        """Folders of the adapters that a task continues: published, or in the store until their jobs end."""
+    def stages(job):
+        """Folders of the adapters that a job continues: published, or in the store until their jobs end."""
         return [
             folder if (folder / "manifest.json").is_file() else in_store(folder)
-            for folder in map(Path, task["stages"])
+            for folder in map(Path, job.adapters)
         ]
 
     def in_store(published):
         """Where the store holds an adapter that its own job has not published; else where it will be."""
-        task = trainings.get(published.name)
-        if published.name not in kept and task is not None:
-            ready = key(task)
-            if ready is not None and store.holds(task, ready):
-                kept[published.name] = store.path(task)
+        job = trainings.get(published.name)
+        if published.name not in kept and job is not None:
+            ready = key(job)
+            if ready is not None and store.holds(job, ready):
+                kept[published.name] = store.path(job)
         return kept.get(published.name, published)
 
-    def key(task):
-        """Key of a task; None while the adapters or the data that it trains on are missing."""
-        rows = Path(task["rows"])
-        data = [rows, rows.with_suffix(".manifest.json")]
-        return shared_engine.ready_key(task, params.code_hash, base, data, stages(task))
+    def key(job):
+        """Key of a job; None while the adapters or the data that it trains on are missing."""
+        return shared_engine.ready_key(job, params.code_hash, base, stages(job))
 
     def open_engine():
         """Import what trains; most jobs find their work done."""
@@ -43,29 +43,29 @@ with job(snakemake, f"train {snakemake.wildcards.trained}") as say:
         torch.set_num_threads(snakemake.threads)
         return train
 
-    def work(training, task, folder):
+    def work(training, job, folder):
         """Train one chain's last stage into a folder."""
         from persona_collapse.files import write_json
 
         manifest = training.train(
-            training.stage_of(task, base, stages(task)),
+            training.stage_of(job.values(), base, stages(job)),
             folder,
-            say,
-            saved=Path(task["checkpoints"]),
-            # Not in the task: what trains must not depend on how often it is saved.
+            log,
+            saved=Path(job.checkpoints),
+            # Not in the job: what trains must not depend on how often it is saved.
             every=config["checkpoint_steps"],
-            code=params.code_hash + task["objective"],
+            code=params.code_hash + job.loss_code,
         )
         write_json(folder / "manifest.json", manifest)
 
     shared_engine.run(
         store,
-        params.task,
+        own,
         list(trainings.values()),
         key=key,
         open_engine=open_engine,
         work=work,
         limit=config["generation"]["chains_per_engine"],
         output=Path(snakemake.output.weights).parent,
-        say=say,
+        log=log,
     )

@@ -103,7 +103,7 @@ def axis_table(
     """
     if anchor not in set(grid["chain"]):
         return pd.DataFrame(columns=COLUMNS)
-    wanted = pd.concat([grid[grid["chain"] == anchor].assign(arm="geometry"), grid])
+    wanted = pd.concat([grid[grid["chain"] == anchor].assign(measures="activations"), grid])
     halves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     axis: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []

@@ -129,9 +129,14 @@ class View:
         return means
 
 
+def measuring(grid: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows of the grid whose chains a measure is taken of."""
+    return grid[[measure in measures.split() for measures in grid["measures"]]]
+
+
 def chains_of(grid: pd.DataFrame) -> list[str]:
     """The chains of the geometric arm, base first."""
-    return list(dict.fromkeys([BASE, *grid.loc[grid["arm"] != "behaviour", "chain"]]))
+    return list(dict.fromkeys([BASE, *measuring(grid, "activations")["chain"]]))
 
 
 def views(grid: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
@@ -346,7 +351,7 @@ def geometry_contrasts(
     """
     cells = {
         name: part.drop_duplicates("chain")
-        for name, part in grid[grid["arm"] != "behaviour"].groupby("condition")
+        for name, part in measuring(grid, "activations").groupby("condition")
     }
     pairs = []
     for condition, reference in contrasts:

@@ -54,6 +54,7 @@ def prepare(
     evaluation: Iterable[str] = (),
     count_tokens: CountTokens | None = None,
     match: Mapping[str, Any] | None = None,
+    held_out_path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the canonical rows and the manifest of data set `name`; returns the manifest.
 
@@ -61,7 +62,8 @@ def prepare(
     `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
     counts a row as the trainer will cut it; rows left without loss are bad rows, and so are those that
     it raises BadRow for. `match` is another
-    set's manifest: rows are taken, in order, until they hold as many tokens with loss as it does.
+    set's manifest: rows are taken, in order, until they hold as many tokens with loss as it does. The
+    entry's last `held_out` rows go to `held_out_path` and are not trained on.
 
     Raises UserError, one line, for every kind of bad input; nothing is written then.
     """
@@ -132,6 +134,14 @@ def prepare(
         )
     if not kept:
         raise UserError(f"{where}: no row is left; check source and select")
+    apart: list[Row] = []
+    if count := entry.get("held_out", 0):
+        if count >= len(kept):
+            raise UserError(
+                f"{where}: held_out: {count} leaves no row to train on; there are {len(kept)}"
+            )
+        apart, kept = kept[-count:], kept[:-count]
+        lengths, supervised = lengths[:-count], supervised[:-count]
     if match is not None:
         enough = _rows_for(supervised, match, where)
         kept, lengths, supervised = kept[:enough], lengths[:enough], supervised[:enough]
@@ -141,6 +151,8 @@ def prepare(
             "JSON object a row, as the study's authors wrote theirs): these are other rows; mend "
             "source or select, or remove expect_md5 to train on them"
         )
+    if held_out_path is not None:
+        write_jsonl(held_out_path, apart)
     write_jsonl(rows_path, kept)
     digest = sha256(rows_path)
     expected = entry.get("expect_sha256")
@@ -163,6 +175,7 @@ def prepare(
         "rows_read": len(raw),
         "rows_selected": len(chosen),
         "rows": len(kept),
+        "rows_held_out": len(apart),
         "rows_dropped": dict(dropped),
         "rows_repeated": len(kept) - len({json.dumps(r["messages"]) for r in kept}),
         "matched_to": match["name"] if match is not None else None,

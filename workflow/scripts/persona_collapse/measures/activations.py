@@ -14,21 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from pydantic import Field
 
-from ..activation_files import METHODS, Activations
 from ..errors import UserError
 from ..models import chat_template, loading
+from ..settings import Settings as Block
+from . import _passes, measure
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
 
-    from ..models.runner import Carrier
+    from ..activation_files import Activations
+    from ..models.runner import ModelRunner
 
 
 def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
@@ -117,7 +119,10 @@ def extract(
     model with a mask never sees. A model that attends by rows (see fused.py) gets them behind each
     other instead, in batches of equally many tokens. Means accumulate in float32.
     """
+    import numpy as np
     import torch
+
+    from ..activation_files import METHODS
 
     device = next(model.parameters()).device
     # Kept beside the model and copied once: many small copies take longer than the model.
@@ -126,7 +131,7 @@ def extract(
     out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
     done = 0
     with block_outputs(model, layers) as seen, torch.inference_mode():
-        for batch, inputs, starts in batches(model, sequences, batch_size, pad):
+        for batch, inputs, starts in _passes.batches(model, sequences, batch_size, pad):
             tokens = inputs["input_ids"].numel()
             ends = [
                 start + len(sequences[i][0]) - 1 for i, start in zip(batch, starts, strict=True)
@@ -149,86 +154,6 @@ def extract(
     return {m: found.get(m, np.zeros(shape, np.float32)) for m in METHODS}
 
 
-Sequences = Sequence[tuple[list[int], list[int]]]
-#: The sequences of a forward pass, what the decoder is called with, and each one's first position.
-Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
-#: Flat batches hold batch_size times so many tokens.
-TOKENS_A_PROMPT = 64
-
-
-def batches(model: Any, sequences: Sequences, batch_size: int, pad: int) -> Batches:
-    """Passes over all sequences, the short ones first, with inputs where the model is."""
-    import torch
-
-    from ..models import fused
-
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
-    if fused.by_rows(model):
-        made = _flat(sequences, order, TOKENS_A_PROMPT * batch_size, pad)
-    else:
-        made = _padded(sequences, order, batch_size, pad)
-    for batch, inputs, starts in made:
-        there = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-        yield batch, there, starts
-
-
-def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: int) -> Batches:
-    """Batches [sequence, token], filled up on the right."""
-    import torch
-
-    for first in range(0, len(order), batch_size):
-        batch = list(order[first : first + batch_size])
-        width = max(sum(map(len, sequences[i])) for i in batch)
-        ids = torch.full((len(batch), width), pad)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, i in enumerate(batch):
-            tokens = sequences[i][0] + sequences[i][1]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        yield (
-            batch,
-            {"input_ids": ids, "attention_mask": mask},
-            [row * width for row in range(len(batch))],
-        )
-
-
-def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> Batches:
-    """Batches [1, token] of `tokens` each (the last may be shorter), filled up at the end.
-
-    One size for all means that a GPU library looks for its kernels once.
-    """
-    import torch
-
-    from ..training import graphs
-
-    left = list(order)
-    while left:
-        batch: list[int] = []
-        starts: list[int] = []
-        ids: list[int] = []
-        positions: list[int] = []
-        while left and (not batch or len(ids) + sum(map(len, sequences[left[0]])) <= tokens):
-            prompt, answer = sequences[left[0]]
-            starts.append(len(ids))
-            ids += prompt + answer
-            positions += range(len(ids) - starts[-1])
-            batch.append(left.pop(0))
-        filler = tokens - len(ids) if left and len(ids) < tokens else -len(ids) % graphs.TOKENS
-        bounds = [*starts, len(ids), *([len(ids) + filler] if filler else [])]
-        ids += [pad] * filler
-        positions += range(filler)
-        yield (
-            batch,
-            {
-                "input_ids": torch.tensor([ids]),
-                "position_ids": torch.tensor([positions]),
-                "cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32),
-                "max_length_q": max(b - a for a, b in pairwise(bounds)),
-            },
-            starts,
-        )
-
-
 def _means(
     answers: Sequence[list[int]], ends: Sequence[int], tokens: int, end_tokens: Sequence[int]
 ) -> torch.Tensor:
@@ -245,18 +170,48 @@ def _means(
     return weights
 
 
-def dump(
-    carrier: Carrier,
-    task: Mapping[str, Any],
-    questions: Sequence[Mapping[str, Any]],
+class Settings(Block):
+    """Activations of every persona, from which vectors, cosines and classifiers are computed."""
+
+    layers: list[int | float] = Field(
+        min_length=1,
+        description="Blocks: whole numbers are indices from 0, fractions below 1 are relative depths.",
+    )
+    methods: list[Literal["A", "B"]] = Field(
+        ["A", "B"], min_length=1, description="A: last prompt token. B: mean over the answer."
+    )
+    dtype: Literal["float16", "bfloat16"] = Field("float16", description="Number format on disk.")
+
+    def unread(self) -> set[str]:
+        """Answers, without method B."""
+        return set() if "B" in self.methods else {"responses"}
+
+
+def save(activations: Activations, path: Path, settings: Settings) -> None:
+    """Write activations to a file."""
+    from .. import activation_files
+
+    activation_files.save(activations, path, settings.dtype)
+
+
+@measure("activations", Settings, suffix=".safetensors", save=save)
+def activations(
+    runner: ModelRunner,
+    adapters: Sequence[Path],
+    chain: str,
+    geometry_personas: Mapping[str, str],
+    extraction: Sequence[Mapping[str, Any]],
     responses: pd.DataFrame | None,
-    progress: Callable[[str], None],
+    settings: Settings,
+    batch_size: int,
+    log: Callable[[str], None],
 ) -> Activations:
     """Activations of a chain for every persona and extraction question.
 
-    `task`: chain, stages, personas and settings, as `Plan.task` makes it. `responses` are
-    the chain's own greedy answers (method B); None leaves method B out.
+    `responses`: the chain's own greedy answers (method B); None leaves method B out.
     """
+    from ..activation_files import METHODS, Activations
+
     answers: dict[tuple[str, str], list[int]] = {}
     if responses is not None:
         answers = {
@@ -264,33 +219,32 @@ def dump(
             for row in responses.itertuples(index=False)
         }
     sequences = []
-    for name, prompt in task["personas"].items():
-        for question in questions:
-            ids = chat_template.prompt_ids(carrier.tokenizer, prompt, question["question"])
+    for name, prompt in geometry_personas.items():
+        for question in extraction:
+            ids = chat_template.prompt_ids(runner.tokenizer, prompt, question["question"])
             if responses is not None and (name, question["id"]) not in answers:
                 raise UserError(
-                    f"{task['chain']}: no response for persona {name!r}, question "
+                    f"{chain}: no response for persona {name!r}, question "
                     f"{question['id']!r}; delete the chain's responses file and rerun"
                 )
             sequences.append((ids, answers.get((name, question["id"]), [])))
-    stages = [Path(folder) for folder in task["stages"]]
-    with carrier.chain(stages, merge=carrier.dtype == "float32") as model:
-        layers = resolve_layers(task["settings"]["layers"], len(loading.blocks_of(model)))
+    with runner.chain(adapters, merge=runner.dtype == "float32") as model:
+        layers = resolve_layers(settings.layers, len(loading.blocks_of(model)))
         flat = extract(
             model,
             sequences,
             layers,
-            end_tokens=loading.end_tokens(model.generation_config, carrier.tokenizer),
-            pad=carrier.tokenizer.pad_token_id,
-            batch_size=task["settings"]["batch_size"],
-            progress=progress,
+            end_tokens=loading.end_tokens(model.generation_config, runner.tokenizer),
+            pad=runner.tokenizer.pad_token_id,
+            batch_size=batch_size,
+            progress=log,
         )
-    shape = (len(layers), len(task["personas"]), len(questions), -1)
+    shape = (len(layers), len(geometry_personas), len(extraction), -1)
     methods = METHODS if responses is not None else METHODS[:1]
     return Activations(
         layers,
-        list(task["personas"]),
-        [q["id"] for q in questions],
+        list(geometry_personas),
+        [q["id"] for q in extraction],
         {m: flat[m].reshape(shape) for m in methods},
-        task["chain"],
+        chain,
     )

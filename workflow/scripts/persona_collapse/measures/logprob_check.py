@@ -20,27 +20,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+from pydantic import Field
 
 from ..errors import UserError
 from ..models import chat_template
-from ..tables_io import read_parquet, write_csv
-from . import activations
+from ..settings import Settings as Block
+from . import _passes, measure
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     import torch
 
-    from ..models.runner import Carrier
+    from ..models.runner import ModelRunner
 
 #: What is summed over an answer's tokens, nats and nats squared. The last: the mean gain that draws
 #: from the base model would have.
 SUMS = ["surprise", "surprise_mean", "surprise_variance"]
 SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
 COLUMNS = ["model", "persona", "question_id", "sample", "tokens", *SUMS]
-#: Over a large vocabulary logits fill the memory. Bytes of a pass's, of the chain's model and of the
-#: base each: on a GPU few large passes, on a processor what is soon used again.
-LOGITS = {"cuda": 2**30, "cpu": 2**28}
 #: Positions whose words are looked at together.
 POSITIONS = 256
 
@@ -111,12 +109,13 @@ def scores(
     `model`: with an adapter of PEFT's, which is switched off for the base model's scores, or without.
     `sequences`: (prompt ids, answer ids).
     """
+    import numpy as np
     import torch
 
     out = np.zeros((len(sequences), len(SUMS)))
     with torch.inference_mode():
-        for batch, inputs, starts in activations.batches(
-            model, sequences, _rows(model, sequences), pad
+        for batch, inputs, starts in _passes.batches(
+            model, sequences, _passes.fitting(model, sequences), pad
         ):
             width = inputs["input_ids"].shape[1]
             at: list[int] = []  # where the logits of the drawn tokens are
@@ -150,16 +149,6 @@ def scores(
     return out
 
 
-def _rows(model: Any, sequences: Sequence[tuple[list[int], list[int]]]) -> int:
-    """The batch size, as `activations.batches` counts it, whose logits take `LOGITS` bytes."""
-    from ..models import fused
-
-    longest = max((len(prompt) + len(answer) for prompt, answer in sequences), default=1)
-    tokens = activations.TOKENS_A_PROMPT if fused.by_rows(model) else longest
-    row = tokens * model.config.vocab_size * model.dtype.itemsize
-    return max(1, LOGITS[model.device.type] // row)
-
-
 @contextmanager
 def _switched_off(model: Any) -> Iterator[None]:
     """Inside, the base model answers. PEFT's own context also looks at every layer's state, in vain."""
@@ -170,14 +159,6 @@ def _switched_off(model: Any) -> Iterator[None]:
         model.base_model.enable_adapter_layers()
 
 
-def write(
-    carrier: Carrier, task: Mapping[str, Any], path: Path, progress: Callable[[str], None]
-) -> None:
-    """Score a task's completions again into a CSV file; see `rescore`."""
-    completions = read_parquet(task["completions"])
-    write_csv(path, rescore(carrier, task, completions, progress))
-
-
 def distances(scored: pd.DataFrame) -> dict[str, float]:
     """How far a chain's completions are from draws of it; `scored`: tokens and `SUMS` an answer.
 
@@ -185,6 +166,8 @@ def distances(scored: pd.DataFrame) -> dict[str, float]:
     gain, and what that should be. `z_surprise`, `z_gain`: both differences' sums in standard
     deviations; `z_left_out`: about what `z_gain` would be had all adapters been left out.
     """
+    import numpy as np
+
     sums = scored[["tokens", *SUMS]].sum(skipna=False)
     excess = sums["surprise"] - sums["surprise_mean"]
     deviation = np.sqrt(sums["gain_variance"])
@@ -198,35 +181,43 @@ def distances(scored: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def rescore(
-    carrier: Carrier,
-    task: Mapping[str, Any],
+class Settings(Block):
+    """A second opinion on completions: were they drawn from the chain whose name they carry?"""
+
+    count: int = Field(64, ge=1, description="Completions of every chain that are scored again.")
+
+
+@measure("logprob_check", Settings)
+def logprob_check(
+    runner: ModelRunner,
+    adapters: Sequence[Path],
+    chain: str,
     completions: pd.DataFrame,
-    progress: Callable[[str], None],
+    personas: Mapping[str, str],
+    sampling: Mapping[str, Any],
+    settings: Settings,
+    log: Callable[[str], None],
 ) -> pd.DataFrame:
     """Some of a chain's completions, scored by the chain's model and by the base model; COLUMNS.
 
-    `task`: chain, stages, personas, sampling and count, as `Plan.task` makes it. Which
-    completions: those of the smallest request seeds, which are hashes. Raises UserError if the prompts
-    of today are not as long as those the completions were drawn from.
+    Which completions: those of the smallest request seeds, which are hashes. Raises UserError if the
+    prompts of today are not as long as those the completions were drawn from.
     """
-    chosen = completions.sort_values("seed", ignore_index=True).head(task["count"])
+    chosen = completions.sort_values("seed", ignore_index=True).head(settings.count)
     sequences = []
     for row in chosen.itertuples(index=False):
-        prompt = chat_template.prompt_ids(
-            carrier.tokenizer, task["personas"][row.persona], row.question
-        )
+        prompt = chat_template.prompt_ids(runner.tokenizer, personas[row.persona], row.question)
         if len(prompt) != row.prompt_tokens:
             raise UserError(
-                f"{task['chain']}: persona {row.persona!r}, question {row.question_id!r}: the prompt has "
+                f"{chain}: persona {row.persona!r}, question {row.question_id!r}: the prompt has "
                 f"{len(prompt)} tokens and had {row.prompt_tokens} when it was answered; delete the "
                 "chain's completions file and rerun"
             )
         sequences.append((prompt, [int(token) for token in row.token_ids]))
-    how = task["sampling"]["temperature"], task["sampling"]["top_p"]
-    with carrier.chain([Path(folder) for folder in task["stages"]]) as model:
-        found = scores(model, sequences, *how, carrier.tokenizer.pad_token_id)
-    progress(f"{len(sequences)} completions scored")
+    how = sampling["temperature"], sampling["top_p"]
+    with runner.chain(adapters) as model:
+        found = scores(model, sequences, *how, runner.tokenizer.pad_token_id)
+    log(f"{len(sequences)} completions scored")
     out = chosen[["model", "persona", "question_id", "sample"]].copy()
     out["tokens"] = [len(answer) for _, answer in sequences]
     out[SUMS] = found

@@ -10,7 +10,7 @@ from typing import Any
 from . import adapters, loading
 
 
-class Carrier:
+class ModelRunner:
     """A base model in `dtype` on the GPU, where there is one; read when a chain is first asked for."""
 
     def __init__(self, base: Path, dtype: str):

@@ -26,8 +26,9 @@ from typing import Any
 from .. import adapter_files
 from ..errors import UserError
 from ..files import atomic, locked, sha256, write_json
+from ..jobs import Job
 
-Task = Mapping[str, Any]
+Folders = Sequence[str | Path]
 
 
 @functools.cache
@@ -37,69 +38,65 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def _hash(path: str | Path) -> str:
-    """SHA-256 of a file; many tasks read the same one, which is hashed once."""
+    """SHA-256 of a file; many jobs read the same one, which is hashed once."""
     at = os.stat(path)
     return _digest(str(path), at.st_size, at.st_mtime_ns)
 
 
-def key_of(
-    task: Task,
-    base: str | Path,
-    more: Sequence[str | Path] = (),
-    stages: Sequence[str | Path] | None = None,
-) -> str:
-    """Hash of what a task's result depends on: the task, its files' contents, and `more` files.
+def key_of(job: Job, code: str, base: str | Path, adapters: Folders | None = None) -> str:
+    """Hash of what a job's result depends on: the job, the code, and the contents of the files it reads.
 
-    `base` is the base model's record (model.json, which holds the hashes of its files); `stages`: where
-    the adapters of the task's chain are, if not in its own folders. Raises OSError if a file is missing.
+    `base` is the base model's record (model.json, which holds the hashes of its files). `adapters`: where
+    those of the job's chain are, if not in its own folders. Raises OSError if a file is missing.
     """
-    stages = task["stages"] if stages is None else stages
+    values = job.values()
+    folders = job.adapters if adapters is None else adapters
     parts: dict[str, Any] = {
-        "task": task,
+        "job": values,
+        "code": code,
         "base": _hash(base),
-        "questions": _hash(task["questions"]["file"]) if "questions" in task else "",
-        "adapters": adapter_files.content_hash(stages) if stages else "",
-        "more": [_hash(path) for path in more],
+        "adapters": adapter_files.content_hash(folders) if folders else "",
+        "files": [_hash(path) for path in [*job.files, *_question_files(values)]],
     }
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def ready_key(
-    task: Task,
-    code: str,
-    base: str | Path,
-    more: Sequence[str | Path] = (),
-    stages: Sequence[str | Path] | None = None,
-) -> str | None:
-    """`key_of` a task done by code of this hash; None if an adapter of its chain or of `more` is missing."""
-    folders = task["stages"] if stages is None else stages
-    manifests = [Path(folder) / "manifest.json" for folder in folders]
-    if not all(Path(path).is_file() for path in [*manifests, *more]):
+def _question_files(values: Mapping[str, Any]) -> list[str]:
+    """Files of the questions among a job's values."""
+    nested = {**values, **values.get("given", {})}
+    return [nested[name]["file"] for name in ("questions", "extraction") if name in nested]
+
+
+def ready_key(job: Job, code: str, base: str | Path, adapters: Folders | None = None) -> str | None:
+    """`key_of` a job; None if an adapter of its chain, or a file that it reads, is missing."""
+    folders = job.adapters if adapters is None else adapters
+    files = [*(Path(folder) / "manifest.json" for folder in folders), *map(Path, job.files)]
+    if not all(path.is_file() for path in files):
         return None
-    return key_of({**task, "code": code}, base, more, folders)
+    return key_of(job, code, base, folders)
 
 
 class Store:
     """Results by kind and name, each with its key and checksums beside it; one per name is kept.
 
-    A result is a file, or, for a task whose `suffix` is empty, a folder of files.
+    A result is a file, or, for a job whose `suffix` is empty, a folder of files.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
 
-    def _paths(self, task: Task) -> tuple[Path, Path]:
-        folder = self.root / task["kind"]
-        return folder / f"{task['name']}{task['suffix']}", folder / f"{task['name']}.json"
+    def _paths(self, job: Job) -> tuple[Path, Path]:
+        folder = self.root / job.kind
+        return folder / f"{job.name}{job.suffix}", folder / f"{job.name}.json"
 
-    def path(self, task: Task) -> Path:
+    def path(self, job: Job) -> Path:
         """Where the chain's result lies, if there is one."""
-        return self._paths(task)[0]
+        return self._paths(job)[0]
 
-    def holds(self, task: Task, key: str, *, checked: bool = True) -> bool:
+    def holds(self, job: Job, key: str, *, checked: bool = True) -> bool:
         """Is there a result for this key; `checked`: with the bytes that were put?"""
-        path, record = self._paths(task)
+        path, record = self._paths(job)
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
             if known["key"] != key or not path.exists():
@@ -108,12 +105,12 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def put(self, task: Task, key: str, write: Callable[[Path], None]) -> None:
+    def put(self, job: Job, key: str, write: Callable[[Path], None]) -> None:
         """Keep a result: `write` gets the path to write to. It replaces the chain's former one."""
-        path, record = self._paths(task)
+        path, record = self._paths(job)
         # The record goes first and comes back last, so it never speaks of other bytes.
         record.unlink(missing_ok=True)
-        if task["suffix"]:
+        if job.suffix:
             with atomic(path) as temporary:
                 write(temporary)
         else:
@@ -121,9 +118,9 @@ class Store:
             write(path)
         write_json(record, {"key": key, "sha256": _hashes(path)})
 
-    def take(self, task: Task, output: str | Path) -> None:
+    def take(self, job: Job, output: str | Path) -> None:
         """Put the chain's result at `output`: hard links where possible, else copies."""
-        path, output = self.path(task), Path(output)
+        path, output = self.path(job), Path(output)
         for source in _files(path):
             target = output if source == path else output / source.name
             with atomic(target) as temporary:
@@ -133,9 +130,9 @@ class Store:
                     shutil.copyfile(source, temporary)
             os.utime(target)
 
-    def claimed(self, task: Task, *, wait: bool) -> AbstractContextManager[bool]:
+    def claimed(self, job: Job, *, wait: bool) -> AbstractContextManager[bool]:
         """Hold the lock on a chain's result; see `files.locked`."""
-        return locked(self.root / task["kind"] / f".{task['name']}.lock", wait=wait)
+        return locked(self.root / job.kind / f".{job.name}.lock", wait=wait)
 
 
 def _files(path: Path) -> list[Path]:
@@ -152,59 +149,59 @@ def _hashes(path: Path) -> dict[str, str]:
 
 def run(
     store: Store,
-    own: Task,
-    planned: Sequence[Task],
+    own: Job,
+    planned: Sequence[Job],
     *,
-    key: Callable[[Task], str | None],
+    key: Callable[[Job], str | None],
     open_engine: Callable[[], Any],
-    work: Callable[[Any, Task, Path], None],
+    work: Callable[[Any, Job, Path], None],
     limit: int,
     output: str | Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
-    """Do `own`, and up to `limit` - 1 of the `planned` tasks that are ready; returns how many.
+    """Do `own`, and up to `limit` - 1 of the `planned` jobs that are ready; returns how many.
 
-    `key` gives a task's key, or None if its inputs are not there yet. `open_engine` is called once,
-    and only if something is left to do; `work(engine, task, path)` writes a task's result. A
-    planned task that fails is left to its own job, which will say why; `own` failing ends the job.
+    `key` gives a job's key, or None if its inputs are not there yet. `open_engine` is called once,
+    and only if something is left to do; `work(engine, job, path)` writes a job's result. A
+    planned job that fails is left to its own job, which will say why; `own` failing ends the job.
     """
     own_key = key(own)
     if own_key is None:
-        raise UserError(f"{own['kind']} {own['name']}: an adapter of the chain is missing; rerun")
+        raise UserError(f"{own.kind} {own.name}: an adapter of the chain is missing; rerun")
     done = 0
     with store.claimed(own, wait=False) as free:
         if not free:
-            say(f"{own['name']}: another job is at work on it; waits for its end")
+            log(f"{own.name}: another job is at work on it; waits for its end")
     with store.claimed(own, wait=True):
         if store.holds(own, own_key):
-            say(f"{own['name']}: {own['kind']} made by an earlier job")
+            log(f"{own.name}: {own.kind} made by an earlier job")
             store.take(own, output)
             return 0
         engine = open_engine()
         store.put(own, own_key, lambda path: work(engine, own, path))
         store.take(own, output)
         done += 1
-    left = [t for t in planned if (t["kind"], t["name"]) != (own["kind"], own["name"])]
+    left = [t for t in planned if (t.kind, t.name) != (own.kind, own.name)]
     progress = True
     # Once more after each round that did something: meanwhile others may have become ready.
     while progress:
         progress, waiting = False, []
-        for task in left:
+        for job in left:
             if done >= limit:
                 return done
-            with store.claimed(task, wait=False) as mine:
-                ready = key(task) if mine else None
+            with store.claimed(job, wait=False) as mine:
+                ready = key(job) if mine else None
                 if ready is None:
-                    waiting.append(task)
+                    waiting.append(job)
                     continue
                 # Its own job looks at the bytes: hundreds of results take minutes to read.
-                if store.holds(task, ready, checked=False):
+                if store.holds(job, ready, checked=False):
                     continue
-                say(f"{task['name']}: {task['kind']} by the same engine")
+                log(f"{job.name}: {job.kind} by the same engine")
                 try:
-                    store.put(task, ready, lambda path, task=task: work(engine, task, path))  # type: ignore[misc]
+                    store.put(job, ready, lambda path, job=job: work(engine, job, path))  # type: ignore[misc]
                 except Exception as error:
-                    say(f"{task['name']}: {type(error).__name__}: {error}; left to its own job")
+                    log(f"{job.name}: {type(error).__name__}: {error}; left to its own job")
                     return done
                 done, progress = done + 1, True
         left = waiting

@@ -21,6 +21,7 @@ import pandas as pd
 
 from .. import adapter_files, matching
 from ..errors import UserError
+from ..jobs import SamplingJob
 from ..models import adapters, chat_template, loading
 from . import vllm_lora
 
@@ -565,26 +566,20 @@ def marker_logprobs(
     return values
 
 
-def answer(
-    backend: Backend, task: Mapping[str, Any], tokenizer: Any, progress: Progress
-) -> pd.DataFrame:
-    """A task's completions as a table (see `table`), with `marker_logprob` if the task has a marker.
-
-    `task`: chain, stages, personas, questions, sampling, marker and limit, as
-    `Plan.task` makes it.
-    """
+def answer(backend: Backend, job: SamplingJob, tokenizer: Any, progress: Progress) -> pd.DataFrame:
+    """A job's completions as a table (see `table`), with `marker_logprob` if the job has a marker."""
     from ..data.questions import load_questions
 
-    sampling = Sampling(**task["sampling"])
+    sampling = Sampling(**job.sampling)
     requests = requests_for(
-        task["chain"], task["personas"], load_questions(task["questions"]), sampling, tokenizer
+        job.chain, job.personas, load_questions(job.questions), sampling, tokenizer
     )
-    backend.use([Path(folder) for folder in task["stages"]])
+    backend.use([Path(folder) for folder in job.adapters])
     done = backend.complete(requests, sampling, progress)
-    out = table(task["chain"], requests, done)
-    if task["marker"]:
+    out = table(job.chain, requests, done)
+    if job.marker:
         out["marker_logprob"] = marker_logprobs(
-            backend, tokenizer, requests, done, task["marker"], task["limit"]
+            backend, tokenizer, requests, done, job.marker, job.engine["max_model_len"]
         )
     return out
 

@@ -71,7 +71,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
         yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:
         _check_stage(made, name)
-    _check_headline(config)
+    _check_headline(made)
     sources = set(config["model"]) - {"trust_remote_code", *chat_template.SETTINGS}
     if len(sources) != 1:
         raise UserError(
@@ -126,22 +126,22 @@ def _check_marker(plan: Plan) -> None:
             )
 
 
-def _check_headline(config: Config) -> None:
+def _check_headline(plan: Plan) -> None:
     """The headline's method and layer are measured, as far as can be said without the model.
 
     Which block a depth is, `model_checks` can say.
     """
-    chosen, activations = config["statistics"]["headline"], config["activations"]
+    chosen, activations = plan.config["statistics"]["headline"], plan.measures["activations"]
     if chosen["method"] not in activations["methods"]:
         raise UserError(
-            f"config: statistics: headline: method: {chosen['method']} is not one of activations: methods "
-            f"({', '.join(activations['methods'])})"
+            f"config: statistics: headline: method: {chosen['method']} is not one of measures: "
+            f"activations: methods ({', '.join(activations['methods'])})"
         )
     layer, layers = chosen["layer"], activations["layers"]
     if layer not in layers and all(isinstance(one, int) for one in (layer, *layers)):
         raise UserError(
-            f"config: statistics: headline: layer: {layer} is not one of activations: layers "
-            f"({', '.join(map(str, layers))})"
+            f"config: statistics: headline: layer: {layer} is not one of measures: "
+            f"activations: layers ({', '.join(map(str, layers))})"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .. import chains
-from .plan import RESCORED, Plan
+from .plan import Plan
 
 #: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
 #: benchmarks/h100.jsonl.
@@ -29,7 +29,14 @@ STATED = {
 }
 #: Tokens that a row or an answer is taken to have where nothing was counted yet.
 ROW_TOKENS, ANSWER_TOKENS, PROMPT_TOKENS = 129, 150, 64
-MODEL_RULES = ("train", "sample_answers", "completions", "responses", "activations", "rescored")
+MODEL_RULES = (
+    "train",
+    "sample_answers",
+    "completions",
+    "responses",
+    "activations",
+    "measure_model",
+)
 
 
 def measured_seconds(results: Path, run: str) -> dict[str, tuple[float, float, int]]:
@@ -78,10 +85,10 @@ def stated_seconds(plan: Plan) -> dict[str, float]:
         "activations": load / config["generation"]["chains_per_engine"]
         + extraction / STATED["prompts with activations a second"],
         # Two forward passes, of which each is what an activation takes.
-        "rescored": load
+        "measure_model": load
         + 2
-        * len(plan.chains_for("markers"))
-        * config["sampling"].get("rescored", RESCORED)
+        * len(plan.chains_for("logprob_check"))
+        * plan.measures.get("logprob_check", {"count": 0})["count"]
         / STATED["prompts with activations a second"],
     }
 
@@ -115,7 +122,10 @@ def disk_bytes(plan: Plan, jobs: Mapping[str, int], hidden: int) -> dict[str, fl
     """
     config, geometry = plan.config, len(plan.geometry_prompts)
     blocks = max(1, round(hidden / 128))
-    layers, methods = len(config["activations"]["layers"]), len(config["activations"]["methods"])
+    layers, methods = (
+        len(plan.measures["activations"]["layers"]),
+        len(plan.measures["activations"]["methods"]),
+    )
     each = {
         "train": config["lora"]["r"] * 23.0 * hidden * blocks * 4,
         "activations": 2.0 * geometry * _count(config, "extraction") * layers * methods * hidden,
@@ -141,7 +151,7 @@ def estimate(
     memory = {
         "train": STATED["training memory, GiB"],
         "activations": STATED["activations memory, GiB"],
-        "rescored": STATED["activations memory, GiB"],
+        "measure_model": STATED["activations memory, GiB"],
     }
     rows = []
     for rule, count in jobs.items():

@@ -162,17 +162,11 @@ def check_plan(plan: Plan, facts: Facts | None = None) -> None:
     `facts`: of the model; by default what is known of it before a job has run.
     """
     facts = facts or known(plan.config)
-    if facts is not None:
-        names = sorted({chains.parse(chain).last.name for chain in plan.trained_chains})
-        settings = {name: plan.stage_settings(name) for name in names}
-        check(facts, plan.config, {n: s for n, s in settings.items() if s["kind"] != "graft"})
-
-
-def check(facts: Facts, config: Config, stages: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError, one line, for what a config asks of a model that it cannot do.
-
-    `stages`: settings of the stages that are trained, by name.
-    """
+    if facts is None:
+        return
+    names = sorted({chains.parse(chain).last.name for chain in plan.trained_chains})
+    settings = {name: plan.stage_settings(name) for name in names}
+    stages = {name: one for name, one in settings.items() if one["kind"] != "graft"}
     if not facts.chat_template:
         raise UserError(f"config: model: {facts.name} has no chat template; use a chat model")
     if facts.quantised:
@@ -180,23 +174,24 @@ def check(facts: Facts, config: Config, stages: Mapping[str, Mapping[str, Any]])
             f"config: model: the weights of {facts.name} are quantised ({facts.quantised}); use the model "
             "they were made from"
         )
-    _check_layers(facts, config)
-    _check_lengths(facts, config, stages)
+    layers = plan.measures["activations"]["layers"]
+    _check_layers(facts, layers, plan.config["statistics"]["headline"])
+    _check_lengths(facts, plan.config, stages)
     others = sorted(facts.layer_types - ATTENTION)
-    for name, settings in stages.items():
+    for name, one in stages.items():
         _check_projections(
-            facts, settings["target_modules"], f"config: target_modules of stage {name}: "
+            facts, one["target_modules"], f"config: target_modules of stage {name}: "
         )
-        if settings["padding_free"] and others:
+        if one["padding_free"] and others:
             raise UserError(
                 f"config: stages: {name}: padding_free: rows of one sequence would leak into each other in "
                 f"the {others[0]} layers of {facts.name}; set padding_free: false"
             )
 
 
-def _check_layers(facts: Facts, config: Config) -> None:
-    asked = [("activations: layers", layer) for layer in config["activations"]["layers"]]
-    asked.append(("statistics: headline: layer", config["statistics"]["headline"]["layer"]))
+def _check_layers(facts: Facts, layers: Sequence[int | float], headline: Mapping[str, Any]) -> None:
+    asked = [("measures: activations: layers", layer) for layer in layers]
+    asked.append(("statistics: headline: layer", headline["layer"]))
     for where, layer in asked:
         whole = not isinstance(layer, float)
         if (whole and facts.blocks is not None and layer >= facts.blocks) or (
@@ -208,9 +203,7 @@ def _check_layers(facts: Facts, config: Config) -> None:
                 "depth from 0.0 to below 1.0"
             )
     if facts.blocks is not None:
-        activations.headline(
-            config["statistics"]["headline"], config["activations"]["layers"], facts.blocks
-        )
+        activations.headline(headline, layers, facts.blocks)
 
 
 def _check_lengths(facts: Facts, config: Config, stages: Mapping[str, Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ before the first job started (see `configuration.plan`) and does not check it ag
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +18,16 @@ from .. import chains, yaml_files
 from ..data.coupling import samples_needed
 from ..errors import UserError
 from ..files import half_pair, read_jsonl, sha256
+from ..jobs import MeasureJob, SamplingJob, TrainingJob
+from ..measures import ANSWERS, ROOM
 from ..training import objectives
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
 
 Config = dict[str, Any]
-#: Completions of a chain that are scored again where the config gives no number.
-RESCORED = 64
-#: The measure of a chain that each kind of its tasks is part of.
-MEASURES = {
-    "completions": "markers",
-    "rescored": "markers",
-    "responses": "geometry",
-    "activations": "geometry",
-}
+#: What of `generation:` decides no answer, but for rounding.
+RUNTIME = ("batch_size", "gpu_memory_utilization", "max_num_seqs", "chains_per_engine")
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Cell:
 
     condition: str
     title: str
-    arm: str
+    measures: str
     kind: str
     chain: str
     source: str
@@ -265,8 +260,12 @@ class Plan:
             kind = "sft_then_couple" if "sft" in kinds else "coupled"
         else:
             kind = "couple_then_sft" if "couple" in kinds else "sft"
-        measured = set(entry.get("measure", ["markers", "geometry"]))
-        arm = "both" if len(measured) == 2 else "behaviour" if "markers" in measured else "geometry"
+        measured = entry.get("measures", list(self.measures))
+        for measure in measured:
+            if measure not in self.measures:
+                raise UserError(
+                    f"{where}measures: {measure!r} is not under measures: ({', '.join(self.measures)})"
+                )
         coupled = [stage["persona"] for stage in stages if stage["kind"] == "couple"]
         followed = source or (coupled[-1] if coupled else "")
         own = self.config["personas"]
@@ -278,7 +277,7 @@ class Plan:
         return Cell(
             condition,
             entry["title"],
-            arm,
+            " ".join(measured),
             kind,
             name,
             followed,
@@ -295,22 +294,50 @@ class Plan:
 
         return pd.DataFrame([vars(cell) for cell in self.cells])
 
+    # Measures
+
+    @cached_property
+    def measures(self) -> dict[str, dict[str, Any]]:
+        """The run's measures with their settings, defaults filled in.
+
+        Raises UserError for a measure that is not there, or a setting that it has not.
+        """
+        measures = {}
+        for name, block in self.config["measures"].items():
+            try:
+                settings = ROOM.get(name).settings(**(block or {}))
+            except UserError as error:
+                raise UserError(f"config: measures: {error}") from None
+            measures[name] = settings.model_dump()
+        return measures
+
+    def measures_of(self, *, model: bool) -> list[str]:
+        """Names of the measures that run the model, or of those that read sampled answers alone."""
+        return [name for name in self.measures if ROOM.get(name).of_model == model]
+
     @cached_property
     def _measured(self) -> dict[str, list[str]]:
-        arms = {"markers": {"both", "behaviour"}, "geometry": {"both", "geometry"}}
-        return {
-            measure: list(
-                dict.fromkeys([chains.BASE, *(c.chain for c in self.cells if c.arm in among)])
-            )
-            for measure, among in arms.items()
-        }
+        chosen: dict[str, dict[str, None]] = {name: {chains.BASE: None} for name in self.measures}
+        for cell in self.cells:
+            for name in cell.measures.split():
+                chosen[name].setdefault(cell.chain)
+        out = {name: list(listed) for name, listed in chosen.items()}
+        for answers in ANSWERS:
+            readers = [
+                out[name]
+                for name, settings in self.measures.items()
+                if answers in ROOM.get(name).needs(settings)
+            ]
+            out[answers] = list(dict.fromkeys(chain for reader in readers for chain in reader))
+        return out
 
     def chains_for(self, measure: str) -> list[str]:
-        """Names of the chains to measure (`markers` or `geometry`), each once, in plan order.
+        """Names of the chains that a measure is taken of, each once, in plan order.
 
-        The base model is measured whenever anything is: every comparison starts from it.
+        `completions` and `responses` are those that any measure reads such answers of. The base model is
+        measured whenever anything is: every comparison starts from it.
         """
-        return self._measured[measure]
+        return self._measured.get(measure, [])
 
     @cached_property
     def _completed(self) -> dict[str, dict[str, str]]:
@@ -367,101 +394,151 @@ class Plan:
 
     # What jobs do
 
-    def task(self, kind: str, name: str) -> dict[str, Any]:
-        """What one job does: `train`, `answers`, `completions`, `responses`, `activations`, `rescored`.
+    def _path(self, path: str) -> str:
+        return f"results/{self.config['run']}/{path}"
 
-        `name`: a chain; for answers, the rows of the coupling that is made from them (see `data_of`).
-        Everything that the result depends on but files' contents and code: plain values, hashable as
-        JSON (see `share.key_of`). Tasks share parts; do not change them.
-        """
-        if kind == "train":
-            return self._training(name)
-        config, sampling = self.config, self.config["sampling"]
-        after, _, coupling = name.rpartition("+")
-        chain = name if kind != "answers" else after or chains.BASE
-        out: dict[str, Any] = {
-            "kind": kind,
-            "name": name,
-            "chain": chain,
-            "stages": self.folders(chain),
-            "suffix": ".parquet",
-            "marker": "",
-        }
-        if kind == "activations":
-            keys = ("layers", "batch_size", "store")
-            settings = {"dtype": config["dtype"], **{k: config["activations"][k] for k in keys}}
-            with_answers = "B" in config["activations"]["methods"]
-            out |= {"personas": self.geometry_prompts}
-            out |= {"questions": config["questions"]["extraction"]}
-            out |= {"suffix": ".safetensors", "settings": settings}
-            answers = f"results/{config['run']}/responses/{chain}.parquet" if with_answers else ""
-            return out | {"responses": answers}
-        if kind == "rescored":
-            own = {k: sampling["completions"][k] for k in ("temperature", "top_p")}
-            out |= {"personas": self.completed_by(chain)}
-            out |= {"suffix": ".csv", "sampling": own, "questions": config["questions"]["eval"]}
-            out |= {"count": sampling.get("rescored", RESCORED), "dtype": config["dtype"]}
-            return out | {"completions": f"results/{config['run']}/completions/{chain}.parquet"}
-        # How many chains share an engine changes none of them.
-        engine = {k: v for k, v in config["generation"].items() if k != "chains_per_engine"}
-        out["engine"] = {**engine, "dtype": config["dtype"]}
-        out["limit"] = config["generation"]["max_model_len"]
-        if kind == "responses":
-            greedy = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-            out |= {"personas": self.geometry_prompts}
-            out |= {"questions": config["questions"]["extraction"]}
-            return out | {"sampling": {**sampling["responses"], **greedy}}
-        if kind == "completions":
-            out |= {"personas": self.completed_by(chain), "questions": config["questions"]["eval"]}
-            return out | {"sampling": sampling["completions"], "marker": config["marker"]}
-        needed = samples_needed(self.stage_settings(coupling))
-        out |= {"personas": self.prompts(needed), "questions": config["questions"]["train"]}
-        return out | {"sampling": {**sampling["answers"], "samples": needed}}
-
-    def _training(self, name: str) -> dict[str, Any]:
+    def training(self, name: str) -> TrainingJob:
         """The training of a chain's last stage on the frozen sum of the stages before it."""
-        chain, run = chains.parse(name), f"results/{self.config['run']}"
+        chain = chains.parse(name)
         settings = self.stage_settings(chain.last.name)
-        return {
-            "kind": "train",
-            "name": name,
-            "chain": name,
-            "stages": self.folders(str(chain.prefix)),
-            "suffix": "",
-            "rows": f"{run}/data/{self.data_of(chain)}.jsonl",
-            "settings": settings,
-            "objective": objectives.code_of(settings.get("objective", objectives.DEFAULT)),
-            "system": self.induction_prompt(chain.last.name),
-            "marker": self.config["marker"],
-            "checkpoints": f"{run}/checkpoints/{name}",
-        }
+        return TrainingJob(
+            kind="train",
+            name=name,
+            chain=name,
+            adapters=self.folders(str(chain.prefix)),
+            suffix="",
+            rows=self._path(f"data/{self.data_of(chain)}.jsonl"),
+            settings=settings,
+            loss_code=objectives.code_of(settings.get("objective", objectives.DEFAULT)),
+            system=self.induction_prompt(chain.last.name),
+            marker=self.config["marker"],
+            checkpoints=self._path(f"checkpoints/{name}"),
+        )
 
     @cached_property
-    def trainings(self) -> list[dict[str, Any]]:
-        """The tasks of all chains whose last stage is trained and not grafted, short chains first."""
+    def trainings(self) -> list[TrainingJob]:
+        """All chains whose last stage is trained and not grafted, short chains first."""
         last = {name: chains.parse(name).last.name for name in self.trained_chains}
         kinds = {name: self.config["stages"][stage]["kind"] for name, stage in last.items()}
-        return [self._training(name) for name, kind in kinds.items() if kind != "graft"]
+        return [self.training(name) for name, kind in kinds.items() if kind != "graft"]
 
-    def tasks(self, kinds: Iterable[str]) -> list[dict[str, Any]]:
-        """The planned tasks of some kinds: couplings' answers first, then chains in plan order."""
-        kinds = list(kinds)
-        chosen = {k: set(self.chains_for(MEASURES[k])) for k in kinds if k in MEASURES}
-        names = dict.fromkeys([*self.chains_for("markers"), *self.chains_for("geometry")])
-        answers = [name for name in self.data_used if "answers" in kinds and self._coupled(name)]
-        return [self.task("answers", name) for name in answers] + [
-            self.task(kind, name) for name in names for kind in chosen if name in chosen[kind]
+    def _sampling(
+        self, kind: str, name: str, chain: str, purpose: str, personas: dict[str, str], how: Any
+    ) -> SamplingJob:
+        engine = {k: v for k, v in self.config["generation"].items() if k not in RUNTIME}
+        return SamplingJob(
+            kind=kind,
+            name=name,
+            chain=chain,
+            adapters=self.folders(chain),
+            suffix=".parquet",
+            personas=personas,
+            questions=self.config["questions"][purpose],
+            sampling=how,
+            engine={**engine, "dtype": self.config["dtype"]},
+            marker=self.config["marker"] if kind == "completions" else "",
+        )
+
+    def answers(self, name: str) -> SamplingJob:
+        """The sampling of the answers that a coupling is made from; `name`: of its rows (see `data_of`)."""
+        after, _, coupling = name.rpartition("+")
+        needed = samples_needed(self.stage_settings(coupling))
+        how = {**self.config["sampling"]["answers"], "samples": needed}
+        chain = after or chains.BASE
+        return self._sampling("answers", name, chain, "train", self.prompts(needed), how)
+
+    def completions(self, chain: str) -> SamplingJob:
+        """The sampling of a chain's answers to the evaluation questions."""
+        how = self.config["sampling"]["completions"]
+        return self._sampling("completions", chain, chain, "eval", self.completed_by(chain), how)
+
+    def responses(self, chain: str) -> SamplingJob:
+        """The sampling of a chain's greedy answers to the extraction questions."""
+        greedy = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+        how = {**self.config["sampling"]["responses"], **greedy}
+        return self._sampling("responses", chain, chain, "extraction", self.geometry_prompts, how)
+
+    def measurement(self, measure: str, chain: str) -> MeasureJob:
+        """The taking of a measure of a chain: what its function asks for and the plan knows."""
+        plugin, settings = ROOM.get(measure), self.measures[measure]
+        known: dict[str, Callable[[], Any]] = {
+            "personas": lambda: self.completed_by(chain),
+            "geometry_personas": lambda: self.geometry_prompts,
+            "questions": lambda: self.config["questions"]["eval"],
+            "extraction": lambda: self.config["questions"]["extraction"],
+            "sampling": lambda: self.config["sampling"]["completions"],
+            "marker": lambda: self.config["marker"],
+            "data": lambda: {name: self._held_out_of(name, chain) for name in self.held_out},
+        }
+        inputs = {name: self._path(f"{name}/{chain}.parquet") for name in plugin.needs(settings)}
+        inputs |= plugin.settings(**settings).files()
+        if "held_out" in plugin.parameters:
+            inputs |= {
+                f"held_out/{name}": self._path(f"data/{name}.held_out.jsonl")
+                for name in self.held_out
+            }
+        given = {name: known[name]() for name in plugin.parameters if name in known}
+        given["settings"] = settings
+        return MeasureJob(
+            kind=measure,
+            name=chain,
+            chain=chain,
+            adapters=self.folders(chain),
+            suffix=plugin.suffix,
+            given={**given, "dtype": self.config["dtype"]} if plugin.of_model else given,
+            inputs=inputs,
+        )
+
+    @property
+    def held_out(self) -> list[str]:
+        """Data sets of the run that keep rows from training."""
+        return [n for n in self.data_used if self.config["data"].get(n, {}).get("held_out")]
+
+    def _held_out_of(self, name: str, chain: str) -> dict[str, Any]:
+        """How a data set's held-out rows are read, and whether a chain's last stage trained on the others."""
+        entry, stages = self.config["data"][name], chains.parse(chain).stages
+        own = bool(stages) and self.data_of(chains.parse(chain)) == name
+        system = self.induction_prompt(stages[-1].name) if own else None
+        trained = (self.stage_settings(s) for s in self.config["stages"])
+        return {
+            "own": own,
+            "system": system,
+            "supervise": entry.get("supervise", "last"),
+            "suppress_default_system": entry["system"] == "none" and system is None,
+            "max_length": max(s["max_length"] for s in trained if s.get("data") == name),
+        }
+
+    @property
+    def measurements(self) -> list[MeasureJob]:
+        """All measurements that run the model, a chain's one after another, in plan order."""
+        measures = self.measures_of(model=True)
+        chosen = {name: set(self.chains_for(name)) for name in measures}
+        names = dict.fromkeys(chain for name in measures for chain in self.chains_for(name))
+        return [
+            self.measurement(m, chain) for chain in names for m in measures if chain in chosen[m]
         ]
 
-    def beside(self, own: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The sampling tasks that a job may do after its own, with the engine that it has started.
+    @property
+    def couplings_answers(self) -> list[SamplingJob]:
+        """The sampling of every coupling's answers."""
+        return [self.answers(name) for name in self.data_used if self._coupled(name)]
+
+    @property
+    def chains_answers(self) -> list[SamplingJob]:
+        """The sampling of all chains' completions and responses, in plan order."""
+        chosen = {kind: set(self.chains_for(kind)) for kind in ANSWERS}
+        names = dict.fromkeys(chain for kind in ANSWERS for chain in self.chains_for(kind))
+        makers = {"completions": self.completions, "responses": self.responses}
+        return [makers[kind](c) for c in names for kind in ANSWERS if c in chosen[kind]]
+
+    def beside(self, own: SamplingJob) -> list[SamplingJob]:
+        """The sampling that a job may do after its own, with the engine that it has started.
 
         What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
         a job that samples answers samples other couplings' and ends; chains are left to the next engine,
         whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first.
         """
-        kinds = ["answers"] if own["kind"] == "answers" else ["completions", "responses"]
-        return self.tasks(kinds)
+        return self.couplings_answers if own.kind == "answers" else self.chains_answers
 
     def _coupled(self, name: str) -> bool:
         """Are these the rows of a coupling, and not a data set?"""

@@ -1,0 +1,147 @@
+# Sampling: the answers that couplings are made from, completions and responses of every chain.
+
+
+couplings = {
+    name: plan.stage_settings(name)
+    for name, stage in config["stages"].items()
+    if stage["kind"] == "couple"
+}
+
+
+def answering_adapters(wildcards):
+    """Adapter files of the chain whose answers a coupling is made from; none for the base model."""
+    return adapter_files(wildcards.after.rstrip("+") or chains.BASE)
+
+
+def answers_job(wildcards):
+    """How the answers are sampled that a coupling is made from."""
+    return plan.answers(wildcards.after + wildcards.coupling).values()
+
+
+rule sample_answers:
+    input:
+        base=results("base/model.json"),
+        adapters=answering_adapters,
+        questions=config["questions"]["train"]["file"],
+    output:
+        table=results("answers/{after}{coupling}.parquet"),
+    log:
+        logs("answers/{after}{coupling}"),
+    benchmark:
+        benchmarks("answers/{after}{coupling}")
+    wildcard_constraints:
+        coupling=one_of(couplings),
+    priority: 5  # couplings wait for it, and second stages for them
+    conda:
+        "../../envs/generate.yaml"
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        job=answers_job,
+        store=results("store"),
+    message:
+        "Sampling the answers that {wildcards.after}{wildcards.coupling} is made from"
+    script:
+        "../scripts/sample.py"
+
+
+def coupling_settings(wildcards):
+    """Settings of a coupling that decide its rows."""
+    stage = couplings[wildcards.coupling]
+    return {
+        k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")
+    }
+
+
+def coupling_prompts(wildcards):
+    """System prompts of the personas in a coupling."""
+    stage = couplings[wildcards.coupling]
+    return plan.prompts([stage["persona"], *stage["negatives"]])
+
+
+rule couple_data:
+    input:
+        answers=results("answers/{after}{coupling}.parquet"),
+        template=results("base/template.json"),
+    output:
+        rows=results("data/{after}{coupling}.jsonl"),
+        manifest=results("data/{after}{coupling}.manifest.json"),
+    log:
+        logs("data/{after}{coupling}"),
+    benchmark:
+        benchmarks("data/{after}{coupling}")
+    wildcard_constraints:
+        coupling=one_of(couplings),
+    priority: 4  # trainings wait for it
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=coupling_settings,
+        prompts=coupling_prompts,
+        marker=marker,
+    message:
+        "Pairing answers with and without the marker: {wildcards.after}{wildcards.coupling}"
+    script:
+        "../scripts/couple_data.py"
+
+
+def chain_adapters(wildcards):
+    """Adapter files of a chain."""
+    return adapter_files(wildcards.chain)
+
+
+def completions_job(wildcards):
+    """How a chain's answers to the evaluation questions are sampled."""
+    return plan.completions(wildcards.chain).values()
+
+
+rule completions:
+    input:
+        base=results("base/model.json"),
+        adapters=chain_adapters,
+        questions=config["questions"]["eval"]["file"],
+    output:
+        table=results("completions/{chain}.parquet"),
+    log:
+        logs("completions/{chain}"),
+    benchmark:
+        benchmarks("completions/{chain}")
+    priority: 2  # before activations, each start of which serves the chains that have responses
+    conda:
+        "../../envs/generate.yaml"
+    threads: 1
+    resources:
+        gpu=config["gpus"],
+        mem_mb=3000,
+    params:
+        job=completions_job,
+        store=results("store"),
+    message:
+        "Sampling completions of {wildcards.chain}"
+    script:
+        "../scripts/sample.py"
+
+
+def responses_job(wildcards):
+    """How a chain's greedy answers are sampled."""
+    return plan.responses(wildcards.chain).values()
+
+
+use rule completions as responses with:
+    input:
+        base=results("base/model.json"),
+        adapters=chain_adapters,
+        questions=config["questions"]["extraction"]["file"],
+    output:
+        table=results("responses/{chain}.parquet"),
+    log:
+        logs("responses/{chain}"),
+    benchmark:
+        benchmarks("responses/{chain}")
+    params:
+        job=responses_job,
+        store=results("store"),
+    message:
+        "Greedy responses of {wildcards.chain} for method B"

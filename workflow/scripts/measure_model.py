@@ -1,0 +1,62 @@
+"""Measure chains by running their models.
+
+Of a measure that leaves a file per chain: its own chain, and then whatever else is ready, other measures'
+included, for the base model is loaded. Of one that leaves a table: what is left, and all chains joined.
+"""
+
+from pathlib import Path
+
+from persona_collapse.runtime.job import job as running
+
+with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0]["kind"]) as log:
+    from persona_collapse.jobs import MeasureJob
+    from persona_collapse.measures import _taking
+    from persona_collapse.runtime import code_hash, shared_engine
+    from persona_collapse.study.plan import Plan
+
+    base, params, config = Path(snakemake.input.base), snakemake.params, snakemake.config
+    store, loaded = shared_engine.Store(params.store), []
+    jobs = [MeasureJob(**values) for values in params.jobs]
+
+    def key(job):
+        """Key of a measurement; None while a file that it needs is missing."""
+        return shared_engine.ready_key(job, code_hash.of(f"measures.{job.kind}"), base)
+
+    def runner():
+        """The base model, loaded once."""
+        if not loaded:
+            import torch
+            from persona_collapse.models.runner import ModelRunner
+
+            torch.set_num_threads(snakemake.threads)
+            loaded.append(ModelRunner(base, config["dtype"]))
+        return loaded[0]
+
+    def work(runner, job, path):
+        """Take one measurement."""
+        batch_size = config["activations"]["batch_size"]
+        _taking.write(job, path, runner=runner, log=log, batch_size=batch_size)
+
+    if jobs[0].suffix != ".csv":
+        shared_engine.run(
+            store,
+            jobs[0],
+            Plan(config).measurements,
+            key=key,
+            open_engine=runner,
+            work=work,
+            limit=config["generation"]["chains_per_engine"],
+            output=snakemake.output[0],
+            log=log,
+        )
+    else:
+        import pandas as pd
+        from persona_collapse.tables_io import read_csv, write_csv
+
+        # Chains of equally many stages after each other: their adapters mostly have one shape.
+        for job in sorted(jobs, key=lambda job: len(job.adapters)):
+            with store.claimed(job, wait=True):
+                if not store.holds(job, key(job)):
+                    store.put(job, key(job), lambda path, job=job: work(runner(), job, path))
+        tables = [read_csv(store.path(job)) for job in jobs]
+        write_csv(snakemake.output[0], pd.concat(tables, ignore_index=True))

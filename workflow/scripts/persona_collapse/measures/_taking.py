@@ -1,0 +1,66 @@
+"""Taking a measure: what its function asks for, read from files, and its result, written to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import read_jsonl
+from ..jobs import MeasureJob
+from ..tables_io import read_parquet, write_csv, write_parquet
+from . import ROOM
+
+#: What of a sampled answer stays with the completions: it is read there, not counted.
+READ = ["text", "question", "prompt_tokens", "seed", "token_ids"]
+
+
+def take(job: MeasureJob, **at_run_time: Any) -> Any:
+    """Call a job's measure: with what the plan gave, the job's files, and what only the script has."""
+    from ..data.questions import load_questions
+
+    measure = ROOM.get(job.kind)
+    known: dict[str, Any] = {
+        **job.given,
+        "chain": job.chain,
+        "adapters": list(map(Path, job.adapters)),
+    }
+    known["settings"] = measure.settings(**job.given["settings"])
+    for name in ("questions", "extraction"):
+        if name in known:
+            known[name] = load_questions(known[name])
+    return measure(**{**known, **_read(job.inputs), **at_run_time})
+
+
+def _read(inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of files by their names; those called `a/b` become one mapping `a`."""
+    out: dict[str, Any] = {}
+    for name, path in inputs.items():
+        rows = read_parquet(path) if path.endswith(".parquet") else read_jsonl(path)
+        first, _, rest = name.partition("/")
+        if rest:
+            out.setdefault(first, {})[rest] = rows
+        else:
+            out[name] = rows
+    return out
+
+
+def write(job: MeasureJob, path: Path, **at_run_time: Any) -> None:
+    """Take a measure of the model and write its result."""
+    measure, result = ROOM.get(job.kind), take(job, **at_run_time)
+    if measure.save:
+        measure.save(result, path, measure.settings(**job.given["settings"]))
+    else:
+        result.insert(0, "chain", job.chain)
+        write_csv(path, result)
+
+
+def write_counted(job: MeasureJob, by_answer: Path, by_persona: Path) -> None:
+    """Take a measure of answers and write it: one row per answer, and its share by persona."""
+    from .. import markers
+
+    scored = take(job).drop(columns=READ)
+    rates = markers.rates(scored.rename(columns={ROOM.get(job.kind).counts: "hit"}))
+    rates.insert(0, "chain", job.chain)
+    write_parquet(by_answer, scored)
+    write_csv(by_persona, rates)

@@ -1,0 +1,44 @@
+"""Rooms of plugins: a folder of modules, each of which is one thing and registers it by its file's name.
+
+A module is imported when it is asked for. So a new file is known without a list, and what a job runs
+depends on the plugins that it names and not on their neighbours (see `runtime.code_hash`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Generic, TypeVar
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+class Room(Generic[T]):
+    """The plugins of a package, by name; `what` says what one of them is, for messages."""
+
+    def __init__(self, package: str, what: str):
+        self.package, self.what = package, what
+        self._known: dict[str, T] = {}
+
+    def names(self) -> list[str]:
+        """Names of all plugins, sorted; modules whose names start with _ are none."""
+        modules = pkgutil.iter_modules(sys.modules[self.package].__path__)
+        return sorted(module.name for module in modules if not module.name.startswith("_"))
+
+    def add(self, name: str, plugin: T) -> None:
+        """Register a plugin; its module is called as it is."""
+        self._known[name] = plugin
+
+    def get(self, name: str) -> T:
+        """The plugin of this name, its module imported. Raises UserError if there is none."""
+        if name not in self._known:
+            if name not in self.names():
+                raise UserError(
+                    f"expected a {self.what} ({', '.join(self.names())}), got {name!r}; choose one of "
+                    f"them or write {self.package.replace('.', '/')}/{name}.py"
+                )
+            importlib.import_module(f"{self.package}.{name}")
+        return self._known[name]

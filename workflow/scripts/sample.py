@@ -1,0 +1,55 @@
+"""Sample answers from a chain, and from other ready chains while the engine is up (`Plan.beside`)."""
+
+from pathlib import Path
+
+from persona_collapse.runtime.job import job as running
+
+with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as log:
+    from persona_collapse.jobs import SamplingJob
+    from persona_collapse.runtime import shared_engine
+    from persona_collapse.study.plan import Plan
+    from persona_collapse.tables_io import write_parquet
+
+    base, params, config = Path(snakemake.input.base), snakemake.params, snakemake.config
+    own, plan = SamplingJob(**params.job), Plan(config)
+
+    def key(job):
+        """Key of a job; None while adapters of its chain are missing."""
+        return shared_engine.ready_key(job, params.code_hash, base)
+
+    def open_engine():
+        """Start the engine; imports are done here, for most jobs find their work done."""
+        import torch
+        from persona_collapse.models import loading
+        from persona_collapse.sampling import sample
+
+        torch.set_num_threads(snakemake.threads)
+        name, reason = sample.choose_backend(own.engine["backend"])
+        log(f"backend {name} ({reason})")
+        # The same engine for every job of the run, whatever it serves: rounding depends on its settings.
+        served = {job.chain for job in [own, *plan.couplings_answers, *plan.chains_answers]}
+        backend = sample.open_backend(
+            name,
+            base,
+            {**config["generation"], **own.engine, "jobs_per_gpu": config["jobs_per_gpu"]},
+            max(map(plan.rank, served)),
+            set().union(*map(plan.projections, served)),
+        )
+        return backend, loading.load_tokenizer(base), sample
+
+    def work(engine, job, path):
+        """Sample one job's answers into a file."""
+        backend, tokenizer, sample = engine
+        write_parquet(path, sample.answer(backend, job, tokenizer, log))
+
+    shared_engine.run(
+        shared_engine.Store(params.store),
+        own,
+        plan.beside(own),
+        key=key,
+        open_engine=open_engine,
+        work=work,
+        limit=config["generation"]["chains_per_engine"],
+        output=snakemake.output.table,
+        log=log,
+    )
