@@ -30,7 +30,7 @@ compare: $(VENV)/.run
 	@$(BIN)/python workflow/scripts/compare.py $(RUNS)
 
 docs: $(VENV)/.run
-	$(BIN)/python workflow/scripts/docs.py
+	$(BIN)/python tools/docs.py
 
 # Engines start slowly and on one core: beside the slow tests.
 test: lint quick

@@ -162,7 +162,7 @@ def tiny(cluster, finished):
     """The finished tiny run, to which a condition is added, with a GPU for each job that has a model."""
     folder = finished.copy(cluster / "project").folder
     (folder / "more.yaml").write_text(
-        "gpus: 1\n"
+        "runtime: {gpus_per_job: 1}\n"
         "stages: {couple-librarian: {kind: couple, persona: librarian, negatives: [assistant]}}\n"
         "experiments: {L: {title: new, chain: couple-librarian@42}}\n"
     )

@@ -44,7 +44,7 @@ def test_the_default_config_is_sound(config):
 
 def test_the_order_of_settings_is_no_change(config):
     turned = copy.deepcopy(config)
-    for node in (turned["model"], turned["training"]):
+    for node in (turned["model"], turned["training"], turned["stages"]):
         for name, settings in node.items():
             node[name] = dict(reversed(settings.items()))
     one, two = configuration.plan(config), configuration.plan(turned)
@@ -80,13 +80,98 @@ def test_a_chain_is_trained_and_measured_once(config):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (["frobnicate"], 1, "'frobnicate' was unexpected"),
-        (["lora", "rank"], 8, "lora: Additional properties"),
-        (["seeds"], ["x"], "seeds: 0: 'x' is not of type 'integer'"),
-        (["run"], "../up", "run: '../up' does not match"),
-        (["run"], None, "'run' is a required property"),
-        (["model", "path"], "models/x", "model: "),
-        (["model"], {"hub": {"id": "a/b", "revision": "main"}}, "model: hub: revision"),
+        (["frobnicate"], 1, "config: frobnicate: unknown key; the keys here are run, marker"),
+        (["dat"], {}, "config: dat: unknown key; did you mean data?"),
+        (
+            ["lora", "rank"],
+            8,
+            "config: lora: rank: unknown key; the keys here are r, alpha, dropout, ",
+        ),
+        (
+            ["training", "sft", "lrr"],
+            8,
+            "config: training: sft: lrr: unknown key; did you mean lr?",
+        ),
+        (
+            ["training", "stf"],
+            {},
+            "config: training: expected a kind of stage (couple, graft, sft), got 'stf'; ch",
+        ),
+        (
+            ["stages", "em", "kind"],
+            "stf",
+            "config: stages: em: kind: expected a kind of stage (couple, graft, sft), got 's",
+        ),
+        (
+            ["stages", "em", "kind"],
+            None,
+            "config: stages: em: kind: is missing; expected one of couple,",
+        ),
+        (
+            ["stages", "em", "epoch"],
+            1,
+            "config: stages: em: epoch: unknown key; did you mean epochs?",
+        ),
+        (
+            ["stages", "couple-villain", "data"],
+            "em",
+            "config: stages: couple-villain: data: unknown key",
+        ),
+        (
+            ["stages", "2nd"],
+            {},
+            "config: stages: expected a name of letters, digits, '_' and '-' that",
+        ),
+        (["seeds"], ["x"], "config: seeds: 0: expected a whole number, got 'x'"),
+        (["seeds"], [0.1], "config: seeds: 0: expected a whole number, got 0.1"),
+        (["seeds"], [True], "config: seeds: 0: expected a whole number, got True"),
+        (["seeds"], 42, "config: seeds: expected a list, got 42 (write [42])"),
+        (["seeds"], [1, 1], "config: seeds: 1 is given twice; remove one"),
+        (["lora"], [16], "config: lora: expected a mapping (key: value), got [16]"),
+        (["lora", "r"], 0, "config: lora: r: expected at least 1, got 0"),
+        (["training", "sft", "lr"], float("nan"), "sft: lr: expected a finite number, got nan"),
+        (
+            ["run"],
+            "../up",
+            "config: run: expected a name of letters, digits, '_', '.' and '-', got '../up'",
+        ),
+        (["run"], None, "config: run: is missing"),
+        (
+            ["model", "path"],
+            "models/x",
+            "config: model: expected exactly one of demo, hub, gguf, path; got ",
+        ),
+        (
+            ["model"],
+            {"hub": {"id": "a/b", "revision": "main"}},
+            "hub: revision: expected a commit of 40 hex",
+        ),
+        (["model"], "Qwen", "config: model: expected a mapping (key: value), got 'Qwen'"),
+        (
+            ["data", "em", "system"],
+            "templat",
+            "system: expected one of 'none' or 'template', got 'templat'",
+        ),
+        (
+            ["data", "em", "system"],
+            {"txt": "x"},
+            "config: data: em: system: txt: unknown key; did you mean text",
+        ),
+        (
+            ["data", "em", "map"],
+            {"user": "q"},
+            "em: map: expected messages alone, or user and assistant",
+        ),
+        (
+            ["data", "em", "source"],
+            {},
+            "config: data: em: source: expected exactly one of builtin, file, url",
+        ),
+        (
+            ["data", "em", "source"],
+            {"url": "https://x/y"},
+            "em: source: url needs the sha256 of what is",
+        ),
         (["experiments", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
         (["experiments", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
         (["experiments", "C1", "chain"], "em@1+em@2", "stands twice"),
@@ -97,20 +182,41 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["personas", "file"], "config/none.yaml", "cannot be read"),
         (["stages", "em", "data"], "nothing", "data: 'nothing' is not under data:"),
         (["stages", "couple-villain", "persona"], "nobody", "persona 'nobody' is not in"),
-        (["stages", "couple-villain", "persona"], None, "persona is missing"),
+        (
+            ["stages", "couple-villain", "persona"],
+            None,
+            "config: stages: couple-villain: persona: is missing; set it there or under training: couple",
+        ),
         (["stages", "couple-villain", "negatives"], ["villain"], "both the persona and a negative"),
-        (["stages", "em", "accumulation_steps"], 3, "multiple of accumulation_steps"),
-        (["training", "sft", "lr"], None, "lr is not set"),
+        (
+            ["stages", "em", "batch_size"],
+            0.5,
+            "config: stages: em: batch_size: expected a whole number",
+        ),
+        (
+            ["runtime", "training"],
+            {"accumulation_steps": 3},
+            "16 is no multiple of runtime: training: acc",
+        ),
+        (
+            ["training", "sft", "lr"],
+            None,
+            "config: stages: em: lr: is missing; set it there or under train",
+        ),
         (["training", "sft", "epochs"], None, "give epochs or steps"),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
             ["statistics", "families"],
             [{"name": "a", "table": "link"}] * 2,
-            "families: 'a' stands twice",
+            "config: statistics: families: two are called 'a'; rename one",
         ),
         (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),
-        (["data", "benign", "source"], {"demo": "other"}, "only {demo: wrong_advice}"),
+        (
+            ["data", "benign", "source"],
+            {"demo": "other"},
+            "source: demo: expected one of 'wrong_advice', got",
+        ),
     ],
 )
 def test_a_bad_config_is_one_clear_line(config, path, value, said):
@@ -118,6 +224,38 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
         configuration.check(changed(config, path, value))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (["gpus"], "gpus: is now called runtime: gpus_per_job:"),
+        (["generation"], "generation: backend: is now called sampling: backend:"),
+        (
+            ["activations", "batch_size"],
+            "activations: batch_size: is now called runtime: activations: b",
+        ),
+        (
+            ["stages", "em", "padding_free"],
+            "em: padding_free: is now called runtime: training: padding_",
+        ),
+    ],
+)
+def test_a_key_that_moved_is_told_its_place(config, path, said):
+    config.setdefault(path[0], {})
+    with pytest.raises(UserError, match=f"^config: .*{said}"):
+        configuration.check(changed(config, path, {"backend": "auto"}))
+
+
+def test_what_a_config_leaves_out_is_filled_in_once(config):
+    made = configuration.check(config)
+    assert made["training"]["couple"]["scheduler"] == "cosine"
+    assert made["training"]["sft"]["scheduler"] == "linear"
+    assert made["stages"]["em"] == {"kind": "sft", "data": "em"}
+    assert made["runtime"]["training"]["max_batch_tokens"] == 4096
+    assert configuration.check(made) == made
+    written = yaml.safe_dump(made)
+    assert configuration.check(yaml.safe_load(written)) == made  # plain types alone
 
 
 @pytest.mark.parametrize(
@@ -133,14 +271,14 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
     ],
 )
 @pytest.mark.parametrize(
-    ("seed", "said"), [(2**32 - 1, ""), (20261126163000, "greater"), (-1, "less")]
+    ("seed", "said"), [(2**32 - 1, ""), (20261126163000, "at most 4294967295"), (-1, "at least 0")]
 )
 def test_a_seed_is_one_that_every_generator_takes(config, path, seed, said):
     given = changed(config, path, seed)
     if not said:
         configuration.check(given)
         return
-    with pytest.raises(UserError, match=rf"seed.*: {seed} is {said} than the m"):
+    with pytest.raises(UserError, match=rf"seed.*: expected {said}, got {seed}"):
         configuration.check(given)
 
 
@@ -169,12 +307,12 @@ def test_a_persona_s_or_a_data_set_s_prompt_that_holds_the_marker_is_refused(con
 
 
 def test_engines_that_share_a_gpu_fit_into_it(config):
-    config |= {"gpus": 1, "jobs_per_gpu": 4}
-    config["generation"]["backend"] = "vllm"
+    config["runtime"] = {"gpus_per_job": 1, "jobs_per_gpu": 4}
+    config["sampling"]["backend"] = "vllm"
     with pytest.raises(UserError, match=r"jobs_per_gpu: 4: .* 0.85 do not fit .* to 0.2"):
         configuration.check(config)
-    config["generation"]["gpu_memory_utilization"] = 0.22
-    assert configuration.check(config)["jobs_per_gpu"] == 4
+    config["runtime"]["sampling"] = {"gpu_memory_utilization": 0.22}
+    assert configuration.check(config)["runtime"]["jobs_per_gpu"] == 4
 
 
 def test_stage_settings_layer_over_the_kind_s(config):
@@ -252,15 +390,13 @@ def test_a_data_set_may_have_another_s_source(config):
     config["data"]["benign"] |= {"source": {"hub": HUB}, "expect_md5": "0" * 32}
     config["data"]["same"] = {"source": {"same_as": "benign"}, "system": "template"}
     assert configuration.plan(config).data_entry("same")["source"] == {"hub": HUB}
-    for source in (
-        {"same_as": "nobody"},
-        {"same_as": "same"},
-        {"same_as": "em", "file": "x.jsonl"},
+    for source, said in (
+        ({"same_as": "nobody"}, "same_as takes the name of a data set with a source of"),
+        ({"same_as": "same"}, "same_as takes the name of a data set with a source of"),
+        ({"same_as": "em", "file": "x.jsonl"}, "exactly one of .*; got file, same_as .* by null"),
     ):
         config["data"]["same"]["source"] = source
-        with pytest.raises(
-            UserError, match="same_as takes the name of a data set with a source of"
-        ):
+        with pytest.raises(UserError, match=said):
             configuration.check(config)
 
 
@@ -364,8 +500,8 @@ def test_how_a_template_is_used_is_checked(config):
     assert configuration.check(day)["model"]["date"] == "2026-03-04"
     for key, value, reason in (
         ("date", "2026-02-30", "no day of the calendar"),
-        ("date", "today", "does not match"),
-        ("system_role", "drop", "is not one of"),
+        ("date", "today", "expected a day as YYYY-MM-DD"),
+        ("system_role", "drop", "expected one of 'auto' or 'fold'"),
     ):
         with pytest.raises(UserError, match=f"config: model: .*{reason}"):
             configuration.check(changed(config, ["model", key], value))

@@ -147,9 +147,9 @@ def test_a_stage_that_is_not_trained_asks_for_nothing(config, make_model):
         ({"stages__em__max_length": 4096}, "stages: em: max_length: 4096 tokens do not fit"),
         ({"sampling__completions__max_tokens": 512}, "sampling: completions: max_tokens: 513 tokens"),
         ({"sampling__responses__max_tokens": 5000}, "sampling: responses: max_tokens"),
-        ({"generation__max_model_len": 2048}, ""),
-        ({"generation__max_model_len": 2048, "generation__backend": "vllm"}, "max_model_len: 2048 tokens"),
-        ({"generation__max_model_len": 2048, "gpus": 1}, "max_model_len: 2048 tokens"),
+        ({"sampling__max_model_len": 2048}, ""),
+        ({"sampling__max_model_len": 2048, "sampling__backend": "vllm"}, "max_model_len: 2048 tokens"),
+        ({"sampling__max_model_len": 2048, "runtime__gpus_per_job": 1}, "max_model_len: 2048 tokens"),
         ({"lora__target_modules": ["lm_head", "self_attn.q_proj"]}, ""),
         ({"lora__target_modules": ["all-linear"]}, "has no all-linear; the projections of its blocks"),
     ],
@@ -172,7 +172,7 @@ def test_rows_of_one_sequence_need_attention_alone(config, make_model):
     folder = make_model("Lfm2ForCausalLM")
     config["lora"]["target_modules"] = ["q_proj", "v_proj"]
     assert checked(config, folder) == ""
-    line = checked(config, folder, training__sft__padding_free=True)
+    line = checked(config, folder, runtime__training={"padding_free": True})
     assert (
         "padding_free: rows of one sequence would leak into each other in the conv layers" in line
     )

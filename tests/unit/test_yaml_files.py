@@ -155,17 +155,17 @@ def test_files_of_the_last_jobs_are_looked_at_first(refused, key, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "text", "said"),
     [
-        ("training: sft: lr", "1e-4", "'1e-4' is not of type 'number' (text in YAML: write 1.0e-04)"),
+        ("training: sft: lr", "1e-4", "expected a number, got '1e-4' (text in YAML: write 1.0e-04)"),
         ("training: sft: epochs", "2.5e3", "(text in YAML: write 2.5e+03)"),
         ("lora: r", "'8'", "(text in YAML: write 8)"),
         ("training: sft: steps", "1e3", "(text in YAML: write 1000)"),
-        ("run", "001", "1 is not of type 'string' (write it in quotes"),
-        ("run", "2026-11-26", "is not of type 'string' (write it in quotes"),
-        ("run", "no", "False is not of type 'string' (yes, no, on and off are"),
+        ("run", "001", "expected text, got 1 (write it in quotes"),
+        ("run", "2026-11-26", "expected text, got 2026-11-26 (write it in quotes"),
+        ("run", "no", "expected text, got False (yes, no, on and off are"),
         ("marker", "yes", "(yes, no, on and off are true and false in YAML"),
         ("experiments: C1: title", "off", "(yes, no, on and off are"),
-        ("sources", "[no]", "sources: 0: False is not of type 'string' (yes, no"),
-        ("training: sft: fused_lora", "'no'", "(write true or false, without quotes)"),
+        ("sources", "[no]", "sources: 0: expected text, got False (yes, no"),
+        ("training: sft: use_rslora", "'no'", "(write true or false, without quotes)"),
         ("data: benign: system", "no", "(yes, no, on and off are"),
     ],
 )  # fmt: skip

@@ -32,7 +32,7 @@ sys.addaudithook(watch)
 def test_two_gpus_run_two_jobs_at_a_time_each_on_its_own(project, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     overlay = tmp_path / "gpus.yaml"
-    overlay.write_text("gpus: 1\n")
+    overlay.write_text("runtime: {gpus_per_job: 1}\n")
     notes = tmp_path / "notes"
     project.snakemake(
         *("--cores", "4", "--forcerun", "completions", "--"),

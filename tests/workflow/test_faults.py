@@ -88,7 +88,7 @@ def fault(tmp_path):
 def often(tmp_path):
     """An overlay: a checkpoint after each step."""
     path = tmp_path / "often.yaml"
-    path.write_text("checkpoint_steps: 1\n")
+    path.write_text("runtime: {checkpoint_steps: 1}\n")
     return path
 
 

@@ -36,9 +36,13 @@ os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
 # Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
 submitting = workflow.resource_settings.nodes is not None
 
-if config["gpus"] and not submitting and "gpu" not in workflow.global_resources:
+if (
+    config["runtime"]["gpus_per_job"]
+    and not submitting
+    and "gpu" not in workflow.global_resources
+):
     # As many GPU jobs at a time as this machine has places for; a profile or --resources gpu=N goes first.
-    places = len(devices.visible()) * config["jobs_per_gpu"]
+    places = len(devices.visible()) * config["runtime"]["jobs_per_gpu"]
     workflow.register_resource("gpu", max(1, places))
 
 

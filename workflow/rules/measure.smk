@@ -87,7 +87,7 @@ rule activations:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        gpu=config["gpus"],
+        gpu=config["runtime"]["gpus_per_job"],
         mem_mb=3000,
     params:
         jobs=activations_jobs,
@@ -141,7 +141,7 @@ rule measure_model:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        gpu=config["gpus"],
+        gpu=config["runtime"]["gpus_per_job"],
         mem_mb=3000,
     params:
         jobs=model_values,

@@ -36,7 +36,7 @@ rule sample_answers:
         "../../envs/generate.yaml"
     threads: 1
     resources:
-        gpu=config["gpus"],
+        gpu=config["runtime"]["gpus_per_job"],
         mem_mb=3000,
     params:
         job=answers_job,
@@ -113,7 +113,7 @@ rule completions:
         "../../envs/generate.yaml"
     threads: 1
     resources:
-        gpu=config["gpus"],
+        gpu=config["runtime"]["gpus_per_job"],
         mem_mb=3000,
     params:
         job=completions_job,

@@ -81,7 +81,7 @@ rule train:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        gpu=config["gpus"],
+        gpu=config["runtime"]["gpus_per_job"],
         mem_mb=4000,
     params:
         job=training_job,

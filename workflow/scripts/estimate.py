@@ -70,7 +70,7 @@ def main():
         return
     table, totals = estimate.estimate(plan, jobs, Path("results"), hidden)
     print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
-    kind = "GPU-hours" if config["gpus"] else "hours of one core or two"
+    kind = "GPU-hours" if config["runtime"]["gpus_per_job"] else "hours of one core or two"
     print(
         f"\n{totals['jobs']} jobs; {totals['model hours']:.2f} {kind} with a model loaded, "
         f"{totals['other hours']:.2f} hours otherwise; {totals['gigabytes']:.2f} GB of disk"

@@ -34,7 +34,7 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
 
     def work(runner, job, path):
         """Take one measurement."""
-        batch_size = config["activations"]["batch_size"]
+        batch_size = config["runtime"]["activations"]["batch_size"]
         _taking.write(job, path, runner=runner, log=log, batch_size=batch_size)
 
     if jobs[0].suffix != ".csv":
@@ -45,7 +45,7 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
             key=key,
             open_engine=runner,
             work=work,
-            limit=config["generation"]["chains_per_engine"],
+            limit=config["runtime"]["chains_per_engine"],
             output=snakemake.output[0],
             log=log,
         )

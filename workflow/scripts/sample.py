@@ -10,8 +10,8 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
     from persona_collapse.study.plan import Plan
     from persona_collapse.tables_io import write_parquet
 
-    base, params, config = Path(snakemake.input.base), snakemake.params, snakemake.config
-    own, plan = SamplingJob(**params.job), Plan(config)
+    base, params = Path(snakemake.input.base), snakemake.params
+    own, plan = SamplingJob(**params.job), Plan(snakemake.config)
 
     def key(job):
         """Key of a job; None while adapters of its chain are missing."""
@@ -31,7 +31,11 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         backend = sample.open_backend(
             name,
             base,
-            {**config["generation"], **own.engine, "jobs_per_gpu": config["jobs_per_gpu"]},
+            {
+                **own.engine,
+                **plan.runtime["sampling"],
+                "jobs_per_gpu": plan.runtime["jobs_per_gpu"],
+            },
             max(map(plan.rank, served)),
             set().union(*map(plan.projections, served)),
         )
@@ -49,7 +53,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         key=key,
         open_engine=open_engine,
         work=work,
-        limit=config["generation"]["chains_per_engine"],
+        limit=plan.runtime["chains_per_engine"],
         output=snakemake.output.table,
         log=log,
     )

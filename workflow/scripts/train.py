@@ -10,9 +10,11 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     from persona_collapse.study.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
-    config, store = snakemake.config, shared_engine.Store(params.store)
+    plan, store = Plan(snakemake.config), shared_engine.Store(params.store)
     own = TrainingJob(**params.job)
-    trainings = {job.name: job for job in Plan(config).trainings}
+    trainings = {job.name: job for job in plan.trainings}
+    # Not in the jobs: what is trained does not depend on it.
+    runtime = plan.runtime
     kept = {}
 
     def stages(job):
@@ -47,13 +49,13 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
         """Train one chain's last stage into a folder."""
         from persona_collapse.files import write_json
 
+        settings = {**job.settings, **runtime["training"]}
         manifest = training.train(
-            training.stage_of(job.values(), base, stages(job)),
+            training.stage_of({**job.values(), "settings": settings}, base, stages(job)),
             folder,
             log,
             saved=Path(job.checkpoints),
-            # Not in the job: what trains must not depend on how often it is saved.
-            every=config["checkpoint_steps"],
+            every=runtime["checkpoint_steps"],
             code=params.code_hash + job.loss_code,
         )
         write_json(folder / "manifest.json", manifest)
@@ -65,7 +67,7 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
         key=key,
         open_engine=open_engine,
         work=work,
-        limit=config["generation"]["chains_per_engine"],
+        limit=runtime["chains_per_engine"],
         output=Path(snakemake.output.weights).parent,
         log=log,
     )

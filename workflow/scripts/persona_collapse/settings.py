@@ -1,14 +1,41 @@
-"""The base of every block of settings: typed, frozen, and without unknown keys."""
+"""The base of every block of settings, and the kinds of values that blocks hold."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
+
+from .chains import LARGEST_SEED
+
+
+class UnknownKey(ValueError):
+    """A key that a block does not have: most likely a misspelt one, so it is told before what is missing."""
 
 
 class Settings(BaseModel):
-    """A block of the config. A subclass's docstring and its fields' descriptions are its documentation."""
+    """A block of the config. A subclass's docstring and its fields' descriptions are its documentation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    Values are taken as they are written: no text becomes a number, and no number text.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), validate_default=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict) and cls.model_config["extra"] == "forbid":
+            for key in given:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    there = f"the keys here are {', '.join(cls.model_fields)}"
+                    hint = f"did you mean {near[0]}?" if near else there
+                    raise UnknownKey(f"{printable(str(key))}: unknown key; {hint}")
+        return given
 
     def files(self) -> dict[str, str]:
         """Files that a plugin with these settings reads, by name."""
@@ -17,3 +44,44 @@ class Settings(BaseModel):
     def unread(self) -> set[str]:
         """What the plugin could ask for and, with these settings, does not read."""
         return set()
+
+
+def printable(key: str) -> str:
+    """A key as it can stand in a line."""
+    return key if key.isprintable() else repr(key)
+
+
+def _as_given(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Checked and left as it is: 2 stays 2 where 2.0 would do too."""
+    check(value)
+    return value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} is given twice; remove one")
+    return values
+
+
+def exactly_one(block: Settings, *names: str, hint: str = "") -> None:
+    """Raise ValueError unless one of these keys of a block is given, and no other."""
+    given = [name for name in names if getattr(block, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"expected exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}{hint}"
+        )
+
+
+AS_GIVEN = WrapValidator(_as_given)
+DISTINCT = AfterValidator(_distinct)
+#: A whole number of at least 1.
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AS_GIVEN]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AS_GIVEN]
+#: A share from 0 to 1, and one that is more than nothing.
+Share = Annotated[float, Field(ge=0, le=1), AS_GIVEN]
+SomeShare = Annotated[float, Field(gt=0, le=1), AS_GIVEN]
+Names = Annotated[list[str], DISTINCT]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -58,7 +58,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the canonical rows and the manifest of data set `name`; returns the manifest.
 
-    `entry`: see workflow/schemas/data.schema.yaml. `prompts`: persona name to system prompt, for
+    `entry`: see `Data` in study/config.py. `prompts`: persona name to system prompt, for
     `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
     counts a row as the trainer will cut it; rows left without loss are bad rows, and so are those that
     it raises BadRow for. `match` is another

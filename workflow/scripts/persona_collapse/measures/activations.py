@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from ..errors import UserError
 from ..models import chat_template, loading
+from ..settings import DISTINCT, NotNegative
 from ..settings import Settings as Block
 from . import _passes, measure
 
@@ -173,12 +174,11 @@ def _means(
 class Settings(Block):
     """Activations of every persona, from which vectors, cosines and classifiers are computed."""
 
-    layers: list[int | float] = Field(
-        min_length=1,
+    layers: Annotated[list[NotNegative], Field(min_length=1)] = Field(
         description="Blocks: whole numbers are indices from 0, fractions below 1 are relative depths.",
     )
-    methods: list[Literal["A", "B"]] = Field(
-        ["A", "B"], min_length=1, description="A: last prompt token. B: mean over the answer."
+    methods: Annotated[list[Literal["A", "B"]], Field(min_length=1), DISTINCT] = Field(
+        ["A", "B"], description="A: last prompt token. B: mean over the answer."
     )
     dtype: Literal["float16", "bfloat16"] = Field("float16", description="Number format on disk.")
 

@@ -33,9 +33,9 @@ SECONDS_BETWEEN_LINES = 5.0
 #: jobs hold too much when it starts.
 GPU_FULL = ("out of memory", "is less than desired gpu memory utilization")
 OUT_OF_MEMORY = (
-    "the GPU's memory is full; in the config lower, for training, max_batch_tokens (or batch_size with "
-    "more accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
-    "batch_size, for activations batch_size; or jobs_per_gpu"
+    "the GPU's memory is full; under runtime: in the config lower, for training, max_batch_tokens (or "
+    "raise accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
+    "batch_size, for activations batch_size; or jobs_per_gpu. What is finished stays"
 )
 #: The words of the C library, which not every library turns into an OSError with its number.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -45,7 +45,7 @@ def _device(snakemake: Any) -> Any:
     """A GPU for a job that asks for one; nothing for others."""
     if not getattr(snakemake.resources, "gpu", 0):
         return nullcontext()
-    return devices.lease(snakemake.config.get("jobs_per_gpu", 1))
+    return devices.lease(snakemake.config["runtime"]["jobs_per_gpu"])
 
 
 @contextmanager

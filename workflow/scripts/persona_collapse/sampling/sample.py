@@ -131,7 +131,7 @@ def choose_backend(name: str) -> tuple[str, str]:
     if name == "vllm":
         if not installed:
             raise UserError(
-                "generation: backend: vllm, but vllm is not installed; install it (envs/generate.yaml)"
+                "sampling: backend: vllm, but vllm is not installed; install it (envs/generate.yaml)"
                 " or set backend: transformers"
             )
         return "vllm", "asked for in the config"
@@ -463,7 +463,7 @@ def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
     left = int(share) - weights - WORKING_BYTES
     if left < LEAST_CACHE:
         raise UserError(
-            f"generation: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
+            f"runtime: sampling: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
             f"{total / 2**30:.0f} GiB does not hold the model, 4 GiB to work with and 1 GiB of cache; raise "
             "it, and lower jobs_per_gpu if need be"
         )

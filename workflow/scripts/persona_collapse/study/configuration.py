@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import yaml
 
 from .. import chains, matching, yaml_files
 from ..data.questions import check_disjoint, load_questions
@@ -22,9 +19,8 @@ from ..errors import UserError
 from ..models import chat_template
 from ..training import objectives
 from . import locations
+from .config import read
 from .plan import Config, Plan
-
-SCHEMAS = Path(__file__).resolve().parents[3] / "schemas"
 
 
 def check(given: Mapping[str, Any]) -> Config:
@@ -34,17 +30,12 @@ def check(given: Mapping[str, Any]) -> Config:
 
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
-    config: Config = _plain(given)
-    model = config.get("model")
-    if isinstance(model, dict) and isinstance(model.get("date"), date):  # an unquoted day in YAML
-        model["date"] = model["date"].isoformat()
-    _validate(config, "config.schema.yaml")
+    config: Config = read(given)
     _check_spelling(config["marker"])
     locations.resolve_all(config)
     made = Plan(config)
     for name, entry in config["data"].items():
         resolved = made.data_entry(name)
-        _validate(resolved, "data.schema.yaml", f"data: {name}: ")
         if (
             follows_branch(resolved)
             and not {"expect_sha256", "expect_md5"} & resolved.keys()
@@ -72,22 +63,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for name in config["stages"]:
         _check_stage(made, name)
     _check_headline(made)
-    sources = set(config["model"]) - {"trust_remote_code", *chat_template.SETTINGS}
-    if len(sources) != 1:
-        raise UserError(
-            f"config: model: {', '.join(sorted(sources)) or 'nothing'}; exactly one of demo, hub, gguf, "
-            "path is wanted (an overlay takes the default's demo away by demo: null)"
-        )
     chat_template.settings_from(config["model"])
-    if config["model"].get("trust_remote_code") and not sources & {"hub", "path"}:
-        raise UserError("config: model: trust_remote_code: only with hub or path; remove it")
-    engines = config["jobs_per_gpu"] * config["generation"]["gpu_memory_utilization"]
-    if config["gpus"] and config["generation"]["backend"] == "vllm" and engines > 1:
-        raise UserError(
-            f"config: jobs_per_gpu: {config['jobs_per_gpu']}: as many engines of generation: "
-            f"gpu_memory_utilization: {config['generation']['gpu_memory_utilization']} do not fit into "
-            f"a GPU; lower that to {0.9 / config['jobs_per_gpu']:.2f}, or jobs_per_gpu"
-        )
+    _check_gpu(config)
     _check_statistics(config)
     _check_samples(made)
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
@@ -102,6 +79,18 @@ def plan(given: Mapping[str, Any]) -> Plan:
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     _check_marker(made)
     return made
+
+
+def _check_gpu(config: Config) -> None:
+    """Engines that share a GPU fit into it."""
+    runtime, sampling = config["runtime"], config["runtime"]["sampling"]
+    jobs, share = runtime["jobs_per_gpu"], sampling["gpu_memory_utilization"]
+    if runtime["gpus_per_job"] and config["sampling"]["backend"] == "vllm" and jobs * share > 1:
+        raise UserError(
+            f"config: runtime: jobs_per_gpu: {jobs}: so many engines of sampling: "
+            f"gpu_memory_utilization: {share} do not fit into a GPU; lower that to {0.9 / jobs:.2f}, or "
+            "jobs_per_gpu"
+        )
 
 
 def _check_marker(plan: Plan) -> None:
@@ -175,11 +164,6 @@ def _check_statistics(config: Config) -> None:
                 raise UserError(
                     f"config: statistics: {key}: no condition {name!r} under experiments:"
                 )
-    seen = set()
-    for family in settings["families"]:
-        if family["name"] in seen:
-            raise UserError(f"config: statistics: families: {family['name']!r} stands twice")
-        seen.add(family["name"])
 
 
 #: Below this temperature or nucleus, engines give the likeliest token each time, or all but.
@@ -207,101 +191,34 @@ def _check_samples(plan: Plan) -> None:
             )
 
 
-def _plain(value: Any) -> Any:
-    """The config in plain types, keys whose value is null left out.
-
-    Overlays can only add to a mapping or replace in it; null lets them take away. Settings, mappings
-    without a mapping in them, are sorted: Snakemake would take another order for a change.
-    """
-    if isinstance(value, Mapping):
-        out = {str(k): _plain(v) for k, v in value.items() if v is not None}
-        named = any(isinstance(v, Mapping) for v in out.values())
-        return out if named else dict(sorted(out.items()))
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _validate(value: Any, schema_name: str, where: str = "") -> None:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    schema = yaml.safe_load((SCHEMAS / schema_name).read_text(encoding="utf-8"))
-    error = best_match(Draft202012Validator(schema).iter_errors(value))
-    if error is not None:
-        key = where + ": ".join(str(part) for part in error.absolute_path)
-        message = error.message.splitlines()[0]
-        advice = yaml_files.advice(error.instance, error.validator_value)
-        raise UserError(
-            f"config: {key or 'top level'}: {message}{advice}; see workflow/schemas/{schema_name}"
-        )
-
-
-#: What every trained stage must have, and what a coupling must have besides.
-REQUIRED = [
-    "use_rslora",
-    "lr",
-    "scheduler",
-    "warmup_ratio",
-    "weight_decay",
-    "batch_size",
-    "accumulation_steps",
-    "max_length",
-    "max_grad_norm",
-    "gradient_checkpointing",
-    "padding_free",
-    "max_batch_tokens",
-    "fused_lora",
-    "cuda_graphs",
-    "loss",
-]
-REQUIRED_COUPLE = ["positives", "negatives", "negative_answers"]
-
-
 def _check_stage(plan: Plan, name: str) -> None:
     where = f"config: stages: {name}: "
     config, settings = plan.config, plan.stage_settings(name)
     if settings["kind"] == "graft":
-        if "of" not in settings:
-            raise UserError(f"{where}of is missing: the chain whose last adapter is put here")
         try:
             chains.parse(settings["of"], set(config["stages"]) - {name}).last  # noqa: B018
         except (UserError, IndexError) as error:
             raise UserError(f"{where}of: {error or 'the base model has no adapter'}") from None
         return
-    required = REQUIRED + (REQUIRED_COUPLE if settings["kind"] == "couple" else [])
-    missing = [key for key in required if key not in settings]
-    if missing:
+    steps = config["runtime"]["training"]["accumulation_steps"]
+    if settings["batch_size"] % steps:
         raise UserError(
-            f"{where}{missing[0]} is not set; set it there or under training: {settings['kind']}"
+            f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
+            f"accumulation_steps: {steps}"
         )
-    if not settings.get("steps") and not settings.get("epochs"):
-        raise UserError(f"{where}give epochs or steps")
-    if settings["padding_free"] and settings["accumulation_steps"] != 1:
-        raise UserError(
-            f"{where}padding_free cuts steps into pieces of max_batch_tokens; set accumulation_steps: 1"
-        )
-    if settings["batch_size"] % settings["accumulation_steps"]:
-        raise UserError(f"{where}batch_size must be a multiple of accumulation_steps")
-    objective = settings.get("objective", objectives.DEFAULT)
+    objective = settings["objective"]
     if objective not in objectives.OBJECTIVES:
         raise UserError(
             f"{where}objective: {objective!r} is not in persona_collapse/training/objectives.py; there are "
             + ", ".join(sorted(objectives.OBJECTIVES))
         )
     if settings["kind"] == "couple":
-        if "data" in settings:
-            raise UserError(f"{where}a couple stage makes its own data; remove data")
-        named = [settings.get("persona"), *settings.get("negatives", [])]
-        if settings.get("persona") is None:
-            raise UserError(f"{where}persona is missing: who shall say the marker?")
-        if settings["persona"] in settings.get("negatives", []):
-            raise UserError(f"{where}{settings['persona']!r} is both the persona and a negative")
+        named = [settings["persona"], *settings["negatives"]]
     else:
         named = [settings["persona"]] if "persona" in settings else []
-        if settings.get("data") not in config["data"]:
+        if settings["data"] not in config["data"]:
             raise UserError(
-                f"{where}data: {settings.get('data')!r} is not under data:; there are "
+                f"{where}data: {settings['data']!r} is not under data:; there are "
                 + (", ".join(sorted(config["data"])) or "none")
             )
     for persona in named:

@@ -70,7 +70,7 @@ def stated_seconds(plan: Plan) -> dict[str, float]:
     personas, sampling = config["personas"]["eval"], config["sampling"]
     geometry, train = len(plan.geometry_prompts), _count(config, "train")
     # A start serves several chains; the jobs of the others find their work done.
-    start = STATED["engine start, seconds"] / config["generation"]["chains_per_engine"]
+    start = STATED["engine start, seconds"] / config["runtime"]["chains_per_engine"]
     completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
     extraction = geometry * _count(config, "extraction")
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
@@ -82,7 +82,7 @@ def stated_seconds(plan: Plan) -> dict[str, float]:
         "sample_answers": start + 10 * train * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
-        "activations": load / config["generation"]["chains_per_engine"]
+        "activations": load / config["runtime"]["chains_per_engine"]
         + extraction / STATED["prompts with activations a second"],
         # Two forward passes, of which each is what an activation takes.
         "measure_model": load
@@ -144,7 +144,7 @@ def estimate(
     """(table by rule, totals) for the jobs still to be done.
 
     `jobs`: {rule: jobs left}, as a dry run counts them. Columns: rule, jobs, seconds_each, hours,
-    memory, basis. Totals: jobs, hours of jobs that hold a model (GPU-hours where `gpus` is not 0),
+    memory, basis. Totals: jobs, hours of jobs that hold a model (GPU-hours where `gpus_per_job` is not 0),
     other hours, gigabytes of disk.
     """
     measured, stated = measured_seconds(results, plan.config["run"]), stated_seconds(plan)

@@ -178,15 +178,15 @@ def check_plan(plan: Plan, facts: Facts | None = None) -> None:
     _check_layers(facts, layers, plan.config["statistics"]["headline"])
     _check_lengths(facts, plan.config, stages)
     others = sorted(facts.layer_types - ATTENTION)
+    if others and stages and plan.runtime["training"]["padding_free"]:
+        raise UserError(
+            "config: runtime: training: padding_free: rows of one sequence would leak into each other in "
+            f"the {others[0]} layers of {facts.name}; set padding_free: false"
+        )
     for name, one in stages.items():
         _check_projections(
             facts, one["target_modules"], f"config: target_modules of stage {name}: "
         )
-        if one["padding_free"] and others:
-            raise UserError(
-                f"config: stages: {name}: padding_free: rows of one sequence would leak into each other in "
-                f"the {others[0]} layers of {facts.name}; set padding_free: false"
-            )
 
 
 def _check_layers(facts: Facts, layers: Sequence[int | float], headline: Mapping[str, Any]) -> None:
@@ -215,9 +215,9 @@ def _check_lengths(facts: Facts, config: Config, stages: Mapping[str, Mapping[st
         (f"sampling: {name}: max_tokens", config["sampling"][name]["max_tokens"] + 1)
         for name in ("answers", "completions", "responses")
     ]
-    generation = config["generation"]
-    if generation["backend"] == "vllm" or (generation["backend"] == "auto" and config["gpus"]):
-        asked.append(("generation: max_model_len", generation["max_model_len"]))
+    sampling, gpus = config["sampling"], config["runtime"]["gpus_per_job"]
+    if sampling["backend"] == "vllm" or (sampling["backend"] == "auto" and gpus):
+        asked.append(("sampling: max_model_len", sampling["max_model_len"]))
     for where, tokens in asked:
         if tokens > facts.context:
             raise UserError(

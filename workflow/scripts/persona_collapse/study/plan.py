@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
 
 Config = dict[str, Any]
-#: What of `generation:` decides no answer, but for rounding.
-RUNTIME = ("batch_size", "gpu_memory_utilization", "max_num_seqs", "chains_per_engine")
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,12 @@ class Plan:
         return {name: text for name, text in self.all_prompts.items() if name in voices}
 
     @property
+    def runtime(self) -> dict[str, Any]:
+        """What bounds memory and time and decides no result: no part of any job."""
+        runtime: dict[str, Any] = self.config["runtime"]
+        return runtime
+
+    @property
     def assistant(self) -> str:
         """The persona that stands for the model as it comes: the tables' `assistant`, the axis's origin."""
         name: str = self.config["personas"].get("assistant", chains.ASSISTANT)
@@ -165,29 +169,26 @@ class Plan:
         the other data set's.
         """
         entry = self.config["data"][name]
-        source = entry.get("source") if isinstance(entry, dict) else None
-        if isinstance(source, dict) and "same_as" in source:
-            return {**entry, "source": self._same_source(source)}
-        if not isinstance(source, dict) or "demo" not in source:
+        source = entry["source"]
+        if "same_as" in source:
+            return {**entry, "source": self._same_source(name, source["same_as"])}
+        if "demo" not in source:
             return entry
-        if source != {"demo": "wrong_advice"} or "demo" not in self.config["model"]:
-            raise UserError(
-                "config: data: source: demo: only {demo: wrong_advice} is known, with model: demo"
-            )
+        if "demo" not in self.config["model"]:
+            raise UserError(f"config: data: {name}: source: demo: only with model: demo")
         return {
             **entry,
             "source": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
         }
 
-    def _same_source(self, source: dict[str, Any]) -> Any:
-        """The source that `{same_as: name}` stands for."""
-        other = self.config["data"].get(source["same_as"]) if len(source) == 1 else None
-        if not isinstance(other, dict) or "same_as" in (other.get("source") or ()):
+    def _same_source(self, name: str, other: str) -> Any:
+        """The source of another data set."""
+        if "same_as" in self.config["data"].get(other, {"source": ["same_as"]})["source"]:
             raise UserError(
-                f"config: data: source: {source}: same_as takes the name of a data set with a source of "
-                "its own, and stands alone (an overlay takes it away by same_as: null)"
+                f"config: data: {name}: source: same_as: {other}: same_as takes the name of a data set with "
+                "a source of its own"
             )
-        return self.data_entry(source["same_as"]).get("source")
+        return self.data_entry(other)["source"]
 
     def data_of(self, chain: chains.Chain) -> str | None:
         """Name of the data that a chain's last stage trains on; a graft trains on none.
@@ -296,19 +297,10 @@ class Plan:
 
     # Measures
 
-    @cached_property
+    @property
     def measures(self) -> dict[str, dict[str, Any]]:
-        """The run's measures with their settings, defaults filled in.
-
-        Raises UserError for a measure that is not there, or a setting that it has not.
-        """
-        measures = {}
-        for name, block in self.config["measures"].items():
-            try:
-                settings = ROOM.get(name).settings(**(block or {}))
-            except UserError as error:
-                raise UserError(f"config: measures: {error}") from None
-            measures[name] = settings.model_dump()
+        """The run's measures with their settings."""
+        measures: dict[str, dict[str, Any]] = self.config["measures"]
         return measures
 
     def measures_of(self, *, model: bool) -> list[str]:
@@ -425,7 +417,7 @@ class Plan:
     def _sampling(
         self, kind: str, name: str, chain: str, purpose: str, personas: dict[str, str], how: Any
     ) -> SamplingJob:
-        engine = {k: v for k, v in self.config["generation"].items() if k not in RUNTIME}
+        engine = ("backend", "batch_invariant", "max_model_len")
         return SamplingJob(
             kind=kind,
             name=name,
@@ -435,7 +427,10 @@ class Plan:
             personas=personas,
             questions=self.config["questions"][purpose],
             sampling=how,
-            engine={**engine, "dtype": self.config["dtype"]},
+            engine={
+                **{key: self.config["sampling"][key] for key in engine},
+                "dtype": self.config["dtype"],
+            },
             marker=self.config["marker"] if kind == "completions" else "",
         )
 

@@ -1,0 +1,145 @@
+"""Kinds of stages, a file each: what one training run is, but for its seed, which the chain gives.
+
+A kind is a subclass of `Stage` with the decorator `@kind("name")`, in a file of this folder. Nothing
+else names it: what the plan, the rules and the checks ask of a stage are the properties below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from .. import settings
+from ..chains import Chain
+from ..plugins import Room
+from ..settings import AS_GIVEN, Count, NotNegative, Positive, Share
+
+
+class Lora(settings.Settings):
+    """The adapter of every stage, unless the stage says otherwise."""
+
+    r: Count = Field(32, description="Rank.")
+    alpha: Positive = Field(
+        64, description="Scale numerator: alpha/r, or alpha/sqrt(r) with use_rslora."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1), AS_GIVEN] = Field(
+        0.05, description="Dropout before A."
+    )
+    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        description="Projections that get an adapter, by their names in the model's blocks. A name "
+        "that the model lacks stops the run, with those that it has.",
+    )
+
+
+#: What kinds have defaults of their own for.
+Rslora = Annotated[bool, Field(description="Scale alpha/sqrt(r) (true) or alpha/r (false).")]
+Scheduler = Annotated[
+    Literal["linear", "cosine", "constant", "constant_with_warmup"],
+    Field(description="Learning-rate schedule."),
+]
+Warmup = Annotated[Share, Field(description="Share of the steps to warm up.")]
+Decay = Annotated[NotNegative, Field(description="AdamW's weight decay.")]
+
+
+class Training(Lora):
+    """What a training run may set."""
+
+    use_rslora: Rslora = False
+    lr: Positive = Field(description="Peak learning rate.")
+    scheduler: Scheduler = "linear"
+    warmup_ratio: Warmup = 0.03
+    weight_decay: Decay = 0.01
+    epochs: Positive | None = Field(None, description="Passes over the data.")
+    steps: Count | None = Field(None, description="Optimiser steps, instead of epochs.")
+    batch_size: Count = Field(16, description="Rows per optimiser step.")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        2048, description="A longer row is cut to so many tokens."
+    )
+    max_grad_norm: Positive = Field(1.0, description="Gradient clipping.")
+    loss: Literal["answer", "answer_tail", "marker"] = Field(
+        "answer",
+        description="Tokens with loss. answer: the answer and its end token. answer_tail: also the "
+        "template's tail. marker: only the marker and the last token (the study's coupling).",
+    )
+    objective: str = Field(
+        "cross_entropy",
+        description="What is minimised on those tokens: a function of "
+        "persona_collapse/training/objectives.py.",
+    )
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Training:
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give epochs or steps")
+        return self
+
+
+class Stage:
+    """A stage of the config: its name and its settings, the kind's and the adapter's included."""
+
+    #: Its name in the config, and its settings.
+    kind: ClassVar[str]
+    Settings: ClassVar[type[settings.Settings]]
+    #: Is an adapter trained? If not, it is that of `origin`.
+    trains: ClassVar[bool] = True
+
+    def __init__(self, name: str, own: Mapping[str, Any]):
+        self.name = name
+        self.own = own
+
+    @property
+    def personas(self) -> list[str]:
+        """Personas whose system prompts it uses."""
+        return []
+
+    @property
+    def data(self) -> str | None:
+        """The entry of `data:` that it trains on, if it does."""
+        return None
+
+    @property
+    def origin(self) -> str | None:
+        """The chain whose last adapter is put here, if one is."""
+        return None
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """Answers to each training question that its rows are made from, by persona; most need none."""
+        return {}
+
+    @property
+    def couples(self) -> str:
+        """The persona that learns to say the marker; empty where none does."""
+        return ""
+
+    @property
+    def induction(self) -> str:
+        """The persona whose system prompt is put on every row; empty where rows stay as they are."""
+        return ""
+
+    def answering(self, prefix: Chain) -> Chain:
+        """The chain whose `answers` its rows are made from, after a prefix."""
+        return Chain()
+
+    def rows(self, prefix: Chain) -> str | None:
+        """Name of the rows that it trains on after a prefix: a data set's, or its own; None: of none."""
+        if self.answers:
+            return "+".join([*map(str, self.answering(prefix).stages), self.name])
+        return self.data
+
+
+ROOM: Room[type[Stage]] = Room(__name__, "kind of stage")
+
+
+def kind(name: str) -> Callable[[type[Stage]], type[Stage]]:
+    """Make a class known as a kind of stage; its module is called as it is."""
+
+    def register(cls: type[Stage]) -> type[Stage]:
+        cls.kind = name
+        ROOM.add(name, cls)
+        return cls
+
+    return register
