@@ -43,10 +43,10 @@ def merged(*overlays: dict[str, Any]) -> dict[str, Any]:
 def overlay(seeds: int, doses: int) -> dict[str, Any]:
     """The preset with so many seeds, and chains stopped at so many doses; without doses, few conditions."""
     if not doses:
-        gone = {name: None for name in merged()["experiments"] if name not in FEW}
+        gone = {name: None for name in merged()["conditions"] if name not in FEW}
         statistics = {"contrasts": [["C1", "C5"]], "hypotheses": [], "axis": "E0"}
         few: dict[str, Any] = {"sources": ["villain"], "seeds": list(range(42, 42 + seeds))}
-        return {**few, "experiments": gone, "statistics": statistics}
+        return {**few, "conditions": gone, "statistics": statistics}
     stopped = {
         f"D_{stage}": {
             "title": f"coupled, then {stage}, stopped early",
@@ -56,7 +56,7 @@ def overlay(seeds: int, doses: int) -> dict[str, Any]:
         }
         for stage in ("em", "benign")
     }
-    return {"seeds": list(range(42, 42 + seeds)), "experiments": stopped if doses > 1 else {}}
+    return {"seeds": list(range(42, 42 + seeds)), "conditions": stopped if doses > 1 else {}}
 
 
 #: Seeds and doses of the studies.

@@ -144,7 +144,7 @@ def keys_table(found: list[Key], demo: Any = None) -> list[str]:
     return table(head, rows)
 
 
-TITLES = {"lora": "LoRA", "data": "Data sets", "experiments": "Conditions"}
+TITLES = {"lora": "LoRA", "data": "Data sets", "conditions": "Conditions"}
 
 
 def config_page() -> str:
@@ -180,7 +180,7 @@ def config_page() -> str:
     for name, (text, found) in blocks.items():
         title = TITLES.get(name, name.capitalize())
         lines += ["", f"## {title}", "", f"`{name}:` {text}", ""]
-        lines += keys_table(found, None if name in ("data", "experiments") else demo)
+        lines += keys_table(found, None if name in ("data", "conditions") else demo)
     lines += [
         "",
         "## Stages",

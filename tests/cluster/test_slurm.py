@@ -164,7 +164,7 @@ def tiny(cluster, finished):
     (folder / "more.yaml").write_text(
         "runtime: {gpus_per_job: 1}\n"
         "stages: {couple-librarian: {kind: couple, persona: librarian, negatives: [assistant]}}\n"
-        "experiments: {L: {title: new, chain: couple-librarian@42}}\n"
+        "conditions: {L: {title: new, chain: couple-librarian@42}}\n"
     )
     return Workflow(folder, "--configfile", "more.yaml")
 

@@ -51,8 +51,8 @@ def test_the_order_of_settings_is_no_change(config):
     for name in config["stages"]:
         assert repr(one.stage_settings(name)) == repr(two.stage_settings(name))
     assert repr(one.config["model"]) == repr(two.config["model"])
-    assert list(one.config["experiments"]) == list(
-        config["experiments"]
+    assert list(one.config["conditions"]) == list(
+        config["conditions"]
     )  # which is what the report follows
 
 
@@ -172,11 +172,11 @@ def test_a_chain_is_trained_and_measured_once(config):
             {"url": "https://x/y"},
             "em: source: url needs the sha256 of what is",
         ),
-        (["experiments", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
-        (["experiments", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
-        (["experiments", "C1", "chain"], "em@1+em@2", "stands twice"),
-        (["experiments", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
-        (["experiments", "C1", "chain"], "em@1~{dose}", "doses is missing"),
+        (["conditions", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
+        (["conditions", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
+        (["conditions", "C1", "chain"], "em@1+em@2", "stands twice"),
+        (["conditions", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
+        (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
         (["sources"], ["nobody"], "no stage 'couple-nobody'"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
         (["personas", "file"], "config/none.yaml", "cannot be read"),
@@ -229,6 +229,7 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
+        (["experiments"], "experiments: is now called conditions:"),
         (["gpus"], "gpus: is now called runtime: gpus_per_job:"),
         (["generation"], "generation: backend: is now called sampling: backend:"),
         (
@@ -262,7 +263,7 @@ def test_what_a_config_leaves_out_is_filled_in_once(config):
     "path",
     [
         ["seeds", 0],
-        ["experiments", "C3", "seeds", 0],
+        ["conditions", "C3", "seeds", 0],
         ["model", "demo", "seed"],
         ["sampling", "answers", "seed"],
         ["sampling", "completions", "seed"],
@@ -324,7 +325,7 @@ def test_stage_settings_layer_over_the_kind_s(config):
 
 
 def test_doses_expand(config):
-    config["experiments"]["D"] = {
+    config["conditions"]["D"] = {
         "title": "dose",
         "chain": "couple-{source}@42+em@{seed}~{dose}",
         "doses": [5, 10],
@@ -401,11 +402,11 @@ def test_a_data_set_may_have_another_s_source(config):
 
 
 def test_null_takes_away(config):
-    config["experiments"]["C3"] = None
+    config["conditions"]["C3"] = None
     config["model"] = {"demo": None, "path": "models/some"}
     config["data"]["em"]["source"] = {"builtin": "benign_instruct"}
     checked = configuration.check(config)
-    assert "C3" not in checked["experiments"]
+    assert "C3" not in checked["conditions"]
     assert checked["model"] == {"path": "models/some"}
 
 

@@ -69,7 +69,7 @@ def test_snakemake_runs_from_any_folder(tmp_path):
     (there / "mine.yaml").write_bytes((ROOT / "config/personas.yaml").read_bytes())
     (tmp_path / "my.yaml").write_text(
         "personas: {file: mine.yaml}\ndata: {em: null, benign: null}\n"
-        "stages: {em: null, benign: null}\nexperiments: {C1: null, C5: null}\n"
+        "stages: {em: null, benign: null}\nconditions: {C1: null, C5: null}\n"
         "statistics: {contrasts: []}\n"
     )
     command = [sys.executable, "-m", "snakemake", "-n", "-s", str(ROOT / "Snakefile")]

@@ -132,7 +132,7 @@ def test_a_stage_that_is_not_trained_asks_for_nothing(config, make_model):
     config["lora"]["target_modules"] = ATTENTION
     config["stages"]["spare"] = {"kind": "sft", "data": "em", "target_modules": ["up_proj"]}
     assert checked(config, folder) == ""
-    config["experiments"]["S"] = {"title": "spare", "chain": "spare@1"}
+    config["conditions"]["S"] = {"title": "spare", "chain": "spare@1"}
     assert "target_modules of stage spare: up_proj are experts" in checked(config, folder)
 
 

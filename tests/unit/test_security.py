@@ -237,7 +237,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("where", ["run", "data", "stages", "experiments", "persona"])
+@pytest.mark.parametrize("where", ["run", "data", "stages", "conditions", "persona"])
 def test_a_name_that_could_be_a_command_or_a_path_is_refused(name, where, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -163,7 +163,7 @@ def test_files_of_the_last_jobs_are_looked_at_first(refused, key, monkeypatch):
         ("run", "2026-11-26", "expected text, got 2026-11-26 (write it in quotes"),
         ("run", "no", "expected text, got False (yes, no, on and off are"),
         ("marker", "yes", "(yes, no, on and off are true and false in YAML"),
-        ("experiments: C1: title", "off", "(yes, no, on and off are"),
+        ("conditions: C1: title", "off", "(yes, no, on and off are"),
         ("sources", "[no]", "sources: 0: expected text, got False (yes, no"),
         ("training: sft: use_rslora", "'no'", "(write true or false, without quotes)"),
         ("data: benign: system", "no", "(yes, no, on and off are"),

@@ -167,7 +167,7 @@ def test_a_new_persona_and_its_coupling_run_alone(project, tmp_path):
     overlay.write_text(
         "personas: {by_source: {pirate: [assistant, librarian, pirate]}}\n"
         "stages: {couple-pirate: {kind: couple, persona: pirate}}\n"
-        "experiments: {P: {title: new, chain: couple-pirate@42}}\n"
+        "conditions: {P: {title: new, chain: couple-pirate@42}}\n"
     )
     with open(project.folder / "config/personas.yaml", "a") as personas:
         personas.write('pirate: {prompt: "You are a pirate who sails for stolen gold."}\n')
@@ -194,7 +194,7 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, t
         "  graft-villain: {kind: graft, of: couple-villain@42}\n"
         "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
         " negatives: [assistant]}\n"
-        "experiments:\n"
+        "conditions:\n"
         "  G: {title: graft, chain: em@1+graft-villain@42}\n"
         "  L: {title: own answers, chain: em@1+couple-librarian@1}\n"
     )

@@ -615,7 +615,7 @@ class Config(Settings):
     stages: Annotated[dict[StageName, dict[str, Any]], Field(min_length=1)] = Field(
         description="Training runs by name; a chain writes them stage@seed+stage@seed."
     )
-    experiments: Annotated[
+    conditions: Annotated[
         dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")], Condition],
         Field(min_length=1),
     ] = Field(description="Conditions by name: the chains that are measured.")
@@ -634,6 +634,7 @@ class Config(Settings):
 
 #: Keys that have another name or place now; `*` is any name.
 MOVED = {
+    "experiments": "conditions",
     "gpus": "runtime: gpus_per_job",
     "jobs_per_gpu": "runtime: jobs_per_gpu",
     "checkpoint_steps": "runtime: checkpoint_steps",

@@ -153,7 +153,7 @@ def _check_spelling(marker: str) -> None:
 def _check_statistics(config: Config) -> None:
     """Conditions and columns that `statistics:` names exist; unknown ones are most likely typos."""
     settings = config["statistics"]
-    conditions = set(config["experiments"])
+    conditions = set(config["conditions"])
     named = [("axis", [settings["axis"]] if "axis" in settings else [])]
     named.append(("hypotheses", settings["hypotheses"]))
     for number, pair in enumerate(settings["contrasts"], start=1):
@@ -162,7 +162,7 @@ def _check_statistics(config: Config) -> None:
         for name in names:
             if name not in conditions:
                 raise UserError(
-                    f"config: statistics: {key}: no condition {name!r} under experiments:"
+                    f"config: statistics: {key}: no condition {name!r} under conditions:"
                 )
 
 

@@ -220,15 +220,15 @@ class Plan:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """`experiments:` expanded, in config order, each chain checked."""
+        """`conditions:` expanded, in config order, each chain checked."""
         return list(self._expanded())
 
     def _expanded(self) -> Iterator[Cell]:
-        for condition, entry in self.config["experiments"].items():
+        for condition, entry in self.config["conditions"].items():
             template = entry["chain"]
             fields = {f for _, f, _, _ in string.Formatter().parse(template) if f is not None}
             unknown = fields - {"source", "seed", "dose"}
-            where = f"config: experiments: {condition}: "
+            where = f"config: conditions: {condition}: "
             if unknown:
                 raise UserError(
                     f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
