@@ -45,7 +45,7 @@ def overlay(seeds: int, doses: int) -> dict[str, Any]:
     if not doses:
         gone = {name: None for name in merged()["conditions"] if name not in FEW}
         statistics = {"contrasts": [["C1", "C5"]], "hypotheses": [], "axis": "E0"}
-        few: dict[str, Any] = {"sources": ["villain"], "seeds": list(range(42, 42 + seeds))}
+        few: dict[str, Any] = {"source_personas": ["villain"], "seeds": list(range(42, 42 + seeds))}
         return {**few, "conditions": gone, "statistics": statistics}
     stopped = {
         f"D_{stage}": {

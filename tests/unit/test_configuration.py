@@ -177,7 +177,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["conditions", "C1", "chain"], "em@1+em@2", "stands twice"),
         (["conditions", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
         (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
-        (["sources"], ["nobody"], "no stage 'couple-nobody'"),
+        (["source_personas"], ["nobody"], "no stage 'couple-nobody'"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
         (["personas", "file"], "config/none.yaml", "cannot be read"),
         (["stages", "em", "data"], "nothing", "data: 'nothing' is not under data:"),
@@ -230,6 +230,8 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
     ("path", "said"),
     [
         (["experiments"], "experiments: is now called conditions:"),
+        (["sources"], "sources: is now called source_personas:"),
+        (["conditions", "C1", "sources"], "C1: sources: is now called source_personas:"),
         (["gpus"], "gpus: is now called runtime: gpus_per_job:"),
         (["generation"], "generation: backend: is now called sampling: backend:"),
         (

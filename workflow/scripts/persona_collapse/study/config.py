@@ -373,8 +373,8 @@ class Condition(Settings):
 
     title: str = Field(description="The condition in words.")
     chain: str = Field(description="Chain with placeholders {source}, {seed}, {dose}.")
-    sources: list[str] | None = Field(
-        None, description="Own list of sources; whose marker is followed. Default: the run's."
+    source_personas: list[str] | None = Field(
+        None, description="Its own source personas, whose marker is followed. Default: the run's."
     )
     seeds: Seeds | None = Field(None, description="Own list of seeds. Default: the run's.")
     doses: Annotated[list[Count], Field(min_length=1)] | None = Field(
@@ -605,7 +605,7 @@ class Config(Settings):
     )
     personas: PersonaLists = block(PersonaLists)
     questions: QuestionLists = block(QuestionLists)
-    sources: Names = Field([], description="Personas that {source} stands for.")
+    source_personas: Names = Field([], description="Personas that {source} stands for.")
     seeds: Seeds = Field([42], description="Seeds that {seed} stands for.")
     data: dict[StageName, Data] = Field({}, description="Training data by name.")
     lora: Lora = block(Lora, Lora())
@@ -635,6 +635,8 @@ class Config(Settings):
 #: Keys that have another name or place now; `*` is any name.
 MOVED = {
     "experiments": "conditions",
+    "sources": "source_personas",
+    "conditions: *: sources": "source_personas",
     "gpus": "runtime: gpus_per_job",
     "jobs_per_gpu": "runtime: jobs_per_gpu",
     "checkpoint_steps": "runtime: checkpoint_steps",

@@ -234,7 +234,8 @@ class Plan:
                     f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
                     "there are {source}, {seed} and {dose}"
                 )
-            sources = entry.get("sources", self.config["sources"] if "source" in fields else [""])
+            default = self.config["source_personas"] if "source" in fields else [""]
+            sources = entry.get("source_personas", default)
             if "dose" in fields and not entry.get("doses"):
                 raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
             seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
