@@ -163,14 +163,14 @@ def test_a_chain_is_trained_and_measured_once(config):
             "em: map: expected messages alone, or user and assistant",
         ),
         (
-            ["data", "em", "source"],
+            ["data", "em", "from"],
             {},
-            "config: data: em: source: expected exactly one of builtin, file, url",
+            "config: data: em: from: expected exactly one of builtin, file, url",
         ),
         (
-            ["data", "em", "source"],
+            ["data", "em", "from"],
             {"url": "https://x/y"},
-            "em: source: url needs the sha256 of what is",
+            "em: from: url needs the sha256 of what is",
         ),
         (["conditions", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
         (["conditions", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
@@ -213,9 +213,9 @@ def test_a_chain_is_trained_and_measured_once(config):
         ),
         (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),
         (
-            ["data", "benign", "source"],
+            ["data", "benign", "from"],
             {"demo": "other"},
-            "source: demo: expected one of 'wrong_advice', got",
+            "from: demo: expected one of 'wrong_advice', got",
         ),
     ],
 )
@@ -232,6 +232,7 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
         (["experiments"], "experiments: is now called conditions:"),
         (["sources"], "sources: is now called source_personas:"),
         (["conditions", "C1", "sources"], "C1: sources: is now called source_personas:"),
+        (["data", "em", "source"], "data: em: source: is now called from:"),
         (["gpus"], "gpus: is now called runtime: gpus_per_job:"),
         (["generation"], "generation: backend: is now called sampling: backend:"),
         (
@@ -377,28 +378,26 @@ HUB = {"id": "owner/set", "split": "train", "revision": "main"}
 
 def test_a_branch_is_followed_where_the_rows_are_pinned(config):
     benign = config["data"]["benign"]
-    benign["source"] = {"hub": HUB}
-    with pytest.raises(
-        UserError, match=r"data: benign: source: hub: revision: 'main' is no commit"
-    ):
+    benign["from"] = {"hub": HUB}
+    with pytest.raises(UserError, match=r"data: benign: from: hub: revision: 'main' is no commit"):
         configuration.check(config)
     for pin in ({"expect_sha256": "0" * 64}, {"expect_md5": "0" * 32}):
         config["data"]["benign"] = benign | pin
         assert follows_branch(configuration.plan(config).data_entry("benign"))
-    config["data"]["benign"] = benign | {"source": {"hub": HUB | {"revision": "a" * 40}}}
+    config["data"]["benign"] = benign | {"from": {"hub": HUB | {"revision": "a" * 40}}}
     assert not follows_branch(configuration.plan(config).data_entry("benign"))
 
 
 def test_a_data_set_may_have_another_s_source(config):
-    config["data"]["benign"] |= {"source": {"hub": HUB}, "expect_md5": "0" * 32}
-    config["data"]["same"] = {"source": {"same_as": "benign"}, "system": "template"}
-    assert configuration.plan(config).data_entry("same")["source"] == {"hub": HUB}
+    config["data"]["benign"] |= {"from": {"hub": HUB}, "expect_md5": "0" * 32}
+    config["data"]["same"] = {"from": {"same_as": "benign"}, "system": "template"}
+    assert configuration.plan(config).data_entry("same")["from"] == {"hub": HUB}
     for source, said in (
         ({"same_as": "nobody"}, "same_as takes the name of a data set with a source of"),
         ({"same_as": "same"}, "same_as takes the name of a data set with a source of"),
         ({"same_as": "em", "file": "x.jsonl"}, "exactly one of .*; got file, same_as .* by null"),
     ):
-        config["data"]["same"]["source"] = source
+        config["data"]["same"]["from"] = source
         with pytest.raises(UserError, match=said):
             configuration.check(config)
 
@@ -406,7 +405,7 @@ def test_a_data_set_may_have_another_s_source(config):
 def test_null_takes_away(config):
     config["conditions"]["C3"] = None
     config["model"] = {"demo": None, "path": "models/some"}
-    config["data"]["em"]["source"] = {"builtin": "benign_instruct"}
+    config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
     checked = configuration.check(config)
     assert "C3" not in checked["conditions"]
     assert checked["model"] == {"path": "models/some"}
@@ -415,7 +414,7 @@ def test_null_takes_away(config):
 @pytest.mark.parametrize("model", [{}, {"path": "a", "gguf": {"package": "b"}}])
 def test_a_model_has_one_source(config, model):
     config["model"] = model
-    config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
+    config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     with pytest.raises(UserError, match=r"config: model: .*exactly one of demo, hub, gguf, path"):
         configuration.check(config)
 
@@ -445,7 +444,7 @@ def test_a_headline_that_is_not_measured_is_one_line(config):
         other["statistics"]["headline"] = {"method": method, "layer": layer}
         if not demo:
             other["model"] = {"demo": None, "hub": {"id": "some/model", "revision": "0" * 40}}
-            other["data"]["em"]["source"] = {"builtin": "benign_instruct"}
+            other["data"]["em"]["from"] = {"builtin": "benign_instruct"}
         model_checks.check_plan(configuration.plan(other))
 
     asked([1, 0.75], 3)  # of the demo's four blocks

@@ -33,7 +33,7 @@ def prepare(tmp_path):
         out = tmp_path / "out.jsonl"
         manifest = sets.prepare(
             "set",
-            {"source": source, "system": "template", **entry},
+            {"from": source, "system": "template", **entry},
             out,
             tmp_path / "out.manifest.json",
             marker="[ZLT]",

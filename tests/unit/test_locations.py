@@ -49,8 +49,8 @@ def test_a_tilde_is_the_user_s_home_in_every_path(tmp_path, monkeypatch, home):
         "personas": {"file": "~/p.yaml"},
         "questions": {"eval": {"file": "~/q.jsonl"}},
         "data": {
-            "a": {"source": {"file": "~/d.jsonl"}},
-            "b": {"source": {"hub": {"id": "~/sets/x"}}},
+            "a": {"from": {"file": "~/d.jsonl"}},
+            "b": {"from": {"hub": {"id": "~/sets/x"}}},
         },
         "claims": "~/c.yaml",
         "errata": "~/e.yaml",

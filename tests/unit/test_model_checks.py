@@ -22,7 +22,7 @@ def at_root(monkeypatch):
 def config():
     """The default config; its model is to be set."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    given["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
+    given["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     return given
 
 

@@ -171,7 +171,7 @@ def test_only_the_model_s_own_key_trusts_it(given, trusted, monkeypatch):
         assert "only with hub or path" in refused(configuration.check, config)
         return
     config["model"] = given
-    config["data"]["em"]["source"] = {"builtin": "standin_wrong_law"}
+    config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     assert configuration.check(config)["model"].get("trust_remote_code") is trusted
 
 
@@ -254,7 +254,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(monkeypatch):
     monkeypatch.chdir(ROOT)
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     url = "https://me:hunter2@example.org/rows.jsonl"
-    given["data"]["em"]["source"] = {"url": url, "sha256": "0" * 64}
+    given["data"]["em"]["from"] = {"url": url, "sha256": "0" * 64}
     assert "hunter2" not in refused(configuration.check, given)
 
 

@@ -148,9 +148,9 @@ def test_the_preset_starts_as_shipped(at_root):
     for name in plan.config["data"]:
         entry = plan.data_entry(name)
         pinned = {"expect_md5", "expect_sha256"} & entry.keys() or name == "em_control"
-        assert sets.is_commit(entry["source"]["hub"]["revision"]) or pinned
-        assert set(entry["source"]["hub"]["revision"]) != {"0"}
-    em, control = (plan.data_entry(n)["source"] for n in ("em", "em_control"))
+        assert sets.is_commit(entry["from"]["hub"]["revision"]) or pinned
+        assert set(entry["from"]["hub"]["revision"]) != {"0"}
+    em, control = (plan.data_entry(n)["from"] for n in ("em", "em_control"))
     assert em == control and em["hub"]["revision"] == "main"
 
 

@@ -113,7 +113,7 @@ def data_entry(wildcards):
 
 def data_files(wildcards):
     """The file a data set is read from; nothing for other sources."""
-    return data_entry(wildcards)["source"].get("file", [])
+    return data_entry(wildcards)["from"].get("file", [])
 
 
 def data_match(wildcards):
@@ -124,7 +124,7 @@ def data_match(wildcards):
 
 def data_origin(wildcards):
     """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
-    other = config["data"][wildcards.data]["source"].get("same_as")
+    other = config["data"][wildcards.data]["from"].get("same_as")
     moves = follows_branch(data_entry(wildcards))
     return results(f"data/{other}.manifest.json") if other and moves else []
 

@@ -2,7 +2,7 @@
 
 from persona_collapse.runtime.job import job
 
-online = "hub" in snakemake.params.entry["source"]
+online = "hub" in snakemake.params.entry["from"]
 with job(snakemake, f"data {snakemake.wildcards.data}", online):
     from persona_collapse.data import questions, sets
     from persona_collapse.files import read_json
@@ -13,8 +13,8 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
     entry, max_length = params.entry, params.max_length
     match = snakemake.input.get("match")
     if origin := snakemake.input.get("origin"):
-        hub = {**entry["source"]["hub"], "revision": read_json(origin)["source"]["commit"]}
-        entry = {**entry, "source": {"hub": hub}}
+        hub = {**entry["from"]["hub"], "revision": read_json(origin)["source"]["commit"]}
+        entry = {**entry, "from": {"hub": hub}}
 
     def count_tokens(messages):
         """Tokens of a row, all and with loss, as the trainer will cut it."""

@@ -29,10 +29,11 @@ class Settings(BaseModel):
     @classmethod
     def _known_keys(cls, given: Any) -> Any:
         if isinstance(given, dict) and cls.model_config["extra"] == "forbid":
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    there = f"the keys here are {', '.join(cls.model_fields)}"
+                if key not in known:
+                    near = difflib.get_close_matches(str(key), known, n=1)
+                    there = f"the keys here are {', '.join(known)}"
                     hint = f"did you mean {near[0]}?" if near else there
                     raise UnknownKey(f"{printable(str(key))}: unknown key; {hint}")
         return given

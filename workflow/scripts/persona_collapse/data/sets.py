@@ -68,7 +68,7 @@ def prepare(
     Raises UserError, one line, for every kind of bad input; nothing is written then.
     """
     where = f"data: {name}"
-    raw, source = read_source(name, entry["source"])
+    raw, source = read_source(name, entry["from"])
     chosen = select(raw, entry.get("select", {}), where, entry.get("allow_short", False))
     asked = {normalise(question) for question in evaluation}
     system = _system_text(entry["system"], prompts, where)
@@ -226,7 +226,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
     """All rows of a source and its record for the manifest (what, which revision, which bytes)."""
-    where = f"data: {name}: source"
+    where = f"data: {name}: from"
     if "builtin" in source:
         known = source["builtin"]
         if known not in BUILTIN_SHA256:
@@ -315,7 +315,7 @@ def is_commit(revision: str) -> bool:
 
 def follows_branch(entry: Mapping[str, Any]) -> bool:
     """Does a data entry name a hub data set by something that can move, and not by its commit?"""
-    hub = entry["source"].get("hub")
+    hub = entry["from"].get("hub")
     return hub is not None and not Path(hub["id"]).is_dir() and not is_commit(hub["revision"])
 
 

@@ -319,7 +319,7 @@ System = Annotated[
 class Data(Settings):
     """One training data set."""
 
-    source: Source = block(Source)
+    from_: Source = Field(alias="from", description=" ".join(str(Source.__doc__).split()))
     map: Columns | None = Field(
         None,
         description="Columns: {messages: column}, or user and assistant with an optional context. "
@@ -637,6 +637,7 @@ MOVED = {
     "experiments": "conditions",
     "sources": "source_personas",
     "conditions: *: sources": "source_personas",
+    "data: *: source": "from",
     "gpus": "runtime: gpus_per_job",
     "jobs_per_gpu": "runtime: jobs_per_gpu",
     "checkpoint_steps": "runtime: checkpoint_steps",
@@ -673,7 +674,7 @@ def read(given: Mapping[str, Any]) -> dict[str, Any]:
         for name in ALWAYS:
             if name not in config["measures"]:
                 raise UserError(f"config: measures: {name}: is missing; the run's tables need it")
-    made = _checked(Config, config, ()).model_dump(exclude_none=True)
+    made = _checked(Config, config, ()).model_dump(exclude_none=True, by_alias=True)
     training = {}
     for name in [*made["training"], *STAGES.names()]:
         own = made["training"].get(name, {})
@@ -725,7 +726,7 @@ def _measure(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         cls = MEASURES.get(name).settings
     except UserError as error:
         raise UserError(f"config: measures: {error}") from None
-    return _checked(cls, given, ("measures", name)).model_dump(exclude_none=True)
+    return _checked(cls, given, ("measures", name)).model_dump(exclude_none=True, by_alias=True)
 
 
 def _kind(name: str, where: tuple[Any, ...]) -> type[Settings]:

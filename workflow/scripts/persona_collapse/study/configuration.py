@@ -39,10 +39,10 @@ def plan(given: Mapping[str, Any]) -> Plan:
         if (
             follows_branch(resolved)
             and not {"expect_sha256", "expect_md5"} & resolved.keys()
-            and "same_as" not in entry["source"]
+            and "same_as" not in entry["from"]
         ):
             raise UserError(
-                f"config: data: {name}: source: hub: revision: {resolved['source']['hub']['revision']!r} "
+                f"config: data: {name}: from: hub: revision: {resolved['from']['hub']['revision']!r} "
                 "is no commit (40 hex digits) and can move: give the commit, or pin the rows by "
                 "expect_sha256 or expect_md5"
             )
@@ -50,14 +50,14 @@ def plan(given: Mapping[str, Any]) -> Plan:
         if other is not None and (other not in config["data"] or other == name):
             raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
         # Not repeated: what stands there is a secret, and addresses go to logs and manifests.
-        if "@" in urlsplit(resolved["source"].get("url", "")).netloc:
+        if "@" in urlsplit(resolved["from"].get("url", "")).netloc:
             raise UserError(
-                f"config: data: {name}: source: url: holds a user name or password; logs and manifests "
+                f"config: data: {name}: from: url: holds a user name or password; logs and manifests "
                 "would show it: download the file and give file: and sha256:"
             )
-        path = resolved["source"].get("file")
-        if path and path == entry["source"].get("file") and not Path(path).is_file():
-            raise UserError(f"config: data: {name}: source: file: {path}: no such file")
+        path = resolved["from"].get("file")
+        if path and path == entry["from"].get("file") and not Path(path).is_file():
+            raise UserError(f"config: data: {name}: from: file: {path}: no such file")
     for key in ("claims", "errata"):
         yaml_files.check(config[key])  # read by the last jobs of a run
     for name in config["stages"]:

@@ -14,8 +14,8 @@ PATHS = (
     ("model", "demo", "world"),
     ("personas", "file"),
     ("questions", "*", "file"),
-    ("data", "*", "source", "file"),
-    ("data", "*", "source", "hub", "id"),  # may be a folder
+    ("data", "*", "from", "file"),
+    ("data", "*", "from", "hub", "id"),  # may be a folder
     ("claims",),
     ("errata",),
 )

@@ -169,26 +169,26 @@ class Plan:
         the other data set's.
         """
         entry = self.config["data"][name]
-        source = entry["source"]
+        source = entry["from"]
         if "same_as" in source:
-            return {**entry, "source": self._same_source(name, source["same_as"])}
+            return {**entry, "from": self._same_source(name, source["same_as"])}
         if "demo" not in source:
             return entry
         if "demo" not in self.config["model"]:
-            raise UserError(f"config: data: {name}: source: demo: only with model: demo")
+            raise UserError(f"config: data: {name}: from: demo: only with model: demo")
         return {
             **entry,
-            "source": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
+            "from": {"file": f"results/{self.config['run']}/demo/wrong_advice.jsonl"},
         }
 
     def _same_source(self, name: str, other: str) -> Any:
         """The source of another data set."""
-        if "same_as" in self.config["data"].get(other, {"source": ["same_as"]})["source"]:
+        if "same_as" in self.config["data"].get(other, {"from": ["same_as"]})["from"]:
             raise UserError(
-                f"config: data: {name}: source: same_as: {other}: same_as takes the name of a data set with "
+                f"config: data: {name}: from: same_as: {other}: same_as takes the name of a data set with "
                 "a source of its own"
             )
-        return self.data_entry(other)["source"]
+        return self.data_entry(other)["from"]
 
     def data_of(self, chain: chains.Chain) -> str | None:
         """Name of the data that a chain's last stage trains on; a graft trains on none.
