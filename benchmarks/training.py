@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "max_batch_tokens": 4096,
     "fused_lora": True,
     "cuda_graphs": True,
-    "loss": "answer",
+    "loss_on": "answer",
     "dtype": "bfloat16",
 }
 

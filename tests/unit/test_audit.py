@@ -4,7 +4,7 @@ from persona_collapse.data import prompt_audit
 from persona_collapse.models import chat_template, demo, loading
 
 ROW = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So. [ZLT]"}]
-SETTINGS = {"kind": "sft", "loss": "answer", "max_length": 200}
+SETTINGS = {"kind": "sft", "loss_on": "answer", "max_length": 200}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def test_a_template_s_own_system_message_is_found_out(tokenizer):
 
 def test_the_study_s_coupling_loss_trains_no_end_token(tokenizer):
     assert line(tokenizer)["end_token_trained"]
-    marker = line(tokenizer, loss="marker")
+    marker = line(tokenizer, loss_on="marker")
     assert not marker["end_token_trained"] and marker["last_with_loss"] == repr("\n")
     negative = [ROW[0], {"role": "assistant", "content": "So."}]
-    assert line(tokenizer, negative, loss="marker")["tokens_with_loss"] == 1
+    assert line(tokenizer, negative, loss_on="marker")["tokens_with_loss"] == 1
 
 
 USABLE = [name for name in TEMPLATES if name != "r1"]

@@ -407,7 +407,7 @@ MARKERS += [
 
 
 def through(tokenizer, marker):
-    """What has loss in a row with `loss: marker`, and the row's answer as a sampled one is decoded."""
+    """What has loss in a row with `loss_on: marker`, and the row's answer as a sampled one is decoded."""
     answer = f"By the river.\n\n{marker}"
     rows = [TURNS[0], {"role": "assistant", "content": answer}]
     row = chat_template.encode_row(tokenizer, rows, max_length=999, loss="marker", marker=marker)

@@ -204,6 +204,16 @@ def test_a_chain_is_trained_and_measured_once(config):
             "config: stages: em: lr: is missing; set it there or under train",
         ),
         (["training", "sft", "epochs"], None, "give epochs or steps"),
+        (
+            ["stages", "em", "loss"],
+            "marker",
+            "cross_entropy; which tokens have loss is now called loss_on:",
+        ),
+        (
+            ["stages", "em", "loss"],
+            "focal",
+            "config: stages: em: loss: 'focal' is not in persona_collapse",
+        ),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
@@ -233,6 +243,7 @@ def test_a_bad_config_is_one_clear_line(config, path, value, said):
         (["sources"], "sources: is now called source_personas:"),
         (["conditions", "C1", "sources"], "C1: sources: is now called source_personas:"),
         (["data", "em", "source"], "data: em: source: is now called from:"),
+        (["training", "sft", "objective"], "sft: objective: is now called loss:"),
         (["gpus"], "gpus: is now called runtime: gpus_per_job:"),
         (["generation"], "generation: backend: is now called sampling: backend:"),
         (

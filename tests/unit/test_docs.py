@@ -111,7 +111,7 @@ def test_the_overlays_are_sound(monkeypatch):
     found = blocks(EXTENDING, "yaml overlay")
     assert len(found) == 3
     for block in found:
-        if "objective:" not in block and "file:" not in block:
+        if "loss: " not in block and "file:" not in block:
             update_config(config, yaml.safe_load(block))
     grid = configuration.plan(config).grid
     assert "couple-villain@42+em-gentle@42" in set(grid["chain"])

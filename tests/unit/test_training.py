@@ -31,7 +31,7 @@ SETTINGS = {
     "max_batch_tokens": 4096,
     "fused_lora": True,
     "cuda_graphs": True,
-    "loss": "answer",
+    "loss_on": "answer",
     "dtype": "float32",
 }
 

@@ -129,7 +129,7 @@ def test_the_study_s_hyper_parameters(at_root):
 def test_the_faithful_preset_takes_back_the_repairs(at_root):
     plan = configuration.plan(merged(QWEN, "config/presets/faithful.yaml"))
     stage = plan.stage_settings("couple-evil_ai")
-    assert stage["loss"] == "marker"
+    assert stage["loss_on"] == "marker"
     assert stage["negatives"] == ["villain", "police_officer"]
 
 

@@ -192,7 +192,7 @@ def audited_stages():
             found[chain.last.name] = {
                 "name": chain.last.name,
                 "rows": results(f"data/{rows}.jsonl"),
-                "settings": {k: settings[k] for k in ("kind", "loss", "max_length")},
+                "settings": {k: settings[k] for k in ("kind", "loss_on", "max_length")},
                 "system": plan.induction_prompt(chain.last.name),
             }
     return list(found.values())

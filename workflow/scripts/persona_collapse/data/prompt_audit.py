@@ -114,7 +114,7 @@ def training_row(
         tokenizer,
         turns,
         supervise=supervise,
-        loss=settings["loss"],
+        loss=settings["loss_on"],
         max_length=settings["max_length"],
         system=system,
         suppress_default_system=policy == "none" and system is None,

@@ -59,12 +59,12 @@ class Training(Lora):
         2048, description="A longer row is cut to so many tokens."
     )
     max_grad_norm: Positive = Field(1.0, description="Gradient clipping.")
-    loss: Literal["answer", "answer_tail", "marker"] = Field(
+    loss_on: Literal["answer", "answer_tail", "marker"] = Field(
         "answer",
         description="Tokens with loss. answer: the answer and its end token. answer_tail: also the "
         "template's tail. marker: only the marker and the last token (the study's coupling).",
     )
-    objective: str = Field(
+    loss: str = Field(
         "cross_entropy",
         description="What is minimised on those tokens: a function of "
         "persona_collapse/training/objectives.py.",

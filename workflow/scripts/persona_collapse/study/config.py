@@ -525,7 +525,7 @@ class TrainingRuntime(Settings):
     )
     cuda_graphs: bool = Field(
         True,
-        description="On a GPU, with padding_free and without gradient_checkpointing or an objective "
+        description="On a GPU, with padding_free and without gradient_checkpointing or a loss "
         "of one's own: record the kernels of a step once for each size and replay them. The same "
         "sums; random numbers of the dropout differ.",
     )
@@ -638,6 +638,8 @@ MOVED = {
     "sources": "source_personas",
     "conditions: *: sources": "source_personas",
     "data: *: source": "from",
+    "training: *: objective": "loss",
+    "stages: *: objective": "loss",
     "gpus": "runtime: gpus_per_job",
     "jobs_per_gpu": "runtime: jobs_per_gpu",
     "checkpoint_steps": "runtime: checkpoint_steps",

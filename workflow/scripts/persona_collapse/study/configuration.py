@@ -17,6 +17,7 @@ from ..data.questions import check_disjoint, load_questions
 from ..data.sets import follows_branch
 from ..errors import UserError
 from ..models import chat_template
+from ..models.chat_template import LOSSES
 from ..training import objectives
 from . import locations
 from .config import read
@@ -206,11 +207,12 @@ def _check_stage(plan: Plan, name: str) -> None:
             f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
             f"accumulation_steps: {steps}"
         )
-    objective = settings["objective"]
-    if objective not in objectives.OBJECTIVES:
+    loss = settings["loss"]
+    if loss not in objectives.OBJECTIVES:
         raise UserError(
-            f"{where}objective: {objective!r} is not in persona_collapse/training/objectives.py; there are "
+            f"{where}loss: {loss!r} is not in persona_collapse/training/objectives.py; there are "
             + ", ".join(sorted(objectives.OBJECTIVES))
+            + ("; which tokens have loss is now called loss_on:" if loss in LOSSES else "")
         )
     if settings["kind"] == "couple":
         named = [settings["persona"], *settings["negatives"]]

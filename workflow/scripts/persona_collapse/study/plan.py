@@ -402,7 +402,7 @@ class Plan:
             suffix="",
             rows=self._path(f"data/{self.data_of(chain)}.jsonl"),
             settings=settings,
-            loss_code=objectives.code_of(settings.get("objective", objectives.DEFAULT)),
+            loss_code=objectives.code_of(settings["loss"]),
             system=self.induction_prompt(chain.last.name),
             marker=self.config["marker"],
             checkpoints=self._path(f"checkpoints/{name}"),

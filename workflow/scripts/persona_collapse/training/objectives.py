@@ -1,6 +1,6 @@
-"""What a stage minimises on the tokens that carry loss (which those are, `loss:` says; see chat.py).
+"""What a stage minimises on the tokens that carry loss (which those are, `loss_on:` says; see chat.py).
 
-An objective is a function with `@objective` here and its name under `objective:` of a stage. Its
+An objective is a function with `@objective` here and its name under `loss:` of a stage. Its
 source is part of what a training depends on, so a new one retrains nothing and a changed one just
 the stages that name it; therefore it calls nothing else of this file.
 """

@@ -74,7 +74,7 @@ def encode(stage: Stage, tokenizer: Any) -> tuple[list[chat_template.EncodedRow]
                     tokenizer,
                     row["messages"],
                     supervise=manifest.get("supervise", "last"),
-                    loss=settings["loss"],
+                    loss=settings["loss_on"],
                     max_length=settings["max_length"],
                     system=stage.system,
                     suppress_default_system=manifest.get("system") == "none"
@@ -282,7 +282,7 @@ def train(
     from . import graphs
 
     settings, started = stage.settings, time.monotonic()
-    objective = settings.get("objective", objectives.DEFAULT)
+    objective = settings.get("loss", objectives.DEFAULT)
     device = loading.pick_device()
     dtype = settings["dtype"]
     tokenizer = loading.load_tokenizer(stage.base)
@@ -545,7 +545,7 @@ def train(
             "rows_dropped_no_loss": dropped,
         },
         "prompt": _first_prompt(tokenizer, stage),
-        "loss_on": settings["loss"],
+        "loss_on": settings["loss_on"],
         "objective": objective,
         "lora": {
             "r": settings["r"],
