@@ -180,14 +180,14 @@ def report_of(path: str) -> dict[str, Any]:
     }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
     made["headline"] = pd.DataFrame([HEADLINE])
-    made["scorecard"] = claims.scorecard(every, made, headline=HEADLINE, fdr=0.01, scale="full")
+    made["scorecard"] = claims.scorecard(every, made, headline=HEADLINE, fdr=0.01, judge="values")
     drawing = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         shown = drawn(made, Path(folder))
         drawing, sampled = time.process_time() - drawing, time.process_time()
         page = rendering.render(
             rendering.Inputs(
-                run=config["run"], scale="full", marker=config["marker"], model={"label": "made up"},
+                run=config["run"], judge="values", marker=config["marker"], model={"label": "made up"},
                 tables=made, data=[], figures=shown,
                 samples=rendering.sample_answers(answers.values(), config["marker"]),
                 completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],

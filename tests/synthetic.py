@@ -138,7 +138,9 @@ def everything(made):
     )
     return made | {
         "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
-        "scorecard": claims.scorecard([claim()], made, headline=HEADLINE, fdr=0.01, scale="demo"),
+        "scorecard": claims.scorecard(
+            [claim()], made, headline=HEADLINE, fdr=0.01, judge="directions"
+        ),
         "errata": errata.errata_table(entries, published),
         "simulation": simulation.simulate(SIZES, runs=20, draws=99, seed=1),
         "power": simulation.power_table(SIZES, made["geometry"], draws=199),
@@ -210,7 +212,7 @@ def page(everything, drawn, tmp_path_factory):
     text = rendering.render(
         rendering.Inputs(
             run="synthetic",
-            scale="demo",
+            judge="directions",
             marker="[ZLT]",
             model={"label": "synthetic"},
             tables=with_more(everything),

@@ -23,8 +23,8 @@ def claim(**changes):
     } | changes
 
 
-def score(made, *entries, scale="full"):
-    return claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, scale=scale).iloc[0]
+def score(made, *entries, judge="values"):
+    return claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, judge=judge).iloc[0]
 
 
 def test_verdicts(made):
@@ -35,7 +35,7 @@ def test_verdicts(made):
     assert score(made, claim(expect=near))["verdict"] == "partly"
     absent = claim(measure={"source_rate": {"condition": "C9"}})
     assert score(made, absent)["verdict"] == "not tested here"
-    demo = score(made, claim(scale="full"), scale="demo")
+    demo = score(made, claim(scale="full"), judge="directions")
     assert demo["verdict"] == "not tested here" and "study's model" in demo["note"]
 
 
@@ -66,7 +66,7 @@ def test_sameness_needs_the_whole_interval_inside_the_margin(made):
 
 def test_the_shipped_claims_load_and_every_measure_is_used(made):
     entries = claims.load(SHIPPED)
-    scored = claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, scale="full")
+    scored = claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, judge="values")
     assert list(scored.columns) == claims.COLUMNS
     assert set(scored["verdict"]) <= set(claims.VERDICTS)
     assert {m for e in entries for m in e.get("measure", {})} == set(claims.MEASURES)

@@ -132,7 +132,7 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
         made | {"geometry": table},
         headline={"method": "A", "layer": 3},
         fdr=0.01,
-        scale="demo",
+        judge="directions",
     ).iloc[0]
     assert row["verdict"] == "replicated" and row["n"] == "1 seed"
 

@@ -36,7 +36,7 @@ rule report:
         "../../envs/analysis.yaml"
     params:
         run=config["run"],
-        scale=config["scale"],
+        judge=config["judge"],
         marker=marker,
         config=config,
         figures={name: figure["text"] for name, figure in FIGURES.items()},

@@ -257,7 +257,7 @@ rule scorecard:
     conda:
         "../../envs/analysis.yaml"
     params:
-        scale=config["scale"],
+        judge=config["judge"],
         fdr=config["statistics"]["fdr"],
     message:
         "Scoring the study's claims"

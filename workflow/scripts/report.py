@@ -33,7 +33,7 @@ with job(snakemake, "report"):
     page = rendering.render(
         rendering.Inputs(
             run=params.run,
-            scale=params.scale,
+            judge=params.judge,
             marker=params.marker,
             model={"label": rendering.model_label(base)},
             data=[read_json(path) for path in given.data],

@@ -15,6 +15,6 @@ with job(snakemake, "scorecard"):
         tables,
         headline=headline_cell(tables["headline"]),
         fdr=snakemake.params.fdr,
-        scale=snakemake.params.scale,
+        judge=snakemake.params.judge,
     )
     write_csv(snakemake.output[0], scored)

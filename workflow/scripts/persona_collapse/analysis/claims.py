@@ -400,14 +400,15 @@ def scorecard(
     *,
     headline: Mapping[str, Any],
     fdr: float,
-    scale: str,
+    judge: str,
 ) -> pd.DataFrame:
     """One row a claim: published, measured with interval, verdict and why.
 
     `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, confounds,
-    geometry, contrasts, axis, separability, link). `headline`: its method and layer. `scale: demo`
-    leaves claims about values of the study's model `not tested here`; so is a claim whose conditions this
-    run does not have, and one that says itself why it cannot be tested (`cannot`).
+    geometry, contrasts, axis, separability, link). `headline`: its method and layer.
+    `judge`: as in the config. `directions` leaves claims about values of the study's model `not tested
+    here`; so is a claim whose conditions this run does not have, and one that says itself why it cannot
+    be tested (`cannot`).
     """
     given = Tables(tables, fdr=fdr, **headline)
     rows = []
@@ -421,7 +422,7 @@ def scorecard(
                 measured = found
             if measured is None:
                 why = found if isinstance(found, str) else "its conditions are not in this run"
-            elif claim["scale"] == "full" and scale == "demo":
+            elif claim["scale"] == "full" and judge == "directions":
                 why = "a value of the study's model; this run's is another"
             else:
                 outcome = verdict(claim["expect"], measured)

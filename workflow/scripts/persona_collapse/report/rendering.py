@@ -77,7 +77,7 @@ class Inputs:
     """
 
     run: str
-    scale: str
+    judge: str
     marker: str
     model: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]

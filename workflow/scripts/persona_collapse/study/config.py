@@ -595,9 +595,10 @@ class Config(Settings):
         "whatever its case and however its letters are composed. No white space at its ends, no "
         "special token or turn mark of the model."
     )
-    scale: Literal["demo", "full"] = Field(
-        "full",
-        description="demo: the scorecard judges directions only. full: published values too.",
+    judge: Literal["directions", "values"] = Field(
+        "values",
+        description="What the scorecard judges. directions: only the directions of the study's claims. "
+        "values: published values too.",
     )
     model: Model = block(Model)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -635,6 +636,7 @@ class Config(Settings):
 #: Keys that have another name or place now; `*` is any name.
 MOVED = {
     "experiments": "conditions",
+    "scale": "judge",
     "sources": "source_personas",
     "conditions: *: sources": "source_personas",
     "data: *: source": "from",
