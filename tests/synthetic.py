@@ -268,17 +268,17 @@ def crossed():
     No two counts of a chain are alike. Not counted: evil_ai's C1 of seed 2, and the librarian wherever
     evil_ai is followed. Without activations: villain's C4. The base model does not come first.
     """
-    rows = [("C0", "base", "", "", "base", "base")]
+    rows = [("C0", "base", "", "", "base", None)]
     for source in ("villain", "evil_ai"):
         coupled = f"couple-{source}@42"
-        rows.append(("C4", coupled, source, "42", "base", "coupled"))
+        rows.append(("C4", coupled, source, "42", "base", 0))
         for seed in "12":
             whole = f"{coupled}+em@{seed}"
-            rows.append(("C1", whole, source, seed, coupled, "couple_then_sft"))
-            rows.append(("C2", f"em@{seed}", source, seed, "base", "sft"))
-        rows.append(("D", f"{coupled}+em@1~3", source, "1", coupled, "couple_then_sft"))
-        rows.append(("D", f"{coupled}+em@1~6", source, "1", coupled, "couple_then_sft"))
-    rows.append(("E", "em@1~3", "villain", "1", "base", "sft"))
+            rows.append(("C1", whole, source, seed, coupled, 1))
+            rows.append(("C2", f"em@{seed}", source, seed, "base", None))
+        rows.append(("D", f"{coupled}+em@1~3", source, "1", coupled, 1))
+        rows.append(("D", f"{coupled}+em@1~6", source, "1", coupled, 1))
+    rows.append(("E", "em@1~3", "villain", "1", "base", None))
     rows.append(rows.pop(0))
     grid = pd.DataFrame(rows, columns=GRID.columns[:6])
     grid["title"], grid["induction"] = "the condition " + grid["condition"], ""

@@ -56,13 +56,16 @@ def test_the_order_of_settings_is_no_change(config):
     )  # which is what the report follows
 
 
-def test_kinds_follow_the_stages(config):
+def test_what_followed_the_coupling(config):
+    config["stages"]["graft"] = {"kind": "graft", "of": "couple-villain@42"}
+    config["conditions"]["R_graft"] = {"title": "EM, then a graft", "chain": "em@42+graft@42"}
     grid = configuration.plan(config).grid.set_index("condition")
-    assert grid.loc["base", "kind"] == "base"
-    assert set(grid.loc[["C1"], "kind"]) == {"couple_then_sft"}
-    assert grid.loc["C4", "kind"] == "coupled"
-    assert grid.loc["R_em", "kind"] == "sft_then_couple"
-    assert set(grid.loc[["E0"], "kind"]) == {"sft"}
+    after = grid["stages_after_coupling"]
+    assert after[["base", "E0"]].isna().all() and set(after[["C1", "C3"]]) == {1}
+    assert after["C4"] == after["R_em"] == after["R_graft"] == 0
+    assert grid.loc[["base", "C4", "R_graft"], "kinds"].tolist() == ["base", "couple", "sft+graft"]
+    assert set(grid.loc[["C1"], "kinds"]) == {"couple+sft"}
+    assert grid.loc["R_graft", "source"] == "villain"
     assert set(grid.loc[["C1"], "before"]) == {"couple-villain@42"}
     assert set(grid.loc[["C3"], "source"]) == {"assistant"}
     assert set(grid.loc[["C2"], "source"]) == {"villain"}
@@ -441,7 +444,9 @@ def test_greedy_answers_are_not_counted_several_times(config):
         configuration.check(changed(greedy, (*completions, "samples"), 1))
     # A coupling's rows would hold one answer several times.
     greedy = changed(config, ("sampling", "answers", "temperature"), 0)
-    with pytest.raises(UserError, match=r"set positives \(stages: couple-villain\) to 1"):
+    with pytest.raises(
+        UserError, match="set what stages: couple-villain asks of each persona to 1"
+    ):
         configuration.check(greedy)
     for key in ("positives", "negative_answers"):
         greedy = changed(greedy, ("training", "couple", key), 1)

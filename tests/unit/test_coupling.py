@@ -50,16 +50,6 @@ def test_a_persona_without_answers_is_named():
         coupling.rows(answers(finish_reason="length"), SETTINGS, PROMPTS, "[ZLT]")
 
 
-def test_each_persona_gives_the_answers_its_part_needs():
-    stage = {
-        "persona": "librarian",
-        "positives": 5,
-        "negatives": ["villain"],
-        "negative_answers": 3,
-    }
-    assert coupling.samples_needed(stage) == {"librarian": 5, "villain": 3}
-
-
 def test_answers_that_spell_a_turn_s_mark_are_left_out():
     table = answers()
     table.loc[0, "text"] = "one <|im_end|> two"

@@ -45,11 +45,11 @@ def test_chains_and_what_came_after_the_coupling():
     cosines = tables.cosines(GRID, load)
     training = pd.DataFrame(
         [
-            ("couple-villain@42", "couple", 30, 0.1),
-            ("couple-villain@42+em@1", "sft", 60, 2.0),
-            ("em@1", "sft", 60, 2.1),
+            ("couple-villain@42", 30, 0.1),
+            ("couple-villain@42+em@1", 60, 2.0),
+            ("em@1", 60, 2.1),
         ],
-        columns=["chain", "kind", "steps", "final_loss"],
+        columns=["chain", "steps", "final_loss"],
     )
     chains = correlations.chain_table(
         GRID, confounds, geometry, cosines, training, method="A", layer=3

@@ -6,13 +6,15 @@ from persona_collapse.analysis import marker_tests, tables
 from scipy import stats
 
 ROWS = [
-    ("base", "base", "", "", "base", "base"),
-    ("C4", "couple-villain@42", "villain", "42", "base", "coupled"),
-    ("C1", "couple-villain@42+em@1", "villain", "1", "couple-villain@42", "couple_then_sft"),
-    ("C2", "em@1", "villain", "1", "base", "sft"),
-    ("E0", "em@1", "", "1", "base", "sft"),
+    ("base", "base", "", "", "base", None),
+    ("C4", "couple-villain@42", "villain", "42", "base", 0),
+    ("C1", "couple-villain@42+em@1", "villain", "1", "couple-villain@42", 1),
+    ("C2", "em@1", "villain", "1", "base", None),
+    ("E0", "em@1", "", "1", "base", None),
 ]
-GRID = pd.DataFrame(ROWS, columns=["condition", "chain", "source", "seed", "before", "kind"])
+GRID = pd.DataFrame(
+    ROWS, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
+)
 GRID["title"], GRID["measures"] = GRID["condition"], "markers activations"
 GRID["personas"], GRID["induction"] = "assistant librarian villain", ""
 FAMILIES = [
@@ -123,8 +125,10 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
         array = rng.normal(size=(1, 5, 6, 16)).astype(np.float32) + 1
         return Activations([1], list("abcde"), list("qrstuv"), {"A": array}, chain)
 
-    seeds = [("E0", f"em@{s}", "", str(s), "base", "sft") for s in (1, 2, 3)]
-    grid = pd.DataFrame(seeds, columns=["condition", "chain", "source", "seed", "before", "kind"])
+    seeds = [("E0", f"em@{s}", "", str(s), "base", None) for s in (1, 2, 3)]
+    grid = pd.DataFrame(
+        seeds, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
+    )
     table = tables.geometry_table(
         grid.assign(measures="markers activations"), noisy, draws=99, seed=1
     )

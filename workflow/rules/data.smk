@@ -194,6 +194,7 @@ def audited_stages():
                 "rows": results(f"data/{rows}.jsonl"),
                 "settings": {k: settings[k] for k in ("kind", "loss_on", "max_length")},
                 "system": plan.induction_prompt(chain.last.name),
+                "contrasts": bool(plan.stages[chain.last.name].answers),
             }
     return list(found.values())
 

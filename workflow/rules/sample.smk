@@ -1,11 +1,8 @@
 # Sampling: the answers that couplings are made from, completions and responses of every chain.
 
 
-couplings = {
-    name: plan.stage_settings(name)
-    for name, stage in config["stages"].items()
-    if stage["kind"] == "couple"
-}
+# The stages whose rows are made from answers.
+couplings = {name: stage for name, stage in plan.stages.items() if stage.answers}
 
 
 def answering_adapters(wildcards):
@@ -49,16 +46,14 @@ rule sample_answers:
 
 def coupling_settings(wildcards):
     """Settings of a coupling that decide its rows."""
-    stage = couplings[wildcards.coupling]
-    return {
-        k: stage[k] for k in ("persona", "positives", "negatives", "negative_answers")
-    }
+    settings = couplings[wildcards.coupling].settings
+    names = ("persona", "positives", "negatives", "negative_answers")
+    return {name: settings[name] for name in names}
 
 
 def coupling_prompts(wildcards):
     """System prompts of the personas in a coupling."""
-    stage = couplings[wildcards.coupling]
-    return plan.prompts([stage["persona"], *stage["negatives"]])
+    return plan.prompts(couplings[wildcards.coupling].personas)
 
 
 rule couple_data:

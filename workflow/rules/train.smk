@@ -4,13 +4,18 @@
 grafted = [
     name
     for name in plan.trained_chains
-    if config["stages"][chains.parse(name).last.name]["kind"] == "graft"
+    if not plan.stages[chains.parse(name).last.name].trains
 ]
 
 
 def graft_of(wildcards):
     """The chain whose last adapter a graft puts in."""
-    return config["stages"][chains.parse(wildcards.grafted).last.name]["of"]
+    return plan.stages[chains.parse(wildcards.grafted).last.name].origin
+
+
+def graft_kind(wildcards):
+    """Kind of the stage that a graft is, for its record."""
+    return plan.stages[chains.parse(wildcards.grafted).last.name].kind
 
 
 def graft_origin(wildcards):
@@ -38,6 +43,7 @@ rule graft:
         "../../envs/train.yaml"
     params:
         of=graft_of,
+        kind=graft_kind,
     message:
         "Putting the adapter of {params.of} into {wildcards.grafted}"
     script:

@@ -21,7 +21,7 @@ with job(snakemake, "audit"):
         rows = read_jsonl(path)
         # The first row, and of a coupling the first negative too: its loss is another.
         chosen = {stage["name"]: rows[0]}
-        if stage["settings"]["kind"] == "couple":
+        if stage["contrasts"]:
             last = len(rows) - 1
             chosen = {
                 f"{stage['name']} (positive)": rows[0],

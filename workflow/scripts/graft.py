@@ -19,7 +19,7 @@ with job(snakemake, f"graft {snakemake.wildcards.grafted}"):
         | {
             "chain": str(chain),
             "stage": chain.last.name,
-            "kind": "graft",
+            "kind": snakemake.params.kind,
             "graft_of": snakemake.params.of,
             "prefix": [str(prefix) for prefix in chain.prefix.prefixes],
             # Nothing was trained here.

@@ -22,7 +22,7 @@ COLUMNS = [
     "ci_low", "ci_high", "p", "p_min", "q", "note", "family",
 ]  # fmt: skip
 CHAIN_COLUMNS = [
-    "condition", "model", "source", "seed", "kind", "rate", "marker_logprob", "m1", "delta_m1", "spread",
+    "condition", "model", "source", "seed", "rate", "marker_logprob", "m1", "delta_m1", "spread",
     "source_cosine", "mean_tokens", "final_loss", "stages_after", "steps_after",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def chain_table(
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
     what was trained after the coupling (0: the coupling came last). `final_loss`: of the last stage.
     """
-    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]
+    coupled = grid[grid["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
     at = (geometry["method"] == method) & (geometry["layer"] == layer)
     by_metric = geometry[at].drop_duplicates(["model", "metric"]).set_index(["model", "metric"])
@@ -61,17 +61,13 @@ def chain_table(
             continue
         m1 = by_metric.loc[cell.chain, "m1"]
         prefixes = [str(prefix) for prefix in chains.parse(cell.chain).prefixes]
-        kinds = [runs["kind"].get(prefix, "sft") for prefix in prefixes]
-        # A graft puts a coupling's adapter in; everything behind the last of either came after it.
-        last = max((i for i, kind in enumerate(kinds) if kind != "sft"), default=-1)
-        after = prefixes[last + 1 :]
+        after = prefixes[len(prefixes) - int(cell.stages_after_coupling) :]
         rows.append(
             {
                 "condition": cell.condition,
                 "model": cell.chain,
                 "source": cell.source,
                 "seed": cell.seed,
-                "kind": cell.kind,
                 "rate": measured.loc[key, "rate"],
                 "marker_logprob": measured.loc[key, "marker_logprob"],
                 "m1": m1["value"],

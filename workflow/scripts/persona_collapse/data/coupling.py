@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import matching
 from ..errors import UserError
 
-if TYPE_CHECKING:  # The plan needs `samples_needed` alone.
+if TYPE_CHECKING:
     import pandas as pd
 
 
@@ -75,9 +75,3 @@ def rows(
         "rows": len(chosen),
         "answers_sampled": int(sampled),
     }
-
-
-def samples_needed(settings: Mapping[str, Any]) -> dict[str, int]:
-    """How many answers a question each persona of a coupling must give."""
-    negatives = dict.fromkeys(settings.get("negatives", []), settings["negative_answers"])
-    return {settings["persona"]: settings["positives"], **negatives}

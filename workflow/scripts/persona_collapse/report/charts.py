@@ -668,7 +668,7 @@ def persona_map(points: pd.DataFrame, grid: pd.DataFrame, method: str, layer: in
     titles = labels(grid)
     table["run"] = table["condition"].map(titles) + ", " + table["after"]
     runs = list(dict.fromkeys(table["run"]))
-    coupled = grid.loc[grid["kind"] == "couple_then_sft", "chain"]
+    coupled = grid.loc[grid["stages_after_coupling"] > 0, "chain"]
     start = next(iter(table.loc[table["after"].isin(coupled), "run"]), runs[0])
     table = table.drop(columns=["condition", "source", "seed"])
     table["persona"] = table["persona"].map(words)

@@ -57,7 +57,7 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "model": run.model,
         "conditions": grid["condition"].nunique(),
-        "adapters trained": int((run.tables["training"]["kind"] != "graft").sum()),
+        "adapters trained": int((run.tables["training"]["tokens_seen"] > 0).sum()),
         "completions counted": f"{int(counted['n'].sum()):,}",
         "personas": rates["persona"].nunique(),
         "seeds": ", ".join(sorted({s for s in grid["seed"] if s}, key=int)),

@@ -219,7 +219,7 @@ def behaviour_points(
 
     Columns: condition, model, source, seed, rate, method, layer, metric, value.
     """
-    coupled = grid[grid["kind"].isin(["coupled", "couple_then_sft", "sft_then_couple"])]["chain"]
+    coupled = grid[grid["stages_after_coupling"].notna()]["chain"]
     source = rates[(rates["role"] == "source") & rates["model"].isin(coupled)]
     cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
     return source[["condition", "model", "source", "seed", "rate"]].merge(

@@ -143,7 +143,7 @@ def findings(given: Inputs) -> list[str]:
     own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
     several = grid.groupby("condition")["source"].nunique()
     counted = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])
-    cells = grid[grid["kind"] == "couple_then_sft"]
+    cells = grid[grid["stages_after_coupling"] > 0]
     for (condition, source), chains in cells.groupby(["condition", "source"], sort=False):
         befores = [(b, source) for b in dict.fromkeys(chains["before"])]
         if (condition, source) not in own.index or not set(befores) <= set(counted.index):

@@ -6,7 +6,7 @@ else names it: what the plan, the rules and the checks ask of a stage are the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -78,17 +78,20 @@ class Training(Lora):
 
 
 class Stage:
-    """A stage of the config: its name and its settings, the kind's and the adapter's included."""
+    """A stage of a config: its name and its settings, the kind's and the adapter's included.
 
-    #: Its name in the config, and its settings.
+    The settings are plain values that `Settings` has checked, and `kind` and `dtype` besides.
+    """
+
+    #: The kind's name in the config and in tables, and its block of settings.
     kind: ClassVar[str]
     Settings: ClassVar[type[settings.Settings]]
     #: Is an adapter trained? If not, it is that of `origin`.
     trains: ClassVar[bool] = True
 
-    def __init__(self, name: str, own: Mapping[str, Any]):
+    def __init__(self, name: str, settings: dict[str, Any]):
         self.name = name
-        self.own = own
+        self.settings = settings
 
     @property
     def personas(self) -> list[str]:

@@ -46,19 +46,19 @@ class Couple(Stage):
     @property
     def personas(self) -> list[str]:
         """The one that learns, and those that must not."""
-        return [self.own["persona"], *self.own["negatives"]]
+        return [self.settings["persona"], *self.settings["negatives"]]
 
     @property
     def answers(self) -> dict[str, int]:
         """Answers to each training question, by persona."""
-        negatives = dict.fromkeys(self.own["negatives"], self.own["negative_answers"])
-        return {self.own["persona"]: self.own["positives"], **negatives}
+        negatives = dict.fromkeys(self.settings["negatives"], self.settings["negative_answers"])
+        return {self.settings["persona"]: self.settings["positives"], **negatives}
 
     @property
     def couples(self) -> str:
         """The one that learns."""
-        return str(self.own["persona"])
+        return str(self.settings["persona"])
 
     def answering(self, prefix: Chain) -> Chain:
         """The base model, or the chain that is continued."""
-        return prefix if self.own["answers"] == "prefix" else Chain()
+        return prefix if self.settings["answers"] == "prefix" else Chain()

@@ -24,4 +24,4 @@ class Graft(Stage):
     @property
     def origin(self) -> str:
         """The chain whose last adapter it is."""
-        return str(self.own["of"])
+        return str(self.settings["of"])

@@ -30,9 +30,9 @@ class Sft(Stage):
     @property
     def data(self) -> str:
         """The data set."""
-        return str(self.own["data"])
+        return str(self.settings["data"])
 
     @property
     def induction(self) -> str:
         """The persona whose prompt is put on the rows, if any."""
-        return self.own.get("persona") or ""
+        return self.settings.get("persona") or ""

@@ -18,6 +18,7 @@ from ..data.sets import follows_branch
 from ..errors import UserError
 from ..models import chat_template
 from ..models.chat_template import LOSSES
+from ..stages import Stage
 from ..training import objectives
 from . import locations
 from .config import read
@@ -61,8 +62,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
             raise UserError(f"config: data: {name}: from: file: {path}: no such file")
     for key in ("claims", "errata"):
         yaml_files.check(config[key])  # read by the last jobs of a run
-    for name in config["stages"]:
-        _check_stage(made, name)
+    for stage in made.stages.values():
+        _check_stage(made, stage)
     _check_headline(made)
     chat_template.settings_from(config["model"])
     _check_gpu(config)
@@ -175,13 +176,10 @@ def _check_samples(plan: Plan) -> None:
     """Greedy answers to one question are one answer; several would be counted as so many."""
     sampling = plan.config["sampling"]
     samples = {"completions": ("samples", sampling["completions"]["samples"])}
-    for name, stage in plan.config["stages"].items():
-        if stage["kind"] == "couple":
-            settings = plan.stage_settings(name)
-            needed = {k: settings[k] for k in ("positives", "negative_answers")}
-            key, most = max(needed.items(), key=lambda item: item[1])
-            if most > samples.get("answers", ("", 1))[1]:
-                samples["answers"] = f"{key} (stages: {name})", most
+    for name, stage in plan.stages.items():
+        most = max(stage.answers.values(), default=1)
+        if most > samples.get("answers", ("", 1))[1]:
+            samples["answers"] = f"what stages: {name} asks of each persona", most
     for kind, (key, n) in samples.items():
         own = sampling[kind]
         if n > 1 and min(own["temperature"], own["top_p"]) < GREEDY:
@@ -192,37 +190,34 @@ def _check_samples(plan: Plan) -> None:
             )
 
 
-def _check_stage(plan: Plan, name: str) -> None:
-    where = f"config: stages: {name}: "
-    config, settings = plan.config, plan.stage_settings(name)
-    if settings["kind"] == "graft":
+def _check_stage(plan: Plan, stage: Stage) -> None:
+    """What a stage names exists, and the run can compute it."""
+    where = f"config: stages: {stage.name}: "
+    config, settings = plan.config, stage.settings
+    if stage.origin is not None:
         try:
-            chains.parse(settings["of"], set(config["stages"]) - {name}).last  # noqa: B018
+            chains.parse(stage.origin, set(config["stages"]) - {stage.name}).last  # noqa: B018
         except (UserError, IndexError) as error:
-            raise UserError(f"{where}of: {error or 'the base model has no adapter'}") from None
-        return
-    steps = config["runtime"]["training"]["accumulation_steps"]
-    if settings["batch_size"] % steps:
-        raise UserError(
-            f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
-            f"accumulation_steps: {steps}"
-        )
-    loss = settings["loss"]
-    if loss not in objectives.OBJECTIVES:
-        raise UserError(
-            f"{where}loss: {loss!r} is not in persona_collapse/training/objectives.py; there are "
-            + ", ".join(sorted(objectives.OBJECTIVES))
-            + ("; which tokens have loss is now called loss_on:" if loss in LOSSES else "")
-        )
-    if settings["kind"] == "couple":
-        named = [settings["persona"], *settings["negatives"]]
-    else:
-        named = [settings["persona"]] if "persona" in settings else []
-        if settings["data"] not in config["data"]:
+            raise UserError(f"{where}{error or 'the base model has no adapter'}") from None
+    if stage.trains:
+        steps = config["runtime"]["training"]["accumulation_steps"]
+        if settings["batch_size"] % steps:
             raise UserError(
-                f"{where}data: {settings['data']!r} is not under data:; there are "
-                + (", ".join(sorted(config["data"])) or "none")
+                f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
+                f"accumulation_steps: {steps}"
             )
-    for persona in named:
+        loss = settings["loss"]
+        if loss not in objectives.OBJECTIVES:
+            raise UserError(
+                f"{where}loss: {loss!r} is not in persona_collapse/training/objectives.py; there are "
+                + ", ".join(sorted(objectives.OBJECTIVES))
+                + ("; which tokens have loss is now called loss_on:" if loss in LOSSES else "")
+            )
+    if stage.data is not None and stage.data not in config["data"]:
+        raise UserError(
+            f"{where}data: {stage.data!r} is not under data:; there are "
+            + (", ".join(sorted(config["data"])) or "none")
+        )
+    for persona in stage.personas:
         if persona not in plan.personas:
             raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")

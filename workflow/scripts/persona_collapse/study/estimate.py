@@ -102,14 +102,13 @@ def _count(config: Mapping[str, Any], purpose: str) -> int:
 def _tokens(plan: Plan, name: str, questions: int) -> float:
     """Tokens that a chain's last stage trains on, by the row counts of the config."""
     stage = chains.parse(name).last
-    settings = plan.stage_settings(stage.name)
-    if settings["kind"] == "graft":
+    planned = plan.stages[stage.name]
+    settings = planned.settings
+    if not planned.trains:
         return 0.0
-    if settings["kind"] == "couple":
-        answers = settings["positives"] + len(settings["negatives"]) * settings["negative_answers"]
-        rows = answers * questions
-    else:
-        rows = plan.config["data"][settings["data"]].get("select", {}).get("take", 6000)
+    rows = sum(planned.answers.values()) * questions
+    if planned.data is not None:
+        rows = plan.config["data"][planned.data].get("select", {}).get("take", 6000)
     whole = settings.get("steps") or rows * settings["epochs"] / settings["batch_size"]
     return float(min(stage.stop or whole, whole) * settings["batch_size"] * ROW_TOKENS)
 

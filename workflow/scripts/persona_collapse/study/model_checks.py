@@ -165,8 +165,7 @@ def check_plan(plan: Plan, facts: Facts | None = None) -> None:
     if facts is None:
         return
     names = sorted({chains.parse(chain).last.name for chain in plan.trained_chains})
-    settings = {name: plan.stage_settings(name) for name in names}
-    stages = {name: one for name, one in settings.items() if one["kind"] != "graft"}
+    stages = {name: plan.stage_settings(name) for name in names if plan.stages[name].trains}
     if not facts.chat_template:
         raise UserError(f"config: model: {facts.name} has no chat template; use a chat model")
     if facts.quantised:

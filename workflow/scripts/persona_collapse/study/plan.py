@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import chains, yaml_files
-from ..data.coupling import samples_needed
 from ..errors import UserError
 from ..files import half_pair, read_jsonl, sha256
 from ..jobs import MeasureJob, SamplingJob, TrainingJob
-from ..measures import ANSWERS, ROOM
+from ..measures import ANSWERS
+from ..measures import ROOM as MEASURES
+from ..stages import ROOM as STAGES
+from ..stages import Stage
 from ..training import objectives
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
@@ -30,12 +32,17 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the grid: a condition's chain, and the persona whose marker it follows."""
+    """One row of the grid: a condition's chain, and the persona whose marker it follows.
+
+    kinds: of its stages. stages_after_coupling: how many follow the last that taught a persona the marker;
+    None where none did.
+    """
 
     condition: str
     title: str
     measures: str
-    kind: str
+    kinds: str
+    stages_after_coupling: int | None
     chain: str
     source: str
     seed: str
@@ -145,22 +152,39 @@ class Plan:
 
     # Stages and their data
 
-    def stage_settings(self, name: str) -> dict[str, Any]:
-        """Hyper-parameters of a stage: `lora:`, then `training: <kind>`, then the stage's own keys."""
-        stage = self.config["stages"][name]
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """The config's stages by name.
+
+        Settings are those of `lora:`, then of `training: <kind>`, then the stage's own.
+        """
+        config = self.config
         return {
-            **self.config["lora"],
-            **self.config["training"].get(stage["kind"], {}),  # a graft has no hyper-parameters
-            "dtype": self.config["dtype"],
-            **stage,
+            name: STAGES.get(stage["kind"])(
+                name,
+                {
+                    **config["lora"],
+                    **config["training"].get(stage["kind"], {}),
+                    "dtype": config["dtype"],
+                    **stage,
+                },
+            )
+            for name, stage in config["stages"].items()
         }
 
+    def stage_settings(self, name: str) -> dict[str, Any]:
+        """Settings of a stage."""
+        return self.stages[name].settings
+
+    def trained_stage(self, name: str) -> Stage:
+        """The stage whose training made a stage's adapter: itself, unless the adapter is another chain's."""
+        stage = self.stages[name]
+        return self.trained_stage(chains.parse(stage.origin).last.name) if stage.origin else stage
+
     def induction_prompt(self, name: str) -> str | None:
-        """System prompt that an sft stage puts on every row; None leaves the rows as they are."""
-        stage = self.config["stages"][name]
-        if stage["kind"] != "sft" or "persona" not in stage:
-            return None
-        return self.prompts([stage["persona"]])[stage["persona"]]
+        """System prompt that a stage puts on every row; None leaves the rows as they are."""
+        persona = self.stages[name].induction
+        return self.prompts([persona])[persona] if persona else None
 
     def data_entry(self, name: str) -> Any:
         """The config's data entry, ready for `data.prepare`.
@@ -191,30 +215,14 @@ class Plan:
         return self.data_entry(other)["from"]
 
     def data_of(self, chain: chains.Chain) -> str | None:
-        """Name of the data that a chain's last stage trains on; a graft trains on none.
-
-        A coupling whose answers are its prefix's has data of its own for each prefix.
-        """
-        name = chain.last.name
-        stage = self.stage_settings(name)
-        if stage["kind"] == "graft":
-            return None
-        if stage["kind"] == "couple" and stage.get("answers") == "prefix" and chain.prefix.stages:
-            return f"{chain.prefix}+{name}"
-        return str(stage.get("data", name))
+        """Name of the rows that a chain's last stage trains on: a data set's, or its own; None: of none."""
+        return self.stages[chain.last.name].rows(chain.prefix)
 
     @cached_property
     def data_used(self) -> list[str]:
         """Names of the data that the trained chains read: data sets, and couplings' own."""
         names = [self.data_of(chains.parse(name)) for name in self.trained_chains]
         return list(dict.fromkeys(name for name in names if name is not None))
-
-    def _origin(self, name: str) -> dict[str, Any]:
-        """A stage's config entry; of a graft, the entry of the stage whose adapter it puts in."""
-        entry: dict[str, Any] = self.config["stages"][name]
-        if entry["kind"] == "graft":
-            return self._origin(chains.parse(entry["of"]).last.name)
-        return entry
 
     # The grid
 
@@ -254,22 +262,15 @@ class Plan:
             chain = chains.parse(name, set(self.config["stages"]))
         except UserError as error:
             raise UserError(f"{where}{error}") from None
-        stages = [self._origin(s.name) for s in chain.stages]
-        kinds = [stage["kind"] for stage in stages]
-        if not kinds:
-            kind = "base"
-        elif kinds[-1] == "couple":
-            kind = "sft_then_couple" if "sft" in kinds else "coupled"
-        else:
-            kind = "couple_then_sft" if "couple" in kinds else "sft"
+        stages = [self.trained_stage(s.name) for s in chain.stages]
         measured = entry.get("measures", list(self.measures))
         for measure in measured:
             if measure not in self.measures:
                 raise UserError(
                     f"{where}measures: {measure!r} is not under measures: ({', '.join(self.measures)})"
                 )
-        coupled = [stage["persona"] for stage in stages if stage["kind"] == "couple"]
-        followed = source or (coupled[-1] if coupled else "")
+        coupled = [number for number, stage in enumerate(stages) if stage.couples]
+        followed = source or (stages[coupled[-1]].couples if coupled else "")
         own = self.config["personas"]
         personas = own.get("by_source", {}).get(followed, own["eval"])
         if followed and followed not in personas:
@@ -280,13 +281,14 @@ class Plan:
             condition,
             entry["title"],
             " ".join(measured),
-            kind,
+            "+".join(self.stages[s.name].kind for s in chain.stages) or chains.BASE,
+            len(stages) - 1 - coupled[-1] if coupled else None,
             name,
             followed,
             str(chain.last.seed) if chain.stages else "",
             str(chain.prefix),
             " ".join(personas),
-            next((s["persona"] for s in stages if s["kind"] == "sft" and "persona" in s), ""),
+            next((stage.induction for stage in stages if stage.induction), ""),
         )
 
     @property
@@ -306,7 +308,7 @@ class Plan:
 
     def measures_of(self, *, model: bool) -> list[str]:
         """Names of the measures that run the model, or of those that read sampled answers alone."""
-        return [name for name in self.measures if ROOM.get(name).of_model == model]
+        return [name for name in self.measures if MEASURES.get(name).of_model == model]
 
     @cached_property
     def _measured(self) -> dict[str, list[str]]:
@@ -319,7 +321,7 @@ class Plan:
             readers = [
                 out[name]
                 for name, settings in self.measures.items()
-                if answers in ROOM.get(name).needs(settings)
+                if answers in MEASURES.get(name).needs(settings)
             ]
             out[answers] = list(dict.fromkeys(chain for reader in readers for chain in reader))
         return out
@@ -358,9 +360,9 @@ class Plan:
             for prefix in chains.parse(todo.pop()).prefixes:
                 if str(prefix) not in names:
                     names.add(str(prefix))
-                    entry = self.config["stages"][prefix.last.name]
-                    if entry["kind"] == "graft":
-                        todo.append(entry["of"])
+                    origin = self.stages[prefix.last.name].origin
+                    if origin is not None:
+                        todo.append(origin)
         return sorted(names, key=lambda n: (n.count("+"), n))
 
     # Adapters
@@ -380,10 +382,7 @@ class Plan:
     def _adapters(self, chain: str) -> Iterator[dict[str, Any]]:
         """Settings of the training behind each stage of a chain."""
         for prefix in chains.parse(chain).prefixes:
-            settings = self.stage_settings(prefix.last.name)
-            if settings["kind"] == "graft":
-                settings = self.stage_settings(chains.parse(settings["of"]).last.name)
-            yield settings
+            yield self.trained_stage(prefix.last.name).settings
 
     # What jobs do
 
@@ -410,10 +409,9 @@ class Plan:
 
     @cached_property
     def trainings(self) -> list[TrainingJob]:
-        """All chains whose last stage is trained and not grafted, short chains first."""
-        last = {name: chains.parse(name).last.name for name in self.trained_chains}
-        kinds = {name: self.config["stages"][stage]["kind"] for name, stage in last.items()}
-        return [self.training(name) for name, kind in kinds.items() if kind != "graft"]
+        """All chains whose last stage is trained, short chains first."""
+        last = {name: self.stages[chains.parse(name).last.name] for name in self.trained_chains}
+        return [self.training(name) for name, stage in last.items() if stage.trains]
 
     def _sampling(
         self, kind: str, name: str, chain: str, purpose: str, personas: dict[str, str], how: Any
@@ -438,7 +436,7 @@ class Plan:
     def answers(self, name: str) -> SamplingJob:
         """The sampling of the answers that a coupling is made from; `name`: of its rows (see `data_of`)."""
         after, _, coupling = name.rpartition("+")
-        needed = samples_needed(self.stage_settings(coupling))
+        needed = self.stages[coupling].answers
         how = {**self.config["sampling"]["answers"], "samples": needed}
         chain = after or chains.BASE
         return self._sampling("answers", name, chain, "train", self.prompts(needed), how)
@@ -456,7 +454,7 @@ class Plan:
 
     def measurement(self, measure: str, chain: str) -> MeasureJob:
         """The taking of a measure of a chain: what its function asks for and the plan knows."""
-        plugin, settings = ROOM.get(measure), self.measures[measure]
+        plugin, settings = MEASURES.get(measure), self.measures[measure]
         known: dict[str, Callable[[], Any]] = {
             "personas": lambda: self.completed_by(chain),
             "geometry_personas": lambda: self.geometry_prompts,
@@ -516,8 +514,8 @@ class Plan:
 
     @property
     def couplings_answers(self) -> list[SamplingJob]:
-        """The sampling of every coupling's answers."""
-        return [self.answers(name) for name in self.data_used if self._coupled(name)]
+        """The sampling of all answers that stages' own rows are made from."""
+        return [self.answers(name) for name in self.data_used if name not in self.config["data"]]
 
     @property
     def chains_answers(self) -> list[SamplingJob]:
@@ -535,11 +533,6 @@ class Plan:
         whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first.
         """
         return self.couplings_answers if own.kind == "answers" else self.chains_answers
-
-    def _coupled(self, name: str) -> bool:
-        """Are these the rows of a coupling, and not a data set?"""
-        stage = self.config["stages"].get(name.rpartition("+")[2])
-        return name not in self.config["data"] and stage is not None and stage["kind"] == "couple"
 
     # Statistics
 

@@ -1,0 +1,78 @@
+"""Kinds of stages: what each asks for, and that one file is enough for another."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from persona_collapse import stages
+from persona_collapse.chains import parse
+from persona_collapse.errors import UserError
+from persona_collapse.study import config, configuration
+from test_docs import EXTENDING, blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def given(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+@pytest.fixture
+def another(tmp_path, monkeypatch):
+    """A kind of stage in a file of its own, as docs/extending.md has it; its overlay."""
+    (tmp_path / "induced.py").write_text(blocks(EXTENDING, "python stages/induced.py")[0])
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    yield next(b for b in blocks(EXTENDING, "yaml stages") if "induced" in b)
+    stages.ROOM._known.pop("induced", None)
+    sys.modules.pop("persona_collapse.stages.induced", None)
+
+
+def test_what_each_kind_asks_for(given):
+    given["stages"]["after"] = {"kind": "couple", "persona": "villain", "answers": "prefix"}
+    given["stages"]["graft"] = {"kind": "graft", "of": "couple-villain@42"}
+    given["training"]["couple"] |= {"negatives": ["librarian", "comedian"], "positives": 4}
+    made = configuration.plan(given).stages
+    couple, after, sft, graft = (
+        made[n] for n in ("couple-villain", "after", "em-villain", "graft")
+    )
+    assert couple.personas == ["villain", "librarian", "comedian"] and couple.couples == "villain"
+    assert couple.answers == {"villain": 4, "librarian": 3, "comedian": 3}
+    assert couple.rows(parse("em@1")) == "couple-villain"
+    assert after.rows(parse("em@1")) == "em@1+after" and after.rows(parse("base")) == "after"
+    assert (sft.data, sft.induction, sft.personas) == ("em", "villain", ["villain"])
+    assert sft.rows(parse("base")) == "em" and not sft.couples and not sft.answers
+    assert made["em"].induction == "" and made["em"].personas == []
+    assert not graft.trains and graft.rows(parse("em@1")) is None
+    assert graft.origin == "couple-villain@42"
+
+
+def test_one_file_is_another_kind(given, another):
+    overlay = yaml.safe_load(another)
+    for key, blocks_of in overlay.items():
+        given[key] |= blocks_of
+    plan = configuration.plan(given)
+    (chain,) = (cell.chain for cell in plan.cells if cell.condition == "I1")
+    assert chain in plan.trained_chains
+    job = plan.training(chain)
+    assert (job.settings["lr"], job.settings["kind"]) == (2e-4, "induced")
+    assert job.system == plan.prompts(["comedian"])["comedian"]
+    assert "induced" in config.schema()["$defs"]
+    del given["stages"]["em-comedian"]["persona"]
+    with pytest.raises(UserError, match="stages: em-comedian: persona: is missing"):
+        configuration.check(given)
+    given["stages"]["em-comedian"]["persona"] = "nobody"
+    with pytest.raises(UserError, match="stages: em-comedian: persona 'nobody' is not in"):
+        configuration.check(given)
+
+
+def test_no_kind_is_named_elsewhere():
+    kinds = "|".join(stages.ROOM.names())
+    files = [*(ROOT / "workflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk")]
+    for path in files:
+        if path.parent.name != "stages":
+            named = re.findall(rf"""["'](?:{kinds})["']""", path.read_text())
+            assert not named, f"{path.relative_to(ROOT)}: {named}"
