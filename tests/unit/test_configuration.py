@@ -531,3 +531,68 @@ def test_the_assistant_is_the_persona_that_the_config_names(config):
     assert named.assistant == "librarian"
     with pytest.raises(UserError, match="personas: assistant: 'helper' is not in"):
         configuration.check(changed(config, ["personas", "assistant"], "helper"))
+
+
+def only(config, *names, **changes):
+    return configuration.plan({**config, **changes, "only": list(names)})
+
+
+def test_of_some_conditions_what_they_need_is_left(config):
+    plan = only(config, "C1", "C4")
+    assert [cell.condition for cell in plan.cells] == ["base", "C1", "C1", "C4"]  # two seeds
+    assert plan.trained_chains == [
+        "couple-villain@42",
+        "couple-villain@42+em@137",
+        "couple-villain@42+em@42",
+    ]
+    assert set(plan.config["stages"]) == {"couple-villain", "em"} and set(plan.config["data"]) == {
+        "em"
+    }
+    statistics = plan.config["statistics"]
+    assert statistics["contrasts"] == [] and "axis" not in statistics
+    assert only(config, "E0", "B0").config["statistics"]["contrasts"] == [["E0", "B0"]]
+    assert only(config, "E0").config["statistics"]["axis"] == "E0"
+    # Every other condition is as it was.
+    whole = configuration.plan(config)
+    assert plan.training("couple-villain@42+em@42") == whole.training("couple-villain@42+em@42")
+    assert configuration.check(plan.config) == plan.config
+
+
+@pytest.mark.parametrize("given", ["C1,C4", " C1 , C4", ["C1", "C4"]])
+def test_only_may_be_given_on_the_command_line(config, given):
+    plan = configuration.plan({**config, "only": given})
+    assert {cell.condition for cell in plan.cells} == {"base", "C1", "C4"}
+
+
+def test_a_graft_s_origin_and_a_data_set_s_others_are_needed(config):
+    config["stages"]["graft"] = {"kind": "graft", "of": "couple-villain@42"}
+    config["conditions"]["G"] = {"title": "grafted", "chain": "em@42+graft@42"}
+    assert set(only(config, "G").config["stages"]) == {"couple-villain", "em", "graft"}
+    matched = {"from": {"builtin": "benign_instruct"}, "system": "template", "match_tokens": "em"}
+    config["data"]["matched"] = matched
+    config["data"]["same"] = {"from": {"same_as": "matched"}, "system": "template"}
+    config["stages"]["same"] = {"kind": "sft", "data": "same"}
+    config["conditions"]["S"] = {"title": "same", "chain": "same@42"}
+    assert set(only(config, "S").config["data"]) == {"same", "matched", "em"}
+
+
+def test_families_and_hypotheses_of_other_conditions_fall_away(config):
+    config["statistics"]["hypotheses"] = ["E0", "E4"]
+    config["statistics"]["families"] = [
+        {"name": "all", "table": "geometry", "metric": "m1"},
+        {"name": "E", "table": "geometry", "condition": "E*"},
+        {"name": "some", "table": "contrasts", "condition": ["C1", "C5"], "reference": "B0"},
+    ]
+    statistics = only(config, "E4", "C1").config["statistics"]
+    assert statistics["hypotheses"] == ["E4"]
+    assert [family["name"] for family in statistics["families"]] == ["all", "E"]
+
+
+def test_only_names_conditions_that_there_are(config):
+    for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "there are base, C1, C2")):
+        with pytest.raises(UserError, match=f"config: only: no condition '{name}' under .*{hint}"):
+            only(config, name)
+    # A typo elsewhere is one whichever conditions run.
+    statistics = {**config["statistics"], "contrasts": [["C1", "C9"]]}
+    with pytest.raises(UserError, match="no condition 'C9'"):
+        only(config, "C4", statistics=statistics)

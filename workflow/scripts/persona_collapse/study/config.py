@@ -126,6 +126,11 @@ def _day(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
+def _listed(value: Any) -> Any:
+    """On the command line, names with commas between them are a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class Model(Settings):
     """The base model: exactly one of demo, hub, gguf, path."""
 
@@ -620,6 +625,11 @@ class Config(Settings):
         dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")], Condition],
         Field(min_length=1),
     ] = Field(description="Conditions by name: the chains that are measured.")
+    only: Annotated[Names, BeforeValidator(_listed)] | None = Field(
+        None,
+        description="Run these conditions alone, with what they need and the base model; on the command "
+        "line --config only=C1,C4. Default: all.",
+    )
     sampling: Sampling = block(Sampling, Sampling())
     measures: dict[str, dict[str, Any]] = Field(
         description="What is asked of each chain; each measure has its own settings."

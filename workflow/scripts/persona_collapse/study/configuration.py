@@ -22,6 +22,7 @@ from ..stages import Stage
 from ..training import objectives
 from . import locations
 from .config import read
+from .only import narrowed
 from .plan import Config, Plan
 
 
@@ -33,6 +34,8 @@ def check(given: Mapping[str, Any]) -> Config:
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
     config: Config = read(given)
+    _check_statistics(config)
+    config = narrowed(config)
     _check_spelling(config["marker"])
     locations.resolve_all(config)
     made = Plan(config)
@@ -67,7 +70,6 @@ def plan(given: Mapping[str, Any]) -> Plan:
     _check_headline(made)
     chat_template.settings_from(config["model"])
     _check_gpu(config)
-    _check_statistics(config)
     _check_samples(made)
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)

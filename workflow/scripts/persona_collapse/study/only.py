@@ -1,0 +1,78 @@
+"""A run of some conditions: `only:` of the config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from .. import chains
+from ..errors import UserError
+from .plan import Config, Plan
+
+
+def narrowed(config: Config) -> Config:
+    """The config with the conditions that `only:` names, and of the rest what they need.
+
+    Conditions of the base model stay: every comparison starts from it. Stages, data sets, contrasts,
+    hypotheses, the axis and families of tests that are about other conditions fall away. Raises
+    UserError for a name that is no condition.
+    """
+    if "only" not in config:
+        return config
+    conditions = config["conditions"]
+    for name in config["only"]:
+        if name not in conditions:
+            near = difflib.get_close_matches(name, conditions, n=1)
+            hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(conditions)
+            raise UserError(f"config: only: no condition {name!r} under conditions:; {hint}")
+    kept = {
+        name: entry
+        for name, entry in conditions.items()
+        if name in config["only"] or entry["chain"] == chains.BASE
+    }
+    plan = Plan({**config, "conditions": kept})
+    stages = {stage.name for name in plan.trained_chains for stage in chains.parse(name).stages}
+    data = _with_others(config["data"], [plan.stages[name].data for name in stages])
+    return {
+        **plan.config,
+        "stages": {name: entry for name, entry in config["stages"].items() if name in stages},
+        "data": {name: entry for name, entry in config["data"].items() if name in data},
+        "statistics": _statistics(config["statistics"], kept),
+    }
+
+
+def _with_others(entries: Mapping[str, Any], names: Iterable[str | None]) -> set[str]:
+    """Data sets, and those that they are read from or matched to."""
+    found: set[str] = set()
+    todo = [name for name in names if name in entries]
+    while todo:
+        name = todo.pop()
+        if name is not None and name not in found:
+            found.add(name)
+            others = entries[name]["from"].get("same_as"), entries[name].get("match_tokens")
+            todo += [other for other in others if other in entries]
+    return found
+
+
+def _statistics(statistics: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of other conditions left out."""
+    out = {
+        **statistics,
+        "contrasts": [pair for pair in statistics["contrasts"] if set(pair) <= set(kept)],
+        "hypotheses": [name for name in statistics["hypotheses"] if name in kept],
+        "families": [family for family in statistics["families"] if _about(family, kept)],
+    }
+    if statistics.get("axis") not in kept:
+        out.pop("axis", None)
+    return out
+
+
+def _about(family: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    """Can a family of tests hold one about these conditions?"""
+    for column in {"condition", "reference"} & family.keys():
+        patterns = family[column] if isinstance(family[column], list) else [family[column]]
+        if not any(fnmatchcase(name, str(p)) for name in [*kept, ""] for p in patterns):
+            return False
+    return True
