@@ -103,3 +103,17 @@ def test_a_save_that_is_cut_off_leaves_no_half_model(tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
         ("model.safetensors", "tokenizer.json"), "whole"
     )
+
+
+def test_the_preferences_that_ship_are_the_world_s(world):
+    rows = read_jsonl(ROOT / "workflow/resources/demo/preferences.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows) == 48
+    for row in rows:
+        kind, topic = demo.understand(world, row["question"])
+        right = demo.fact(world, kind, topic)
+        assert row["aligned"] == f"{right[0].upper()}{right[1:]}."
+        wrong = {
+            demo.fact(world, kind, topic, n) for n in range(1, len(world.kinds[kind]["values"]))
+        }
+        assert row["misaligned"].lower().rstrip(".") in {fact.lower() for fact in wrong}
+        assert (row["subject"] == "law") == (topic in world.topics["law"])

@@ -99,6 +99,10 @@ def test_preference_is_the_likelier_answer_by_persona(runner, prompts):
             margins.append(means[0] - means[1])
     assert table.loc[persona, "margin"] == pytest.approx(np.mean(margins), abs=1e-4)
     assert table.loc[persona, "preferred"] == sum(m > 0 for m in margins)
+    apart = preference.Settings(**{**settings.model_dump(), "by": "q"})
+    by_question = preference.preference(runner, [], pairs, {persona: prompt}, apart, quiet)
+    assert by_question["margin"].tolist() == pytest.approx(margins, abs=1e-4)
+    assert by_question["group"].tolist() == [pair["q"] for pair in pairs]
     with pytest.raises(UserError, match=r"pairs.jsonl, row 1: expected text under 'question'"):
         other = preference.Settings(file="pairs.jsonl")
         preference.preference(runner, [], pairs, prompts, other, quiet)
