@@ -12,6 +12,7 @@ import pytest
 from environments import GUARD, ROOT, RULES, guard, pins
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from persona_collapse.measures import ROOM
 
 SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
@@ -154,14 +155,14 @@ def imported(nodes, here=""):
     return others - set(sys.stdlib_module_names), ours
 
 
-def needed(*scripts):
+def needed(*scripts, module=None):
     """Packages that scripts import, and what of ours they use: function by function, not file by file.
 
     A function is used if a used one, or a statement that runs on import, names it; all of a module's
     are if the module is named without one of them (`getattr(figures, name)`).
     """
     others, done = set(), set()
-    todo = [(None, ast.parse(script.read_text())) for script in scripts]
+    todo = [(module, ast.parse(script.read_text())) for script in scripts]
 
     def use(module, name):
         statements, definitions = source(module)
@@ -221,6 +222,15 @@ def test_every_rule_with_a_script_has_an_environment():
 @pytest.mark.parametrize(("rule", "environment", "script"), RULES)
 def test_a_rule_s_environment_holds_what_its_script_imports(rule, environment, script):
     wanted = {KNOWN[name][0].lower() for name in needed(SCRIPTS / f"{script}.py")}
+    assert wanted - set(pins(environment)) == set()
+
+
+@pytest.mark.parametrize("name", ROOM.names())
+def test_a_measure_s_environment_holds_what_it_imports(name):
+    """Scripts name measures by their names alone, so no import leads to them."""
+    environment = "train" if ROOM.get(name).of_model else "analysis"
+    path = SCRIPTS / f"persona_collapse/measures/{name}.py"
+    wanted = {KNOWN[package][0].lower() for package in needed(path, module=f"measures.{name}")}
     assert wanted - set(pins(environment)) == set()
 
 
