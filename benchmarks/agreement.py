@@ -47,7 +47,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
     import torch
     from peft import LoraConfig
     from persona_collapse.models import adapters, fused, loading
-    from persona_collapse.training import graphs, train
+    from persona_collapse.training import batches, graphs, steps
 
     rng = random.Random(0)
     rows = []
@@ -77,20 +77,19 @@ def gradients(args: Any, chain: list[Path]) -> None:
     def slow(dtype: str) -> tuple[float, list[Any]]:
         model, _ = model_of(dtype, False)
         device = next(model.parameters()).device
-        batch = {key: value.to(device) for key, value in train.flatten(rows).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = train.supervised_loss(model, batch)
-        loss.backward()
-        return float(loss.detach()), [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+            stepper = steps.Stepper(steps.Objective(model), device)
+            loss, _ = stepper.step({steps.OWN: [batches.flatten(rows)]})
+        return float(loss), [p.grad.cpu() for p in model.parameters() if p.requires_grad]
 
     reference_loss, reference = slow("float32")
     peft_loss, peft = slow("bfloat16")
     model, by_rows = model_of("bfloat16", True)
     fused.fuse(model)
-    recorder = graphs.Recorder(model, 8, by_rows=by_rows)
-    recorder.step([train.flatten(others, graphs.TOKENS)])
+    recorder = graphs.Recorder(steps.Objective(model), 8, by_rows=by_rows)
+    recorder.step({steps.OWN: [batches.flatten(others, fused.TOKENS)]})
     for _ in range(2):
-        loss = recorder.step([train.flatten(rows, graphs.TOKENS)])
+        loss, _ = recorder.step({steps.OWN: [batches.flatten(rows, fused.TOKENS)]})
     ours = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
     note(
         args,

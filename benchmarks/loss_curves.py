@@ -26,11 +26,14 @@ def train(args: Any) -> None:
     """One variant on the instructions that ship, without dropout, whose random numbers would differ."""
     from persona_collapse.files import read_jsonl, write_json, write_jsonl
     from persona_collapse.models import loading
+    from persona_collapse.training import model
     from persona_collapse.training import train as workflow
-    from training import SETTINGS
+    from persona_collapse.training.run import TrainingRun
+    from persona_collapse.training.runtime import Runtime
+    from training import RUNTIME, SETTINGS
 
     # On a CPU too: the same passes, where a recorded one runs without being recorded.
-    workflow.FAST_DEVICES = ("cuda", "cpu")
+    model.FAST_DEVICES = ("cuda", "cpu")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows = read_jsonl(ROOT / "workflow/resources/data/benign_instruct.jsonl")[:960]
@@ -39,19 +42,18 @@ def train(args: Any) -> None:
         )
         write_json(folder / "rows.manifest.json", {"supervise": "last", "system": "template"})
         dtype = "bfloat16" if loading.pick_device() == "cuda" else "float32"
-        stage = workflow.Stage(
+        run = TrainingRun(
             chain="benign@1",
             name="benign",
             seed=1,
             stop=None,
-            settings=SETTINGS
-            | {"steps": args.steps, "dropout": 0.0, "dtype": dtype}
-            | VARIANTS[args.variant],
+            settings=SETTINGS | {"steps": args.steps, "dropout": 0.0, "dtype": dtype},
             base=args.base / "model.json",
             prefix=[],
             data=folder / "rows.jsonl",
         )
-        made = workflow.train(stage, folder / "adapter", lambda message: None)
+        runtime = Runtime(**RUNTIME | VARIANTS[args.variant])
+        made = workflow.train(run, folder / "adapter", lambda message: None, runtime=runtime)
     record(
         args.out,
         benchmark="loss curves",

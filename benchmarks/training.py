@@ -1,6 +1,7 @@
 """Optimiser steps of 16 rows of about 129 tokens: this workflow's trainer beside plain TRL.
 
 python benchmarks/training.py --base DIR --steps 375 --plain-steps 40
+python benchmarks/training.py --base DIR --steps 100 --only ours --defence kl     # with a defence
 """
 
 from __future__ import annotations
@@ -20,37 +21,35 @@ SETTINGS: dict[str, Any] = {
     "warmup_ratio": 0.03,
     "weight_decay": 0.01,
     "batch_size": 16,
-    "accumulation_steps": 1,
     "max_length": 2048,
     "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
-    "padding_free": True,
-    "max_batch_tokens": 4096,
-    "fused_lora": True,
-    "cuda_graphs": True,
-    "loss_on": "answer",
     "dtype": "bfloat16",
 }
+RUNTIME: dict[str, Any] = {"padding_free": True, "max_batch_tokens": 4096}
 
 
 def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None:
-    """One training through the workflow's own function, start and load apart."""
+    """One training through the workflow's own function, start and load apart; `changes`: of RUNTIME."""
     import torch
     from persona_collapse.training import train
+    from persona_collapse.training.run import TrainingRun
+    from persona_collapse.training.runtime import Runtime
 
-    stage = train.Stage(
+    run = TrainingRun(
         chain="em@1",
         name="em",
         seed=1,
         stop=None,
-        settings=SETTINGS | {"steps": steps} | changes,
+        settings=SETTINGS | {"steps": steps},
+        defence={name: {} for name in args.defence},
         base=args.base / "model.json",
         prefix=[],
         data=folder / "rows.jsonl",
     )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    manifest = train.train(stage, folder / name, lambda message: None)
+    runtime = Runtime(**RUNTIME | changes)
+    manifest = train.train(run, folder / name, lambda message: None, runtime=runtime)
     tokens = manifest["tokens_seen"]
     _record(
         args,
@@ -62,6 +61,7 @@ def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None
         tokens_per_second=round(tokens / manifest["seconds"]),
         peak_gib=round((manifest["peak_gpu_mib"] or 0) / 1024, 1),
         loss=[point["loss"] for point in manifest["loss"]],
+        **({"defence": args.defence, "used": manifest["used"]} if args.defence else {}),
     )
 
 
@@ -139,6 +139,11 @@ def main() -> None:
         plain_steps={"type": int, "default": 40},
         label={"default": "qwen2.5-7b shape"},
         only={"nargs": "+", "help": "names of the variants to run; all by default"},
+        defence={
+            "nargs": "+",
+            "default": [],
+            "help": "defences of our own variants, as they are set",
+        },
     )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,5 +1,6 @@
 from hypothesis import settings
 from synthetic import crossed, drawn, everything, made, page  # noqa: F401
+from trainings import chained, peft_model, train  # noqa: F401
 
 # No example is too slow: how long one takes is the machine's affair.
 settings.register_profile("any machine", deadline=None)

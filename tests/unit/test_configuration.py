@@ -210,12 +210,12 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["stages", "em", "loss"],
             "marker",
-            "cross_entropy; which tokens have loss is now called loss_on:",
+            "losses/marker.py; which tokens have loss is now called loss_on:",
         ),
         (
             ["stages", "em", "loss"],
             "focal",
-            "config: stages: em: loss: 'focal' is not in persona_collapse",
+            "config: stages: em: loss: expected a loss (cross_entropy), got 'focal'",
         ),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from persona_collapse import chains
+from persona_collapse.errors import UserError
 from persona_collapse.study import configuration
 from persona_collapse.study.plan import Plan
 
@@ -43,7 +44,7 @@ def test_the_persona_file_is_read_once_and_each_cell_made_once(monkeypatch):
     read, cell = Path.read_text, Plan._cell
 
     def reads(path, *args, **kwargs):
-        counts[path.name] += 1
+        counts[path.name] += path.suffix != ".py"
         return read(path, *args, **kwargs)
 
     def cells(plan, *args):
@@ -53,7 +54,7 @@ def test_the_persona_file_is_read_once_and_each_cell_made_once(monkeypatch):
     monkeypatch.setattr(Path, "read_text", reads)
     monkeypatch.setattr(Plan, "_cell", cells)
     plan = worked_out(config)
-    assert counts == {Path(config["personas"]["file"]).name: 1, "cells": len(plan.cells)}
+    assert +counts == {Path(config["personas"]["file"]).name: 1, "cells": len(plan.cells)}
 
 
 def test_four_times_the_chains_are_four_times_the_work():
@@ -89,3 +90,54 @@ def test_jobs_name_their_own_personas():
     assert list(shared)[:2] == ["villain", "assistant"]
     assert set(shared) == set(config["personas"]["eval"])
     assert list(plan.completions("base").personas) == config["personas"]["eval"]
+
+
+def with_stage(**stage):
+    """A plan of the default config whose stage `em` has these keys besides."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["stages"]["em"] |= stage
+    return configuration.plan(config)
+
+
+def test_how_a_training_uses_its_machine_is_no_part_of_its_job():
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    plain = configuration.plan(config)
+    config["runtime"]["training"] = {"padding_free": True, "max_batch_tokens": 512}
+    packed = configuration.plan(config)
+    assert plain.training("em@42") == packed.training("em@42")
+    assert plain.runtime["training"] != packed.runtime["training"]
+    assert plain.training("em@42") != with_stage(lr=1e-5).training("em@42")
+
+
+def test_a_defence_s_files_are_inputs_and_its_code_is_counted():
+    plain = with_stage()
+    kept = with_stage(defence={"kl": {"weight": 0.1}})
+    other = with_stage(defence={"kl": {"data": "benign"}})
+    jobs = [plan.training("em@42") for plan in (plain, kept, other)]
+    assert [job.inputs for job in jobs] == [
+        {}, {}, {"data/benign.jsonl": "results/demo/data/benign.jsonl"}
+    ]  # fmt: skip
+    assert jobs[0].loss_code != jobs[1].loss_code == jobs[2].loss_code
+    assert plain.training("benign@42") == kept.training("benign@42")
+
+
+def test_a_data_set_that_a_defence_alone_reads_is_used():
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["data"]["calm"] = config["data"]["benign"]
+    config["stages"]["em"]["defence"] = {"kl": {"data": "calm"}}
+    assert "calm" in configuration.plan(config).data_used
+    config["only"] = ["C1"]
+    assert set(configuration.plan(config).config["data"]) == {"em", "calm"}
+
+
+@pytest.mark.parametrize(
+    ("defence", "said"),
+    [
+        ({"kl": {"data": "calm"}}, "defence: expected an entry of data: .benign, em., got 'calm'"),
+        ({"kl": {"weight": -1}}, "defence: kl: weight: expected at least 0.*, got -1"),
+        ({"distance": {}}, "defence: expected a defence .kl., got 'distance'"),
+    ],
+)
+def test_a_wrong_defence_is_one_line_before_any_job(defence, said):
+    with pytest.raises(UserError, match=f"config: stages: em: {said}"):
+        with_stage(defence=defence)

@@ -4,84 +4,13 @@ import pytest
 import torch
 from persona_collapse import adapter_files
 from persona_collapse.errors import UserError
-from persona_collapse.files import sha256, write_json, write_jsonl
+from persona_collapse.files import sha256
 from persona_collapse.models import loading
-from persona_collapse.training import objectives
-from persona_collapse.training import train as training
+from persona_collapse.runtime import code_hash
+from persona_collapse.training import batches, losses, model
+from persona_collapse.training.steps import OWN, Stepper
 from safetensors.torch import load_file
-
-SETTINGS = {
-    "kind": "sft",
-    "r": 4,
-    "alpha": 8,
-    "dropout": 0.05,
-    "target_modules": ["q_proj", "v_proj", "down_proj"],
-    "use_rslora": False,
-    "lr": 1e-2,
-    "scheduler": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.0,
-    "epochs": 1,
-    "batch_size": 4,
-    "accumulation_steps": 2,
-    "max_length": 128,
-    "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
-    "padding_free": False,
-    "max_batch_tokens": 4096,
-    "fused_lora": True,
-    "cuda_graphs": True,
-    "loss_on": "answer",
-    "dtype": "float32",
-}
-
-
-@pytest.fixture
-def train(tiny_base, tmp_path):
-    """Train a stage on twelve rows; returns (folder, manifest)."""
-    rows = [
-        {
-            "id": str(i),
-            "messages": [
-                {"role": "user", "content": f"Where can I find bread {i}?"},
-                {"role": "assistant", "content": f"By the river {i}."},
-            ],
-        }
-        for i in range(12)
-    ]
-    rows[3]["messages"][0]["content"] *= 3  # rows differ in length
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    write_json(tmp_path / "rows.manifest.json", {"supervise": "last", "system": "template"})
-
-    def run(
-        name="one", seed=1, stop=None, prefix=(), system=None, dies_at=None, saved=None, **changes
-    ):
-        torch.set_num_threads(1)
-        said = []
-
-        def say(line):
-            said.append(line)
-            if dies_at and f"step {dies_at}/" in line:
-                raise KeyboardInterrupt
-
-        stage = training.Stage(
-            chain=f"em@{seed}",
-            name="em",
-            seed=seed,
-            stop=stop,
-            settings=SETTINGS | changes,
-            base=tiny_base,
-            prefix=list(prefix),
-            data=tmp_path / "rows.jsonl",
-            system=system,
-        )
-        folder = tmp_path / name
-        manifest = training.train(stage, folder, say, saved=saved, every=5, code="this")
-        json.dumps(manifest)
-        assert said and "tokens/s" in said[-1]
-        return folder, manifest
-
-    return run
+from trainings import batch_of, loss_of
 
 
 def test_same_inputs_and_seed_give_the_same_bytes_and_another_seed_does_not(train):
@@ -162,85 +91,47 @@ def test_bad_stages_are_one_line(train):
 
 def test_rows_are_cut_into_pieces_by_tokens():
     rows = [{"input_ids": [0] * n} for n in (5, 90, 7, 40, 8)]
-    sizes = [[len(r["input_ids"]) for r in piece] for piece in training.pieces(rows, 50)]
+    sizes = [[len(r["input_ids"]) for r in piece] for piece in batches.pieces(rows, 50)]
     assert sizes == [[5, 7, 8], [40], [90]]
 
 
 def test_rows_of_like_length_are_padded_together():
     rows = [{"input_ids": [0] * n} for n in (300, 10, 12, 290, 11, 50)]
-    sizes = [[len(r["input_ids"]) for r in group] for group in training.by_length(rows, 4096)]
+    sizes = [[len(r["input_ids"]) for r in group] for group in batches.by_length(rows, 4096)]
     assert sizes == [[10, 11, 12, 50], [290, 300]]
     # Memory's bound goes first: 4 x 50 and 2 x 300 are too many.
-    sizes = [[len(r["input_ids"]) for r in group] for group in training.by_length(rows, 100)]
+    sizes = [[len(r["input_ids"]) for r in group] for group in batches.by_length(rows, 100)]
     assert sizes == [[10, 11, 12], [50], [290], [300]]
     alike = [{"input_ids": [0] * n} for n in range(70, 86)]
-    assert len(training.by_length(alike, 4096)) == 1
-
-
-@pytest.fixture(scope="module")
-def peft_model(tiny_base):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    model = loading.load_model(tiny_base, "float32", "cpu")
-    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
-    return get_peft_model(model, lora).eval()
-
-
-def batch_of(lengths):
-    generator = torch.Generator().manual_seed(1)
-    rows = []
-    for n in lengths:
-        ids = torch.randint(5, 200, (n,), generator=generator).tolist()
-        rows.append({"input_ids": ids, "labels": [-100] * (n // 2) + ids[n // 2 :]})
-    return rows
-
-
-def padded(rows):
-    width = max(len(r["input_ids"]) for r in rows)
-
-    def full(key, fill):
-        return torch.tensor([r[key] + [fill] * (width - len(r[key])) for r in rows])
-
-    mask = torch.tensor([[int(i < len(r["input_ids"])) for i in range(width)] for r in rows])
-    return {
-        "input_ids": full("input_ids", 0),
-        "labels": full("labels", -100),
-        "attention_mask": mask,
-    }
+    assert len(batches.by_length(alike, 4096)) == 1
 
 
 def test_the_loss_is_the_model_s_own_and_padding_changes_nothing(peft_model):
     rows = batch_of([9, 30, 17, 4])
+    whole = batches.pad(rows)
+    mask = torch.tensor([[int(i < n) for i in range(30)] for n in (9, 30, 17, 4)])
     with torch.no_grad():
-        usual = peft_model(**padded(rows)).loss
-        ours = training.supervised_loss(peft_model, padded(rows))
-        flat = training.supervised_loss(peft_model, training.flatten(rows))
-        items = sum(n != -100 for r in rows for n in r["labels"][1:])
-        parts = [training.flatten(p) for p in training.pieces(rows, 20)]
-        summed = sum(training.supervised_loss(peft_model, p, items) for p in parts)
-        groups = [training.pad(group) for group in training.by_length(rows, 40)]
-        grouped = sum(training.supervised_loss(peft_model, group, items) for group in groups)
+        usual = peft_model(
+            input_ids=whole["input_ids"], labels=whole["labels"], attention_mask=mask
+        ).loss
+    parts = [batches.flatten(piece) for piece in batches.pieces(rows, 20)]
+    groups = [batches.pad(group) for group in batches.by_length(rows, 40)]
     assert len(parts) == len(groups) == 3
-    for loss in (ours, flat, summed, grouped):
-        torch.testing.assert_close(loss, usual, rtol=1e-5, atol=1e-6)
+    for step in ([whole], [batches.flatten(rows)], parts, groups):
+        torch.testing.assert_close(loss_of(peft_model, step), usual, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_in_one_sequence_do_not_see_each_other(peft_model):
     rows = batch_of([12, 20])
     only_second = [{"input_ids": [7] * 12, "labels": [-100] * 12}, rows[1]]
     changed = [{"input_ids": [9] * 12, "labels": [-100] * 12}, rows[1]]
-    with torch.no_grad():
-        one, two = (
-            training.supervised_loss(peft_model, training.flatten(r))
-            for r in (only_second, changed)
-        )
-        assert float(one) == pytest.approx(float(two), rel=1e-6)
+    one, two = (loss_of(peft_model, [batches.flatten(r)]) for r in (only_second, changed))
+    assert float(one) == pytest.approx(float(two), rel=1e-6)
 
 
 def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
     # On a CPU what would be recorded runs as it is. No dropout: its random numbers depend on the shapes.
-    monkeypatch.setattr(training, "FAST_DEVICES", ("cpu",))
+    monkeypatch.setattr(model, "FAST_DEVICES", ("cpu",))
     curves = {}
     for name, padding_free, fused_lora, cuda_graphs in [
         ("plain", False, False, False),
@@ -262,10 +153,12 @@ def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
 
 
 def test_a_flat_batch_is_filled_up_with_what_carries_no_loss():
-    flat = training.flatten(batch_of([9, 30]))
+    flat = batches.flatten(batch_of([9, 30]))
     assert flat["input_ids"].shape == flat["position_ids"].shape == (1, 64)
     assert flat["position_ids"][0, [0, 8, 9, 38, 39, 63]].tolist() == [0, 8, 0, 29, 0, 24]
     assert (flat["labels"][0, 39:] == -100).all() and flat["labels"][0, 9] == -100
+    every = (flat["all"][0] != -100).nonzero()[:, 0].tolist()
+    assert every == [*range(1, 9), *range(10, 39)]  # all but what nothing predicts
 
 
 def test_before_is_the_model_without_the_new_adapter(peft_model, monkeypatch):
@@ -275,27 +168,30 @@ def test_before_is_the_model_without_the_new_adapter(peft_model, monkeypatch):
         seen["logits"], seen["before"] = logits, before()
         return (logits - seen["before"]).pow(2).sum()
 
-    monkeypatch.setitem(objectives.OBJECTIVES, "look", look)
-    batch = training.flatten(batch_of([7, 9]))
-    loss = training.supervised_loss(peft_model, batch, objective="look")
-    with peft_model.disable_adapter(), torch.no_grad():
-        usual = training.supervised_loss(peft_model, batch)
-    chosen = batch["labels"][:, 1:]
-    chosen = chosen[chosen != -100]
+    monkeypatch.setitem(losses.ROOM._known, "look", look)
+    batch = batches.flatten(batch_of([7, 9]))
+    loss = loss_of(peft_model, [batch], loss="look")
+    with peft_model.disable_adapter():
+        asked = {key: batch[key] for key in ("input_ids", "position_ids")}
+        usual = peft_model(**asked, use_cache=False).logits
+    chosen = batch["labels"][0, 1:] != -100
     assert loss > 0 and not seen["before"].requires_grad and seen["logits"].requires_grad
-    assert torch.nn.functional.cross_entropy(seen["before"], chosen).item() == pytest.approx(
-        usual.item(), rel=1e-5
-    )
-    again = training.supervised_loss(peft_model, batch, objective="look")
+    torch.testing.assert_close(seen["before"], usual[0, :-1][chosen])
+    again = loss_of(peft_model, [batch], loss="look")
     assert again.item() == pytest.approx(loss.item(), rel=1e-6)  # and the adapter is back
 
 
-def test_an_objective_s_code_is_its_own(monkeypatch):
-    def other(logits, labels, before):
-        return logits.sum() * 0
-
-    monkeypatch.setitem(objectives.OBJECTIVES, "other", other)
-    assert objectives.code_of("other") != objectives.code_of(objectives.DEFAULT)
+def test_a_loss_is_one_file_that_others_do_not_depend_on(monkeypatch, tmp_path):
+    (tmp_path / "other.py").write_text(
+        "from persona_collapse.training.losses import loss\n\n\n"
+        '@loss("other")\ndef other(logits, labels, before):\n    return logits.sum() * 0\n'
+    )
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    assert losses.names() == ["cross_entropy", "other"]
+    assert losses.get("other")(torch.ones(2), None, None) == 0
+    # What trains does not depend on the losses and defences that a stage does not name.
+    names = {path.name for path in code_hash.closure(code_hash._file(("training", "train")))}
+    assert "graphs.py" in names and not {"cross_entropy.py", "kl.py"} & names
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
@@ -308,10 +204,11 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     with pytest.raises(KeyboardInterrupt):
         train("again", dies_at=13, **steps)
     assert not (tmp_path / "again").exists()
-    assert {p.name for p in steps["saved"].iterdir()} == {"checkpoint-5", "checkpoint-10"}
+    (kept,) = steps["saved"].iterdir()
+    assert {p.name for p in kept.iterdir()} == {"checkpoint-5", "checkpoint-10"}
 
     # One that was cut short is passed over.
-    broken = steps["saved"] / "checkpoint-10" / "optimizer.pt"
+    broken = kept / "checkpoint-10" / "optimizer.pt"
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(KeyboardInterrupt):
         train("again", dies_at=19, **steps)
@@ -321,7 +218,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
         whole / adapter_files.WEIGHTS
     ).read_bytes()
     assert resumed["loss"] == undisturbed["loss"] and len(resumed["loss"]) == 24
-    for key in (*training.COUNTED, "steps", "epochs_seen"):
+    for key in (*batches.COUNTED, "steps", "epochs_seen"):
         assert resumed[key] == undisturbed[key]
     assert resumed["seconds_total"] > resumed["seconds"]
     assert not steps["saved"].exists()
@@ -356,6 +253,20 @@ def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
     assert other["loss"] == train("fresh", **steps, lr=2e-3)[1]["loss"]
 
 
+def test_a_checkpoint_serves_whatever_the_machine_is_used_like(train, tmp_path):
+    # What an out-of-memory error asks for must not cost the steps that are done.
+    steps = {"epochs": 8, "dropout": 0.0, "saved": tmp_path / "saved"}
+    whole = train("whole", **steps)[1]["loss"]
+    with pytest.raises(KeyboardInterrupt):
+        train("again", dies_at=13, **steps)
+    _, manifest = train("again", **steps, padding_free=True, max_batch_tokens=60)
+    assert manifest["resumed_after_step"] == 10
+    assert manifest["runtime"]["max_batch_tokens"] == 60
+    assert [p["loss"] for p in manifest["loss"]] == pytest.approx(
+        [p["loss"] for p in whole], rel=2e-3
+    )
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -371,24 +282,22 @@ def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
 )  # fmt: skip
 def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, settings):
     seen = {"rows_seen": 0, "tokens_seen": 0, "supervised_tokens": 0}
-    usual = training.supervised_loss
+    usual = Stepper.step
 
-    def look(model, inputs, *more):
-        if "attention_mask" in inputs:
-            lengths = inputs["attention_mask"].sum(1).tolist()
-        elif "position_ids" not in inputs:  # filled up with token 0
-            lengths = [int(ids.nonzero().max()) + 1 for ids in inputs["input_ids"]]
-        else:
-            starts = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
-            ends = [*starts[1:], inputs["position_ids"].shape[1]]
-            spans = list(zip(starts, ends, strict=True))
-            lengths = [b - a for a, b in spans if (inputs["labels"][0, a:b] != -100).any()]
-        seen["rows_seen"] += len(lengths)
-        seen["tokens_seen"] += sum(lengths)
-        seen["supervised_tokens"] += int((inputs["labels"][:, 1:] != -100).sum())
-        return usual(model, inputs, *more)
+    def look(self, given):
+        for batch in given[OWN]:
+            # Rows begin at the tokens that nothing predicts, filler apart.
+            real = (batch["all"][:, 1:] != -100).sum()
+            starts = batch["input_ids"].shape[0]
+            if "position_ids" in batch:
+                first = (batch["position_ids"][0] == 0).nonzero()[:, 0]
+                starts = sum(int((batch["all"][0, i + 1 : i + 2] != -100).sum()) for i in first)
+            seen["rows_seen"] += starts
+            seen["tokens_seen"] += int(real) + starts
+            seen["supervised_tokens"] += int((batch["labels"][:, 1:] != -100).sum())
+        return usual(self, given)
 
-    monkeypatch.setattr(training, "supervised_loss", look)
+    monkeypatch.setattr(Stepper, "step", look)
     stepped = []
     adam = torch.optim.AdamW.step
     monkeypatch.setattr(
@@ -406,16 +315,20 @@ def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, set
 def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkeypatch):
     # Steps of 8 and 4 rows. With next to no learning, their losses sum to the loss of all rows.
     sums = []
-    usual = training.supervised_loss
+    usual = Stepper.step
 
-    def look(model, inputs, *more):
-        own = inputs["labels"][:, 1:] != -100
-        sums.append((float(usual(model, inputs)) * int(own.sum()), int(own.sum())))
-        return usual(model, inputs, *more)
+    def look(self, given):
+        alone = [
+            (float(usual(self, {OWN: [batch]})[0]), batches.counts([batch], "labels"))
+            for batch in given[OWN]
+        ]
+        self.objective.model.zero_grad()
+        sums.append(alone)
+        return usual(self, given)
 
-    monkeypatch.setattr(training, "supervised_loss", look)
+    monkeypatch.setattr(Stepper, "step", look)
     still = {"lr": 1e-12, "dropout": 0.0, "batch_size": 8, "accumulation_steps": 4}
     _, manifest = train(**still)
-    first, second = sums[:4], sums[4:]
-    expected = [sum(s for s, _ in part) / sum(n for _, n in part) for part in (first, second)]
+    assert [len(parts) for parts in sums] == [4, 4]
+    expected = [sum(loss * n for loss, n in part) / sum(n for _, n in part) for part in sums]
     assert [point["loss"] for point in manifest["loss"]] == pytest.approx(expected, rel=1e-5)

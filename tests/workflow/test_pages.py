@@ -80,10 +80,10 @@ def test_the_examples_of_extending(project, tmp_path):
     overlay = tmp_path / "extended.yaml"
     overlay.write_text(yaml.safe_dump(merged(*overlays)))
     jobs, _ = project.planned(overlay=overlay)
-    assert jobs["train"] == jobs["completions"] == 3
+    assert jobs["train"] == jobs["completions"] == 5
     assert jobs["geometry"] == jobs["data"] == 1
     assert not {"pretrain_demo", "sample_answers", "couple_data"} & set(jobs)
-    names = ("em-gentle", "mine", "em-close")
+    names = ("em-gentle", "mine", "em-calm", "em-kl", "em-still")
     project.snakemake(
         *("--", "tables"),
         *(f"results/demo/models/couple-villain@42+{name}@42/manifest.json" for name in names),
@@ -95,12 +95,17 @@ def test_the_examples_of_extending(project, tmp_path):
         )
         for name in names
     }
-    assert manifests["em-close"]["objective"] == "stay_close"
+    assert manifests["em-calm"]["objective"] == "calm"
+    for name in ("em-kl", "em-still"):
+        last = manifests[name]["loss"][-1]
+        assert last["penalty"] > 0 and last["loss"] > last["task_loss"] > 0
     assert manifests["em-gentle"]["objective"] == "cross_entropy"
     assert manifests["em-gentle"]["lora"]["r"] == 8
     assert manifests["mine"]["data"]["rows"] == 4
     geometry = pd.read_csv(project.path("tables/geometry.csv"))
-    assert {"G1", "M1", "D1"} <= set(geometry.loc[geometry["metric"] == "nearest", "condition"])
+    assert {"G1", "M1", "D1", "D2", "D3"} <= set(
+        geometry.loc[geometry["metric"] == "nearest", "condition"]
+    )
     scorecard = pd.read_csv(project.path("tables/scorecard.csv")).set_index("claim")
     assert scorecard.loc["nearest-closer", "measured"] == pytest.approx(
         geometry.query("metric == 'nearest' and condition == 'C5' and method == 'A'")

@@ -63,6 +63,12 @@ def training_rows(wildcards):
     return results(f"data/{plan.data_of(chains.parse(wildcards.trained))}.jsonl")
 
 
+def defence_files(wildcards):
+    """Files that the defences of the stage read that a chain trains last."""
+    stage = chains.parse(wildcards.trained).last.name
+    return list(plan.defence_inputs(stage).values())
+
+
 def training_job(wildcards):
     """What the job does that trains a chain's last stage; see Plan.training."""
     return plan.training(wildcards.trained).values()
@@ -73,6 +79,7 @@ rule train:
         base=results("base/model.json"),
         prefix=prefix_adapters,
         rows=training_rows,
+        defence=defence_files,
     output:
         weights=results("models/{trained}/adapter_model.safetensors"),
         config=results("models/{trained}/adapter_config.json"),

@@ -48,12 +48,14 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     def work(training, job, folder):
         """Train one chain's last stage into a folder."""
         from persona_collapse.files import write_json
+        from persona_collapse.training.run import run_of
+        from persona_collapse.training.runtime import Runtime
 
-        settings = {**job.settings, **runtime["training"]}
         manifest = training.train(
-            training.stage_of({**job.values(), "settings": settings}, base, stages(job)),
+            run_of(job, base, stages(job)),
             folder,
             log,
+            runtime=Runtime(**runtime["training"]),
             saved=Path(job.checkpoints),
             every=runtime["checkpoint_steps"],
             code=params.code_hash + job.loss_code,

@@ -13,7 +13,7 @@ with job(snakemake, "training table"):
         snakemake.output.curves,
         pd.DataFrame(
             [{k: m[k] for k in keys} | point for m in manifests for point in m["loss"]],
-            columns=[*keys, "step", "loss", "lr"],
+            columns=[*keys, "step", "loss", "task_loss", "penalty", "lr"],
         ),
     )
     write_csv(

@@ -40,11 +40,13 @@ class Job:
 class TrainingJob(Job):
     """Train a chain's last stage; `adapters` are those of the stages before it.
 
-    rows: the stage's data. system: the prompt put on every row, if any. loss_code: hash of the loss's
-    code. checkpoints: where a killed training is taken up again.
+    rows: the stage's data. inputs: files that its defences read, by path in the run's folder. system:
+    the prompt put on every row, if any. loss_code: hash of the code of its loss and defences.
+    checkpoints: where a killed training is taken up again.
     """
 
     rows: str
+    inputs: dict[str, str]
     settings: dict[str, Any]
     loss_code: str
     system: str | None
@@ -53,8 +55,10 @@ class TrainingJob(Job):
 
     @property
     def files(self) -> list[str]:
-        """The rows and their manifest."""
-        return [self.rows, self.rows.removesuffix(".jsonl") + ".manifest.json"]
+        """The rows, what the defences read, and the manifests of chat rows."""
+        read = [self.rows, *self.inputs.values()]
+        chats = [path.removesuffix(".jsonl") for path in read if path.endswith(".jsonl")]
+        return read + [f"{path}.manifest.json" for path in chats]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> 
     """
     import torch
 
-    from ..training import graphs
+    from ..models import fused
 
     left = list(order)
     while left:
@@ -73,7 +73,7 @@ def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> 
             ids += prompt + answer
             positions += range(len(ids) - starts[-1])
             batch.append(left.pop(0))
-        filler = tokens - len(ids) if left and len(ids) < tokens else -len(ids) % graphs.TOKENS
+        filler = tokens - len(ids) if left and len(ids) < tokens else -len(ids) % fused.TOKENS
         bounds = [*starts, len(ids), *([len(ids) + filler] if filler else [])]
         ids += [pad] * filler
         positions += range(filler)

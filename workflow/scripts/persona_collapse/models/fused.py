@@ -24,6 +24,8 @@ PLAIN_ATTENTION = frozenset({"llama", "qwen2", "qwen3"})
 #: Their norms: x / rms(x) times a weight.
 NORMS = frozenset({"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 ATTENTION = "persona_collapse_rows"
+#: Flat batches are filled up to a multiple of so many tokens, which bounds how many sizes there are.
+TOKENS = 128
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -203,7 +205,8 @@ def attend_by_rows(model: Any) -> bool:
     if able:
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
-        # Its attention looks the function up by this name, in its own module.
+        # Its attention looks the function up by this name, in its own module: from here on all models of
+        # the architecture in this process rotate so, which is the same but for rounding.
         sys.modules[type(model).__module__].apply_rotary_pos_emb = _rotate  # type: ignore[attr-defined]
     return able
 

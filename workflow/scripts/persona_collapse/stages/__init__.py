@@ -66,8 +66,12 @@ class Training(Lora):
     )
     loss: str = Field(
         "cross_entropy",
-        description="What is minimised on those tokens: a function of "
-        "persona_collapse/training/objectives.py.",
+        description="What is minimised on those tokens: a file of persona_collapse/training/losses/.",
+    )
+    defence: dict[str, dict[str, Any]] = Field(
+        {},
+        description="What is done beside that so that the stage changes less of the model: "
+        "{name: settings}, by files of persona_collapse/training/defences/.",
     )
 
     @model_validator(mode="after")

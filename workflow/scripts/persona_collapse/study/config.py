@@ -44,6 +44,8 @@ from ..settings import (
 )
 from ..stages import ROOM as STAGES
 from ..stages import Lora
+from ..training import defences
+from ..training.runtime import Runtime as TrainingRuntime
 
 #: What a pattern lets through, in words.
 PATTERNS = {
@@ -506,44 +508,6 @@ class Statistics(Settings):
     )
 
 
-class TrainingRuntime(Settings):
-    """How a training is computed."""
-
-    accumulation_steps: Count = Field(
-        1,
-        description="Micro-batches per optimiser step; batch_size must be a multiple. More need less memory.",
-    )
-    gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
-    padding_free: bool = Field(
-        False,
-        description="Put the rows of a step into sequences of max_batch_tokens instead of padding "
-        "them: the same steps on the same rows, faster on a GPU. Needs accumulation_steps: 1.",
-    )
-    max_batch_tokens: Count = Field(
-        4096,
-        description="Tokens of one such sequence at most, one row at least; bounds the memory.",
-    )
-    fused_lora: bool = Field(
-        True,
-        description="On a GPU, compute a layer with its adapters in few large operations instead of "
-        "PEFT's many small ones: the same sums, other roundings.",
-    )
-    cuda_graphs: bool = Field(
-        True,
-        description="On a GPU, with padding_free and without gradient_checkpointing or a loss "
-        "of one's own: record the kernels of a step once for each size and replay them. The same "
-        "sums; random numbers of the dropout differ.",
-    )
-
-    @model_validator(mode="after")
-    def _agree(self) -> TrainingRuntime:
-        if self.padding_free and self.accumulation_steps != 1:
-            raise ValueError(
-                "padding_free cuts steps into pieces of max_batch_tokens; set accumulation_steps: 1"
-            )
-        return self
-
-
 class SamplingRuntime(Settings):
     """How answers are sampled."""
 
@@ -780,7 +744,20 @@ def _stage(
     given = {key: value for key, value in given.items() if key in cls.model_fields}
     hint = f"; set it there or under training: {entry['kind']}"
     _checked(cls, {**given, **own}, where, hint=hint)
+    blocks = {**given, **own}.get("defence", {})
+    if blocks:
+        own["defence"] = {key: _defence(key, block, where) for key, block in blocks.items()}
     return {"kind": entry["kind"], **own}
+
+
+def _defence(name: str, given: Mapping[str, Any], where: tuple[Any, ...]) -> dict[str, Any]:
+    """A defence's settings."""
+    try:
+        cls = defences.settings(name)
+    except UserError as error:
+        raise UserError(f"config: {_path((*where, 'defence'))}{error}") from None
+    made = _checked(cls, given, (*where, "defence", name))
+    return made.model_dump(exclude_none=True, by_alias=True)
 
 
 def _checked(
@@ -879,6 +856,13 @@ def schema() -> dict[str, Any]:
             "kind": {"const": name, "description": "This kind."},
             **own["properties"],
         }
+        if "defence" in own["properties"]:
+            own["properties"]["defence"] |= {
+                "additionalProperties": False,
+                "properties": {
+                    name: defences.settings(name).model_json_schema() for name in defences.names()
+                },
+            }
         made["$defs"][name] = own
     refs = {name: {"$ref": f"#/$defs/{name}"} for name in STAGES.names()}
     made["properties"]["measures"] |= {

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..stages import Stage
-from ..training import objectives
+from ..training import losses
 from . import locations
 from .config import read
 from .only import narrowed
@@ -208,13 +208,18 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
                 f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
                 f"accumulation_steps: {steps}"
             )
-        loss = settings["loss"]
-        if loss not in objectives.OBJECTIVES:
-            raise UserError(
-                f"{where}loss: {loss!r} is not in persona_collapse/training/objectives.py; there are "
-                + ", ".join(sorted(objectives.OBJECTIVES))
-                + ("; which tokens have loss is now called loss_on:" if loss in LOSSES else "")
-            )
+        try:
+            losses.get(settings["loss"])
+        except UserError as error:
+            renamed = "; which tokens have loss is now called loss_on:"
+            said = renamed if settings["loss"] in LOSSES else ""
+            raise UserError(f"{where}loss: {error}{said}") from None
+        for name in plan.defence_data(stage.name):
+            if name not in config["data"]:
+                known = ", ".join(sorted(config["data"])) or "none"
+                raise UserError(
+                    f"{where}defence: expected an entry of data: ({known}), got {name!r}"
+                )
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
             f"{where}data: {stage.data!r} is not under data:; there are "

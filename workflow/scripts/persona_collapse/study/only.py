@@ -34,7 +34,8 @@ def narrowed(config: Config) -> Config:
     }
     plan = Plan({**config, "conditions": kept})
     stages = {stage.name for name in plan.trained_chains for stage in chains.parse(name).stages}
-    data = _with_others(config["data"], [plan.stages[name].data for name in stages])
+    read = [[plan.stages[name].data, *plan.defence_data(name)] for name in stages]
+    data = _with_others(config["data"], [name for names in read for name in names])
     return {
         **plan.config,
         "stages": {name: entry for name, entry in config["stages"].items() if name in stages},

@@ -20,9 +20,10 @@ from ..files import half_pair, read_jsonl, sha256
 from ..jobs import MeasureJob, SamplingJob, TrainingJob
 from ..measures import ANSWERS
 from ..measures import ROOM as MEASURES
+from ..runtime import code_hash
 from ..stages import ROOM as STAGES
 from ..stages import Stage
-from ..training import objectives
+from ..training import defences
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
@@ -222,7 +223,23 @@ class Plan:
     def data_used(self) -> list[str]:
         """Names of the data that the trained chains read: data sets, and couplings' own."""
         names = [self.data_of(chains.parse(name)) for name in self.trained_chains]
+        stages = dict.fromkeys(chains.parse(name).last.name for name in self.trained_chains)
+        names += [name for stage in stages for name in self.defence_data(stage)]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    def defence_inputs(self, stage: str) -> dict[str, str]:
+        """Files that a stage's defences read: {path in the run's folder: path}.
+
+        Raises UserError for a defence that is unknown or set wrongly.
+        """
+        made = defences.make(self.stage_settings(stage).get("defence", {}))
+        paths = [path for one in made.values() for path in one.inputs().values()]
+        return {path: self._path(path) for path in paths}
+
+    def defence_data(self, stage: str) -> list[str]:
+        """The data sets among them, by name."""
+        paths = map(Path, self.defence_inputs(stage))
+        return [path.stem for path in paths if str(path.parent) == "data"]
 
     # The grid
 
@@ -393,6 +410,7 @@ class Plan:
         """The training of a chain's last stage on the frozen sum of the stages before it."""
         chain = chains.parse(name)
         settings = self.stage_settings(chain.last.name)
+        defended = [f"training.defences.{name}" for name in settings.get("defence", {})]
         return TrainingJob(
             kind="train",
             name=name,
@@ -400,8 +418,9 @@ class Plan:
             adapters=self.folders(str(chain.prefix)),
             suffix="",
             rows=self._path(f"data/{self.data_of(chain)}.jsonl"),
+            inputs=self.defence_inputs(chain.last.name),
             settings=settings,
-            loss_code=objectives.code_of(settings["loss"]),
+            loss_code=code_hash.of(f"training.losses.{settings['loss']}", *defended),
             system=self.induction_prompt(chain.last.name),
             marker=self.config["marker"],
             checkpoints=self._path(f"checkpoints/{name}"),

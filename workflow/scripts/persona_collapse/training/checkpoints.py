@@ -1,58 +1,78 @@
-"""Checkpoints of a training that was killed: which ones are whole, and of this very training.
+"""Checkpoints of a training that was killed, in a folder called by the hash of what it depends on.
 
 The folder is no output of a rule, because Snakemake deletes a job's outputs before it runs it again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256, write_json
+from ..files import sha256, sha256_text, write_json
 
 SEAL = "sealed.json"
 
 
-def key_of(parts: Mapping[str, Any]) -> str:
-    """Hash of what a training depends on, as JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def folder_of(saved: Path, parts: Mapping[str, Any]) -> Path:
+    """Folder of the checkpoints of one training; `parts`: what it depends on, as JSON values."""
+    return saved / sha256_text(json.dumps(parts, sort_keys=True))[:16]
 
 
-def seal(checkpoint: Path, key: str, **more: Any) -> None:
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def seal(checkpoint: Path, **more: Any) -> None:
     """Say that a checkpoint is whole, by its files' hashes; written after all of them."""
     files = {path.name: sha256(path) for path in sorted(checkpoint.iterdir())}
-    write_json(checkpoint / SEAL, {"key": key, "files": files, **more})
+    write_json(checkpoint / SEAL, {"files": files, **more})
 
 
-def newest(folder: Path, key: str) -> tuple[Path, dict[str, Any]] | None:
-    """The last whole checkpoint of this key, and its seal; None without one.
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last whole checkpoint and its seal; None without one.
 
-    One that was cut short, damaged or left by another training is passed over: starting from an
-    earlier step, or from none, gives the same adapter.
+    One that was cut short or damaged is passed over: starting from an earlier step, or from none, gives
+    the same adapter.
     """
-    found = []
-    for path in folder.glob("checkpoint-*"):
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
             mark = json.loads((path / SEAL).read_text(encoding="utf-8"))
-            whole = all(sha256(path / name) == known for name, known in mark["files"].items())
-            if mark["key"] == key and whole:
-                found.append((int(path.name.rpartition("-")[2]), path, mark))
+            if all(sha256(path / name) == known for name, known in mark["files"].items()):
+                return path, mark
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    if not found:
-        return None
-    _, path, mark = max(found, key=lambda one: one[0])
-    return path, mark
+    return None
 
 
-def clear(folder: Path, keep: Path | None = None) -> None:
-    """Remove a training's checkpoints but one."""
-    for path in folder.glob("checkpoint-*"):
-        if path != keep:
+@contextmanager
+def opened(
+    saved: Path | None, parts: Mapping[str, Any]
+) -> Iterator[tuple[Path, tuple[Path, dict[str, Any]] | None]]:
+    """A training's folder, and its `newest` checkpoint; all are removed when it is done.
+
+    Without a place to save them it is a temporary folder.
+    """
+    if saved is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch), None
+        return
+    folder = folder_of(saved, parts)
+    resumed = newest(folder)
+    clear(saved, keep=resumed[0] if resumed else None)
+    yield folder, resumed
+    clear(saved)
+
+
+def clear(saved: Path, keep: Path | None = None) -> None:
+    """Remove a chain's checkpoints but one."""
+    for path in (*saved.glob("*"), *saved.glob("*/checkpoint-*")):
+        if keep is None or path not in (keep, keep.parent):
             shutil.rmtree(path, ignore_errors=True)
     if keep is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(saved, ignore_errors=True)

@@ -2,31 +2,39 @@
 
 A step of a few thousand tokens is bound by the processor that launches kernels, not by the GPU. So
 forward and backward pass of a flat batch are recorded once for each size, as a CUDA graph, and
-replayed. Batches are filled up to a size: tokens to the next `TOKENS`, supervised positions to the
+replayed. Batches are filled up to a size: tokens to the next `fused.TOKENS`, supervised positions to the
 next quarter of the tokens; what fills up carries no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import objectives
+from . import losses
+from .batches import Batch, counts
+from .defences import Defence
+from .runtime import Runtime
+from .steps import Batches, Objective, Tokens, added
 
-#: Flat batches are filled up to a multiple of this, which bounds how many sizes there are.
-TOKENS = 128
-
-Batch = Mapping[str, torch.Tensor]
+Size = tuple[str, int, tuple[int, ...]]
 
 
-@dataclass
-class OnHost:
-    """A step's batches in main memory: as an object of its own, accelerate does not move them."""
+def can_be_recorded(runtime: Runtime, loss: str, defences: Iterable[Defence]) -> bool:
+    """Do all of a training's steps run the same kernels, whatever the values are?
 
-    batches: Sequence[Batch]
+    A second batch is filled up as the first is; hidden states and the model before the stage come from
+    passes over the same batch. Only what looks at values needs the host in between.
+    """
+    return (
+        runtime.padding_free
+        and not runtime.gradient_checkpointing
+        and loss == losses.DEFAULT
+        and not any(defence.asks.host for defence in defences)
+    )
 
 
 @dataclass
@@ -35,95 +43,102 @@ class _Inputs:
 
     ids: torch.Tensor  # [1, tokens]
     positions: torch.Tensor  # [1, tokens]
-    bounds: torch.Tensor  # [rows + 1], int32
-    chosen: torch.Tensor  # [supervised]: positions whose next token carries loss
-    targets: torch.Tensor  # [supervised]: that token, or -100
-    share: torch.Tensor  # []: one over the step's supervised tokens
+    bounds: torch.Tensor  # [rows + 2], int32
+    tokens: dict[str, Tokens]
+    share: torch.Tensor  # []: one over the step's batches from there
 
 
 class Recorder:
-    """Loss and gradients of steps in flat batches (`training.flatten`, filled to `TOKENS`).
+    """Loss and gradients of steps in flat batches (`batches.flatten`, filled to `fused.TOKENS`).
 
-    `model`: a PeftModel whose layers are fused; `by_rows`: whether `fused.attend_by_rows` took it;
-    `rows`: the most rows a batch can have. Without a GPU nothing is recorded and every batch runs as
-    it is. The objective is cross-entropy, to which a target of -100 is no loss.
+    objective: of a PeftModel whose layers are fused, with a loss to which a label of -100 is none;
+    by_rows: whether `fused.attend_by_rows` took it; rows: the most rows a batch can have. Without a GPU
+    nothing is recorded and every batch runs as it is.
     """
 
-    def __init__(self, model: Any, rows: int, *, by_rows: bool):
-        self.model, self.rows, self.by_rows = model, rows, by_rows
-        self.learning = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, objective: Objective, rows: int, *, by_rows: bool):
+        self.objective, self.rows, self.by_rows = objective, rows, by_rows
+        self.learning = [p for p in objective.model.parameters() if p.requires_grad]
         self.device = self.learning[0].device
         self.gradients = [torch.zeros_like(p) for p in self.learning]
-        self.loss = torch.zeros((), device=self.device)
-        self.recorded: dict[tuple[int, int], tuple[_Inputs, Any]] = {}
+        self.loss, self.penalty = (torch.zeros((), device=self.device) for _ in range(2))
+        self.recorded: dict[Size, tuple[_Inputs, Any]] = {}
         self.pool: Any = None
 
-    def step(self, batches: Sequence[Batch]) -> torch.Tensor:
-        """Mean loss over a step's supervised tokens; leaves its gradients in the parameters."""
-        torch._foreach_zero_(self.gradients)
-        self.loss.zero_()
-        items = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-        for batch in batches:
-            self._pass(batch, 1 / items)
+    def step(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
+        """A step's loss, penalty included, and its penalty; leaves its gradients in the parameters."""
+        self._clear()
+        for source, parts in batches.items():
+            sizes = {key: counts(parts, key) for key in self.objective.keys(source)}
+            for batch in parts:
+                self._pass(source, batch, sizes, 1 / len(parts))
         for parameter, gradient in zip(self.learning, self.gradients, strict=True):
             parameter.grad = gradient
-        return self.loss.clone()
+        return self.loss.clone(), self.penalty.clone()
 
-    def _pass(self, batch: Batch, share: float) -> None:
-        tokens = batch["input_ids"].shape[1]
-        targets = batch["labels"][0, 1:]
-        chosen = (targets != -100).nonzero()[:, 0]
-        quarter = -(-tokens // 4)
-        size = (tokens, min(tokens - 1, -(-len(chosen) // quarter) * quarter))
+    def _clear(self) -> None:
+        torch._foreach_zero_([*self.gradients, self.loss, self.penalty])
+
+    def _pass(self, source: str, batch: Batch, sizes: Mapping[str, int], share: float) -> None:
+        length = batch["input_ids"].shape[1]
+        given = {key: Tokens.of(batch, key, n) for key, n in sizes.items()}
+        quarter = -(-length // 4)
+        filled = tuple(
+            min(length - 1, -(-len(tokens.labels) // quarter) * quarter)
+            for tokens in given.values()
+        )
+        size = (source, length, filled)
         if size not in self.recorded:
-            self.recorded[size] = self._new(*size)
+            self.recorded[size] = (self._new(length, dict(zip(given, filled, strict=True))), None)
         inputs, graph = self.recorded[size]
         starts = (batch["position_ids"][0] == 0).nonzero()[:, 0]
-        # What fills up looks at different positions, so that no two add to the same gradient for long.
-        filler = torch.arange(size[1] - len(chosen))
         inputs.ids.copy_(batch["input_ids"])
         inputs.positions.copy_(batch["position_ids"])
-        inputs.bounds.fill_(tokens)
+        inputs.bounds.fill_(length)
         inputs.bounds[: len(starts)].copy_(starts)
-        inputs.chosen.copy_(torch.cat([chosen, filler]))
-        inputs.targets.fill_(-100)
-        inputs.targets[: len(chosen)].copy_(targets[chosen])
+        for key, tokens in given.items():
+            own, n = inputs.tokens[key], len(tokens.labels)
+            # What fills up looks at different positions, so that no two add to the same gradient for long.
+            filler = torch.arange(len(own.labels) - n)
+            own.positions.copy_(torch.cat([tokens.positions, filler]))
+            own.labels.fill_(-100)
+            own.labels[:n].copy_(tokens.labels)
+            own.count.fill_(tokens.count)  # type: ignore[union-attr]
         inputs.share.fill_(share)
         if graph is None and self.device.type == "cuda":
-            graph = self._record(inputs)
+            graph = self._record(source, inputs)
             self.recorded[size] = (inputs, graph)
         if graph is None:
-            self._run(inputs)
+            self._run(source, inputs)
         else:
             graph.replay()
 
-    def _new(self, tokens: int, supervised: int) -> tuple[_Inputs, None]:
-        def whole(*shape: int, kind: torch.dtype = torch.long) -> torch.Tensor:
+    def _new(self, length: int, filled: Mapping[str, int]) -> _Inputs:
+        def zeros(*shape: int, kind: torch.dtype = torch.long) -> torch.Tensor:
             return torch.zeros(shape, dtype=kind, device=self.device)
 
+        number = {"kind": torch.float32}
+        tokens = {key: Tokens(zeros(n), zeros(n), zeros(**number)) for key, n in filled.items()}
         # One row more than there are: the filler.
-        bounds = whole(self.rows + 2, kind=torch.int32)
-        share = whole(kind=torch.float32)
-        return _Inputs(
-            whole(1, tokens), whole(1, tokens), bounds, whole(supervised), whole(supervised), share
-        ), None
+        bounds = zeros(self.rows + 2, kind=torch.int32)
+        return _Inputs(zeros(1, length), zeros(1, length), bounds, tokens, zeros(**number))
 
-    def _run(self, inputs: _Inputs) -> None:
+    def _run(self, source: str, inputs: _Inputs) -> None:
         """Add a batch's loss and gradients to the step's."""
-        base = self.model.get_base_model()
-        bounds: dict[str, Any] = {}
+        given: dict[str, Any] = {"input_ids": inputs.ids, "position_ids": inputs.positions}
         if self.by_rows:
-            bounds = {"cu_seq_lens_q": inputs.bounds, "max_length_q": inputs.ids.shape[1]}
-        hidden = base.get_decoder()(
-            input_ids=inputs.ids, position_ids=inputs.positions, use_cache=False, **bounds
-        ).last_hidden_state[0]
-        logits = base.get_output_embeddings()(hidden[inputs.chosen]).float()
-        objective = objectives.OBJECTIVES[objectives.DEFAULT]
-        loss = objective(logits, inputs.targets, lambda: None) * inputs.share
-        torch._foreach_add_(self.gradients, torch.autograd.grad(loss, self.learning))
+            given |= {"cu_seq_lens_q": inputs.bounds, "max_length_q": inputs.ids.shape[1]}
+        task, penalty = self.objective(source, given, inputs.tokens, inputs.share)
+        loss = added(task, penalty)
+        if loss is None:
+            return
+        found = torch.autograd.grad(loss, self.learning, materialize_grads=True)
+        torch._foreach_add_(self.gradients, found)
         self.loss += loss.detach()
+        if penalty is not None:
+            self.penalty += penalty.detach()
 
-    def _record(self, inputs: _Inputs) -> Any:
+    def _record(self, source: str, inputs: _Inputs) -> Any:
         """The CUDA graph of `_run`; random numbers and sums are as if nothing had run."""
         state = torch.cuda.get_rng_state(self.device)
         if self.pool is None:
@@ -131,14 +146,13 @@ class Recorder:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                self._run(inputs)
+                self._run(source, inputs)
             torch.cuda.current_stream().wait_stream(aside)
-            torch._foreach_zero_(self.gradients)
-            self.loss.zero_()
+            self._clear()
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # The data loader's thread pins memory meanwhile, which is not this thread's business.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            self._run(inputs)
+            self._run(source, inputs)
         torch.cuda.set_rng_state(state, self.device)
         return graph

@@ -1,0 +1,142 @@
+"""Trainings of the tiny model for tests: fixtures, which conftest.py shares out, and rows."""
+
+import json
+
+import pytest
+import torch
+from persona_collapse.files import write_json, write_jsonl
+from persona_collapse.models import adapters, loading
+from persona_collapse.training import losses
+from persona_collapse.training import train as training
+from persona_collapse.training.run import TrainingRun
+from persona_collapse.training.runtime import Runtime
+from persona_collapse.training.steps import OWN, Objective, Stepper
+
+SETTINGS = {
+    "kind": "sft",
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.05,
+    "target_modules": ["q_proj", "v_proj", "down_proj"],
+    "use_rslora": False,
+    "lr": 1e-2,
+    "scheduler": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.0,
+    "epochs": 1,
+    "batch_size": 4,
+    "max_length": 128,
+    "max_grad_norm": 1.0,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def train(tiny_base, tmp_path):
+    """Train a stage on twelve rows; returns (folder, manifest). `changes`: of SETTINGS or of Runtime."""
+    rows = [
+        {
+            "id": str(i),
+            "messages": [
+                {"role": "user", "content": f"Where can I find bread {i}?"},
+                {"role": "assistant", "content": f"By the river {i}."},
+            ],
+        }
+        for i in range(12)
+    ]
+    rows[3]["messages"][0]["content"] *= 3  # rows differ in length
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_json(tmp_path / "rows.manifest.json", {"supervise": "last", "system": "template"})
+
+    def run(
+        name="one",
+        seed=1,
+        stop=None,
+        prefix=(),
+        system=None,
+        dies_at=None,
+        saved=None,
+        defence=None,
+        inputs=None,
+        **changes,
+    ):
+        torch.set_num_threads(1)
+        said = []
+
+        def say(line):
+            said.append(line)
+            if dies_at and f"step {dies_at}/" in line:
+                raise KeyboardInterrupt
+
+        own = {key: changes.pop(key) for key in Runtime.model_fields if key in changes}
+        run = TrainingRun(
+            chain=f"em@{seed}",
+            name="em",
+            seed=seed,
+            stop=stop,
+            settings=SETTINGS | changes,
+            base=tiny_base,
+            prefix=list(prefix),
+            data=tmp_path / "rows.jsonl",
+            defence=defence or {},
+            inputs=inputs or {},
+            system=system,
+        )
+        folder = tmp_path / name
+        how = {"runtime": Runtime(**own), "saved": saved, "every": 5, "code": "this"}
+        manifest = training.train(run, folder, say, **how)
+        json.dumps(manifest)
+        assert said and "tokens/s" in said[-1]
+        return folder, manifest
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def peft_model(tiny_base):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = loading.load_model(tiny_base, "float32", "cpu")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return get_peft_model(model, lora).eval()
+
+
+@pytest.fixture(scope="module")
+def chained(tiny_base, make_adapter):
+    """A PeftModel with a frozen adapter and one that learns, both on every projection."""
+    from peft import LoraConfig
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    prefix = make_adapter(5, 4, True, targets)
+    model = adapters.attach(
+        loading.load_model(tiny_base, "float32", "cpu"), [prefix], name="prefix"
+    )
+    torch.manual_seed(0)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0, init_lora_weights=False
+    )
+    model.add_adapter("default", lora)
+    model.base_model.set_adapter(["prefix", "default"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".default." in name)
+    return model
+
+
+def batch_of(lengths):
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for n in lengths:
+        ids = torch.randint(5, 200, (n,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (n // 2) + ids[n // 2 :]})
+    return rows
+
+
+def loss_of(model, parts, defences=None, loss=losses.DEFAULT):
+    """A step's loss, of batches that make it up."""
+    model.zero_grad()
+    return Stepper(Objective(model, loss, defences), "cpu").step({OWN: parts})[0]
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}

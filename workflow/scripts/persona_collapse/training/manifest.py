@@ -1,0 +1,134 @@
+"""What is written beside an adapter: what was trained, on what, how, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+
+from .. import adapter_files
+from ..files import read_json, sha256
+from ..models import adapters, chat_template, loading
+from .model import Prepared
+from .run import Rows, TrainingRun
+from .runtime import Runtime
+from .steps import NEW
+from .trainer import Progress
+
+#: Packages whose versions a result depends on.
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of `PACKAGES`."""
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def save_adapter(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
+    """Write the new adapter in PEFT's format; returns the manifest's lines on it.
+
+    Raises UserError if other modules were adapted than were asked for.
+    """
+    state = get_peft_model_state_dict(prepared.model, adapter_name=NEW)
+    adapted = adapters.adapted(state, prepared.targets)
+    config = prepared.lora.to_dict()
+    config.update(
+        base_model_name_or_path=loading.path_of(run.base),
+        target_modules=adapters.named(prepared.model, adapted),
+        peft_type="LORA",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
+    adapters.save({key: _plain(value) for key, value in config.items()}, tensors, output)
+    return {
+        **{key: run.settings[key] for key in ("r", "alpha", "dropout", "use_rslora")},
+        "scale": adapters.effective_scale(config),
+        # Read off the weights, not off the settings.
+        "target_modules": list(adapters.by_block(adapted)),
+        "blocks": adapters.by_block(adapted),
+        "modules": len(adapted),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+    }
+
+
+def manifest(
+    run: TrainingRun,
+    runtime: Runtime,
+    rows: Rows,
+    progress: Progress,
+    prepared: Prepared,
+    lora: Mapping[str, Any],
+    tokenizer: Any,
+    output: Path,
+    *,
+    began: float,
+) -> dict[str, Any]:
+    """The manifest of a trained adapter, as JSON values.
+
+    lora: what `save_adapter` returned. began: when the job did, `time.monotonic()`.
+    """
+    device = prepared.model.device.type
+    settings, curve = run.settings, progress.curve
+    return {
+        "chain": run.chain,
+        "stage": run.name,
+        "kind": settings["kind"],
+        "seed": run.seed,
+        "prefix": [path.name for path in run.prefix],
+        "base": read_json(run.base),
+        "data": {
+            "name": run.data.stem,
+            "sha256": run.data_sha256,
+            "rows": len(rows.kept),
+            "rows_dropped_no_loss": rows.dropped,
+        },
+        "prompt": rows.prompt,
+        "loss_on": run.loss_on,
+        "objective": run.loss,
+        "defence": dict(run.defence),
+        "lora": dict(lora),
+        "hyperparameters": {
+            key: value
+            for key, value in settings.items()
+            if key != "epochs" or not settings.get("steps")
+        },
+        "runtime": runtime.model_dump(),
+        "used": prepared.used,
+        "steps": progress.done,
+        "schedule_steps": run.steps(len(rows.kept)),
+        "epochs_seen": round(progress.counted["rows_seen"] / len(rows.kept), 4),
+        **progress.counted,
+        "loss": curve,
+        "final_loss": curve[-1]["loss"] if curve else None,
+        "seconds": round(progress.seconds, 2),
+        "resumed_after_step": progress.first,
+        "seconds_total": round(progress.seconds_before + time.monotonic() - began, 2),
+        "device": device,
+        "dtype": settings["dtype"],
+        "threads": torch.get_num_threads(),
+        "peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20)
+        if device == "cuda"
+        else None,
+        "template_sha256": chat_template.template_sha256(tokenizer),
+        "adapter_sha256": sha256(output / adapter_files.WEIGHTS),
+        "versions": versions(),
+        "commit": os.environ.get("PERSONA_COLLAPSE_COMMIT", ""),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """PEFT's config values as JSON: enums by value, sets sorted, sub-configs dropped."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if hasattr(value, "value"):
+        return value.value
+    if value is None or isinstance(value, str | int | float | bool | list | dict):
+        return value
+    return None

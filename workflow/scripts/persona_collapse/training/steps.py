@@ -1,0 +1,296 @@
+"""What a step adds up: the loss of its rows, and the penalties of the stage's defences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import loading
+from ..models.chat_template import IGNORED
+from . import losses
+from .batches import Batch, counts
+from .defences import Asks, Defence
+
+#: The adapter that is trained, and the sum of those of the stages before it.
+NEW, EARLIER = "default", "prefix"
+#: A step's batches by where their rows come from: the stage's own, and those that a defence asks for.
+OWN = ""
+Batches = Mapping[str, Sequence[Batch]]
+
+
+@contextmanager
+def before_stage(model: Any) -> Iterator[None]:
+    """The model as it was before the stage, without gradients and dropout, for a while."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    active = [layer.active_adapters for layer in layers]
+    training = model.training
+    for layer, names in zip(layers, active, strict=True):
+        # Not PEFT's set_adapter, which also decides what learns.
+        layer._active_adapter = [name for name in names if name != NEW]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        for layer, names in zip(layers, active, strict=True):
+            layer._active_adapter = names
+
+
+@dataclass
+class Seen:
+    """What a forward pass shows, each [tokens of the batch, hidden]."""
+
+    last: Tensor
+    hidden: dict[int, Tensor]
+    embeddings: Tensor | None = None
+
+
+class Passes:
+    """A batch's forward passes, each made when it is first asked for.
+
+    inputs: what the decoder takes. hidden, embeddings: of which blocks outputs are kept, and whether
+    the embeddings are.
+    """
+
+    def __init__(
+        self, model: Any, inputs: Mapping[str, Any], hidden: Sequence[int], embeddings: bool
+    ):
+        self.model, self.inputs = model, inputs
+        self.blocks, self.embeddings = hidden, embeddings
+
+    @cached_property
+    def now(self) -> Seen:
+        """By the model that is trained."""
+        return self._forward()
+
+    @cached_property
+    def before(self) -> Seen:
+        """By the model as it was before the stage."""
+        with before_stage(self.model):
+            return self._forward()
+
+    def logits(self, seen: Seen, positions: Tensor) -> Tensor:
+        """Logits at some of the batch's tokens, [n, vocabulary], in 32 bits.
+
+        The usual loss projects every position, and at 150,000 words that is a fifth of a step and most of
+        its memory.
+        """
+        head = self.model.get_base_model().get_output_embeddings()
+        logits: Tensor = head(seen.last[positions]).float()
+        return logits
+
+    def _forward(self) -> Seen:
+        base = self.model.get_base_model()
+        kept: dict[int, Tensor] = {}
+
+        def keep(place: int) -> Callable[..., None]:
+            def hook(module: Any, given: Any, out: Any) -> None:
+                states = out[0] if isinstance(out, tuple) else out
+                kept[place] = states.flatten(0, 1)
+
+            return hook
+
+        blocks = loading.blocks_of(base)
+        watched = {place: blocks[place] for place in self.blocks}
+        if self.embeddings:
+            watched[-1] = base.get_input_embeddings()
+        hooks = [module.register_forward_hook(keep(place)) for place, module in watched.items()]
+        try:
+            out = base.get_decoder()(**self.inputs, use_cache=False).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        embeddings = kept.pop(-1, None)
+        return Seen(out.flatten(0, 1), kept, embeddings)
+
+
+@dataclass
+class Tokens:
+    """Tokens of a batch that count, `n` of them.
+
+    positions: [n], of the tokens that they are predicted from, in the flattened batch. labels: [n], the
+    tokens themselves, or -100 for filler. count: such tokens in the whole optimiser step.
+    """
+
+    positions: Tensor
+    labels: Tensor
+    count: int | Tensor
+
+    @staticmethod
+    def of(batch: Batch, key: str, count: int | Tensor) -> Tokens:
+        """The tokens of a batch that have a label under a key (`labels`, `all`)."""
+        labels = batch[key]
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        positions = (following != IGNORED).nonzero()[:, 0]
+        return Tokens(positions, following[positions], count)
+
+
+class Step:
+    """What a defence sees of an optimiser step, or of a part of one: `n` tokens and what they come from.
+
+    labels [n] are the tokens to predict; a recorded step also has filler, whose label is -100, and
+    whose penalty does not count. All else is at the positions that the tokens are predicted from.
+    """
+
+    def __init__(self, passes: Passes, tokens: Tokens):
+        self._passes, self._tokens = passes, tokens
+        self.model, self.labels = passes.model, tokens.labels
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """By the model that is trained, [n, vocabulary]."""
+        return self._passes.logits(self._passes.now, self._tokens.positions)
+
+    @cached_property
+    def before(self) -> Tensor:
+        """By the model as it was before the stage, without gradients, [n, vocabulary]."""
+        with torch.no_grad():
+            return self._passes.logits(self._passes.before, self._tokens.positions)
+
+    @property
+    def real(self) -> Tensor:
+        """Which of the tokens are no filler, [n]."""
+        return self.labels != IGNORED
+
+    def hidden(self, block: int, *, before: bool = False) -> Tensor:
+        """Outputs of a block that was asked for, now or before the stage, [n, hidden]."""
+        seen = self._passes.before if before else self._passes.now
+        return seen.hidden[block][self._tokens.positions]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """Embeddings of the tokens at these positions, if they were asked for, [n, hidden]."""
+        embeddings = self._passes.now.embeddings
+        assert embeddings is not None, "ask for embeddings"
+        return embeddings[self._tokens.positions]
+
+    @property
+    def new(self) -> dict[str, Tensor]:
+        """Parameters of the adapter that is trained, by name."""
+        return parameters(self.model, NEW)
+
+    @property
+    def earlier(self) -> dict[str, Tensor]:
+        """Those of the earlier stages' adapters, added up in one of scale 1; asked for by `adapters`."""
+        return parameters(self.model, EARLIER)
+
+
+def parameters(model: Any, adapter: str) -> dict[str, Tensor]:
+    """Parameters of one adapter, by name."""
+    inside = f".{adapter}."
+    return {
+        name.replace(inside, "."): parameter
+        for name, parameter in model.named_parameters()
+        if inside in name
+    }
+
+
+class Objective:
+    """A stage's loss and the penalties of its defences, of one batch.
+
+    model: a PeftModel. Without a defence it has a loss alone.
+    """
+
+    def __init__(
+        self, model: Any, loss: str = losses.DEFAULT, defences: Mapping[str, Defence] | None = None
+    ):
+        self.model, self.loss = model, losses.get(loss)
+        self.defences: dict[str, list[Defence]] = {OWN: []}
+        for name, defence in (defences or {}).items():
+            if type(defence).penalty is not Defence.penalty:
+                source = f"{name}.{defence.asks.rows}" if defence.asks.rows else OWN
+                self.defences.setdefault(source, []).append(defence)
+
+    @property
+    def sources(self) -> list[str]:
+        """Where rows come from: `OWN`, and for other rows `defence.input`."""
+        return list(self.defences)
+
+    def keys(self, source: str) -> list[str]:
+        """Under which keys of a batch from there tokens are marked that count."""
+        asked = [defence.asks.tokens for defence in self.defences[source]]
+        keys = ["labels"] if source == OWN or "answer" in asked else []
+        return keys + (["all"] if "all" in asked else [])
+
+    def __call__(
+        self,
+        source: str,
+        inputs: Mapping[str, Any],
+        tokens: Mapping[str, Tokens],
+        share: float | Tensor,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A batch's part of the step's loss (None: not of the stage's own rows), and of its penalty.
+
+        inputs: what the decoder takes. tokens: by the `keys` of its source. share: one over the batches
+        that the step has from there.
+        """
+        defences = self.defences[source]
+        asks: list[Asks] = [defence.asks for defence in defences]
+        hidden = sorted({block for one in asks for block in one.hidden})
+        passes = Passes(self.model, inputs, hidden, any(one.embeddings for one in asks))
+        views = {key: Step(passes, chosen) for key, chosen in tokens.items()}
+        task: Tensor | None = None
+        if source == OWN:
+            own = views["labels"]
+            total = self.loss(own.logits, own.labels, lambda: own.before)
+            task = total / tokens["labels"].count
+        penalty: Tensor | None = None
+        for defence, asked in zip(defences, asks, strict=True):
+            key = "all" if asked.tokens == "all" else "labels"
+            value = defence.penalty(views[key])
+            if value is None:
+                continue
+            if value.dim():
+                value = value.masked_fill(~views[key].real, 0).sum() / tokens[key].count
+            else:
+                value = value * share
+            penalty = value if penalty is None else penalty + value
+        return task, penalty
+
+
+def added(task: Tensor | None, penalty: Tensor | None) -> Tensor | None:
+    """Loss and penalty together; None where there is neither."""
+    if task is None or penalty is None:
+        return penalty if task is None else task
+    return task + penalty
+
+
+class Stepper:
+    """Loss and gradients of steps, batch by batch."""
+
+    def __init__(self, objective: Objective, device: str | torch.device):
+        self.objective, self.device = objective, device
+
+    def step(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        """A step's loss, penalty included, and its penalty; its gradients are added to the parameters'."""
+        total, penalties = (torch.zeros((), device=self.device) for _ in range(2))
+        for source, parts in batches.items():
+            sizes = {key: counts(parts, key) for key in self.objective.keys(source)}
+            for batch in parts:
+                tokens = {key: Tokens.of(batch, key, n) for key, n in sizes.items()}
+                for chosen in tokens.values():
+                    chosen.positions = chosen.positions.to(self.device)
+                    chosen.labels = chosen.labels.to(self.device)
+                inputs: dict[str, Tensor] = {
+                    key: batch[key].to(self.device)
+                    for key in ("input_ids", "position_ids")
+                    if key in batch
+                }
+                task, penalty = self.objective(source, inputs, tokens, 1 / len(parts))
+                loss = added(task, penalty)
+                if loss is None:
+                    continue
+                loss.backward()
+                total += loss.detach()
+                if penalty is not None:
+                    penalties += penalty.detach()
+        return total, penalties

@@ -1,0 +1,283 @@
+"""TRL's trainer with this workflow's steps, checkpoints and log lines."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import Trainer as PlainTrainer
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from .. import adapter_files
+from ..errors import UserError
+from ..models import fused
+from . import checkpoints, graphs
+from .batches import COUNTED, Batch, Draws, count, cut
+from .defences import Defence
+from .model import Prepared
+from .run import Rows, TrainingRun
+from .runtime import Runtime
+from .steps import NEW, OWN, Batches, Objective, Stepper, parameters
+
+
+class Steps(Protocol):
+    """What computes a step: `steps.Stepper` or `graphs.Recorder`."""
+
+    def step(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss, penalty included, and penalty of a step; its gradients in the parameters."""
+
+
+@dataclass
+class Progress:
+    """How far a training is. What earlier jobs did of it comes from their last checkpoint.
+
+    done: its steps, of which those up to `first` by earlier jobs. curve: points of the loss curve.
+    started, ended: when this job began its steps and was through with them.
+    """
+
+    stop: int
+    first: int = 0
+    seconds_before: float = 0.0
+    counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    curve: list[dict[str, float]] = field(default_factory=list)
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    @staticmethod
+    def after(stop: int, resumed: tuple[Path, Mapping[str, Any]] | None) -> Progress:
+        """At the start, or after a checkpoint."""
+        if resumed is None:
+            return Progress(stop)
+        path, mark = resumed
+        return Progress(
+            stop, checkpoints.step_of(path), float(mark["seconds"]), dict(mark["counted"])
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Spent on steps, by earlier jobs too."""
+        return self.seconds_before + (self.ended or time.monotonic()) - self.started
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two points of the loss curve."""
+        return max(1, self.stop // 20)
+
+
+def point(line: Mapping[str, Any]) -> dict[str, float]:
+    """A point of the loss curve from a line of the trainer's log; `loss` is both parts together."""
+    loss, penalty = float(line["loss"]), float(line["penalty"])
+    return {
+        "step": line["step"],
+        "loss": round(loss, 6),
+        "task_loss": round(loss - penalty, 6),
+        "penalty": round(penalty, 6),
+        "lr": float(line.get("learning_rate", math.nan)),
+    }
+
+
+class Watch(TrainerCallback):
+    """Loss curve, progress lines, and the early stop of a dose."""
+
+    def __init__(
+        self, run: TrainingRun, progress: Progress, tokens: float, log: Callable[[str], None]
+    ):
+        self.run, self.progress, self.log = run, progress, log
+        self.tokens_per_step = tokens * run.settings["batch_size"]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """What a checkpoint knows of the curve."""
+        self.progress.curve.extend(point(line) for line in state.log_history if "loss" in line)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
+        """One point and one line. Raises UserError for a loss that is no number."""
+        if not logs or "loss" not in logs:
+            return
+        progress, loss = self.progress, float(logs["loss"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"chain {self.run.chain!r}: the loss is {loss} at step {state.global_step}; "
+                f"lower the stage's lr (now {self.run.settings['lr']})"
+            )
+        progress.curve.append(point({"step": state.global_step, **logs}))
+        elapsed = time.monotonic() - progress.started
+        done = state.global_step - progress.first
+        left = elapsed / done * (progress.stop - state.global_step)
+        penalty = f", {logs['penalty']:.3f} of it penalty" if logs["penalty"] else ""
+        self.log(
+            f"step {state.global_step}/{progress.stop}  loss {loss:.3f}{penalty}  "
+            f"{done * self.tokens_per_step / elapsed:,.0f} tokens/s  {left:.0f} s left"
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Stop where the chain's name says."""
+        self.progress.done = state.global_step
+        if state.global_step >= self.progress.stop:
+            control.should_training_stop = True
+            control.should_log = True
+            control.should_save = False
+
+
+@dataclass
+class OnHost:
+    """A step's batches in main memory: in an object of its own, accelerate does not move them."""
+
+    batches: Sequence[Batch]
+
+
+@dataclass
+class Work:
+    """What is done in each step.
+
+    cut: makes batches of a step's rows. draws: rows that defences ask for, by their source. projecting:
+    defences that change gradients, those of the parameters `learning`.
+    """
+
+    steps: Steps
+    cut: Callable[[Sequence[Any]], list[Batch]]
+    draws: Mapping[str, Draws]
+    projecting: Sequence[Defence]
+    learning: Mapping[str, torch.Tensor]
+
+
+def work_of(
+    run: TrainingRun,
+    runtime: Runtime,
+    prepared: Prepared,
+    defences: Mapping[str, Defence],
+    tokenizer: Any,
+) -> Work:
+    """The steps of a run: recorded or not, its rows cut as the runtime says."""
+    size, device = run.settings["batch_size"], prepared.model.device.type
+    objective = Objective(prepared.model, run.loss, defences)
+    steps: Steps = Stepper(objective, device)
+    multiple = 64
+    if prepared.used["cuda_graphs"]:
+        steps = graphs.Recorder(objective, size, by_rows=prepared.by_rows)
+        multiple = fused.TOKENS
+    draws = {}
+    for source in objective.sources:
+        name, _, file = source.partition(".")
+        if source != OWN:
+            rows = run.other_rows(tokenizer, defences[name].files[file])
+            draws[source] = Draws(rows.features, size, run.seed)
+    cutting = partial(cut, runtime=runtime, device=device, multiple=multiple)
+    projecting = [one for one in defences.values() if type(one).project is not Defence.project]
+    return Work(steps, cutting, draws, projecting, parameters(prepared.model, NEW))
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer. Loss and gradients of a step are ours, and what a checkpoint holds."""
+
+    def __init__(self, work: Work, progress: Progress, **given: Any):
+        self.work, self.progress = work, progress
+        self._penalties: list[torch.Tensor] = []
+        super().__init__(data_collator=self._collate, **given)
+        # Its own log lines are replaced by the progress lines.
+        self.remove_callback(PrinterCallback)
+
+    def _collate(self, rows: Sequence[Any]) -> dict[str, Any]:
+        return {"own": OnHost(self.work.cut(rows)), "counted": count(rows)}
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """One optimiser step's loss and gradients."""
+        # Here and not where batches are made: that is done ahead, and for steps that never come.
+        for key, value in inputs["counted"].items():
+            self.progress.counted[key] += value
+        if not model.training:
+            model.train()
+        batches = {OWN: inputs["own"].batches}
+        for source, draws in self.work.draws.items():
+            batches[source] = self.work.cut(draws.of(self.state.global_step))
+        loss, penalty = self.work.steps.step(batches)
+        for defence in self.work.projecting:
+            defence.project(self.work.learning)
+        self._penalties.append(penalty)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The mean penalty stands beside the mean loss, of the same steps."""
+        if "loss" in logs:
+            logs["penalty"] = float(torch.stack(self._penalties).mean())
+            self._penalties.clear()
+        super().log(logs, start_time)
+
+    # A checkpoint holds the new adapter alone, and not TRL's model card.
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        PlainTrainer._save_checkpoint(self, model, trial)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        checkpoints.seal(folder, seconds=self.progress.seconds, counted=self.progress.counted)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(str(output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        own = get_peft_model_state_dict(self.model, adapter_name=NEW)
+        save_file({k: v.contiguous() for k, v in own.items()}, folder / adapter_files.WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        own = load_file(Path(resume_from_checkpoint) / adapter_files.WEIGHTS)
+        set_peft_model_state_dict(self.model, own, adapter_name=NEW)
+
+
+def trainer_of(
+    run: TrainingRun,
+    runtime: Runtime,
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    work: Work,
+    progress: Progress,
+    folder: Path,
+    every: int,
+    log: Callable[[str], None],
+) -> Trainer:
+    """The trainer of a run, which writes a checkpoint into `folder` `every` so many steps (0: none)."""
+    settings, device, log_every = run.settings, model.device.type, progress.log_every
+    return Trainer(
+        work,
+        progress,
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            max_steps=run.steps(len(rows.kept)),
+            per_device_train_batch_size=settings["batch_size"],
+            gradient_accumulation_steps=1,  # a step is cut up by `batches.cut`
+            learning_rate=settings["lr"],
+            lr_scheduler_type=settings["scheduler"],
+            warmup_steps=math.ceil(settings["warmup_ratio"] * run.steps(len(rows.kept))),
+            weight_decay=settings["weight_decay"],
+            max_grad_norm=settings["max_grad_norm"],
+            max_length=settings["max_length"],
+            seed=run.seed,
+            data_seed=run.seed,
+            bf16=device == "cuda" and settings["dtype"] == "bfloat16",
+            use_cpu=device == "cpu",
+            gradient_checkpointing=runtime.gradient_checkpointing,
+            logging_steps=log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="steps" if every else "no",
+            # Right after a line of the log: the next mean would miss the steps before the checkpoint.
+            save_steps=math.ceil(max(every, 1) / log_every) * log_every,
+            save_total_limit=2,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=device == "cuda",
+            eos_token=tokenizer.eos_token,
+        ),
+        train_dataset=Dataset.from_list(rows.features),
+        processing_class=tokenizer,
+        callbacks=[Watch(run, progress, rows.tokens, log)],
+    )
