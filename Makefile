@@ -24,10 +24,10 @@ run: $(VENV)/.run
 	test ! -e "$$report" || echo "Report: $$report"
 
 estimate: $(VENV)/.run
-	$(BIN)/python workflow/scripts/estimate.py --configfile $(CONFIG)
+	$(BIN)/python tools/estimate.py --configfile $(CONFIG)
 
 compare: $(VENV)/.run
-	@$(BIN)/python workflow/scripts/compare.py $(RUNS)
+	@$(BIN)/python tools/compare.py $(RUNS)
 
 docs: $(VENV)/.run
 	$(BIN)/python tools/docs.py

@@ -21,12 +21,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-from persona_collapse.analysis import errata  # noqa: E402
-from persona_collapse.analysis.tables import headline_cell  # noqa: E402
-from persona_collapse.stages import ROOM as STAGES  # noqa: E402
-from persona_collapse.stages import Training  # noqa: E402
-from persona_collapse.study import config  # noqa: E402
-from persona_collapse.tables_io import read_csv  # noqa: E402
+from persona_collapse.analysis import errata
+from persona_collapse.analysis.tables import headline_cell
+from persona_collapse.stages import ROOM as STAGES
+from persona_collapse.stages import Training
+from persona_collapse.study import config
+from persona_collapse.tables_io import read_csv
 
 NULL = {"type": "null"}
 NOTE = "<!-- Made by `make docs`; edit what it is made from. -->"
@@ -308,9 +308,9 @@ def main() -> None:
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():
         read = {path.stem: read_csv(path) for path in tables.glob("*.csv")}
-        page = ROOT / "docs/statistics.md"
-        text = with_demo_table(page.read_text(encoding="utf-8"), demo_table(read))
-        page.write_text(text, encoding="utf-8")
+        path = ROOT / "docs/statistics.md"
+        text = with_demo_table(path.read_text(encoding="utf-8"), demo_table(read))
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

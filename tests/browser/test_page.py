@@ -225,7 +225,7 @@ def test_paper_shows_what_is_folded(page, visit):
 
 
 def test_two_runs_stand_side_by_side_on_one_axis(everything, visit, tmp_path):
-    from persona_collapse.report import compare
+    import compare
 
     runs = [compare.Run(name, "synthetic", everything) for name in ("one", "two")]
     path = tmp_path / "compare.html"

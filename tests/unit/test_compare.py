@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare
 import pytest
 from persona_collapse.errors import UserError
-from persona_collapse.report import compare
 from persona_collapse.runtime import seals
 from persona_collapse.tables_io import write_csv
 
@@ -67,7 +67,7 @@ def test_verdicts_that_differ_come_first(runs):
 
 
 def test_the_command_writes_the_page_and_says_where(results):
-    command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--results", str(results)]
+    command = [sys.executable, str(ROOT / "tools/compare.py"), "--results", str(results)]
     done = subprocess.run([*command, "one", "two"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
@@ -78,10 +78,10 @@ def test_the_command_writes_the_page_and_says_where(results):
 
 
 def test_a_wrong_call_is_one_line(results):
-    command = [sys.executable, str(ROOT / "workflow/scripts/compare.py"), "--results", str(results)]
+    command = [sys.executable, str(ROOT / "tools/compare.py"), "--results", str(results)]
     done = subprocess.run([*command, "one", "one"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("persona-collapse: two different runs are wanted")
+    assert done.stderr.startswith("persona-collapse: expected two different runs")
     assert len(done.stderr.strip().splitlines()) == 1
 
 

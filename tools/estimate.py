@@ -1,38 +1,38 @@
 """Print what is left of a run and what it will take.
 
-    python workflow/scripts/estimate.py [--configfile OVERLAY ...]
+    python tools/estimate.py [--configfile OVERLAY ...]
 
 Counts the jobs of a dry run, so what is done already costs nothing.
 """
 
+from __future__ import annotations
+
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
 from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.study import configuration, estimate, model_checks
+from snakemake.utils import update_config
 
 #: Hidden sizes of the models the presets name; read from the model's own config once it is there.
 HIDDEN = {"Qwen/Qwen2.5-7B-Instruct": 3584}
 
 
-def merge(base, overlay):
-    """Overlay over base, mapping by mapping, as Snakemake merges config files."""
-    for key, value in overlay.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        base[key] = merge(base[key], value) if both else value
-    return base
-
-
-def jobs_left(configfiles):
+def jobs_left(configfiles: Sequence[str]) -> dict[str, int]:
     """{rule: jobs} of a dry run; ends with Snakemake's own message if it fails."""
     command = [sys.executable, "-m", "snakemake", "-n", "--configfile", *configfiles]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit((done.stderr or done.stdout).strip().splitlines()[-1])
-    counts, inside = {}, False
+    counts: dict[str, int] = {}
+    inside = False
     for line in (done.stdout + done.stderr).splitlines():
         words = line.split()
         if words == ["job", "count"]:
@@ -45,15 +45,15 @@ def jobs_left(configfiles):
     return counts
 
 
-def main():
+def main() -> None:
     """Parse the arguments, estimate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
     files = parser.parse_args().configfile
-    config = {}
+    config: dict[str, Any] = {}
     try:
         for path in dict.fromkeys(["config/config.yaml", *files]):
-            merge(config, yaml_files.load_mapping(path))
+            update_config(config, yaml_files.load_mapping(path))
         plan = configuration.plan(config)
         model_checks.check_plan(plan)
     except UserError as error:

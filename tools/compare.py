@@ -1,24 +1,29 @@
-"""Two runs side by side: one page from the tables in results/<run>/, in the report's style.
+"""Two finished runs side by side: results/compare/<a>-<b>.html, in the report's style.
 
-Nothing is tested here: the runs differ in whatever their configs differ in, and the page says what
-each measured, with its own intervals.
+    python tools/compare.py A B [--results DIR]
+
+Reads the tables in results/A and results/B; runs no rule. Nothing is tested here: the runs differ in
+whatever their configs differ in, and the page says what each measured, with its own intervals.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
-from ..analysis.tables import headline_cell
-from ..errors import UserError
-from ..files import read_json
-from ..runtime import seals
-from ..tables_io import read_csv
-from . import charts, rendering
+import pandas as pd
+from persona_collapse.analysis.tables import headline_cell
+from persona_collapse.errors import UserError
+from persona_collapse.files import read_json, write_text
+from persona_collapse.report import charts, rendering
+from persona_collapse.runtime import seals
+from persona_collapse.tables_io import read_csv
 
 TABLES = ("grid", "marker_rates", "geometry", "headline", "scorecard", "training")
 
@@ -164,3 +169,24 @@ def render(runs: Sequence[Run]) -> str:
             **rendering.page_parts(),
         )
     )
+
+
+def main() -> None:
+    """Parse the arguments, compare, write, say where."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="name of a run in results/")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    given = parser.parse_args()
+    try:
+        if len(set(given.runs)) != 2 or len(given.runs) != 2:
+            raise UserError('expected two different runs: make compare RUNS="a b"')
+        runs = [load(given.results, name) for name in given.runs]
+    except UserError as error:
+        sys.exit(f"persona-collapse: {error}")
+    path = given.results / "compare" / f"{'-'.join(given.runs)}.html"
+    write_text(path, render(runs))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
