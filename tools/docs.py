@@ -23,15 +23,77 @@ sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 from persona_collapse.analysis import errata
 from persona_collapse.analysis.tables import headline_cell
+from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.stages import ROOM as STAGES
 from persona_collapse.stages import Training
-from persona_collapse.study import config
+from persona_collapse.study.config import Config
 from persona_collapse.tables_io import read_csv
+from persona_collapse.training import defences
 
 NULL = {"type": "null"}
 NOTE = "<!-- Made by `make docs`; edit what it is made from. -->"
 
 Schema = Mapping[str, Any]
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config or an overlay, for editors: any key may be left out, or taken away by null."""
+    made = Config.model_json_schema()
+    for name in STAGES.names():
+        own = STAGES.get(name).Settings.model_json_schema()
+        made["$defs"] |= own.pop("$defs", {})
+        own["properties"] = {
+            "kind": {"const": name, "description": "This kind."},
+            **own["properties"],
+        }
+        if "defence" in own["properties"]:
+            own["properties"]["defence"] |= {
+                "additionalProperties": False,
+                "properties": {
+                    name: defences.settings(name).model_json_schema() for name in defences.names()
+                },
+            }
+        made["$defs"][name] = own
+    refs = {name: {"$ref": f"#/$defs/{name}"} for name in STAGES.names()}
+    made["properties"]["measures"] |= {
+        "additionalProperties": False,
+        "properties": {name: _measure_schema(name) for name in MEASURES.names()},
+    }
+    made["properties"]["stages"]["additionalProperties"] = {"anyOf": list(refs.values())}
+    made["properties"]["training"] |= {"additionalProperties": False, "properties": refs}
+    for block in (made, *made["$defs"].values()):
+        _loosen(block)
+    return made
+
+
+def _measure_schema(name: str) -> dict[str, Any]:
+    """Schema of a measure's settings; of one without any, what the measure says of itself."""
+    measure = MEASURES.get(name)
+    made = measure.settings.model_json_schema()
+    if not measure.settings.model_fields:
+        made["description"] = str(measure.function.__doc__).splitlines()[0]
+    return made
+
+
+def _loosen(block: dict[str, Any]) -> None:
+    """Require no key of a block's schema, let null take each away, and drop what repeats names."""
+    block.pop("required", None)
+    block.pop("title", None)
+    if isinstance(block.get("additionalProperties"), dict):
+        block["additionalProperties"] = _or_null(block["additionalProperties"])
+    for kind in {"properties", "patternProperties"} & block.keys():
+        block[kind] = {name: _or_null(value) for name, value in block[kind].items()}
+
+
+def _or_null(value: dict[str, Any]) -> dict[str, Any]:
+    """A schema that lets null through too."""
+    _loosen(value)
+    null = {"type": "null"}
+    outer: dict[str, Any] = {
+        key: value.pop(key) for key in ("description", "default") if key in value
+    }
+    branches = value.pop("anyOf", value.pop("oneOf", None)) or [value]
+    return {"anyOf": [each for each in branches if each != null] + [null], **outer}
 
 
 @dataclass(frozen=True)
@@ -44,9 +106,9 @@ class Key:
     text: str
 
 
-def resolved(schema: Schema, root: Schema) -> dict[str, Any]:
+def resolved(node: Schema, root: Schema) -> dict[str, Any]:
     """A schema with its reference followed, and without the null that takes a key away."""
-    found = dict(schema)
+    found = dict(node)
     if "$ref" in found:
         found = {**root["$defs"][found.pop("$ref").rpartition("/")[2]], **found}
     branches = [each for each in found.get("anyOf", []) if each != NULL]
@@ -56,9 +118,9 @@ def resolved(schema: Schema, root: Schema) -> dict[str, Any]:
     return found
 
 
-def keys(schema: Schema, root: Schema, path: str = "") -> Iterator[Key]:
+def keys(node: Schema, root: Schema, path: str = "") -> Iterator[Key]:
     """Every key below a schema, outer ones first."""
-    own = resolved(schema, root)
+    own = resolved(node, root)
     for name, value in own.get("properties", {}).items():
         inner = resolved(value, root)
         where = f"{path}.{name}".lstrip(".")
@@ -149,7 +211,7 @@ TITLES = {"lora": "LoRA", "data": "Data sets", "conditions": "Conditions"}
 
 def config_page() -> str:
     """docs/config.md: every key of the config, from the config's blocks."""
-    root = config.schema()
+    root = schema()
     demo = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
     lines = [
         NOTE,
@@ -204,7 +266,7 @@ def config_page() -> str:
 
 def schema_text() -> str:
     """workflow/schemas/config.schema.json."""
-    made = config.schema()
+    made = schema()
     parts = [
         f'"{name}": {json.dumps(text)}' for name, text in made.items() if isinstance(text, str)
     ]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from persona_collapse import geometry, statistics
 from persona_collapse.analysis import claims, tables
-from persona_collapse.study import config, configuration
+from persona_collapse.study import configuration
 from snakemake.utils import update_config
 from test_tables import GRID, load
 
@@ -45,7 +45,7 @@ def test_made_pages_are_what_make_docs_would_write(name):
 
 def test_every_key_of_the_config_is_described_and_on_the_page():
     page = (ROOT / "docs/config.md").read_text()
-    schema = config.schema()
+    schema = documentation.schema()
     for part in (schema, *schema["$defs"].values()):
         for key in documentation.keys(part, schema):
             assert key.text, f"{key.path} has no description"
@@ -61,7 +61,7 @@ def test_every_key_of_the_config_is_described_and_on_the_page():
 )
 def test_the_schema_for_editors_takes_configs_and_overlays(path):
     given = yaml.safe_load((ROOT / path).read_text())
-    validator = jsonschema.Draft202012Validator(config.schema())
+    validator = jsonschema.Draft202012Validator(documentation.schema())
     validator.validate(given)
     given["lora"] = {"rank": 8}
     assert "rank" in str(jsonschema.exceptions.best_match(validator.iter_errors(given)))

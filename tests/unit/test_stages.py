@@ -9,8 +9,10 @@ import yaml
 from persona_collapse import stages
 from persona_collapse.chains import parse
 from persona_collapse.errors import UserError
-from persona_collapse.study import config, configuration
+from persona_collapse.study import configuration
 from test_docs import EXTENDING, blocks
+
+import docs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +62,7 @@ def test_one_file_is_another_kind(given, another):
     job = plan.training(chain)
     assert (job.settings["lr"], job.settings["kind"]) == (2e-4, "induced")
     assert job.system == plan.prompts(["comedian"])["comedian"]
-    assert "induced" in config.schema()["$defs"]
+    assert "induced" in docs.schema()["$defs"]
     del given["stages"]["em-comedian"]["persona"]
     with pytest.raises(UserError, match="stages: em-comedian: persona: is missing"):
         configuration.check(given)

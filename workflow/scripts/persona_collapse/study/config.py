@@ -1,14 +1,13 @@
 """The config's blocks: keys, values, defaults and descriptions.
 
-`read` checks a config by them and fills in what it leaves out. `schema` is the same for editors, and
-docs/config.md is made from it. What can only be said of several blocks together, or of the files that
-they name, is checked in `configuration`.
+`reading` checks a config by them and fills in what it leaves out; tools/docs.py makes the schema for
+editors and docs/config.md from them. What can only be said of several blocks together, or of the files
+that they name, is checked in `configuration`.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,14 +16,10 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from .. import yaml_files
 from ..chains import STAGE_NAME
-from ..errors import UserError
-from ..measures import ROOM as MEASURES
 from ..models import chat_template
 from ..settings import (
     AS_GIVEN,
@@ -38,31 +33,11 @@ from ..settings import (
     Sha256,
     Share,
     SomeShare,
-    UnknownKey,
     exactly_one,
-    printable,
 )
-from ..stages import ROOM as STAGES
 from ..stages import Lora
-from ..training import defences
 from ..training.runtime import Runtime as TrainingRuntime
 
-#: What a pattern lets through, in words.
-PATTERNS = {
-    f"^{STAGE_NAME}$": "a name of letters, digits, '_' and '-' that begins with a letter",
-    "^[A-Za-z][A-Za-z0-9_-]*$": "a name of letters, digits, '_' and '-' that begins with a letter",
-    "^[A-Za-z0-9][A-Za-z0-9_.-]*$": "a name of letters, digits, '_', '.' and '-'",
-    r"^\w[\w.-]*$": "a name of letters, digits, '_', '.' and '-'",
-    "^[A-Za-z_][A-Za-z0-9_]*$": "the name of a Python package",
-    "^[0-9a-f]{64}$": "64 hex digits",
-    "^[0-9a-f]{40}$": "a commit of 40 hex digits, for a branch or tag can move",
-    "^[0-9a-f]{32}$": "32 hex digits",
-    "^[0-9]{4}-[0-9]{2}-[0-9]{2}$": "a day as YYYY-MM-DD",
-    r"\.(jsonl|json|parquet)$": "a file whose name ends in .jsonl, .json or .parquet",
-    "^(https|http|file)://": "an address that begins with https://, http:// or file://",
-    "/": "owner/name, or a folder",
-    "^[A-Za-z0-9][A-Za-z0-9._/-]*$": "a commit, branch or tag",
-}
 StageName = Annotated[str, Field(pattern=f"^{STAGE_NAME}$")]
 Personas = Annotated[
     list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]], Field(min_length=2), DISTINCT
@@ -605,302 +580,3 @@ class Config(Settings):
         "config/errata.yaml",
         description="File of the study's figures that its own numbers do not bear out.",
     )
-
-
-#: Keys that have another name or place now; `*` is any name.
-MOVED = {
-    "experiments": "conditions",
-    "scale": "judge",
-    "sources": "source_personas",
-    "conditions: *: sources": "source_personas",
-    "data: *: source": "from",
-    "training: *: objective": "loss",
-    "stages: *: objective": "loss",
-    "gpus": "runtime: gpus_per_job",
-    "jobs_per_gpu": "runtime: jobs_per_gpu",
-    "checkpoint_steps": "runtime: checkpoint_steps",
-    "generation: chains_per_engine": "runtime: chains_per_engine",
-    **{f"generation: {key}": f"runtime: sampling: {key}" for key in SamplingRuntime.model_fields},
-    **{
-        f"generation: {key}": f"sampling: {key}"
-        for key in ("backend", "max_model_len", "batch_invariant")
-    },
-    "activations: batch_size": "runtime: activations: batch_size",
-    "activations: store": "measures: activations: dtype",
-    "activations": "measures: activations",
-    "sampling: rescored": "measures: logprob_check: count",
-    "conditions: *: measure": "measures",
-    **{
-        f"{where}: *: {key}": f"runtime: training: {key}"
-        for where in ("training", "stages")
-        for key in TrainingRuntime.model_fields
-    },
-}
-
-
-def read(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config checked by its blocks, in plain types, with what it leaves out filled in.
-
-    Stages hold their own keys alone: what they get from `training:` and `lora:` is filled in there.
-    Raises UserError, one line that names the key, for the first thing wrong.
-    """
-    config = _plain(given)
-    for old, new in MOVED.items():
-        for where in _found(config, old.split(": ")):
-            raise UserError(f"config: {where}: is now called {new}:")
-    if isinstance(config.get("measures"), dict):
-        for name in ALWAYS:
-            if name not in config["measures"]:
-                raise UserError(f"config: measures: {name}: is missing; the run's tables need it")
-    made = _checked(Config, config, ()).model_dump(exclude_none=True, by_alias=True)
-    training = {}
-    for name in [*made["training"], *STAGES.names()]:
-        own = made["training"].get(name, {})
-        training[name] = own | _defaults(_kind(name, ("training",)), own, ("training", name))
-    made["training"] = {name: given for name, given in training.items() if given}
-    made["measures"] = {
-        name: _measure(name, settings) for name, settings in made["measures"].items()
-    }
-    made["stages"] = {
-        name: _stage(name, entry, made["lora"], made["training"])
-        for name, entry in made["stages"].items()
-    }
-    return made
-
-
-def _plain(value: Any) -> Any:
-    """The config in plain types, keys whose value is null left out.
-
-    Overlays can only add to a mapping or replace in it; null lets them take away. Mappings without a
-    mapping in them are sorted: Snakemake would take another order for a change.
-    """
-    if isinstance(value, Mapping):
-        out = {str(k): _plain(v) for k, v in value.items() if v is not None}
-        named = any(isinstance(v, Mapping) for v in out.values())
-        return out if named else dict(sorted(out.items()))
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _found(node: Any, keys: list[str]) -> Iterator[str]:
-    """Paths of a config that match these keys."""
-    if not isinstance(node, dict):
-        return
-    for key in node if keys[0] == "*" else {keys[0]} & node.keys():
-        if len(keys) == 1:
-            yield key
-        else:
-            yield from (f"{key}: {rest}" for rest in _found(node[key], keys[1:]))
-
-
-#: What every table of the run starts from.
-ALWAYS = ("markers", "activations")
-
-
-def _measure(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A measure's settings."""
-    try:
-        cls = MEASURES.get(name).settings
-    except UserError as error:
-        raise UserError(f"config: measures: {error}") from None
-    return _checked(cls, given, ("measures", name)).model_dump(exclude_none=True, by_alias=True)
-
-
-def _kind(name: str, where: tuple[Any, ...]) -> type[Settings]:
-    """Settings of a kind of stage."""
-    try:
-        return STAGES.get(name).Settings
-    except UserError as error:
-        raise UserError(f"config: {_path(where)}{error}") from None
-
-
-def _defaults(
-    cls: type[Settings], own: Mapping[str, Any], where: tuple[Any, ...]
-) -> dict[str, Any]:
-    """What stages of a kind have where neither they nor `training:` (`own`) nor `lora:` say otherwise."""
-    _checked(cls, own, where, whole=False)
-    return {
-        name: field.default
-        for name, field in cls.model_fields.items()
-        if name not in {*own, *Lora.model_fields}
-        and not field.is_required()
-        and field.default is not None
-    }
-
-
-def _stage(
-    name: str, entry: Mapping[str, Any], lora: Mapping[str, Any], training: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A stage's own keys, checked together with what it gets from elsewhere."""
-    where = ("stages", name)
-    if "kind" not in entry:
-        raise UserError(
-            f"config: {_path(where)}kind: is missing; expected one of {', '.join(STAGES.names())}"
-        )
-    cls = _kind(entry["kind"], (*where, "kind"))
-    own = {key: value for key, value in entry.items() if key != "kind"}
-    given = {**lora, **training.get(entry["kind"], {})}
-    given = {key: value for key, value in given.items() if key in cls.model_fields}
-    hint = f"; set it there or under training: {entry['kind']}"
-    _checked(cls, {**given, **own}, where, hint=hint)
-    blocks = {**given, **own}.get("defence", {})
-    if blocks:
-        own["defence"] = {key: _defence(key, block, where) for key, block in blocks.items()}
-    return {"kind": entry["kind"], **own}
-
-
-def _defence(name: str, given: Mapping[str, Any], where: tuple[Any, ...]) -> dict[str, Any]:
-    """A defence's settings."""
-    try:
-        cls = defences.settings(name)
-    except UserError as error:
-        raise UserError(f"config: {_path((*where, 'defence'))}{error}") from None
-    made = _checked(cls, given, (*where, "defence", name))
-    return made.model_dump(exclude_none=True, by_alias=True)
-
-
-def _checked(
-    cls: type[Settings],
-    given: Mapping[str, Any],
-    where: tuple[Any, ...],
-    whole: bool = True,
-    hint: str = "",
-) -> Settings:
-    """A block of the config at a place. `whole`: no key may be missing; `hint`: what to do then."""
-    try:
-        return cls.model_validate(given)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        unknown = [each for each in errors if _unknown(each)]
-        if not whole:
-            errors = [each for each in errors if each["loc"] and each["type"] != "missing"]
-        if not unknown + errors:
-            return cls.model_construct(**given)
-        first = (unknown + errors)[0]
-        raise UserError(f"config: {_path((*where, *first['loc']))}{_told(first, hint)}") from None
-
-
-def _unknown(error: Mapping[str, Any]) -> bool:
-    return isinstance(error.get("ctx", {}).get("error"), UnknownKey)
-
-
-def _path(where: tuple[Any, ...]) -> str:
-    if where[-1:] == ("[key]",):  # of a mapping: it is told as the value
-        where = where[:-2]
-    parts = [str(part) for part in where]
-    return "".join(f"{printable(part)}: " for part in parts if not part.startswith(HIDDEN))
-
-
-#: What is expected, by the kind of pydantic's error.
-EXPECTED = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping (key: value)",
-    "model_type": "a mapping (key: value)",
-    "literal_error": "one of {expected}",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
-    "string_too_short": "at least {min_length} characters",
-    "string_too_long": "at most {max_length} characters",
-}
-#: The same in the words of JSON schemas, for `yaml_files.advice`.
-TYPES = {
-    "string_type": "string",
-    "int_type": "integer",
-    "float_type": "number",
-    "bool_type": "boolean",
-    "list_type": "array",
-    "dict_type": "object",
-    "model_type": "object",
-}
-
-
-def _told(error: Mapping[str, Any], hint: str) -> str:
-    """What is wrong with a value, in words."""
-    kind, value, details = error["type"], error["input"], error.get("ctx", {})
-    if kind == "missing":
-        return f"is missing{hint}"
-    if kind == "value_error":
-        return str(details["error"])
-    if kind == "string_unicode":
-        return f"{value!r} holds half of a character; write the whole one"
-    if kind == "string_pattern_mismatch":
-        expected = PATTERNS[details["pattern"]]
-    elif kind in EXPECTED:
-        expected = EXPECTED[kind].format(**details)
-    else:
-        return str(error["msg"])
-    advice = yaml_files.advice(value, TYPES.get(kind))
-    if kind == "list_type" and isinstance(value, str | int | float):
-        advice = f" (write [{value}])"
-    shown = str(value) if isinstance(value, datetime.date) else repr(value)
-    return f"expected {expected}, got {shown if len(shown) < 80 else shown[:76] + '...'}{advice}"
-
-
-def schema() -> dict[str, Any]:
-    """JSON schema of a config or an overlay, for editors: any key may be left out, or taken away by null."""
-    made = Config.model_json_schema()
-    for name in STAGES.names():
-        own = STAGES.get(name).Settings.model_json_schema()
-        made["$defs"] |= own.pop("$defs", {})
-        own["properties"] = {
-            "kind": {"const": name, "description": "This kind."},
-            **own["properties"],
-        }
-        if "defence" in own["properties"]:
-            own["properties"]["defence"] |= {
-                "additionalProperties": False,
-                "properties": {
-                    name: defences.settings(name).model_json_schema() for name in defences.names()
-                },
-            }
-        made["$defs"][name] = own
-    refs = {name: {"$ref": f"#/$defs/{name}"} for name in STAGES.names()}
-    made["properties"]["measures"] |= {
-        "additionalProperties": False,
-        "properties": {name: _measure_schema(name) for name in MEASURES.names()},
-    }
-    made["properties"]["stages"]["additionalProperties"] = {"anyOf": list(refs.values())}
-    made["properties"]["training"] |= {"additionalProperties": False, "properties": refs}
-    for block in (made, *made["$defs"].values()):
-        _loosen(block)
-    return made
-
-
-def _measure_schema(name: str) -> dict[str, Any]:
-    """Schema of a measure's settings; of one without any, what the measure says of itself."""
-    measure = MEASURES.get(name)
-    made = measure.settings.model_json_schema()
-    if not measure.settings.model_fields:
-        made["description"] = str(measure.function.__doc__).splitlines()[0]
-    return made
-
-
-def _loosen(block: dict[str, Any]) -> None:
-    """Require no key of a block's schema, let null take each away, and drop what repeats names."""
-    block.pop("required", None)
-    block.pop("title", None)
-    if isinstance(block.get("additionalProperties"), dict):
-        block["additionalProperties"] = _or_null(block["additionalProperties"])
-    for kind in {"properties", "patternProperties"} & block.keys():
-        block[kind] = {name: _or_null(value) for name, value in block[kind].items()}
-
-
-def _or_null(value: dict[str, Any]) -> dict[str, Any]:
-    """A schema that lets null through too."""
-    _loosen(value)
-    null = {"type": "null"}
-    outer: dict[str, Any] = {
-        key: value.pop(key) for key in ("description", "default") if key in value
-    }
-    branches = value.pop("anyOf", value.pop("oneOf", None)) or [value]
-    return {"anyOf": [each for each in branches if each != null] + [null], **outer}

@@ -21,9 +21,9 @@ from ..models.chat_template import LOSSES
 from ..stages import Stage
 from ..training import losses
 from . import locations
-from .config import read
 from .only import narrowed
 from .plan import Config, Plan
+from .reading import read
 
 
 def check(given: Mapping[str, Any]) -> Config:

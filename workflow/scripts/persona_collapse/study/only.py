@@ -44,13 +44,13 @@ def narrowed(config: Config) -> Config:
     }
 
 
-def _with_others(entries: Mapping[str, Any], names: Iterable[str | None]) -> set[str]:
+def _with_others(entries: Mapping[str, Any], names: Iterable[str]) -> set[str]:
     """Data sets, and those that they are read from or matched to."""
     found: set[str] = set()
     todo = [name for name in names if name in entries]
     while todo:
         name = todo.pop()
-        if name is not None and name not in found:
+        if name not in found:
             found.add(name)
             others = entries[name]["from"].get("same_as"), entries[name].get("match_tokens")
             todo += [other for other in others if other in entries]
