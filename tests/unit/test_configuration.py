@@ -217,6 +217,25 @@ def test_a_chain_is_trained_and_measured_once(config):
             "focal",
             "config: stages: em: loss: expected a loss (cross_entropy), got 'focal'",
         ),
+        (["training", "sft", "lr"], -1, "config: training: sft: lr: expected more than 0, got -1"),
+        (["only"], [], "config: only: expected a list of 1 or more, got []"),
+        (
+            ["measures", "activations", "layers"],
+            0.5,
+            "layers: expected a list, got 0.5 (write [0.5])",
+        ),
+        (["measures", "activation"], {}, "config: measures: expected a measure (activations, "),
+        (
+            ["measures", "markers"],
+            None,
+            "config: measures: markers: is missing; the run's tables need it",
+        ),
+        (
+            ["statistics", "families", 0, "metric"],
+            3,
+            "config: statistics: families: 0: metric: expected text, got 3 (write it in quotes",
+        ),
+        (["data", "em", "from"], {"url": "ftp://me:secret@x/y"}, "got an address with a user name"),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (

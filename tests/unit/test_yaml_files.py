@@ -157,6 +157,7 @@ def test_files_of_the_last_jobs_are_looked_at_first(refused, key, monkeypatch):
     [
         ("training: sft: lr", "1e-4", "expected a number, got '1e-4' (text in YAML: write 1.0e-04)"),
         ("training: sft: epochs", "2.5e3", "(text in YAML: write 2.5e+03)"),
+        ("lora: dropout", "'0.5'", "(text in YAML: write 0.5)"),
         ("lora: r", "'8'", "(text in YAML: write 8)"),
         ("training: sft: steps", "1e3", "(text in YAML: write 1000)"),
         ("run", "001", "expected text, got 1 (write it in quotes"),

@@ -197,7 +197,10 @@ def advice(value: Any, expected: Any) -> str:
         except (ValueError, OverflowError):
             return ""
         if math.isfinite(number):
-            return f" (text in YAML: write {int(number) if whole else _float_text(number)})"
+            written = (
+                int(number) if whole else _float_text(number) if "e" in value.lower() else value
+            )
+            return f" (text in YAML: write {written})"
     return ""
 
 

@@ -105,7 +105,9 @@ def _day(value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     """On the command line, names with commas between them are a list."""
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in value.split(",") if name.strip()]
 
 
 class Model(Settings):
@@ -434,6 +436,13 @@ class Separability(Settings):
     )
 
 
+Patterns = Annotated[
+    Annotated[str, Tag(f"{HIDDEN}one")]
+    | Annotated[list[str], Field(min_length=1), Tag(f"{HIDDEN}several")],
+    Discriminator(lambda value: HIDDEN + ("several" if isinstance(value, list) else "one")),
+]
+
+
 class Family(Settings, extra="allow"):
     """A family of tests, corrected on its own. Every other key is a column of the table, with the pattern or
     patterns that its value must match."""
@@ -442,7 +451,7 @@ class Family(Settings, extra="allow"):
     table: Literal["marker_tests", "geometry", "contrasts", "axis", "separability", "link"] = Field(
         description="Table whose tests it takes."
     )
-    __pydantic_extra__: dict[str, str | Annotated[list[str], Field(min_length=1)]]
+    __pydantic_extra__: dict[str, Patterns]
 
 
 def _named_once(families: list[Family]) -> list[Family]:
@@ -564,7 +573,7 @@ class Config(Settings):
         dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")], Condition],
         Field(min_length=1),
     ] = Field(description="Conditions by name: the chains that are measured.")
-    only: Annotated[Names, BeforeValidator(_listed)] | None = Field(
+    only: Annotated[Names, Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None,
         description="Run these conditions alone, with what they need and the base model; on the command "
         "line --config only=C1,C4. Default: all.",

@@ -231,12 +231,12 @@ EXPECTED = {
     "dict_type": "a mapping (key: value)",
     "model_type": "a mapping (key: value)",
     "literal_error": "one of {expected}",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:.10g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:.10g}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} at most",
     "string_too_short": "at least {min_length} characters",
     "string_too_long": "at most {max_length} characters",
 }
@@ -268,7 +268,9 @@ def _told(error: Mapping[str, Any], hint: str) -> str:
     else:
         return str(error["msg"])
     advice = yaml_files.advice(value, TYPES.get(kind))
-    if kind == "list_type" and isinstance(value, str | int | float):
+    if kind == "list_type" and type(value) in (str, int, float):
         advice = f" (write [{value}])"
     shown = str(value) if isinstance(value, datetime.date) else repr(value)
+    if "://" in shown and "@" in shown:
+        shown = "an address with a user name or password"
     return f"expected {expected}, got {shown if len(shown) < 80 else shown[:76] + '...'}{advice}"
