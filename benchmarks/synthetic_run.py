@@ -65,7 +65,7 @@ def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
 
 def load_of(plan: Plan) -> Any:
     """A loader of activations: 16 numbers wide, at the config's methods and blocks."""
-    config = plan.config["activations"]
+    config = plan.measures["activations"]
     personas = list(plan.geometry_prompts)
     shape = (len(config["layers"]), len(personas), len(QUESTIONS), 16)
 

@@ -104,7 +104,7 @@ def test_the_geometric_arm(at_root):
     config = plan.config
     assert len(plan.geometry_prompts) == 12
     assert len(load_questions(config["questions"]["extraction"])) == 240
-    assert config["activations"]["layers"] == [7, 14, 20, 21, 27]
+    assert plan.measures["activations"]["layers"] == [7, 14, 20, 21, 27]
     grid = plan.grid.set_index("condition")
     assert sorted(grid.loc["E0", "seed"]) == sorted(grid.loc["E4", "seed"]) == ["137", "256", "42"]
     assert grid.loc["L3", "chain"] == "em-french_person@42+couple-confab@42"
