@@ -1,6 +1,7 @@
 """A plan is worked out once, and its cost grows with the number of chains."""
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -141,3 +142,15 @@ def test_a_data_set_that_a_defence_alone_reads_is_used():
 def test_a_wrong_defence_is_one_line_before_any_job(defence, said):
     with pytest.raises(UserError, match=f"config: stages: em: {said}"):
         with_stage(defence=defence)
+
+
+def test_a_job_s_plan_waits_for_no_large_library():
+    """A job makes its plan before it knows whether its work is done: in a fifth of a second."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'workflow/scripts')!r})\n"
+        "from persona_collapse.study.plan import Plan\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    large = {"torch", "transformers", "pandas", "scipy", "datasets", "snakemake", "matplotlib"}
+    assert not large & set(done.stdout.split())
