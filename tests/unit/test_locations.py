@@ -54,12 +54,13 @@ def test_a_tilde_is_the_user_s_home_in_every_path(tmp_path, monkeypatch, home):
         },
         "claims": "~/c.yaml",
         "errata": "~/e.yaml",
+        "measures": {"preference": {"file": "~/p.jsonl"}},
         "marker": "~/x",
     }
     locations.resolve_all(given)
     text = repr(given)
     assert text.count("~") == 1 and given["marker"] == "~/x"
-    assert text.count(expected + "/") == 8
+    assert text.count(expected + "/") == 9
 
 
 def test_snakemake_runs_from_any_folder(tmp_path):

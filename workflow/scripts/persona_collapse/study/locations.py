@@ -14,6 +14,7 @@ PATHS = (
     ("model", "demo", "world"),
     ("personas", "file"),
     ("questions", "*", "file"),
+    ("measures", "*", "file"),
     ("data", "*", "from", "file"),
     ("data", "*", "from", "hub", "id"),  # may be a folder
     ("claims",),
