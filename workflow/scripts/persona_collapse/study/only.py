@@ -34,8 +34,7 @@ def narrowed(config: Config) -> Config:
     }
     plan = Plan({**config, "conditions": kept})
     stages = {stage.name for name in plan.trained_chains for stage in chains.parse(name).stages}
-    read = [[plan.stages[name].data, *plan.defence_data(name)] for name in stages]
-    data = _with_others(config["data"], [name for names in read for name in names])
+    data = _with_others(config["data"], plan.data_used)
     return {
         **plan.config,
         "stages": {name: entry for name, entry in config["stages"].items() if name in stages},
@@ -45,15 +44,15 @@ def narrowed(config: Config) -> Config:
 
 
 def _with_others(entries: Mapping[str, Any], names: Iterable[str]) -> set[str]:
-    """Data sets, and those that they are read from or matched to."""
+    """Data sets of these names, and those that they are read from or matched to."""
     found: set[str] = set()
     todo = [name for name in names if name in entries]
     while todo:
         name = todo.pop()
         if name not in found:
             found.add(name)
-            others = entries[name]["from"].get("same_as"), entries[name].get("match_tokens")
-            todo += [other for other in others if other in entries]
+            others = (entries[name]["from"].get("same_as"), entries[name].get("match_tokens"))
+            todo.extend(str(other) for other in others if other in entries)
     return found
 
 
