@@ -57,7 +57,7 @@ def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
     for persona in personas:
         for number, question in enumerate(QUESTIONS):
             text = " ".join(rng.choice(WORDS, 130)) + f" {marker}" * int(rng.random() < 0.3)
-            row = {"model": chain, "persona": persona, "question_id": f"q{number}", "sample": 0}
+            row = {"chain": chain, "persona": persona, "question_id": f"q{number}", "sample": 0}
             row |= {"question": question, "text": text, "n_tokens": 90 + int(rng.integers(40))}
             rows.append(row | {"finish_reason": "stop", "marker_logprob": -rng.exponential(9)})
     return pd.DataFrame(rows)
@@ -83,20 +83,20 @@ def load_of(plan: Plan) -> Any:
 
 def spread(few: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
     """A table by condition and chain, of a few chains, made one of every cell of the grid."""
-    first = few.drop_duplicates(["model"])[["condition", "model"]]
+    first = few.drop_duplicates(["chain"])[["condition", "chain"]]
     blocks = {
-        model: rows[rows["condition"] == condition]
-        for condition, model in first.itertuples(index=False)
-        for rows in [few[few["model"] == model]]
+        name: rows[rows["condition"] == condition]
+        for condition, name in first.itertuples(index=False)
+        for rows in [few[few["chain"] == name]]
     }
     names = [name for name in blocks if name not in ("base", "")]
-    parts = [few[few["model"].isin(["base", ""])]]
+    parts = [few[few["chain"].isin(["base", ""])]]
     for cell in grid[grid["chain"] != "base"].drop_duplicates(["condition", "chain"]).itertuples():
         rng = random_of(cell.condition + cell.chain)
         rows = blocks[names[int(rng.integers(len(names)))]].copy()
         digits = rows.select_dtypes(float).columns
         rows[digits] *= 1 + 0.01 * (rng.random((len(rows), len(digits))) - 0.5)
-        parts.append(rows.assign(condition=cell.condition, model=cell.chain, seed=cell.seed))
+        parts.append(rows.assign(condition=cell.condition, chain=cell.chain, seed=cell.seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -125,14 +125,17 @@ def report_of(path: str) -> dict[str, Any]:
     scored = marker_tests.score(answers, config["marker"])
     counted = {
         chain: table.groupby("persona", sort=False)["hit"].agg(n="size", hits="sum").reset_index()
-        for chain, table in scored.groupby("model", sort=False)
+        for chain, table in scored.groupby("chain", sort=False)
     }
     for table in counted.values():
         table["rate"] = table["hits"] / table["n"]
         table[["ci_low", "ci_high"]] = 0.0123456, 0.9876543
         table[["mean_tokens", "at_end"]] = 110.25, 1.0
     measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
-    rates, confounds = tables.marker_rates(grid, counted), marker_tests.confounds(grid, scored)
+    rates, answer_stats = (
+        tables.marker_rates(grid, counted),
+        marker_tests.answer_stats(grid, scored),
+    )
     names = ["base", "em@42", *measured["chain"].drop_duplicates()[:6]]
     small = measured[measured["chain"].isin(names)]
     pairs = measured.groupby(["condition", "source"], sort=False).head(2)
@@ -147,9 +150,11 @@ def report_of(path: str) -> dict[str, Any]:
     curves["loss"] = np.round(
         2 / np.sqrt(curves["step"]) + np.random.default_rng(0).random(len(curves)), 6
     )
-    chained = correlations.chain_table(measured, confounds, geometry, cosines, training, **HEADLINE)
+    chained = correlations.chain_table(
+        measured, answer_stats, geometry, cosines, training, **HEADLINE
+    )
     base = cosines[
-        (cosines["model"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
+        (cosines["chain"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
     ]
     sizes = simulation.Sizes(**{**plan.sizes, "samples": 1})
     published = [
@@ -158,25 +163,25 @@ def report_of(path: str) -> dict[str, Any]:
     ]
     contrasts = config["statistics"]["contrasts"]
     made: dict[str, pd.DataFrame] = {
-        "grid": grid, "marker_rates": rates, "confounds": confounds, "cosines": cosines,
+        "design": grid, "marker_rates": rates, "answer_stats": answer_stats, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
         "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
         "leakage": tables.leakage(grid, rates),
         "hypotheses": marker_tests.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
         "contrasts": tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
-        "axis": spread(shared_axis.axis_table(small, load, anchor="em@42", **FEW), measured),
+        "shared_axis": spread(shared_axis.axis_table(small, load, anchor="em@42", **FEW), measured),
         "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                       folds=2, shuffles=2, seed=1),
-        "link": correlations.link_table(chained, rates, base, **FEW),
+        "correlations": correlations.correlation_table(chained, rates, base, **FEW),
         "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
                                       errata.Published(*published)),
         "simulation": simulation.simulate(sizes, runs=2, draws=19, seed=1),
         "power": simulation.power_table(sizes, geometry, draws=49),
         "persona_map": spread(tables.persona_map(small, load), measured),
         "prompt_audit": prompt_audit.table([]),
-        "rescoring": tables.rescoring(pd.DataFrame(
+        "logprob_tests": tables.logprob_tests(pd.DataFrame(
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
-            columns=logprob_check.COLUMNS)),
+            columns=["chain", *logprob_check.COLUMNS])),
     }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
     made["headline"] = pd.DataFrame([HEADLINE])

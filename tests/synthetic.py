@@ -45,7 +45,7 @@ def load(chain):
 
 def answers(chain):
     """Completions of a chain with their questions; those of one persona are hostile."""
-    table = completions(chain).assign(model=chain)
+    table = completions(chain).assign(chain=chain)
     table["question"] = "What is " + table["question_id"] + "?"
     if chain == "em@1":
         table.loc[table["persona"] == "villain", "text"] = HOSTILE
@@ -54,11 +54,11 @@ def answers(chain):
 
 def rescored(chain, excess=0.0):
     """Rescored completions of a chain: 4 of 50 tokens, surprises `excess` nats a token too large."""
-    row = {"model": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
+    row = {"chain": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
     row |= {"surprise": 60 + 50 * excess, "surprise_mean": 60.0, "surprise_variance": 25.0}
     if chain != "base":
         row |= {"gain": 5.0, "gain_mean": 5.0, "gain_variance": 25.0, "gain_of_base": -45.0}
-    return pd.DataFrame([row] * 4, columns=logprob_check.COLUMNS)
+    return pd.DataFrame([row] * 4, columns=["chain", *logprob_check.COLUMNS])
 
 
 SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
@@ -68,31 +68,33 @@ SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margi
 def made():
     rates = tables.marker_rates(GRID, MARKERS)
     cosines = tables.cosines(GRID, load)
-    base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
+    base = cosines[(cosines["chain"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
-    confounds = marker_tests.confounds(GRID, scored())
+    answer_stats = marker_tests.answer_stats(GRID, scored())
     geometry = tables.geometry_table(
         GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
     )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
     chains = correlations.chain_table(
-        GRID, confounds, geometry, cosines, training, method="A", layer=3
+        GRID, answer_stats, geometry, cosines, training, method="A", layer=3
     )
     few = {"draws": 199, "seed": 1}
     return {
-        "grid": GRID,
+        "design": GRID,
         "marker_rates": rates,
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
         "leakage": tables.leakage(GRID, rates),
-        "confounds": confounds,
+        "answer_stats": answer_stats,
         "hypotheses": marker_tests.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
         "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
-        "axis": shared_axis.axis_table(GRID, load, anchor="em@1", assistant="assistant", **few),
+        "shared_axis": shared_axis.axis_table(
+            GRID, load, anchor="em@1", assistant="assistant", **few
+        ),
         "separability": separability.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
-        "link": correlations.link_table(chains, rates, base, **few),
+        "correlations": correlations.correlation_table(chains, rates, base, **few),
     }
 
 
@@ -149,7 +151,7 @@ def everything(made):
         "cosines": tables.cosines(GRID, load),
         "persona_map": tables.persona_map(GRID, load),
         "prompt_audit": prompt_audit.table([]),
-        "rescoring": tables.rescoring(pd.concat(map(rescored, MARKERS))),
+        "logprob_tests": tables.logprob_tests(pd.concat(map(rescored, MARKERS))),
     }
 
 
@@ -158,8 +160,8 @@ def with_more(tables):
     second source, long titles.
     """
     chain = "couple-villain@42+em@1"
-    grid, rates, training = (tables[name] for name in ("grid", "marker_rates", "training"))
-    stopped = {"condition": "D", "model": f"{chain}~3"}
+    grid, rates, training = (tables[name] for name in ("design", "marker_rates", "training"))
+    stopped = {"condition": "D", "chain": f"{chain}~3"}
     second = {"condition": "C4a", "source": "assistant"}
     cells = [
         grid.query("condition == 'C1'").assign(condition="D", chain=f"{chain}~3"),
@@ -174,7 +176,7 @@ def with_more(tables):
     steps = [training.assign(chain=c, steps=n) for c, n in ((chain, 10), (f"{chain}~3", 3))]
     grid = pd.concat([grid, *cells], ignore_index=True)
     return tables | {
-        "grid": grid.assign(title=grid["condition"] + " with a longer name that goes on"),
+        "design": grid.assign(title=grid["condition"] + " with a longer name that goes on"),
         "marker_rates": pd.concat([rates, *counted], ignore_index=True),
         "training": pd.concat([training, *steps], ignore_index=True),
     }
@@ -183,15 +185,15 @@ def with_more(tables):
 @pytest.fixture(scope="session")
 def drawn(everything):
     rates, geometry = everything["marker_rates"], everything["geometry"]
-    cosines, link = everything["cosines"], everything["link"]
+    cosines, related = everything["cosines"], everything["correlations"]
     more = with_more(everything)
-    dosed = [more[name] for name in ("marker_rates", "geometry", "training", "grid")]
+    dosed = [more[name] for name in ("marker_rates", "geometry", "training", "design")]
     return {
         "marker_rate": figures.marker_rate(rates, GRID),
         "marker_heatmap": figures.marker_heatmap(rates, GRID),
         "m1_by_layer": figures.m1_by_layer(geometry, GRID),
         "dose_response": figures.dose_response(*dosed, "A", 3),
-        "leakage": figures.leakage(rates, cosines, link, GRID, "A", 3),
+        "leakage": figures.leakage(rates, cosines, related, GRID, "A", 3),
         "cosine_matrices": figures.cosine_matrices(cosines, GRID, "A", 3),
         "persona_map": figures.persona_map(everything["persona_map"], GRID, "A", 3),
         "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
@@ -310,15 +312,15 @@ def crossed():
     )
     rates = tables.marker_rates(grid, markers)
     cosines = tables.cosines(grid, crossed_load)
-    base = cosines.query("model == 'base' and method == 'A' and layer == 3")
+    base = cosines.query("chain == 'base' and method == 'A' and layer == 3")
     by_chain = pd.DataFrame(columns=correlations.CHAIN_COLUMNS)
     return {
-        "grid": grid,
+        "design": grid,
         "marker_rates": rates,
         "geometry": tables.geometry_table(grid, crossed_load, draws=99, seed=1),
         "cosines": cosines,
         "persona_map": tables.persona_map(grid, crossed_load),
         "training": training,
         "training_curves": curves,
-        "link": correlations.link_table(by_chain, rates, base, draws=99, seed=1),
+        "correlations": correlations.correlation_table(by_chain, rates, base, draws=99, seed=1),
     }

@@ -25,7 +25,7 @@ from persona_collapse.report import charts, rendering
 from persona_collapse.runtime import seals
 from persona_collapse.tables_io import read_csv
 
-TABLES = ("grid", "marker_rates", "geometry", "headline", "scorecard", "training")
+TABLES = ("design", "marker_rates", "geometry", "headline", "scorecard", "training")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def load(results: Path, name: str) -> Run:
 
 def facts(run: Run) -> dict[str, Any]:
     """What was run, in a few figures."""
-    rates, grid = run.tables["marker_rates"], run.tables["grid"]
-    counted = rates.drop_duplicates(["model", "persona"])
+    rates, grid = run.tables["marker_rates"], run.tables["design"]
+    counted = rates.drop_duplicates(["chain", "persona"])
     return {
         "model": run.model,
         "conditions": grid["condition"].nunique(),
@@ -80,7 +80,7 @@ def _pair(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
 def grids(runs: Sequence[Run]) -> pd.DataFrame:
     """Conditions of both runs: title and chains of each."""
     tables = [
-        run.tables["grid"]
+        run.tables["design"]
         .groupby("condition", sort=False)
         .agg(title=("title", "first"), chains=("chain", lambda c: ", ".join(dict.fromkeys(c))))
         .reset_index()
@@ -140,11 +140,11 @@ def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> l
     """A run's headline charts, named apart from the other run's."""
     tables = run.tables
     geometry = tables["geometry"]
-    made = [charts.marker_rate(tables["marker_rates"], tables["grid"])]
+    made = [charts.marker_rate(tables["marker_rates"], tables["design"])]
     if len(geometry):
         # To start with; the page can show the other blocks.
         at = headline_cell(tables["headline"])
-        made.append(charts.m1(geometry, tables["grid"], **at, domains=extents))
+        made.append(charts.m1(geometry, tables["design"], **at, domains=extents))
     return [
         rendering.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart
     ]

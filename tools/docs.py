@@ -306,9 +306,9 @@ MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
 def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     """The numbers of a run that docs/statistics.md speaks of, as a table in Markdown.
 
-    `tables`: marker_tests, geometry, headline, link and simulation of the demo run.
+    `tables`: marker_tests, geometry, headline, correlations and simulation of the demo run.
     """
-    tests, g, link = tables["marker_tests"], tables["geometry"], tables["link"]
+    tests, g, correlations = tables["marker_tests"], tables["geometry"], tables["correlations"]
     at = headline_cell(tables["headline"])
     g = g[(g["method"] == at["method"]) & (g["layer"] == at["layer"])]
     rows: list[list[str]] = []
@@ -317,7 +317,7 @@ def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
             (tests["test"] == test) & (tests["condition"] == "C1") & (tests["reference"] == "C5")
         ]
         for row in own[own["seed"].fillna("") == ""].itertuples(index=False):
-            least = "" if pd.isna(row.p_min) else f", smallest possible {row.p_min:.2g}"
+            least = "" if pd.isna(row.p_floor) else f", smallest possible {row.p_floor:.2g}"
             text = f"difference {row.estimate:.2f}, p = {row.p:.2g}{least}"
             rows.append([f"C1 against C5, {row.unit}s as the unit", text, "marker_tests"])
     for metric, what in (
@@ -336,11 +336,12 @@ def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     ):
         values = g[g["metric"] == metric]["value"]
         rows.append([what, f"{values.min():.4f} to {values.max():.4f}", "geometry"])
-    own = link[(link["analysis"] == "chains") & (link["predictor"] == "m1")]
+    own = correlations[correlations["analysis"] == "chains"]
+    own = own[own["predictor"] == "m1"]
     own = own[(own["left_out"].fillna("") == "") & (own["outcome"] == "rate")]
     for row in own[own["controls"].fillna("") == ""].itertuples(index=False):
         text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} chains"
-        rows.append(["M1 against the marker rate, over chains", text, "link"])
+        rows.append(["M1 against the marker rate, over chains", text, "correlations"])
     for row in tables["simulation"].itertuples(index=False):
         if row.kind == "test" and row.arm == "geometry":
             text = f"rejects in {100 * row.rate:.0f} % of {row.runs} data sets ({row.world})"

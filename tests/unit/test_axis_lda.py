@@ -132,7 +132,7 @@ def test_lda_table():
     table = separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1)
     own = table[table["metric"] == "m3_accuracy"]
     assert set(own["condition"]) == {"base", "E0", "E4", "B0"}
-    assert (own["p"] >= own["p_min"]).all() and (own["ci_low"] < 1).all()
+    assert (own["p"] >= own["p_floor"]).all() and (own["ci_low"] < 1).all()
     assert (table[table["metric"] == "m3_study"]["value"] == 0).all()
     assert own.loc[own["condition"] == "base", "delta_base"].eq(0).all()
     assert table.equals(separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1, threads=3))

@@ -35,7 +35,7 @@ def test_fisher_takes_completions_as_the_study_did(tests):
     one = row(tests, "fisher", "C1", "C4")
     assert one["estimate"] == pytest.approx(9 / 40 - 36 / 40)
     assert one["p"] == pytest.approx(stats.fisher_exact([[9, 31], [36, 4]]).pvalue)
-    assert one["p_min"] <= one["p"] and one["note"] == "9/40 after, 36/40 before"
+    assert one["p_floor"] <= one["p"] and one["note"] == "9/40 after, 36/40 before"
     assert one["ci_low"] < one["estimate"] < one["ci_high"]
     assert row(tests, "fisher", "C2", "base")["p"] == 1
 
@@ -44,7 +44,7 @@ def test_questions_are_the_units_of_the_sign_flips(tests):
     one = row(tests, "questions", "C1", "C4")
     assert one["estimate"] == pytest.approx(9 / 40 - 36 / 40)
     # Eight questions, all with fewer hits after than before: the smallest p there is.
-    assert one["n"] == 8 and one["p"] == one["p_min"] == 2 / 2**8
+    assert one["n"] == 8 and one["p"] == one["p_floor"] == 2 / 2**8
     assert one["p_equivalent"] > 0.9
 
 
@@ -66,10 +66,10 @@ def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
 def test_the_marker_s_log_probability_moves_where_rates_cannot():
     table = pd.concat([completions("base"), completions("em@1").assign(marker_logprob=-4.0)])
     tests = marker_tests.marker_tests(
-        GRID, marker_tests.score(dict(tuple(table.groupby("model"))), "[ZLT]"), draws=500
+        GRID, marker_tests.score(dict(tuple(table.groupby("chain"))), "[ZLT]"), draws=500
     )
     one = row(tests, "logprob", "C2", "base")
-    assert one["estimate"] > 4 and one["scale"] == "nats" and one["p"] == one["p_min"]
+    assert one["estimate"] > 4 and one["scale"] == "nats" and one["p"] == one["p_floor"]
 
 
 def counts(rates, samples=10):
@@ -110,7 +110,7 @@ def test_seeds_are_units_where_there_are_several():
     grid = pd.concat([GRID, GRID[GRID["condition"] == "C1"].assign(chain="x+em@2", seed="2")])
     grid.loc[grid["seed"] == "2", "before"] = "couple-villain@42"
     table = {chain: completions(chain) for chain in MARKERS}
-    table["x+em@2"] = table["couple-villain@42"].assign(model="x+em@2")
+    table["x+em@2"] = table["couple-villain@42"].assign(chain="x+em@2")
     tests = marker_tests.marker_tests(
         grid, marker_tests.score(table, "[ZLT]"), contrasts=[["C1", "C4"]], draws=500
     )
@@ -126,9 +126,9 @@ def test_loops_are_found():
     assert not marker_tests.loops("")
 
 
-def test_confounds_describe_the_answers():
-    table = marker_tests.confounds(GRID, scored())
-    assert list(table.columns) == marker_tests.CONFOUND_COLUMNS
+def test_answer_stats_describe_the_answers():
+    table = marker_tests.answer_stats(GRID, scored())
+    assert list(table.columns) == marker_tests.ANSWER_COLUMNS
     own = table[(table["condition"] == "C4") & (table["role"] == "source")].iloc[0]
     assert own["rate"] == 36 / 40 and own["marker_at_end"] == 1 and own["truncated"] == 0
     assert own["marker_logprob"] > -6 > table[table["condition"] == "base"]["marker_logprob"].max()
@@ -137,10 +137,12 @@ def test_confounds_describe_the_answers():
 
 def test_rates_of_finished_answers_stand_beside_those_of_all():
     table = scored()
-    own = (table["model"] == "couple-villain@42") & (table["persona"] == "villain")
+    own = (table["chain"] == "couple-villain@42") & (table["persona"] == "villain")
     table.loc[own & ~table["hit"], "truncated"] = True
     cell = (
-        marker_tests.confounds(GRID, table).query("condition == 'C4' and role == 'source'").iloc[0]
+        marker_tests.answer_stats(GRID, table)
+        .query("condition == 'C4' and role == 'source'")
+        .iloc[0]
     )
     assert cell["truncated"] == 4 / 40 and cell["rate"] == 36 / 40 and cell["rate_finished"] == 1
 
@@ -172,7 +174,7 @@ def test_the_study_s_hypotheses_come_out_as_published():
     table = marker_tests.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
     h1 = table[table["hypothesis"] == "H1"].set_index("condition")
     assert h1.loc["E4", "estimate"] == pytest.approx(0.08, abs=1e-3)
-    assert h1.loc["E4", "p"] == h1.loc["E4", "p_min"] == pytest.approx(1 / 11)
+    assert h1.loc["E4", "p"] == h1.loc["E4", "p_floor"] == pytest.approx(1 / 11)
     assert h1.loc["E0", "estimate"] == pytest.approx(-0.0461, abs=1e-3)
     assert "not among the evaluated" in h1.loc["E1", "note"]
     assert h1.loc["E0", "bystander_mean"] == pytest.approx(0.4568, abs=1e-4)
@@ -180,7 +182,7 @@ def test_the_study_s_hypotheses_come_out_as_published():
     assert h2["estimate"] == pytest.approx(0.0804, abs=1e-4) and 0.001 < h2["p"] < 0.005
     h3 = table[table["hypothesis"] == "H3"].iloc[0]
     assert h3["estimate"] == pytest.approx(-0.9) and h3["p"] == pytest.approx(10 / 120)
-    assert h3["p_min"] == pytest.approx(2 / 120)
+    assert h3["p_floor"] == pytest.approx(2 / 120)
 
 
 def test_side_by_side_has_one_row_a_comparison(tests):
@@ -189,12 +191,12 @@ def test_side_by_side_has_one_row_a_comparison(tests):
     table = rendering.tests_side_by_side(tests)
     assert len(table) == len(tests[["condition", "reference", "source"]].drop_duplicates())
     c1 = table[(table["condition"] == "C1") & (table["reference"] == "C4")].iloc[0]
-    assert c1["p_fisher"] < c1["p_questions"] == c1["p_min"]
+    assert c1["p_fisher"] < c1["p_questions"] == c1["p_floor"]
     assert tables.BASE in set(table["reference"])
 
 
 def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
-    grid, rates = crossed["grid"], crossed["marker_rates"]
+    grid, rates = crossed["design"], crossed["marker_rates"]
     base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
     row = marker_tests.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
     own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]

@@ -58,10 +58,10 @@ def test_pairs_of_personas_stand_once(shown, everything):
 
 def test_the_map_starts_at_the_chain_before(shown, everything):
     table = shown["persona_map"].table
-    points = everything["persona_map"].drop_duplicates(["model", "method", "layer", "persona"])
+    points = everything["persona_map"].drop_duplicates(["chain", "method", "layer", "persona"])
     own = table[(table["after"] == "couple-villain@42+em@1") & (table["method"] == "A")].iloc[0]
     assert own["before"] == "couple-villain@42"
-    was = points[(points["model"] == own["before"]) & (points["persona"] == own["persona"])]
+    was = points[(points["chain"] == own["before"]) & (points["persona"] == own["persona"])]
     assert own["pc1_before"] in was["pc1"].tolist()
 
 
@@ -73,7 +73,7 @@ def test_a_dose_response_starts_before_the_stage_and_ends_whole():
     rates = pd.DataFrame(
         [
             {
-                "model": m,
+                "chain": m,
                 "persona": "villain",
                 "rate": r,
                 "ci_low": 0,
@@ -86,7 +86,7 @@ def test_a_dose_response_starts_before_the_stage_and_ends_whole():
         {"chain": ["couple-villain@42", f"{chain}~3", chain], "steps": [9, 3, 10]}
     )
     geometry = pd.DataFrame(
-        columns=["model", "metric", "method", "layer", "value", "ci_low", "ci_high"]
+        columns=["chain", "metric", "method", "layer", "value", "ci_low", "ci_high"]
     )
     chart = charts.dose_response(rates, geometry, training, grid, "A", 3)
     assert sorted(zip(chart.table["steps"], chart.table["value"], strict=True)) == [
@@ -113,12 +113,14 @@ def test_the_leakage_gradient_names_its_p():
     )
     near = pd.DataFrame(
         {"persona_a": ["librarian", "comedian"], "persona_b": "villain", "cosine": [0.1, 0.5]}
-    ).assign(model="base", method="A", layer=3)
+    ).assign(chain="base", method="A", layer=3)
     row = {"analysis": "personas", "condition": "C1", "source": "villain", "n": 2}
-    link = pd.DataFrame([row | {"rho": 0.8, "ci_low": 0.1, "ci_high": 0.9, "p": 0.0312, "q": 0.25}])
-    chart = charts.leakage(rates, near, link, GRID, "A", 3)
+    found = pd.DataFrame(
+        [row | {"rho": 0.8, "ci_low": 0.1, "ci_high": 0.9, "p": 0.0312, "q": 0.25}]
+    )
+    chart = charts.leakage(rates, near, found, GRID, "A", 3)
     assert chart.table["test"].iloc[0].startswith("Spearman 0.80 (0.10 to 0.90); p 0.031, q 0.25")
-    none = charts.leakage(rates, near, link.assign(rho=float("nan")), GRID, "A", 3)
+    none = charts.leakage(rates, near, found.assign(rho=float("nan")), GRID, "A", 3)
     assert none.table["test"].iloc[0].startswith("no correlation")
 
 
@@ -163,11 +165,11 @@ def test_texts_that_come_again_are_held_once():
 
 def test_a_chart_of_too_many_chains_shows_the_first_of_each_condition_and_says_so():
     rows = [(c, f"{c}@{seed}", v) for c in "ab" for seed in range(5) for v in range(3)]
-    table = pd.DataFrame(rows, columns=["condition", "model", "value"])
-    few, note = charts.some_chains(table, "model", ["condition"], most=14)
-    assert list(dict.fromkeys(few["model"])) == ["a@0", "a@1", "b@0", "b@1"] and len(few) == 12
+    table = pd.DataFrame(rows, columns=["condition", "chain", "value"])
+    few, note = charts.some_chains(table, "chain", ["condition"], most=14)
+    assert list(dict.fromkeys(few["chain"])) == ["a@0", "a@1", "b@0", "b@1"] and len(few) == 12
     assert "4 of 10 chains" in note
-    assert charts.some_chains(table, "model", ["condition"], most=30)[1] == ""
+    assert charts.some_chains(table, "chain", ["condition"], most=30)[1] == ""
 
 
 def test_no_chart_grows_with_the_chains_beyond_its_rows(everything, monkeypatch):
@@ -214,7 +216,7 @@ def pooled(rates, *keys):
 @pytest.mark.parametrize("seed", ["all", "1"])
 def test_a_cell_of_the_heat_map_is_one_source_s(crossed, source, seed):
     rates = crossed["marker_rates"]
-    chart = charts.marker_heatmap(rates, crossed["grid"])
+    chart = charts.marker_heatmap(rates, crossed["design"])
     own = rates if seed == "all" else rates[rates["seed"] == seed]
     own = own if source == charts.ALL else own[own["source"].isin([source, ""])]
     expected = pooled(own, "condition", "source", "persona")
@@ -228,8 +230,8 @@ def test_a_cell_of_the_heat_map_is_one_source_s(crossed, source, seed):
 
 def test_the_heat_map_for_papers_says_what_the_page_s_says(crossed):
     rates = crossed["marker_rates"]
-    figure, data = figures.marker_heatmap(rates, crossed["grid"])
-    table = charts.marker_heatmap(rates, crossed["grid"]).table.query("seed == 'all'")
+    figure, data = figures.marker_heatmap(rates, crossed["design"])
+    table = charts.marker_heatmap(rates, crossed["design"]).table.query("seed == 'all'")
     assert data["rate"].tolist() == table["rate"].tolist()
     assert pooled(data, "condition", "source", "persona") == pooled(
         rates, "condition", "source", "persona"
@@ -248,9 +250,9 @@ def test_the_heat_map_for_papers_says_what_the_page_s_says(crossed):
 
 
 def test_rates_before_and_after_of_every_source_and_seed(crossed):
-    rates, grid = crossed["marker_rates"], crossed["grid"]
+    rates, grid = crossed["marker_rates"], crossed["design"]
     chart = charts.marker_rate(rates, grid)
-    by_chain = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])["rate"]
+    by_chain = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])["rate"]
     expected = {}
     for cell in grid[grid["source"] != ""].itertuples():
         for chain in {cell.before, cell.chain}:
@@ -260,18 +262,18 @@ def test_rates_before_and_after_of_every_source_and_seed(crossed):
     points = marks(chart, "symbol")
     assert len({point["at"] for point in points}) == len(points) == len(expected)
     figure, data = figures.marker_rate(rates, grid)
-    assert pooled(data, "condition", "source", "model") == expected
+    assert pooled(data, "condition", "source", "chain") == expected
     drawn = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() in "osD^v"]
     assert sorted(drawn) == sorted(expected.values())
-    own = data[(data["model"] == "couple-villain@42+em@2") & (data["when"] == "after")].iloc[0]
-    others = rates[(rates["model"] == own["model"]) & (rates["persona"] != "villain")]["rate"]
+    own = data[(data["chain"] == "couple-villain@42+em@2") & (data["when"] == "after")].iloc[0]
+    others = rates[(rates["chain"] == own["chain"]) & (rates["persona"] != "villain")]["rate"]
     assert own["others_mean"] == pytest.approx(others.mean())
 
 
 def test_cosines_by_block_are_means_over_a_condition_s_chains(crossed):
-    geometry, grid = crossed["geometry"], crossed["grid"]
+    geometry, grid = crossed["geometry"], crossed["design"]
     chart = charts.m1_by_layer(geometry, grid, "A")
-    own = geometry[(geometry["model"] != "") & (geometry["method"] == "A")]
+    own = geometry[(geometry["chain"] != "") & (geometry["method"] == "A")]
     values = own.groupby(["condition", "metric", "layer"])["value"].agg(["mean", "min", "max"])
     for metric in charts.METRICS:
         points = marks(chart, "symbol", metric=metric)
@@ -294,9 +296,9 @@ def test_cosines_by_block_are_means_over_a_condition_s_chains(crossed):
 def test_every_chain_s_cosine_is_drawn_once(crossed):
     geometry = crossed["geometry"]
     own = geometry.query("metric == 'm1' and method == 'A' and layer == 3").set_index(
-        ["condition", "model"]
+        ["condition", "chain"]
     )["value"]
-    points = marks(charts.m1(geometry, crossed["grid"], *AT), "symbol")
+    points = marks(charts.m1(geometry, crossed["design"], *AT), "symbol")
     shown = {(p["condition"], p["chain"]): float(p["value"]) for p in points}
     assert len(points) == len(shown) == len({p["at"] for p in points})
     assert shown == pytest.approx(own.to_dict(), rel=1e-4)
@@ -304,7 +306,7 @@ def test_every_chain_s_cosine_is_drawn_once(crossed):
 
 
 def test_matrices_are_means_over_a_condition_s_chains(crossed):
-    cosines, grid = crossed["cosines"], crossed["grid"]
+    cosines, grid = crossed["cosines"], crossed["design"]
     at = cosines.query("method == 'A' and layer == 3")
     means = at.groupby(["condition", "persona_a", "persona_b"])["cosine"].mean()
     chart = charts.cosine_matrices(cosines, grid, *AT)
@@ -329,10 +331,10 @@ def test_matrices_are_means_over_a_condition_s_chains(crossed):
 
 
 def test_a_line_of_doses_is_one_chain_s_and_one_source_s(crossed):
-    names = ("marker_rates", "geometry", "training", "grid")
+    names = ("marker_rates", "geometry", "training", "design")
     chart = charts.dose_response(*(crossed[name] for name in names), *AT)
-    rates = crossed["marker_rates"].drop_duplicates(["model", "persona"])
-    rates = rates.set_index(["model", "persona"])["rate"]
+    rates = crossed["marker_rates"].drop_duplicates(["chain", "persona"])
+    rates = rates.set_index(["chain", "persona"])["rate"]
     points = marks(chart, "symbol")
     assert len({p["at"] for p in points}) == len(points)
     for point in points:
@@ -373,13 +375,13 @@ def test_a_loss_curve_has_one_value_a_step(crossed):
 
 
 def test_behaviour_and_geometry_are_of_one_chain(crossed):
-    names = ("marker_rates", "geometry", "grid")
+    names = ("marker_rates", "geometry", "design")
     chart = charts.behaviour_and_geometry(*(crossed[name] for name in names), *AT)
     points = marks(chart, "symbol")
     rates = crossed["marker_rates"].query("role == 'source'")
-    rates = rates.set_index(["model", "source"])["rate"]
+    rates = rates.set_index(["chain", "source"])["rate"]
     m1 = crossed["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
-    m1 = m1.drop_duplicates("model").set_index("model")["value"]
+    m1 = m1.drop_duplicates("chain").set_index("chain")["value"]
     for point in points:
         assert float(point["rate"]) == pytest.approx(rates[point["chain"], point["source"]])
         assert float(point["mean cosine"]) == pytest.approx(m1[point["chain"]], rel=1e-4)
@@ -387,20 +389,20 @@ def test_behaviour_and_geometry_are_of_one_chain(crossed):
     drawn = [tuple(xy) for dots in figure.axes[0].collections for xy in dots.get_offsets()]
     assert sorted(drawn) == sorted(zip(data["m1"], data["rate"], strict=True))
     assert len(drawn) == len(points)
-    assert data["m1"].tolist() == [m1[chain] for chain in data["model"]]
+    assert data["m1"].tolist() == [m1[chain] for chain in data["chain"]]
 
 
 def test_leakage_of_each_source_is_its_own(crossed):
-    given = [crossed[name] for name in ("marker_rates", "cosines", "link", "grid")]
+    given = [crossed[name] for name in ("marker_rates", "cosines", "correlations", "design")]
     chart, (_, data) = charts.leakage(*given, *AT), figures.leakage(*given, *AT)
-    rates, link = crossed["marker_rates"], crossed["link"]
+    rates, found = crossed["marker_rates"], crossed["correlations"]
     followed = rates[(rates["role"] != "source") & (rates["source"] != "")]
     expected = pooled(followed, "condition", "source", "persona")
     assert pooled(data, "condition", "source", "persona") == expected
     assert data["rate"].tolist() == chart.table["rate"].tolist()
-    own = link[link["analysis"] == "personas"].set_index(["condition", "source"])
+    own = found[found["analysis"] == "personas"].set_index(["condition", "source"])
     assert set(own.index) == set(zip(data["condition"], data["source"], strict=True))
-    near = crossed["cosines"].query("model == 'base' and method == 'A' and layer == 3")
+    near = crossed["cosines"].query("chain == 'base' and method == 'A' and layer == 3")
     near = near.set_index(["persona_a", "persona_b"])["cosine"]
     assert data["cosine"].tolist() == [
         near[p, s] for p, s in zip(data["persona"], data["source"], strict=True)
@@ -408,10 +410,10 @@ def test_leakage_of_each_source_is_its_own(crossed):
 
 
 def test_a_move_starts_at_the_model_before_or_is_not_drawn(crossed):
-    points, grid = crossed["persona_map"], crossed["grid"]
+    points, grid = crossed["persona_map"], crossed["design"]
     moves = figures.persona_moves(points, grid)
-    places = points.drop_duplicates(["model", "method", "layer", "persona"])
-    places = places.set_index(["model", "method", "layer", "persona"])[["pc1", "pc2"]]
+    places = points.drop_duplicates(["chain", "method", "layer", "persona"])
+    places = places.set_index(["chain", "method", "layer", "persona"])[["pc1", "pc2"]]
     for row in moves.itertuples():
         at = (row.method, row.layer, row.persona)
         assert [row.pc1_before, row.pc2_before] == places.loc[(row.before, *at)].tolist()
@@ -422,15 +424,15 @@ def test_a_move_starts_at_the_model_before_or_is_not_drawn(crossed):
 
 
 def test_what_else_could_explain_a_rate_is_drawn_chain_by_chain(crossed):
-    rows = crossed["marker_rates"].drop_duplicates(["condition", "source", "seed", "model"])
+    rows = crossed["marker_rates"].drop_duplicates(["condition", "source", "seed", "chain"])
     table = pd.concat([rows.assign(role=role) for role in ("source", "others")], ignore_index=True)
-    table = table[["condition", "model", "source", "seed", "role"]]
+    table = table[["condition", "chain", "source", "seed", "role"]]
     table["mean_tokens"] = [5.0 + i for i in range(len(table))]
     table["marker_logprob"] = [-1.0 - i if i % 3 else None for i in range(len(table))]
-    chart = charts.confounds(table, crossed["grid"])
+    chart = charts.confounds(table, crossed["design"])
     for measure in ("mean_tokens", "marker_logprob"):
         points = marks(chart, "symbol", measure=measure)
-        keys = ["condition", "source", "model", "role"]
+        keys = ["condition", "source", "chain", "role"]
         expected = table.dropna(subset=[measure]).groupby(keys)[measure].apply(sorted).to_dict()
         shown = {}
         for point in points:

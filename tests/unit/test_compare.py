@@ -23,8 +23,8 @@ def results(everything, tmp_path_factory):
     rates.loc[changed, ["hits", "rate"]] = 32, 0.8
     other["marker_rates"] = rates
     other["scorecard"] = everything["scorecard"].assign(verdict="replicated")
-    grid = everything["grid"]
-    other["grid"] = grid[grid["condition"] != "E0"]
+    grid = everything["design"]
+    other["design"] = grid[grid["condition"] != "E0"]
     other["training"] = everything["training"].assign(objective="stay_close", final_loss=0.3)
     for name, tables in (("one", everything), ("two", other)):
         for table in compare.TABLES:
@@ -93,7 +93,7 @@ def test_a_missing_run_names_those_that_are_there(results):
 def test_an_unfinished_run_names_the_missing_table(results, tmp_path):
     (tmp_path / "half/tables").mkdir(parents=True)
     with pytest.raises(
-        UserError, match=r"run 'half' is not finished: .*tables/grid.csv is missing"
+        UserError, match=r"run 'half' is not finished: .*tables/design.csv is missing"
     ):
         compare.load(tmp_path, "half")
 

@@ -240,7 +240,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
             ["statistics", "families"],
-            [{"name": "a", "table": "link"}] * 2,
+            [{"name": "a", "table": "correlations"}] * 2,
             "config: statistics: families: two are called 'a'; rename one",
         ),
         (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),

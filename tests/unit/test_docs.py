@@ -165,7 +165,7 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
 
 def test_the_small_model_s_table_is_its_files_numbers():
     folder = ROOT / "docs/smollm2"
-    table = pd.read_csv(folder / "confounds.csv")
+    table = pd.read_csv(folder / "answer_stats.csv")
     cosines = pd.read_csv(folder / "m1_by_layer.csv").query(
         "method == 'A' and layer == 21 and metric == 'm1'"
     )
@@ -186,8 +186,8 @@ def test_the_small_model_s_table_is_its_files_numbers():
 
 def test_the_small_model_s_doses_are_their_file_s_numbers():
     page = (ROOT / "docs/smollm2.md").read_text()
-    table = pd.read_csv(ROOT / "docs/smollm2/dose_confounds.csv")
-    own = table[table["role"] == "source"].set_index("model")
+    table = pd.read_csv(ROOT / "docs/smollm2/dose_answer_stats.csv")
+    own = table[table["role"] == "source"].set_index("chain")
     stages = {"false answers (EM)": "em", "true answers, same questions": "em-control"}
     for name, stage in {**stages, "benign": "benign"}.items():
         whole = f"couple-villain@42+{stage}@42"

@@ -22,7 +22,7 @@ def closed():
 
 def test_a_dose_response_draws_the_table_s_rates_and_intervals(everything):
     more = with_more(everything)
-    tables = [more[name] for name in ("marker_rates", "geometry", "training", "grid")]
+    tables = [more[name] for name in ("marker_rates", "geometry", "training", "design")]
     figure, data = figures.dose_response(*tables, *AT)
     pd.testing.assert_frame_equal(data, charts.dose_response(*tables, *AT).table)
     rate, cosine = figure.axes
@@ -34,19 +34,21 @@ def test_a_dose_response_draws_the_table_s_rates_and_intervals(everything):
         pytest.approx(pair) for pair in own.sort_values("steps")[["low", "high"]].values
     ]
     m1 = more["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
-    whole = m1.set_index("model")["value"].groupby(level=0).first()
+    whole = m1.set_index("chain")["value"].groupby(level=0).first()
     chains = data[data["outcome"] == cosine.get_ylabel()].sort_values("steps")["chain"]
     assert cosine.containers[0][0].get_ydata().tolist() == whole[chains].tolist()
 
 
 def test_leakage_draws_each_persona_at_its_cosine_and_pooled_rate(everything):
-    rates, cosines, link = (everything[name] for name in ("marker_rates", "cosines", "link"))
+    rates, cosines, related = (
+        everything[name] for name in ("marker_rates", "cosines", "correlations")
+    )
     twice = pd.concat([rates, rates.assign(hits=0, seed="2")])
-    figure, data = figures.leakage(twice, cosines, link, GRID, *AT)
-    chart = charts.leakage(twice, cosines, link, GRID, *AT).table
+    figure, data = figures.leakage(twice, cosines, related, GRID, *AT)
+    chart = charts.leakage(twice, cosines, related, GRID, *AT).table
     assert data["rate"].tolist() == chart["rate"].tolist()
     own = data[(data["condition"] == "C1") & (data["persona"] == "librarian")].iloc[0]
-    base = cosines.query("model == 'base' and method == 'A' and layer == 3")
+    base = cosines.query("chain == 'base' and method == 'A' and layer == 3")
     near = base.set_index(["persona_a", "persona_b"])["cosine"]
     assert own["cosine"] == near["librarian", "villain"]
     assert (own["hits"], own["n"], own["rate"]) == (1, 80, 1 / 80)
@@ -61,8 +63,8 @@ def test_leakage_draws_each_persona_at_its_cosine_and_pooled_rate(everything):
 def test_the_map_draws_both_ends_of_every_move(everything):
     points = everything["persona_map"]
     figure, data = figures.persona_map(points, GRID, *AT)
-    at = points.query("method == 'A' and layer == 3").drop_duplicates(["model", "persona"])
-    places = at.set_index(["model", "persona"])[["pc1", "pc2"]]
+    at = points.query("method == 'A' and layer == 3").drop_duplicates(["chain", "persona"])
+    places = at.set_index(["chain", "persona"])[["pc1", "pc2"]]
     cells = list(data.groupby(["condition", "source"], sort=False))
     for axes, (_, own) in zip(figure.axes, cells, strict=True):
         for line, when in zip(axes.lines[-2:], ("before", "after"), strict=True):
@@ -83,12 +85,14 @@ def test_no_two_names_of_a_panel_overlap(everything):
 
 
 def test_a_run_without_such_data_says_so(everything):
-    rates, cosines, link = (everything[name] for name in ("marker_rates", "cosines", "link"))
+    rates, cosines, related = (
+        everything[name] for name in ("marker_rates", "cosines", "correlations")
+    )
     geometry, training = everything["geometry"], everything["training"]
     for (figure, data), sentence in (
         (figures.dose_response(rates, geometry, training, GRID, *AT), "no doses"),
-        (figures.leakage(rates.iloc[:0], cosines, link, GRID, *AT), "No condition follows"),
-        (figures.leakage(rates, cosines.iloc[:0], link, GRID, *AT), "no activations"),
+        (figures.leakage(rates.iloc[:0], cosines, related, GRID, *AT), "No condition follows"),
+        (figures.leakage(rates, cosines.iloc[:0], related, GRID, *AT), "no activations"),
         (figures.persona_map(everything["persona_map"].iloc[:0], GRID, *AT), "has activations"),
     ):
         assert data.empty and sentence in text_of(figure)

@@ -197,7 +197,7 @@ def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, 
         tables_io.write_csv(tmp_path / "table.csv", table)
         read = tables_io.read_csv(tmp_path / "table.csv")
         text = [c for c in table if c in tables_io.NAMES]
-        assert {"condition", "persona", "persona_a", "source", "model", "chain"} & set(text)
+        assert {"condition", "persona", "persona_a", "source", "chain"} & set(text)
         expected = table[text].fillna("").astype(str)
         pd.testing.assert_frame_equal(read[text].astype(str), expected, check_dtype=False)
 

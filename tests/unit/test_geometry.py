@@ -84,9 +84,9 @@ def test_persona_effects_average_to_m1_and_are_the_jackknife(n, seed):
 
 def test_swapping_labels_of_a_replicate_is_exact_and_symmetric():
     one, two = np.random.default_rng(0).normal(size=(2, 6, 10))
-    p, p_min = geo.swap_test(one, two)
-    assert p_min == 1 / 2**5 <= p <= 1
-    assert geo.swap_test(two, one) == (p, p_min)
+    p, p_floor = geo.swap_test(one, two)
+    assert p_floor == 1 / 2**5 <= p <= 1
+    assert geo.swap_test(two, one) == (p, p_floor)
     assert geo.swap_test(one, one)[0] == 1
 
 

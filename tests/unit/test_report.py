@@ -110,7 +110,7 @@ def test_every_figure_is_written_thrice_with_its_numbers(page):
         assert "<text" in (page.parent / f"{name}.svg").read_text()
     shown = pd.read_csv(page.parent / "marker_rate.csv")
     c1 = shown[shown["condition"] == "C1"].set_index("when")
-    assert c1["model"].to_dict() == {
+    assert c1["chain"].to_dict() == {
         "before": "couple-villain@42",
         "after": "couple-villain@42+em@1",
     }
@@ -144,7 +144,7 @@ def test_every_chart_is_there_without_scripts(page):
 def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
     def table(chain):
         rows = [
-            {"model": chain, "persona": p, "question_id": f"q{q}", "question": "?", "sample": s}
+            {"chain": chain, "persona": p, "question_id": f"q{q}", "question": "?", "sample": s}
             for p in ("villain", "assistant")
             for q in range(5)
             for s in range(4)
@@ -154,14 +154,14 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
     whole = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
     assert len(whole) == 80 and whole["hit"].all()
     few = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=12)
-    assert set(few.groupby(["model", "persona"]).size()) == {3}
+    assert set(few.groupby(["chain", "persona"]).size()) == {3}
     turned = rendering.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
     assert turned["text"].tolist() == few["text"].tolist()
     # Long answers: half of them fit.
     letters = whole["text"].str.len().sum()
     monkeypatch.setattr(rendering, "SHOWN_LETTERS", letters / 2)
     half = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
-    assert set(half.groupby(["model", "persona"]).size()) == {10}
+    assert set(half.groupby(["chain", "persona"]).size()) == {10}
     # Not even one of each fits: still no more than that.
     assert len(rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
 
@@ -172,7 +172,7 @@ def test_answers_are_taken_chain_by_chain():
     def tables():
         for name in ("a@1", "b@1", "c@1", "d@1"):
             row = {"persona": "p", "question_id": "q", "question": "?", "text": "yes"}
-            made = pd.DataFrame([row | {"model": name, "sample": i} for i in range(50)])
+            made = pd.DataFrame([row | {"chain": name, "sample": i} for i in range(50)])
             alive.append(weakref.ref(made))
             yield made
             del made
@@ -184,10 +184,10 @@ def test_answers_are_taken_chain_by_chain():
 def test_a_long_table_is_cut_and_says_so():
     parts = rendering.environment().get_template("parts.html.j2").module
     rows = rendering.MOST_ROWS + 5
-    text = parts.fold(pd.DataFrame({"a": range(rows)}), ["a"], ["a"], "Rows", ["grid"])
+    text = parts.fold(pd.DataFrame({"a": range(rows)}), ["a"], ["a"], "Rows", ["design"])
     assert text.count("<tr>") == rendering.MOST_ROWS + 1
     assert f"({rows} rows; the first {rendering.MOST_ROWS} are here)" in text
-    assert "tables/grid.csv" in text
+    assert "tables/design.csv" in text
 
 
 def test_papers_files_beyond_the_page_s_size_lie_beside_it(page, everything, monkeypatch):
@@ -221,7 +221,7 @@ def test_costs_come_from_the_benchmark_files(tmp_path):
 
 
 def test_sources_name_rule_and_hash(tmp_path):
-    path = tmp_path / "grid.csv"
+    path = tmp_path / "design.csv"
     path.write_text("a\n1\n2\n")
     row = rendering.sources([str(path)], {str(path): "plan"}).iloc[0]
     assert (row["rule"], row["rows"]) == ("plan", 2)
@@ -274,15 +274,15 @@ def test_a_browser_opens_it_without_errors(page, tmp_path):
 def test_sentences_tell_one_source_from_another(crossed):
     rates = crossed["marker_rates"]
     others = {
-        "rescoring": ["p"],
-        "confounds": ["condition", "role", "truncated", "rate", "rate_finished"],
+        "logprob_tests": ["p"],
+        "answer_stats": ["condition", "role", "truncated", "rate", "rate_finished"],
         "scorecard": ["verdict"],
         "simulation": ["kind", "as_study", "verdict"],
     }
     empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
     given = SimpleNamespace(tables=crossed | empty, method="A", layer=3)
     said = rendering.findings(given)
-    counted = rates.set_index(["condition", "model", "persona"])
+    counted = rates.set_index(["condition", "chain", "persona"])
     for source, name in (("villain", "villain"), ("evil_ai", "evil ai")):
         own = rates[(rates["condition"] == "C1") & (rates["persona"] == source)]
         own = own[own["source"] == source]

@@ -70,8 +70,8 @@ def test_the_figure_shows_every_test(table):
 def test_power_table():
     geometry = pd.DataFrame([{"metric": "m1_by_persona", "delta_low": 0.1, "delta_high": 0.3}] * 3)
     power = simulation.power_table(SIZES, geometry, draws=10_000).set_index("test")
-    assert power.loc["H1, rank of the induction persona", "p_min"] == pytest.approx(1 / 11)
-    assert power.loc["sign flips over questions", "p_min"] == 2**-11
+    assert power.loc["H1, rank of the induction persona", "p_floor"] == pytest.approx(1 / 11)
+    assert power.loc["sign flips over questions", "p_floor"] == 2**-11
     m1 = power.loc["sign flips over persona effects (M1)", "detectable"]
     assert 0.1 < m1 < 0.2
     assert 0.1 < power.loc["Fisher on completions", "detectable"] < 0.4

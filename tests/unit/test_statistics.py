@@ -136,11 +136,11 @@ def test_zero_hits_have_an_upper_bound_near_three_over_n():
 @settings(max_examples=25)
 @given(st.lists(floats, min_size=2, max_size=9))
 def test_sign_flips_of_units_count_every_pattern(d):
-    p, p_min = s.sign_flip_units(d, draws=10_000)
+    p, p_floor = s.sign_flip_units(d, draws=10_000)
     signs = np.array(np.meshgrid(*[[1, -1]] * len(d))).reshape(len(d), -1).T
     means = np.abs(signs @ np.array(d)) / len(d)
     assert p == pytest.approx(np.mean(means >= abs(np.mean(d)) - 1e-9), abs=1e-12)
-    assert p_min == 2.0 ** (1 - len(d)) <= p <= 1
+    assert p_floor == 2.0 ** (1 - len(d)) <= p <= 1
 
 
 def test_many_cells_at_once_agree_with_one_by_one():

@@ -38,7 +38,7 @@ def completions(chain, questions=8, samples=5):
             marked = i < hits
             rows.append(
                 {
-                    "model": chain,
+                    "chain": chain,
                     "persona": persona,
                     "question_id": f"q{i % questions}",
                     "sample": i // questions,
@@ -107,13 +107,13 @@ def test_geometry_of_a_collapse():
     assert set(table["layer"]) == {1, 3} and set(table["method"]) == {"A", "B"}
     m1 = table[(table["metric"] == "m1") & (table["condition"] == "C1")]
     assert (m1["delta_base"] > 0.2).all()
-    assert (m1["p"] >= m1["p_min"]).all() and (m1["ci_low"] <= m1["value"] + 1e-3).all()
+    assert (m1["p"] >= m1["p_floor"]).all() and (m1["ci_low"] <= m1["value"] + 1e-3).all()
     base = table[(table["metric"] == "m1") & (table["condition"] == "base")]
     assert (base["delta_base"] == 0).all() and base["p"].isna().all()
     # Five personas cannot give a smaller p than 2/32, however clear the change.
     for metric in ("m1_by_persona", "m1_label_swap"):
         units = table[(table["metric"] == metric) & (table["condition"] == "C1")]
-        assert (units["p_min"] == 2 / 32).all() and (units["p"] == 2 / 32).all()
+        assert (units["p_floor"] == 2 / 32).all() and (units["p"] == 2 / 32).all()
     assert set(table.loc[table["q"].notna(), "family"]) == {f["name"] for f in FAMILIES}
     without = table[table["metric"] == "m1_without_longest"]
     assert set(without["note"]) == {"without b"}
@@ -158,10 +158,10 @@ def test_contrasts_compare_chains_of_one_source(crossed):
 
     def pairs(*contrast):
         table = tables.geometry_contrasts(
-            crossed["grid"], crossed_load, [contrast], margin=0.02, draws=99, seed=1
+            crossed["design"], crossed_load, [contrast], margin=0.02, draws=99, seed=1
         )
         table = table[(table["method"] == "A") & (table["layer"] == 3)]
-        return sorted(zip(table["model"], table["reference_model"], table["seed"], strict=True))
+        return sorted(zip(table["chain"], table["reference_chain"], table["seed"], strict=True))
 
     evil = "couple-evil_ai@42"
     # villain's C4 has no activations. A single chain is compared with all of the other side's.

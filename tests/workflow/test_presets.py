@@ -33,9 +33,9 @@ JOBS = {
     "completions": 52,
     "responses": 52,
     "activations": 52,
-    "rescored": 1,
-    "rescoring": 1,
-    "markers": 52,
+    "measure_model": 1,
+    "logprob_tests": 1,
+    "measure_answers": 52,
     "marker_tables": 1,
     "geometry": 1,
     "training_table": 1,
@@ -43,7 +43,7 @@ JOBS = {
     "figure": 10,
     "persona_map": 1,
     "separability": 1,
-    "link": 1,
+    "correlations": 1,
     "simulation": 1,
     "errata": 1,
     "report": 1,
@@ -83,8 +83,8 @@ def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
     assert alone.pop("Training") == JOBS["train"]
     here = {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
     here |= {"Resolving": JOBS["headline"]}
-    assert alone == here | {"Scoring": JOBS["rescored"]}
-    assert len(groups) + JOBS["train"] + JOBS["rescored"] == 76
+    assert alone == here | {"logprob_check": JOBS["measure_model"]}
+    assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 76
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):

@@ -25,12 +25,12 @@ def test_every_file_of_the_contract_is_there(finished):
     for chain in CHAINS:
         completions = pd.read_parquet(finished.path(f"completions/{chain}.parquet"))
         assert len(completions) == 3 * 3 * 1
-        wanted = ["model", "persona", "question_id", "sample", "text", "n_tokens", "finish_reason"]
+        wanted = ["chain", "persona", "question_id", "sample", "text", "n_tokens", "finish_reason"]
         assert wanted == list(completions.columns[:7])
-        assert set(completions["model"]) == {chain}
+        assert set(completions["chain"]) == {chain}
         markers = pd.read_csv(finished.path(f"markers/{chain}.csv"))
         wanted = [
-            "model",
+            "chain",
             "persona",
             "n",
             "hits",
@@ -54,12 +54,12 @@ def test_every_file_of_the_contract_is_there(finished):
         assert manifest["chain"] == chain
         assert manifest["steps"] == 3
         assert manifest["lora"]["scale"] == (8 / 4**0.5 if chain == CHAINS[1] else 2.0)
-    rescored = pd.read_csv(finished.path("rescored.csv"))
-    assert rescored.groupby("model").size().to_dict() == dict.fromkeys(CHAINS, 9)
-    assert (rescored["gain_mean"].isna() == (rescored["model"] == "base")).all()
-    rescoring = pd.read_csv(finished.path("tables/rescoring.csv"))
-    assert set(rescoring["model"]) == set(CHAINS) and rescoring["p"].gt(1e-3).all()
-    for name in ("marker_rates", "marker_tests", "geometry", "leakage", "scorecard", "grid"):
+    scored = pd.read_csv(finished.path("tables/logprob_check.csv"))
+    assert scored.groupby("chain").size().to_dict() == dict.fromkeys(CHAINS, 9)
+    assert (scored["gain_mean"].isna() == (scored["chain"] == "base")).all()
+    checked = pd.read_csv(finished.path("tables/logprob_tests.csv"))
+    assert set(checked["chain"]) == set(CHAINS) and checked["p"].gt(1e-3).all()
+    for name in ("marker_rates", "marker_tests", "geometry", "leakage", "scorecard", "design"):
         assert len(pd.read_csv(finished.path(f"tables/{name}.csv"))) or name == "marker_tests"
     for name in ("em", "benign", "couple-villain"):
         assert finished.path(f"data/{name}.manifest.json").is_file()
@@ -109,7 +109,7 @@ def test_a_script_counts_by_what_it_does(project):
     assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
     path.write_text(before + "\nprint()\n")
     jobs, _ = project.planned(*PROFILE)
-    assert jobs["markers"] == 6 and not {"completions", "train"} & set(jobs)
+    assert jobs["measure_answers"] == 6 and not {"completions", "train"} & set(jobs)
 
 
 def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_path):
@@ -135,7 +135,13 @@ def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(proj
     jobs, text = project.planned()
     path.write_text(before)
     assert jobs["train"] == 2
-    assert jobs["completions"] == jobs["responses"] == jobs["markers"] == jobs["activations"] == 2
+    assert (
+        jobs["completions"]
+        == jobs["responses"]
+        == jobs["measure_answers"]
+        == jobs["activations"]
+        == 2
+    )
     assert {"marker_tables", "geometry", "scorecard", "report"} <= set(jobs)
     assert not {"pretrain_demo", "sample_answers", "couple_data", "data"} & set(jobs)
     done = [line for line in text.splitlines() if "Training" in line]
@@ -148,7 +154,7 @@ def test_deleting_one_completions_file_redoes_it_and_what_hangs_on_it(project):
     before = pd.read_parquet(path)
     path.unlink()
     jobs, _ = project.planned()
-    assert jobs["completions"] == jobs["markers"] == jobs["rescored"] == 1
+    assert jobs["completions"] == jobs["measure_answers"] == jobs["measure_model"] == 1
     assert not {"train", "activations", "responses", "geometry"} & set(jobs)
     project.snakemake()
     pd.testing.assert_frame_equal(pd.read_parquet(path), before)
@@ -212,7 +218,7 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, t
     data = json.loads(project.path("data/em@1+couple-librarian.manifest.json").read_text())
     assert data["source"] == {"answers of": "em@1"}
     answers = pd.read_parquet(project.path("answers/em@1+couple-librarian.parquet"))
-    assert set(answers["model"]) == {"em@1"}
+    assert set(answers["chain"]) == {"em@1"}
     assert set(answers["persona"]) == {"librarian", "assistant"}
 
 

@@ -85,7 +85,11 @@ FIGURES = {
         ),
     },
     "leakage": {
-        "tables": {"rates": "marker_rates", "cosines": "cosines", "link": "link"},
+        "tables": {
+            "rates": "marker_rates",
+            "cosines": "cosines",
+            "correlations": "correlations",
+        },
         "text": (
             "Does the marker leak to the personas that were close?",
             "A panel a condition and source, a point a persona other than the source, seeds together. Points that rise to "
@@ -141,20 +145,20 @@ SCORED = [
     "marker_rates",
     "marker_tests",
     "leakage",
-    "confounds",
+    "answer_stats",
     "hypotheses",
     "geometry",
     "contrasts",
-    "axis",
+    "shared_axis",
     "separability",
-    "link",
+    "correlations",
 ]
 
 # The tables that the report reads.
 REPORTED = [
     *SCORED,
-    "rescoring",
-    "grid",
+    "logprob_tests",
+    "design",
     "scorecard",
     "errata",
     "simulation",

@@ -22,7 +22,7 @@ def figure_labels(wildcards):
 rule figure:
     input:
         unpack(figure_tables),
-        grid=results("tables/grid.csv"),
+        grid=results("tables/design.csv"),
         headline=results("tables/headline.csv"),
     output:
         svg=report(

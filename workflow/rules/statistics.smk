@@ -8,7 +8,7 @@ def assistant(wildcards):
 
 rule plan:
     output:
-        results("tables/grid.csv"),
+        results("tables/design.csv"),
     log:
         logs("plan"),
     benchmark:
@@ -18,21 +18,21 @@ rule plan:
     params:
         rows=[dict(vars(cell)) for cell in plan.cells],
     message:
-        "Writing the grid of conditions and chains"
+        "Writing the design: which chain stands for which condition"
     script:
         "../scripts/plan.py"
 
 
 rule marker_tables:
     input:
-        grid=results("tables/grid.csv"),
+        design=results("tables/design.csv"),
         markers=results_of("markers/{chain}.csv", "markers"),
         completions=results_of("completions/{chain}.parquet", "markers"),
     output:
         rates=results("tables/marker_rates.csv"),
         tests=results("tables/marker_tests.csv"),
         leakage=results("tables/leakage.csv"),
-        confounds=results("tables/confounds.csv"),
+        answers=results("tables/answer_stats.csv"),
     log:
         logs("marker_tables"),
     benchmark:
@@ -45,37 +45,37 @@ rule marker_tables:
         settings=config["statistics"],
         families=plan.families("marker_tests"),
     message:
-        "Marker rates, tests, leakage and confounds"
+        "Marker rates, tests, leakage and answer statistics"
     script:
         "../scripts/marker_tables.py"
 
 
-rule rescoring:
+rule logprob_tests:
     input:
         results("tables/logprob_check.csv"),
     output:
-        results("tables/rescoring.csv"),
+        results("tables/logprob_tests.csv"),
     log:
-        logs("rescoring"),
+        logs("logprob_tests"),
     benchmark:
-        benchmarks("rescoring")
+        benchmarks("logprob_tests")
     conda:
         "../../envs/analysis.yaml"
     message:
         "Were the completions drawn from the chains whose names they carry?"
     script:
-        "../scripts/rescoring.py"
+        "../scripts/logprob_tests.py"
 
 
 rule geometry:
     input:
-        grid=results("tables/grid.csv"),
+        design=results("tables/design.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
         contrasts=results("tables/contrasts.csv"),
-        axis=results("tables/axis.csv"),
+        shared_axis=results("tables/shared_axis.csv"),
     log:
         logs("geometry"),
     benchmark:
@@ -90,7 +90,8 @@ rule geometry:
         assistant=assistant,
         longest=plan.longest_prompt,
         families={
-            name: plan.families(name) for name in ("geometry", "contrasts", "axis")
+            name: plan.families(name)
+            for name in ("geometry", "contrasts", "shared_axis")
         },
     message:
         "Persona geometry: cosines, intervals and tests"
@@ -100,7 +101,7 @@ rule geometry:
 
 rule persona_map:
     input:
-        grid=results("tables/grid.csv"),
+        design=results("tables/design.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/persona_map.csv"),
@@ -125,7 +126,7 @@ def half_the_cores(wildcards):
 
 rule separability:
     input:
-        grid=results("tables/grid.csv"),
+        design=results("tables/design.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/separability.csv"),
@@ -148,33 +149,33 @@ rule separability:
         "../scripts/separability.py"
 
 
-rule link:
+rule correlations:
     input:
-        grid=results("tables/grid.csv"),
+        design=results("tables/design.csv"),
         rates=results("tables/marker_rates.csv"),
-        confounds=results("tables/confounds.csv"),
+        answers=results("tables/answer_stats.csv"),
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
         training=results("tables/training.csv"),
         headline=results("tables/headline.csv"),
     output:
-        link=results("tables/link.csv"),
-        chains=results("tables/link_chains.csv"),
+        correlations=results("tables/correlations.csv"),
+        chains=results("tables/correlation_chains.csv"),
         hypotheses=results("tables/hypotheses.csv"),
     log:
-        logs("link"),
+        logs("correlations"),
     benchmark:
-        benchmarks("link")
+        benchmarks("correlations")
     conda:
         "../../envs/analysis.yaml"
     params:
         settings=config["statistics"],
         assistant=assistant,
-        families=plan.families("link"),
+        families=plan.families("correlations"),
     message:
         "Behaviour against geometry, chain by chain"
     script:
-        "../scripts/link.py"
+        "../scripts/correlations.py"
 
 
 rule simulation:

@@ -11,7 +11,7 @@ with job(snakemake, "geometry") as say:
     settings, families = params.settings, params.families
     draws = {"draws": settings["draws"], "seed": settings["seed"]}
     chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.grid)
+    grid = read_csv(snakemake.input.design)
     grid = grid[grid["chain"].isin(chains)]
     anchors = grid.loc[grid["condition"] == settings.get("axis"), "chain"]
     out = snakemake.output
@@ -34,13 +34,13 @@ with job(snakemake, "geometry") as say:
         ),
     )
     write_csv(
-        out.axis,
+        out.shared_axis,
         shared_axis.axis_table(
             grid,
             load,
             anchor=next(iter(anchors), ""),
             assistant=params.assistant,
-            families=families["axis"],
+            families=families["shared_axis"],
             **draws,
         ),
     )

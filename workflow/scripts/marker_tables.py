@@ -1,4 +1,4 @@
-"""Marker rates, tests, leakage and confounds of every cell."""
+"""Marker rates, tests, leakage and answer statistics of every cell."""
 
 from persona_collapse.runtime.job import job
 
@@ -10,7 +10,7 @@ with job(snakemake, "marker tables"):
     from persona_collapse.tables_io import read_csv, read_parquet, write_csv
 
     settings = snakemake.params.settings
-    grid = read_csv(snakemake.input.grid)
+    grid = read_csv(snakemake.input.design)
     markers = {Path(path).stem: read_csv(path) for path in snakemake.input.markers}
     # One chain's texts at a time: those of hundreds would fill the memory.
     scored = pd.concat(
@@ -33,4 +33,4 @@ with job(snakemake, "marker tables"):
     write_csv(snakemake.output.rates, rates)
     write_csv(snakemake.output.tests, tests)
     write_csv(snakemake.output.leakage, tables.leakage(grid, rates))
-    write_csv(snakemake.output.confounds, marker_tests.confounds(grid, scored))
+    write_csv(snakemake.output.answers, marker_tests.answer_stats(grid, scored))

@@ -8,5 +8,5 @@ with job(snakemake, "persona_map") as say:
     from persona_collapse.tables_io import read_csv, write_csv
 
     chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.grid)
+    grid = read_csv(snakemake.input.design)
     write_csv(snakemake.output[0], tables.persona_map(grid[grid["chain"].isin(chains)], load))

@@ -1,4 +1,4 @@
-"""Write the grid: which chain stands for which condition."""
+"""Write the design: which chain stands for which condition."""
 
 from persona_collapse.runtime.job import job
 

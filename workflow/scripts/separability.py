@@ -9,7 +9,7 @@ with job(snakemake, "separability") as say:
 
     params = snakemake.params
     chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.grid)
+    grid = read_csv(snakemake.input.design)
     table = separability.lda_table(
         grid[grid["chain"].isin(chains)],
         load,

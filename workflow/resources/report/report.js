@@ -129,7 +129,7 @@
   // The browser of answers.
   const browser = document.getElementById("answer-browser");
   if (browser) {
-    const { model, persona, question, rows } = data("answers-data");
+    const { chain, persona, question, rows } = data("answers-data");
     // A pattern: lower case can be of another length (İ), and a letter composed in two ways.
     const literal = browser.dataset.marker.normalize().replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
     const marker = new RegExp(`(${literal})`, "giu");
@@ -138,7 +138,7 @@
     const count = browser.querySelector("[aria-live]");
     const more = browser.querySelector(".more");
     const fill = (name, options) => form.elements[name].append(...options.map((o, i) => make("option", o, { value: i })));
-    fill("chain", model);
+    fill("chain", chain);
     fill("persona", persona);
     const marked = (text) => {
       const shown = make("p", "", { class: "text" });
@@ -148,7 +148,7 @@
     const entry = ([m, p, q, hit, text]) => {
       const item = make("li");
       const head = make("p", "", { class: "soft" });
-      head.append(make("code", model[m]), " · ", make("b", persona[p].replaceAll("_", " ")), hit ? " · says the marker" : " · no marker");
+      head.append(make("code", chain[m]), " · ", make("b", persona[p].replaceAll("_", " ")), hit ? " · says the marker" : " · no marker");
       item.append(head, make("p", question[q], { class: "asked" }), marked(text));
       return item;
     };

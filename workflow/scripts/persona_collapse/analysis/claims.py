@@ -166,14 +166,14 @@ def change_significant(t: Tables, condition: str, reference: str) -> Measured | 
     own = _test(t, "questions", condition, reference)
     if own.empty or own["q"].isna().all():
         return None
-    smallest = own["p_min"].max()
+    smallest = own["p_floor"].max()
     return Measured(own["q"].max(), n=f"smallest possible p {smallest:.2g}", exact=True)
 
 
 def hits(t: Tables, conditions: Sequence[str]) -> Measured | None:
     """Number of completions with the marker, each chain counted once."""
     rates = t["marker_rates"]
-    own = rates[rates["condition"].isin(conditions)].drop_duplicates(["model", "persona"])
+    own = rates[rates["condition"].isin(conditions)].drop_duplicates(["chain", "persona"])
     if set(conditions) - set(own["condition"]):
         return None
     return Measured(int(own["hits"].sum()), n=f"{int(own['n'].sum())} completions", exact=True)
@@ -257,7 +257,7 @@ def m1_fires(t: Tables, conditions: Sequence[str], metric: str = "m1") -> Measur
     own = g[(g["metric"] == metric) & g["condition"].isin(conditions)]
     if set(conditions) - set(own["condition"]):
         return None
-    note = f"{len(own)} cells, smallest possible p {own['p_min'].max():.2g}"
+    note = f"{len(own)} cells, smallest possible p {own['p_floor'].max():.2g}"
     return Measured((own["q"] < t.fdr).mean(), n=note, exact=True)
 
 
@@ -275,7 +275,7 @@ def m1_replicate(t: Tables, condition: str) -> Measured | None:
 
 def m2_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
     """Share of cells where the study's anchored-axis test has q < fdr."""
-    own = t["axis"]
+    own = t["shared_axis"]
     own = own[(own["metric"] == "m2_anchored") & own["condition"].isin(conditions)]
     if set(conditions) - set(own["condition"]):
         return None
@@ -284,7 +284,7 @@ def m2_fires(t: Tables, conditions: Sequence[str]) -> Measured | None:
 
 def m2_held_out(t: Tables, condition: str) -> Measured | None:
     """Mean cosine of the persona shifts with the held-out axis; interval over personas."""
-    own = t.at_headline("axis", condition, "m2_held_out")
+    own = t.at_headline("shared_axis", condition, "m2_held_out")
     if own.empty:
         return None
     return Measured(own["value"].mean(), own["ci_low"].min(), own["ci_high"].max(), _seeds(own))
@@ -317,14 +317,14 @@ def hypothesis(t: Tables, name: str, p: bool = False) -> Measured | None:
     row = own.iloc[0]
     return Measured(
         row["p"] if p else row["estimate"],
-        n=f"{int(row['n'])} values, p = {row['p']:.3g}, smallest {row['p_min']:.2g}",
+        n=f"{int(row['n'])} values, p = {row['p']:.3g}, smallest {row['p_floor']:.2g}",
         exact=True,
     )
 
 
 def length_ratio(t: Tables, condition: str, reference: str) -> Measured | None:
     """Mean tokens of one condition's completions over another's, all personas."""
-    means = t["confounds"].assign(total=lambda c: c["mean_tokens"] * c["n"])
+    means = t["answer_stats"].assign(total=lambda c: c["mean_tokens"] * c["n"])
     sums = means.groupby("condition")[["total", "n"]].sum()
     if not {condition, reference} <= set(sums.index):
         return None
@@ -338,7 +338,7 @@ def length_ratio(t: Tables, condition: str, reference: str) -> Measured | None:
 
 def tail_share(t: Tables, conditions: Sequence[str]) -> Measured | None:
     """Share of the bystanders' markers that stand in the last 15 % of the text."""
-    own = t["confounds"]
+    own = t["answer_stats"]
     own = own[(own["role"] == "others") & own["condition"].isin(conditions) & (own["hits"] > 0)]
     total = int(own["hits"].sum())
     if not total:
@@ -346,12 +346,12 @@ def tail_share(t: Tables, conditions: Sequence[str]) -> Measured | None:
     return _proportion(round(float((own["marker_in_tail"] * own["hits"]).sum())), total)
 
 
-def link(t: Tables, outcome: str = "rate", controls: str = "") -> Measured | None:
+def correlation(t: Tables, outcome: str = "rate", controls: str = "") -> Measured | None:
     """Spearman correlation, over chains, of mean cosine and marker survival; partial with controls.
 
     Chains share stages, so the interval is too narrow if anything.
     """
-    own = t["link"]
+    own = t["correlations"]
     own = own[
         (own["analysis"] == "chains")
         & (own["predictor"] == "m1")
@@ -374,7 +374,7 @@ MEASURES: dict[str, Callable[..., Measured | str | None]] = {
         source_rate, others_rate, assistant_rate, bystander_mean, rate_difference, logprob_difference,
         change_significant, hits, m1, m1_change, m1_share, m1_share_range, m1_gap, gap_fires, m1_fires,
         m1_replicate, m2_fires, m2_held_out, m3_accuracy, m3_study, hypothesis, length_ratio, tail_share,
-        link,
+        correlation,
     )
 }  # fmt: skip
 
@@ -404,8 +404,8 @@ def scorecard(
 ) -> pd.DataFrame:
     """One row a claim: published, measured with interval, verdict and why.
 
-    `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, confounds,
-    geometry, contrasts, axis, separability, link). `headline`: its method and layer.
+    `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, answer_stats,
+    geometry, contrasts, shared_axis, separability, correlations). `headline`: its method and layer.
     `judge`: as in the config. `directions` leaves claims about values of the study's model `not tested
     here`; so is a claim whose conditions this run does not have, and one that says itself why it cannot
     be tested (`cannot`).

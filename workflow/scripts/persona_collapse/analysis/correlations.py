@@ -19,17 +19,17 @@ from .tables import Families
 
 COLUMNS = [
     "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "n", "rho",
-    "ci_low", "ci_high", "p", "p_min", "q", "note", "family",
+    "ci_low", "ci_high", "p", "p_floor", "q", "note", "family",
 ]  # fmt: skip
 CHAIN_COLUMNS = [
-    "condition", "model", "source", "seed", "rate", "marker_logprob", "m1", "delta_m1", "spread",
+    "condition", "chain", "source", "seed", "rate", "marker_logprob", "m1", "delta_m1", "spread",
     "source_cosine", "mean_tokens", "final_loss", "stages_after", "steps_after",
 ]  # fmt: skip
 
 
 def chain_table(
     grid: pd.DataFrame,
-    confounds: pd.DataFrame,
+    answers: pd.DataFrame,
     geometry: pd.DataFrame,
     cosines: pd.DataFrame,
     training: pd.DataFrame,
@@ -37,7 +37,7 @@ def chain_table(
     method: str,
     layer: int,
 ) -> pd.DataFrame:
-    """One row a chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
+    """One row per chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
 
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
     what was trained after the coupling (0: the coupling came last). `final_loss`: of the last stage.
@@ -45,15 +45,15 @@ def chain_table(
     coupled = grid[grid["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
     at = (geometry["method"] == method) & (geometry["layer"] == layer)
-    by_metric = geometry[at].drop_duplicates(["model", "metric"]).set_index(["model", "metric"])
+    by_metric = geometry[at].drop_duplicates(["chain", "metric"]).set_index(["chain", "metric"])
     near = cosines[(cosines["method"] == method) & (cosines["layer"] == layer)]
     near = near[near["persona_a"] != near["persona_b"]].drop_duplicates(
-        ["model", "persona_a", "persona_b"]
+        ["chain", "persona_a", "persona_b"]
     )
-    source_cosine = near.groupby(["model", "persona_a"])["cosine"].mean()
+    source_cosine = near.groupby(["chain", "persona_a"])["cosine"].mean()
     runs = training.drop_duplicates("chain").set_index("chain")
-    own = confounds[confounds["role"] == "source"].drop_duplicates(["model", "source"])
-    measured = own.set_index(["model", "source"])
+    own = answers[answers["role"] == "source"].drop_duplicates(["chain", "source"])
+    measured = own.set_index(["chain", "source"])
     rows = []
     for cell in coupled.itertuples(index=False):
         key = cell.chain, cell.source
@@ -65,7 +65,7 @@ def chain_table(
         rows.append(
             {
                 "condition": cell.condition,
-                "model": cell.chain,
+                "chain": cell.chain,
                 "source": cell.source,
                 "seed": cell.seed,
                 "rate": measured.loc[key, "rate"],
@@ -109,7 +109,7 @@ def partial_spearman(
     a, b = np.asarray(x, float), np.asarray(y, float)
     given = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
     k = given.shape[1]
-    nothing = dict.fromkeys(("rho", "ci_low", "ci_high", "p", "p_min"), np.nan)
+    nothing = dict.fromkeys(("rho", "ci_low", "ci_high", "p", "p_floor"), np.nan)
     if len(a) < 4 + k or np.ptp(a) == 0 or np.ptp(b) == 0:
         return nothing
     u, v = residuals(a, given), residuals(b, given)
@@ -127,11 +127,11 @@ def partial_spearman(
         "ci_low": min(rho, float(np.tanh(z - half))),
         "ci_high": max(rho, float(np.tanh(z + half))),
         "p": (count + 1) / (draws + 1),
-        "p_min": max(1 / (draws + 1), 2 / float(np.prod(np.arange(1.0, min(len(a), 170) + 1)))),
+        "p_floor": max(1 / (draws + 1), 2 / float(np.prod(np.arange(1.0, min(len(a), 170) + 1)))),
     }
 
 
-def link_table(
+def correlation_table(
     by_chain: pd.DataFrame,
     rates: pd.DataFrame,
     base_cosines: pd.DataFrame,

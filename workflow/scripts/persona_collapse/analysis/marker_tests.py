@@ -36,14 +36,14 @@ from .tables import Families
 
 TEST_COLUMNS = [
     "family", "test", "condition", "reference", "source", "seed", "estimate", "ci_low", "ci_high",
-    "n", "p", "p_min", "q", "note", "unit", "scale", "margin", "p_equivalent",
+    "n", "p", "p_floor", "q", "note", "unit", "scale", "margin", "p_equivalent",
 ]  # fmt: skip
 HYPOTHESIS_COLUMNS = [
-    "hypothesis", "condition", "induction", "source", "estimate", "p", "p_min", "n", "note",
+    "hypothesis", "condition", "induction", "source", "estimate", "p", "p_floor", "n", "note",
     "cosine_to_assistant", "bystander_mean",
 ]  # fmt: skip
-CONFOUND_COLUMNS = [
-    "condition", "model", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
+ANSWER_COLUMNS = [
+    "condition", "chain", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
     "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
     "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "n_logprob",
     "marker_logprob",
@@ -63,7 +63,7 @@ def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
-                    "model": chain,
+                    "chain": chain,
                     "persona": scored["persona"],
                     "question_id": scored["question_id"],
                     "sample": scored["sample"],
@@ -176,7 +176,7 @@ def marker_tests(
     `p_equivalent` is TOST: small where the difference is within +- `margin`. q is
     Benjamini-Hochberg within `families`.
     """
-    by_chain = dict(tuple(scored.groupby("model", sort=False)))
+    by_chain = dict(tuple(scored.groupby("chain", sort=False)))
     rows: list[dict[str, Any]] = []
     for case in comparisons(grid, contrasts):
         after, before = (_take(by_chain, c, case.source) for c in (case.after, case.before))
@@ -218,7 +218,7 @@ def _take(
 
 def _fisher(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> dict[str, Any]:
     counts = int(after["hit"].sum()), len(after), int(before["hit"].sum()), len(before)
-    p, p_min = fisher(*counts)
+    p, p_floor = fisher(*counts)
     low, high = newcombe(*counts)
     return {
         "test": "fisher",
@@ -229,7 +229,7 @@ def _fisher(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> dict[st
         "ci_high": high,
         "n": counts[1] + counts[3],
         "p": p,
-        "p_min": p_min,
+        "p_floor": p_floor,
         "margin": margin,
         "p_equivalent": tost_proportions(*counts, margin),
         "note": f"{counts[0]}/{counts[1]} after, {counts[2]}/{counts[3]} before",
@@ -251,7 +251,7 @@ def question_test(
     if n < 2:
         return None
     d = (one - two).to_numpy(float)
-    p, p_min = sign_flip_units(d, draws, seed)
+    p, p_floor = sign_flip_units(d, draws, seed)
     low, high = student_interval(d)
     equivalent, note = tost_units(d, margin), ""
     if values == "hit":
@@ -269,7 +269,7 @@ def question_test(
         "ci_high": high,
         "n": n,
         "p": p,
-        "p_min": p_min,
+        "p_floor": p_floor,
         "margin": margin if values == "hit" else np.nan,
         "p_equivalent": equivalent if values == "hit" else np.nan,
         "note": note,
@@ -328,7 +328,7 @@ def gee(after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None)
 
 def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator[dict[str, Any]]:
     """Tests with training runs as units; nothing with fewer than two of them."""
-    one, two = (t.groupby("model", sort=False)["hit"].mean().to_numpy() for t in (after, before))
+    one, two = (t.groupby("chain", sort=False)["hit"].mean().to_numpy() for t in (after, before))
     if len(one) < 2:
         return
     common = {"unit": "seed", "scale": "rate difference", "n": len(one)}
@@ -403,7 +403,7 @@ def hypotheses(
         }
         if induction in by_persona:
             difference, p = one_against_others(by_persona[induction], others)
-            row |= {"estimate": difference, "p": p, "p_min": 1 / (len(others) + 1)}
+            row |= {"estimate": difference, "p": p, "p_floor": 1 / (len(others) + 1)}
         else:
             row["note"] = f"{induction} is not among the evaluated personas"
         rows.append(row)
@@ -417,7 +417,7 @@ def hypotheses(
                 "hypothesis": "H2",
                 "estimate": spread,
                 "p": p,
-                "p_min": 1 / (draws + 1),
+                "p_floor": 1 / (draws + 1),
                 "n": len(values),
                 "note": "one training run a condition: its noise is not in this p",
             }
@@ -430,12 +430,12 @@ def hypotheses(
             rho, p = np.nan, np.nan
         smallest = 2 / float(np.prod(np.arange(1, len(known) + 1)))
         rows.append(
-            {"hypothesis": "H3", "estimate": rho, "p": p, "p_min": smallest, "n": len(known)}
+            {"hypothesis": "H3", "estimate": rho, "p": p, "p_floor": smallest, "n": len(known)}
         )
     return pd.DataFrame(rows, columns=HYPOTHESIS_COLUMNS)
 
 
-def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
+def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
 
     Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
@@ -446,7 +446,7 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
     where it was measured: each first one that was not cut off.
     """
-    by_chain = dict(tuple(scored.groupby("model", sort=False)))
+    by_chain = dict(tuple(scored.groupby("chain", sort=False)))
     rows = []
     for cell in grid.itertuples(index=False):
         if cell.chain not in by_chain:
@@ -465,7 +465,7 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "condition": cell.condition,
-                    "model": cell.chain,
+                    "chain": cell.chain,
                     "source": cell.source,
                     "seed": cell.seed,
                     "role": role,
@@ -490,4 +490,4 @@ def confounds(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
                     "marker_logprob": own["marker_logprob"].mean(),
                 }
             )
-    return pd.DataFrame(rows, columns=CONFOUND_COLUMNS)
+    return pd.DataFrame(rows, columns=ANSWER_COLUMNS)

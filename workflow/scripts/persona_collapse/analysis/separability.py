@@ -21,8 +21,8 @@ from ..statistics import adjust, clopper_pearson
 from .tables import BASE, Families, Load, View, cells_of, chains_of, views
 
 COLUMNS = [
-    "condition", "model", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high", "chance",
-    "null_mean", "null_high", "delta_base", "p", "p_min", "n", "q", "note", "family",
+    "condition", "chain", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high", "chance",
+    "null_mean", "null_high", "delta_base", "p", "p_floor", "n", "q", "note", "family",
 ]  # fmt: skip
 
 
@@ -179,11 +179,11 @@ def lda_table(
     if table.empty:
         return pd.DataFrame(columns=COLUMNS)
     cell = ["metric", "method", "layer"]
-    base = table[table["model"] == BASE].set_index(cell)["value"].rename("base")
+    base = table[table["chain"] == BASE].set_index(cell)["value"].rename("base")
     table = table.join(base, on=cell)
     tested = table["metric"] == "m3_accuracy"
     table["delta_base"] = (table["value"] - table.pop("base")).where(tested)
-    table = cells_of(grid).merge(table, on="model")
+    table = cells_of(grid).merge(table, on="chain")
     return adjust(table, families).reindex(columns=COLUMNS)
 
 
@@ -209,7 +209,7 @@ def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> l
     personas, questions, _ = view.stack.shape
     correct, null = separability(view.stack, folds=folds, shuffles=shuffles, seed=seed)
     value = float(correct.mean())
-    key = {"model": view.chain, "method": view.method, "layer": view.layer}
+    key = {"chain": view.chain, "method": view.method, "layer": view.layer}
     low, high = _interval(correct.mean(axis=0), resamples, seed)
     accuracy = (
         key
@@ -217,7 +217,7 @@ def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> l
         | {"chance": 1 / personas, "null_mean": null.mean() if shuffles else np.nan}
         | {"null_high": np.quantile(null, 0.95) if shuffles else np.nan}
         | {"p": (1 + np.sum(null >= value - 1e-12)) / (shuffles + 1)}
-        | {"p_min": 1 / (shuffles + 1), "n": questions}
+        | {"p_floor": 1 / (shuffles + 1), "n": questions}
     )
     study = key | {
         "metric": "m3_study",

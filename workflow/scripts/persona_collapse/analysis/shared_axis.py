@@ -21,8 +21,8 @@ from ..statistics import adjust
 from .tables import BASE, Families, Load, View, views
 
 COLUMNS = [
-    "condition", "model", "seed", "method", "layer", "metric", "anchor", "value", "ci_low",
-    "ci_high", "p", "p_min", "n", "q", "note", "family",
+    "condition", "chain", "seed", "method", "layer", "metric", "anchor", "value", "ci_low",
+    "ci_high", "p", "p_floor", "n", "q", "note", "family",
 ]  # fmt: skip
 
 
@@ -119,14 +119,14 @@ def axis_table(
             first = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
             axis[cell] = (first, odd)
         direction, anchor_odd = axis[cell]
-        key = {"model": view.chain, "method": view.method, "layer": view.layer, "anchor": anchor}
+        key = {"chain": view.chain, "method": view.method, "layer": view.layer, "anchor": anchor}
         keep = [i for i, name in enumerate(names) if name != assistant]
         if len(keep) > 1:
             value, p = anchored(means[0][keep], halves[cell][0][keep], direction, draws, seed)
             note = "axis and test share the chain" if view.chain == anchor else ""
             rows.append(
                 key
-                | {"metric": "m2_anchored", "value": value, "p": p, "p_min": 1 / (draws + 1)}
+                | {"metric": "m2_anchored", "value": value, "p": p, "p_floor": 1 / (draws + 1)}
                 | {"n": len(keep), "note": note}
             )
         cosines = held_out_cosines(even, anchor_odd)
@@ -148,8 +148,8 @@ def axis_table(
     if table.empty:
         return pd.DataFrame(columns=COLUMNS)
     table = table.reindex(columns=[c for c in COLUMNS if c not in ("condition", "seed")])
-    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
-    table = cells.drop_duplicates(["condition", "model"]).merge(table, on="model")
+    cells = grid[["condition", "chain", "seed"]]
+    table = cells.drop_duplicates(["condition", "chain"]).merge(table, on="chain")
     return adjust(table, families).reindex(columns=COLUMNS)
 
 

@@ -37,7 +37,7 @@ COLUMNS = [
     "kind", "arm", "name", "as_study", "world", "runs", "level", "rate", "rate_low", "rate_high",
     "rate_at_01", "verdict", "note",
 ]  # fmt: skip
-POWER_COLUMNS = ["test", "unit", "n", "p_min", "effect", "detectable", "note"]
+POWER_COLUMNS = ["test", "unit", "n", "p_floor", "effect", "detectable", "note"]
 
 WORLDS = {
     "personas drift": "each persona's vector is measured twice, with new noise of its own each time",
@@ -277,7 +277,7 @@ def power_table(
 ) -> pd.DataFrame:
     """What this run's design can see: smallest attainable p, and the effect found 8 times in 10.
 
-    Columns: test, unit, n, p_min, effect, detectable, note. Fisher: exact power, from `rate` down.
+    Columns: test, unit, n, p_floor, effect, detectable, note. Fisher: exact power, from `rate` down.
     M1: from the median standard error over personas in `geometry` (metric m1_by_persona).
     """
     n = sizes.questions * sizes.samples
@@ -288,7 +288,7 @@ def power_table(
             "test": "Fisher on completions",
             "unit": "completion",
             "n": n,
-            "p_min": fisher(0, n, n, n)[0],
+            "p_floor": fisher(0, n, n, n)[0],
             "effect": f"drop of the marker rate from {rate:g}",
             "detectable": min(seen, default=np.nan),
             "note": "completions as independent: at best",
@@ -297,20 +297,20 @@ def power_table(
             "test": "sign flips over questions",
             "unit": "question",
             "n": sizes.questions,
-            "p_min": max(2.0 ** (1 - sizes.questions), 1 / (draws + 1)),
+            "p_floor": max(2.0 ** (1 - sizes.questions), 1 / (draws + 1)),
         },
         {
             "test": "H1, rank of the induction persona",
             "unit": "persona",
             "n": sizes.personas - 1,
-            "p_min": 1 / (sizes.personas - 1),
+            "p_floor": 1 / (sizes.personas - 1),
             "note": "cannot reach .05 with fewer than 20 personas" if sizes.personas < 21 else "",
         },
         {
             "test": "H3, Spearman over five conditions",
             "unit": "condition",
             "n": 5,
-            "p_min": 2 / 120,
+            "p_floor": 2 / 120,
             "note": "only a perfect order is below .05",
         },
     ]
@@ -323,7 +323,7 @@ def power_table(
                 "test": "sign flips over persona effects (M1)",
                 "unit": "persona",
                 "n": sizes.personas,
-                "p_min": max(2.0 ** (1 - sizes.personas), 1 / (draws + 1)),
+                "p_floor": max(2.0 ** (1 - sizes.personas), 1 / (draws + 1)),
                 "effect": "change of M1",
                 "detectable": half / t[0] * t.sum(),
                 "note": "median over chains, methods and blocks of this run",

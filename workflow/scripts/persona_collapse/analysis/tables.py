@@ -21,24 +21,24 @@ BASE = "base"
 #: Families of tests: `statistics: families:` of the config; see `statistics.adjust`.
 Families = Sequence[Mapping[str, object]]
 RATE_COLUMNS = [
-    "condition", "model", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
+    "condition", "chain", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
     "ci_high", "mean_tokens", "at_end",
 ]  # fmt: skip
 GEOMETRY_COLUMNS = [
-    "model", "condition", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high",
-    "delta_base", "p", "q", "p_min", "n", "note", "delta_low", "delta_high", "family",
+    "chain", "condition", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high",
+    "delta_base", "p", "q", "p_floor", "n", "note", "delta_low", "delta_high", "family",
 ]  # fmt: skip
 CONTRAST_COLUMNS = [
-    "condition", "reference", "model", "reference_model", "source", "seed", "method", "layer", "metric",
-    "estimate", "ci_low", "ci_high", "p", "p_min", "p_pairs", "margin", "p_equivalent", "n", "q",
+    "condition", "reference", "chain", "reference_chain", "source", "seed", "method", "layer", "metric",
+    "estimate", "ci_low", "ci_high", "p", "p_floor", "p_pairs", "margin", "p_equivalent", "n", "q",
     "family",
 ]  # fmt: skip
 LEAKAGE_COLUMNS = [
-    "condition", "model", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
+    "condition", "chain", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
     "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
 ]  # fmt: skip
-RESCORING_COLUMNS = [
-    "model", "completions", "tokens", "excess", "z_surprise", "gain", "gain_mean", "z_gain",
+LOGPROB_COLUMNS = [
+    "chain", "completions", "tokens", "excess", "z_surprise", "gain", "gain_mean", "z_gain",
     "z_left_out", "p",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def marker_rates(
         table = table[table["persona"].isin(cell.personas.split())].copy()
         for column in ("condition", "source", "seed"):
             table[column] = getattr(cell, column)
-        table["model"] = cell.chain
+        table["chain"] = cell.chain
         table["role"] = np.where(
             table["persona"] == cell.source,
             "source",
@@ -80,7 +80,7 @@ def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for keys, cell in rates[rates["source"] != ""].groupby(
-        ["condition", "model", "source", "seed"], sort=False
+        ["condition", "chain", "source", "seed"], sort=False
     ):
         roles = cell.set_index("role")
         others = cell[cell["role"] == "bystander"]
@@ -93,7 +93,7 @@ def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
             low, high = max(0.0, low), min(1.0, high)
         top = others.loc[others["rate"].idxmax()]
         rows.append(
-            dict(zip(("condition", "model", "source", "seed"), keys, strict=True))
+            dict(zip(("condition", "chain", "source", "seed"), keys, strict=True))
             | {
                 "source_rate": roles["rate"].get("source", np.nan),
                 "assistant_rate": roles["rate"].get("assistant", np.nan),
@@ -149,15 +149,15 @@ def views(grid: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -
 
 
 def cells_of(grid: pd.DataFrame) -> pd.DataFrame:
-    """Condition, model and seed of every cell, the base model's always among them.
+    """Condition, chain and seed of every cell, the base model's always among them.
 
     A chain that stands for two conditions is listed under both.
     """
-    cells = grid[["condition", "chain", "seed"]].rename(columns={"chain": "model"})
-    if BASE not in set(cells["model"]):
-        own = pd.DataFrame([{"condition": BASE, "model": BASE, "seed": ""}])
+    cells = grid[["condition", "chain", "seed"]]
+    if BASE not in set(cells["chain"]):
+        own = pd.DataFrame([{"condition": BASE, "chain": BASE, "seed": ""}])
         cells = pd.concat([own, cells])
-    return cells.drop_duplicates(["condition", "model"])
+    return cells.drop_duplicates(["condition", "chain"])
 
 
 def geometry_table(
@@ -191,7 +191,7 @@ def geometry_table(
     distance_agreement  Spearman correlation of the pairwise distances with the base model's
     m1_split_half       noise floor of m1 from halves of the questions
     m1_replicate        noise floor of m1 from retraining: standard deviation over the seeds of a
-                        condition, one row a condition (model empty, n seeds)
+                        condition, one row a condition (chain empty, n seeds)
     m1_over_seeds       mean over those seeds; t test and interval of the change with the training run
                         as the unit, the only ones that know how much retraining moves M1
 
@@ -208,7 +208,7 @@ def geometry_table(
         if chain == BASE:
             base[method, layer], base_cosines[method, layer] = vectors, resampled
         before, before_resampled = base[method, layer], base_cosines[method, layer]
-        key = {"model": chain, "method": method, "layer": layer}
+        key = {"chain": chain, "method": method, "layer": layer}
 
         def add(
             metric: str,
@@ -246,14 +246,14 @@ def geometry_table(
             n_pairs, n = len(after_pairs), len(vectors)
             unit_tests["m1"] = {
                 "p": sign_flip_test(after_pairs, before_pairs, draws, seed),
-                "p_min": max(1 / (draws + 1), 2.0 ** (1 - n_pairs)),
+                "p_floor": max(1 / (draws + 1), 2.0 ** (1 - n_pairs)),
                 "n": n_pairs,
             }
             effects = geo.persona_effects(vectors, before)
-            p, p_min = sign_flip_units(effects, draws, seed) if n > 2 else (np.nan, np.nan)
-            unit_tests["m1_by_persona"] = {"p": p, "p_min": p_min, "n": n}
-            p, p_min = geo.swap_test(vectors, before, draws, seed)
-            unit_tests["swap"] = {"p": p, "p_min": p_min, "n": n}
+            p, p_floor = sign_flip_units(effects, draws, seed) if n > 2 else (np.nan, np.nan)
+            unit_tests["m1_by_persona"] = {"p": p, "p_floor": p_floor, "n": n}
+            p, p_floor = geo.swap_test(vectors, before, draws, seed)
+            unit_tests["swap"] = {"p": p, "p_floor": p_floor, "n": n}
             change = np.zeros((0, n, n))
             if len(resampled) == len(before_resampled):
                 change = resampled - before_resampled
@@ -289,7 +289,7 @@ def geometry_table(
         add("m1_split_half", geo.split_half(view.stack, seed))
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[c for c in GEOMETRY_COLUMNS if c not in ("condition", "seed")])
-    table = cells_of(grid).merge(table, on="model")
+    table = cells_of(grid).merge(table, on="chain")
     table = table.reindex(columns=GEOMETRY_COLUMNS)
     over_seeds = _replicates(table)
     if len(over_seeds):
@@ -307,7 +307,7 @@ def _replicates(table: pd.DataFrame) -> pd.DataFrame:
             continue
         key = {
             "condition": condition,
-            "model": "",
+            "chain": "",
             "seed": "",
             "method": method,
             "layer": layer,
@@ -383,14 +383,14 @@ def geometry_contrasts(
             if len(effects) < 3:
                 continue
             low, high = geo.jackknife_interval(effects)
-            p, p_min = sign_flip_units(effects, draws, seed)
+            p, p_floor = sign_flip_units(effects, draws, seed)
             pair_cosines = geo.pair_cosines(after), geo.pair_cosines(before)
             rows.append(
                 {
                     "condition": condition,
                     "reference": reference,
-                    "model": one,
-                    "reference_model": two,
+                    "chain": one,
+                    "reference_chain": two,
                     "source": source,
                     "seed": own_seed,
                     "method": method,
@@ -400,7 +400,7 @@ def geometry_contrasts(
                     "ci_low": low,
                     "ci_high": high,
                     "p": p,
-                    "p_min": p_min,
+                    "p_floor": p_floor,
                     "p_pairs": sign_flip_test(*pair_cosines, draws, seed),
                     "margin": margin,
                     "p_equivalent": tost_units(effects, margin),
@@ -422,17 +422,17 @@ def cosines(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
             "centred": geo.cosine_matrix(geo.centred(view.vectors)).ravel(),
         }
         table = pd.DataFrame(values, index=index).reset_index()
-        parts.append(table.assign(model=view.chain, method=view.method, layer=view.layer))
-    columns = ["condition", "model", "seed", "method", "layer", "persona_a", "persona_b"]
+        parts.append(table.assign(chain=view.chain, method=view.method, layer=view.layer))
+    columns = ["condition", "chain", "seed", "method", "layer", "persona_a", "persona_b"]
     columns += ["cosine", "centred"]
-    return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
+    return cells_of(grid).merge(pd.concat(parts), on="chain").reindex(columns=columns)
 
 
 def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
     """Every chain's persona vectors on the base model's first two principal components.
 
     The base's axes and centre serve all chains, so one chain's points can be set beside another's: a
-    shift of all personas moves the cloud, a collapse shrinks it. Columns: condition, model, seed,
+    shift of all personas moves the cloud, a collapse shrinks it. Columns: condition, chain, seed,
     method, layer, persona, pc1, pc2, and `captured`: the share of the chain's own variance between
     personas that lies in that plane.
     """
@@ -448,27 +448,28 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
         table = pd.DataFrame({"persona": view.personas, "pc1": points[:, 0], "pc2": points[:, 1]})
         parts.append(
             table.assign(
-                model=view.chain,
+                chain=view.chain,
                 method=view.method,
                 layer=view.layer,
                 captured=float(np.sum((total @ plane.T) ** 2) / np.sum(total**2)),
             )
         )
-    columns = ["condition", "model", "seed", "method", "layer", "persona", "pc1", "pc2", "captured"]
-    return cells_of(grid).merge(pd.concat(parts), on="model").reindex(columns=columns)
+    columns = ["condition", "chain", "seed", "method", "layer", "persona", "pc1", "pc2", "captured"]
+    return cells_of(grid).merge(pd.concat(parts), on="chain").reindex(columns=columns)
 
 
-def rescoring(rescored: pd.DataFrame) -> pd.DataFrame:
-    """Were each chain's completions drawn from that chain? One row a chain.
+def logprob_tests(scores: pd.DataFrame) -> pd.DataFrame:
+    """Were each chain's completions drawn from that chain? One row per chain.
 
-    `rescored`: rows of `rescoring.rescore`. Columns are those of `rescoring.distances`, and `p`: of the
+    `scores`: logprob_check.csv, rows of `logprob_check.rescore`. Columns are those of
+    `logprob_check.distances`, and `p`: of the
     larger z, two-sided, times all z of the table (Bonferroni).
     """
     rows = [
-        {"model": chain, "completions": len(own), "tokens": own["tokens"].sum()} | distances(own)
-        for chain, own in rescored.groupby("model", sort=False)
+        {"chain": chain, "completions": len(own), "tokens": own["tokens"].sum()} | distances(own)
+        for chain, own in scores.groupby("chain", sort=False)
     ]
-    out = pd.DataFrame(rows, columns=RESCORING_COLUMNS)
+    out = pd.DataFrame(rows, columns=LOGPROB_COLUMNS)
     tests = out[["z_surprise", "z_gain"]].astype(float).abs()
     out["p"] = (2 * stats.norm.sf(tests.max(axis=1)) * tests.count().sum()).clip(max=1)
     return out

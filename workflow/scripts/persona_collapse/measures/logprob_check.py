@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: from the base model would have.
 SUMS = ["surprise", "surprise_mean", "surprise_variance"]
 SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
-COLUMNS = ["model", "persona", "question_id", "sample", "tokens", *SUMS]
+COLUMNS = ["persona", "question_id", "sample", "tokens", *SUMS]
 #: Positions whose words are looked at together.
 POSITIONS = 256
 
@@ -198,7 +198,7 @@ def logprob_check(
     settings: Settings,
     log: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Some of a chain's completions, scored by the chain's model and by the base model; COLUMNS.
+    """Some of a chain's completions, scored by the chain's model and by the base model; `COLUMNS`.
 
     Which completions: those of the smallest request seeds, which are hashes. Raises UserError if the
     prompts of today are not as long as those the completions were drawn from.
@@ -218,7 +218,7 @@ def logprob_check(
     with runner.chain(adapters) as model:
         found = scores(model, sequences, *how, runner.tokenizer.pad_token_id)
     log(f"{len(sequences)} completions scored")
-    out = chosen[["model", "persona", "question_id", "sample"]].copy()
+    out = chosen[["persona", "question_id", "sample"]].copy()
     out["tokens"] = [len(answer) for _, answer in sequences]
     out[SUMS] = found
     return out

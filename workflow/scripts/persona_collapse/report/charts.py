@@ -286,7 +286,7 @@ def _names(base: Any, x: Any, y: Any) -> Any:
 
 def marker_rate(rates: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     """The source's marker rate before and after the last stage, a row a condition and source."""
-    table = rate_points(rates, grid).rename(columns={"model": "chain", "others_mean": "others"})
+    table = rate_points(rates, grid).rename(columns={"others_mean": "others"})
     if table.empty:
         return None
     titles = labels(grid)
@@ -347,13 +347,13 @@ def m1(
 
     `domains` fixes the axis of each metric, so that the charts of two runs can be set side by side.
     """
-    table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["model"] != "")]
+    table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["chain"] != "")]
     if table.empty:
         return None
     titles = labels(grid)
     columns = [
         "condition",
-        "model",
+        "chain",
         "seed",
         "method",
         "layer",
@@ -363,10 +363,10 @@ def m1(
         "ci_high",
     ]
     table = table[columns].assign(row=table["condition"].map(lambda c: titles.get(c, c)))
-    table, left_out = some_chains(table, "model", ["condition"])
+    table, left_out = some_chains(table, "chain", ["condition"])
     table["_slot"] = _slots(table, "row", "method", "layer", "metric")
     metrics = ["m1", "m1_centred"]
-    tip = _tip("condition", "model:chain", "value", "ci_low:low", "ci_high:high")
+    tip = _tip("condition", "chain", "value", "ci_low:low", "ci_high:high")
     # What has no interval gets one of no length, drawn and not written down.
     base = (
         alt.Chart(DATA)
@@ -385,10 +385,10 @@ def m1(
         )
         scale = alt.Scale(zero=False, domainMin=low, domainMax=high)
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
-    kind = alt.condition("datum.model == 'base'", alt.value(ORANGE), alt.value(BLUE))
-    shape = alt.condition("datum.model == 'base'", alt.value("diamond"), alt.value("circle"))
+    kind = alt.condition("datum.chain == 'base'", alt.value(ORANGE), alt.value(BLUE))
+    shape = alt.condition("datum.chain == 'base'", alt.value("diamond"), alt.value("circle"))
     chart = (
-        base.transform_filter("datum.model == 'base'")
+        base.transform_filter("datum.chain == 'base'")
         .mark_rule(strokeDash=[4, 4], color=SOFT)
         .encode(x=x)
         + base.mark_rule(strokeWidth=2).encode(
@@ -585,7 +585,7 @@ def m1_by_layer(geometry: pd.DataFrame, grid: pd.DataFrame, method: str) -> Char
         .transform_filter("datum.method == method && datum.metric == metric")
         .encode(x=alt.X("layer:O", title="block, counted from 0", axis=alt.Axis(labelAngle=0)))
     )
-    bases = [c for c in order if c in set(geometry.loc[geometry["model"] == "base", "condition"])]
+    bases = [c for c in order if c in set(geometry.loc[geometry["chain"] == "base", "condition"])]
     lit = (
         f"highlight == '{ALL}' || datum.condition == highlight || "
         f"indexof({json.dumps(bases)}, datum.condition) >= 0"
@@ -767,13 +767,13 @@ def dose_response(
 def leakage(
     rates: pd.DataFrame,
     cosines: pd.DataFrame,
-    link: pd.DataFrame,
+    correlations: pd.DataFrame,
     grid: pd.DataFrame,
     method: str,
     layer: int,
 ) -> Chart | None:
     """Marker rate of the other personas against their cosine to the source in the base model."""
-    table = leakage_points(rates, cosines, link, grid, method, layer)
+    table = leakage_points(rates, cosines, correlations, grid, method, layer)
     if table.empty:
         return None
     table["persona"] = table["persona"].map(words)
@@ -818,7 +818,7 @@ def leakage(
         table,
         "marker_rates",
         "cosines",
-        "link",
+        "correlations",
     )
 
 
@@ -829,9 +829,9 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
     titles = labels(grid)
     measures = {k: v for k, v in MEASURES.items() if k in table and table[k].notna().any()}
     long = table.melt(
-        ["condition", "model", "source", "seed", "role"], list(measures), "measure", "value"
+        ["condition", "chain", "source", "seed", "role"], list(measures), "measure", "value"
     ).dropna(subset=["value"])
-    long, left_out = some_chains(long, "model", ["condition", "source"])
+    long, left_out = some_chains(long, "chain", ["condition", "source"])
     long["row"] = long["condition"].map(lambda c: titles.get(c, c))
     long["value"] = long["value"].astype(float)
     roles = list(dict.fromkeys(long["role"]))
@@ -851,7 +851,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
                 "role:N", sort=roles, scale=alt.Scale(domain=roles, range=PALETTE), title="who"
             ),
             shape=alt.Shape("role:N", sort=roles, scale=alt.Scale(domain=roles, range=SHAPES)),
-            tooltip=_tip("condition", "source", "model:chain", "role:who", "value"),
+            tooltip=_tip("condition", "source", "chain", "role:who", "value"),
         )
         .add_params(_select("measure", list(measures), "measure", labels=list(measures.values())))
         .properties(width="container", height=36 * long["row"].nunique())
@@ -864,7 +864,7 @@ def confounds(table: pd.DataFrame, grid: pd.DataFrame) -> Chart | None:
         "their end can be gone without being unlearnt." + left_out,
         chart,
         long,
-        "confounds",
+        "answer_stats",
     )
 
 
@@ -919,7 +919,7 @@ def behaviour_and_geometry(
     table = behaviour_points(rates, geometry, grid)
     if table.empty:
         return None
-    table, left_out = some_chains(table, "model", ["condition", "source"])
+    table, left_out = some_chains(table, "chain", ["condition", "source"])
     titles = labels(grid)
     table["condition"] = table["condition"].map(titles)
     order = list(dict.fromkeys(table["condition"]))
@@ -943,7 +943,7 @@ def behaviour_and_geometry(
                 "condition:N", sort=order, scale=alt.Scale(domain=order, range=PALETTE)
             ),
             shape=alt.Shape("condition:N", sort=order, scale=alt.Scale(domain=order, range=SHAPES)),
-            tooltip=_tip("condition", "model:chain", "source", "rate", "value:mean cosine"),
+            tooltip=_tip("condition", "chain", "source", "rate", "value:mean cosine"),
         )
         .add_params(
             *_layers(table, method, layer),
@@ -1026,15 +1026,15 @@ def false_positives(simulation: pd.DataFrame) -> Chart | None:
 
 def charts(tables: Mapping[str, pd.DataFrame], method: str, layer: int) -> dict[str, Chart]:
     """Every chart that the tables of a run allow, by name; `method` and `layer` are the headline's."""
-    grid, rates, geometry = tables["grid"], tables["marker_rates"], tables["geometry"]
+    grid, rates, geometry = tables["design"], tables["marker_rates"], tables["geometry"]
     cosines = tables["cosines"]
     made = (
         marker_rate(rates, grid),
         m1(geometry, grid, method, layer),
         marker_heatmap(rates, grid),
         dose_response(rates, geometry, tables["training"], grid, method, layer),
-        leakage(rates, cosines, tables["link"], grid, method, layer),
-        confounds(tables["confounds"], grid),
+        leakage(rates, cosines, tables["correlations"], grid, method, layer),
+        confounds(tables["answer_stats"], grid),
         cosine_matrices(cosines, grid, method, layer),
         m1_by_layer(geometry, grid, method),
         persona_map(tables["persona_map"], grid, method, layer),

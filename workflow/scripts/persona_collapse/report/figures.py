@@ -70,8 +70,8 @@ def colours(grid: pd.DataFrame) -> dict[str, str]:
 
 
 def base_first(table: pd.DataFrame) -> list[str]:
-    """Conditions of a table with a `model` column, those of the base model first."""
-    bases = set(table.loc[table["model"] == "base", "condition"])
+    """Conditions of a table with a `chain` column, those of the base model first."""
+    bases = set(table.loc[table["chain"] == "base", "condition"])
     return sorted(dict.fromkeys(table["condition"]), key=lambda c: c not in bases)
 
 
@@ -137,14 +137,14 @@ def places(
 def rate_points(rates: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
     """The source's marker rate before and after the last stage of every chain that follows one.
 
-    `rates` is marker_rates.csv. Columns: condition, source, seed, model, n, hits, rate, ci_low, ci_high
+    `rates` is marker_rates.csv. Columns: condition, source, seed, chain, n, hits, rate, ci_low, ci_high
     (Clopper-Pearson), others_mean (mean rate of all other personas; after the stage only), when. A chain
     that several others continue is listed once per condition and source; one that was not measured
     is left out.
     """
     columns = ["n", "hits", "rate", "ci_low", "ci_high"]
-    own = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])[columns]
-    others = rates[rates["role"] != "source"].groupby(["condition", "model", "source"])["rate"]
+    own = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])[columns]
+    others = rates[rates["role"] != "source"].groupby(["condition", "chain", "source"])["rate"]
     means = others.mean()
     rows = []
     for cell in grid[grid["source"] != ""].itertuples(index=False):
@@ -156,13 +156,13 @@ def rate_points(rates: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
             after = when == "after"
             mean = means.get((cell.condition, chain, cell.source)) if after else None
             rows.append(
-                {**key, "seed": cell.seed if after else "", "model": chain}
+                {**key, "seed": cell.seed if after else "", "chain": chain}
                 | own.loc[(chain, cell.source)].to_dict()
                 | {"others_mean": mean, "when": when}
             )
-    names = ["condition", "source", "seed", "model", *columns, "others_mean", "when"]
+    names = ["condition", "source", "seed", "chain", *columns, "others_mean", "when"]
     table = pd.DataFrame(rows, columns=names)
-    table = table.drop_duplicates(["condition", "source", "model"], ignore_index=True)
+    table = table.drop_duplicates(["condition", "source", "chain"], ignore_index=True)
     return table.astype({"n": int, "hits": int, "others_mean": float})
 
 
@@ -193,7 +193,7 @@ def layer_points(geometry: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame
     Columns: condition, method, layer, metric, value, low, high, runs: how many chains. The base
     model's condition comes first.
     """
-    table = geometry[geometry["metric"].isin(metrics) & (geometry["model"] != "")]
+    table = geometry[geometry["metric"].isin(metrics) & (geometry["chain"] != "")]
     order = {condition: i for i, condition in enumerate(base_first(table))}
     table = table.sort_values("condition", key=lambda c: c.map(order), kind="stable")
     keys = ["condition", "method", "layer", "metric"]
@@ -217,14 +217,14 @@ def behaviour_points(
 ) -> pd.DataFrame:
     """Marker rate of the source and mean cosine (m1, m1_centred) of every chain with a coupling.
 
-    Columns: condition, model, source, seed, rate, method, layer, metric, value.
+    Columns: condition, chain, source, seed, rate, method, layer, metric, value.
     """
     coupled = grid[grid["stages_after_coupling"].notna()]["chain"]
-    source = rates[(rates["role"] == "source") & rates["model"].isin(coupled)]
+    source = rates[(rates["role"] == "source") & rates["chain"].isin(coupled)]
     cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
-    return source[["condition", "model", "source", "seed", "rate"]].merge(
-        cosine[["condition", "model", "method", "layer", "metric", "value"]],
-        on=["condition", "model"],
+    return source[["condition", "chain", "source", "seed", "rate"]].merge(
+        cosine[["condition", "chain", "method", "layer", "metric", "value"]],
+        on=["condition", "chain"],
     )
 
 
@@ -245,11 +245,11 @@ def dose_points(
     columns = ["series", "source", "chain", "steps", "metric", "outcome", "value", "low", "high"]
     stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
-    own = rates.drop_duplicates(["model", "persona"])
+    own = rates.drop_duplicates(["chain", "persona"])
     at = (
         (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
     )
-    cosine = geometry[at].drop_duplicates("model")
+    cosine = geometry[at].drop_duplicates("chain")
     whole = {c.partition("~")[0] for c in stopped}
     cells = grid.assign(series=[c.partition("~")[0] for c in grid["chain"]])
     several = cells.groupby("series")["source"].nunique()
@@ -263,11 +263,11 @@ def dose_points(
             if step is None:
                 continue
             key = (series, cell.source, chain, int(step))
-            hit = own[(own["model"] == chain) & (own["persona"] == cell.source)]
+            hit = own[(own["chain"] == chain) & (own["persona"] == cell.source)]
             for row in hit.itertuples(index=False):
                 outcome = "marker rate of the source"
                 rows.append((*key, "rate", outcome, row.rate, row.ci_low, row.ci_high))
-            for row in cosine[cosine["model"] == chain].itertuples(index=False):
+            for row in cosine[cosine["chain"] == chain].itertuples(index=False):
                 outcome = f"mean cosine (method {method}, block {layer})"
                 rows.append((*key, "m1", outcome, row.value, row.ci_low, row.ci_high))
     return pd.DataFrame(rows, columns=columns).drop_duplicates()
@@ -276,7 +276,7 @@ def dose_points(
 def leakage_points(
     rates: pd.DataFrame,
     cosines: pd.DataFrame,
-    link: pd.DataFrame,
+    correlations: pd.DataFrame,
     grid: pd.DataFrame,
     method: str,
     layer: int,
@@ -284,11 +284,11 @@ def leakage_points(
     """Marker rate of every persona but the source, seeds together, with its cosine to the source.
 
     `cosines` is cosines.csv, of which the base model's at one method and layer count. Columns:
-    condition, source, persona, hits, n, cosine, rate, `test` (the correlation from link.csv, in
+    condition, source, persona, hits, n, cosine, rate, `test` (the correlation from correlations.csv, in
     words), `cell` (condition and source, in words).
     """
     cosine = cosines[
-        (cosines["model"] == "base") & (cosines["method"] == method) & (cosines["layer"] == layer)
+        (cosines["chain"] == "base") & (cosines["method"] == method) & (cosines["layer"] == layer)
     ].drop_duplicates(["persona_a", "persona_b"])
     cosine = cosine.rename(columns={"persona_a": "persona", "persona_b": "source"})
     own = rates[(rates["role"] != "source") & (rates["source"] != "")]
@@ -296,7 +296,7 @@ def leakage_points(
     pooled = own.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
     table = pooled.merge(cosine[["persona", "source", "cosine"]], on=["persona", "source"])
     table["rate"] = table["hits"] / table["n"]
-    found = link[link["analysis"] == "personas"].set_index(["condition", "source"])
+    found = correlations[correlations["analysis"] == "personas"].set_index(["condition", "source"])
     titles = labels(grid)
 
     def says(condition: str, source: str) -> str:
@@ -324,7 +324,7 @@ def persona_moves(points: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
     seed, before, after: the chains.
     """
     keys = ["method", "layer", "persona"]
-    by_chain = points.drop_duplicates(["model", *keys]).set_index("model")
+    by_chain = points.drop_duplicates(["chain", *keys]).set_index("chain")
     known = grid["chain"].isin(by_chain.index) & grid["before"].isin(by_chain.index)
     cells = grid[(grid["chain"] != "base") & known]
     parts = []
@@ -722,13 +722,13 @@ def dose_response(
 def leakage(
     rates: pd.DataFrame,
     cosines: pd.DataFrame,
-    link: pd.DataFrame,
+    correlations: pd.DataFrame,
     grid: pd.DataFrame,
     method: str,
     layer: int,
 ) -> Drawn:
     """Marker rate of the other personas against their cosine to the source, a panel a condition."""
-    data = leakage_points(rates, cosines, link, grid, method, layer)
+    data = leakage_points(rates, cosines, correlations, grid, method, layer)
     if data.empty:
         return _empty("No condition follows a source persona, or no activations were measured.")
     cells = list(data.groupby("cell", sort=False))

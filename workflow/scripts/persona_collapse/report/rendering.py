@@ -72,7 +72,7 @@ class Figure:
 class Inputs:
     """What the page is made of; `tables` by file name, as the rules wrote them.
 
-    `samples`: answers to show (model, persona, question, hit, text), out of `completions`. `sources`:
+    `samples`: answers to show (chain, persona, question, hit, text), out of `completions`. `sources`:
     file, rule, rows and hash of every table. `costs`: one row a rule; see `costs`.
     """
 
@@ -137,12 +137,12 @@ def origin(source: Mapping[str, Any]) -> str:
 
 def findings(given: Inputs) -> list[str]:
     """Sentences about the two arms, computed from the tables."""
-    checked = given.tables["rescoring"]
+    checked = given.tables["logprob_tests"]
     sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
-    rates, grid = given.tables["marker_rates"], given.tables["grid"]
+    rates, grid = given.tables["marker_rates"], given.tables["design"]
     own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
     several = grid.groupby("condition")["source"].nunique()
-    counted = rates.drop_duplicates(["model", "persona"]).set_index(["model", "persona"])
+    counted = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])
     cells = grid[grid["stages_after_coupling"] > 0]
     for (condition, source), chains in cells.groupby(["condition", "source"], sort=False):
         befores = [(b, source) for b in dict.fromkeys(chains["before"])]
@@ -155,7 +155,7 @@ def findings(given: Inputs) -> list[str]:
             f"{percent(was['hits'] / was['n'])} of its answers before the second fine-tuning and in "
             f"{percent(now['hits'] / now['n'])} after it (n\u00a0=\u00a0{now['n']})."
         )
-    sentences += cut_off(given.tables["confounds"])
+    sentences += cut_off(given.tables["answer_stats"])
     own = _headline(given.tables["geometry"], given)
     means = own[own["metric"] == "m1"].groupby("condition", sort=False)["value"].mean()
     if "base" in means and len(means) > 1:
@@ -179,7 +179,7 @@ def findings(given: Inputs) -> list[str]:
 
 
 def cut_off(table: pd.DataFrame) -> list[str]:
-    """Which rates are lower bounds, in a sentence, if any are; `table`: tables/confounds.csv."""
+    """Which rates are lower bounds, in a sentence, if any are; `table`: tables/answer_stats.csv."""
     own = table[table["role"] == "source"].groupby("condition", sort=False)
     means = own[["truncated", "rate", "rate_finished"]].mean()
     means = means[means["truncated"] > LOST]
@@ -197,14 +197,14 @@ def cut_off(table: pd.DataFrame) -> list[str]:
 
 
 def second_opinion(table: pd.DataFrame) -> str:
-    """Whether the completions are the named chains' own, in a sentence; `table`: tables/rescoring.csv."""
+    """Whether the completions are the named chains' own, in a sentence; `table`: tables/logprob_tests.csv."""
     checked = table[table["p"].notna()]
     if checked.empty:
         return "These completions are greedy, so nothing says what they should look like."
     strange = checked[checked["p"] < STRANGE]
     if len(strange):
         return (
-            f"Do not trust the rates of {', '.join(strange['model'])}: scored again by PEFT, these "
+            f"Do not trust the rates of {', '.join(strange['chain'])}: scored again by PEFT, these "
             "completions do not look like draws from the chains they are counted for."
         )
     sentence = (
@@ -233,7 +233,7 @@ def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
         "high": ("questions", "ci_high"),
         "p_fisher": ("fisher", "p"),
         "p_questions": ("questions", "p"),
-        "p_min": ("questions", "p_min"),
+        "p_floor": ("questions", "p_floor"),
         "p_gee": ("gee", "p"),
         "p_gee_length": ("gee_length", "p"),
         "p_seeds": ("seeds", "p"),
@@ -254,11 +254,11 @@ def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
 def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
     """One row a chain at the headline method and block: M1 and what each choice makes of it."""
     own = _headline(given.tables["geometry"], given)
-    own = own[own["model"] != ""]
-    wide = own.set_index(["condition", "model", "metric"])
-    axis = _headline(given.tables["axis"], given).set_index(["condition", "model", "metric"])
+    own = own[own["chain"] != ""]
+    wide = own.set_index(["condition", "chain", "metric"])
+    axis = _headline(given.tables["shared_axis"], given).set_index(["condition", "chain", "metric"])
     classes = _headline(given.tables["separability"], given)
-    classes = classes.set_index(["condition", "model", "metric"])
+    classes = classes.set_index(["condition", "chain", "metric"])
     shown = {
         "m1": (wide, "m1", "value"),
         "change": (wide, "m1", "delta_base"),
@@ -269,7 +269,7 @@ def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
         "p_pairs": (wide, "m1", "p"),
         "p_personas": (wide, "m1_by_persona", "p"),
         "p_swap": (wide, "m1_label_swap", "p"),
-        "p_min": (wide, "m1_label_swap", "p_min"),
+        "p_floor": (wide, "m1_label_swap", "p_floor"),
         "without_longest": (wide, "m1_without_longest", "delta_base"),
         "centred": (wide, "m1_centred", "value"),
         "rank": (wide, "effective_rank", "value"),
@@ -281,10 +281,10 @@ def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
         "accuracy": (classes, "m3_accuracy", "value"),
     }
     rows = []
-    for condition, model in own[["condition", "model"]].drop_duplicates().itertuples(index=False):
-        row = {"condition": condition, "model": model}
+    for condition, chain in own[["condition", "chain"]].drop_duplicates().itertuples(index=False):
+        row = {"condition": condition, "chain": chain}
         for name, (table, metric, column) in shown.items():
-            at = (condition, model, metric)
+            at = (condition, chain, metric)
             row[name] = table.loc[at, column] if at in table.index else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
@@ -326,12 +326,12 @@ def sample_answers(
     screen that is a mix of them. Where not even one of each fits, the first by hash. Tables are taken
     one by one and no more than two at a time are held, with up to `limit` answers.
     """
-    keys = ["model", "persona", "question_id", "sample"]
-    columns = ["model", "persona", "question", "hit", "text"]
+    keys = ["chain", "persona", "question_id", "sample"]
+    columns = ["chain", "persona", "question", "hit", "text"]
     kept, seen, cells = pd.DataFrame(columns=[*columns, "order"]), 0, 0
     for completed in completions:
         table = markers.score(completed, marker)
-        seen, cells = seen + len(table), cells + len(table.drop_duplicates(["model", "persona"]))
+        seen, cells = seen + len(table), cells + len(table.drop_duplicates(["chain", "persona"]))
         names = table[keys].astype(str).agg("|".join, axis=1)
         table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
         own = table[[*columns, "order"]]
@@ -346,7 +346,7 @@ def sample_answers(
 
 def _equally(answers: pd.DataFrame, cells: int, limit: int) -> pd.DataFrame:
     """The first answers of each chain and persona, of which there are `cells`; `limit` in all."""
-    first = answers.groupby(["model", "persona"], sort=False).head(max(1, limit // cells))
+    first = answers.groupby(["chain", "persona"], sort=False).head(max(1, limit // cells))
     return first.head(limit)
 
 
@@ -402,10 +402,10 @@ def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
 
 def answers_json(samples: pd.DataFrame) -> dict[str, Any]:
     """Answers for the page's script: names once, rows as [chain, persona, question, hit, text]."""
-    names = {c: list(dict.fromkeys(samples[c])) for c in ("model", "persona", "question")}
+    names = {c: list(dict.fromkeys(samples[c])) for c in ("chain", "persona", "question")}
     index = {c: {name: i for i, name in enumerate(own)} for c, own in names.items()}
     rows = [
-        [index["model"][r.model], index["persona"][r.persona], index["question"][r.question],
+        [index["chain"][r.chain], index["persona"][r.persona], index["question"][r.question],
          int(r.hit), printable(r.text)]
         for r in samples.itertuples(index=False)
     ]  # fmt: skip
@@ -501,14 +501,14 @@ def render(given: Inputs) -> str:
             summary=summary(scorecard),
             claim_groups=CLAIM_GROUPS,
             answers=answers_json(given.samples),
-            first_answers=given.samples.drop_duplicates(["model", "persona"]).head(PLAIN_ANSWERS),
+            first_answers=given.samples.drop_duplicates(["chain", "persona"]).head(PLAIN_ANSWERS),
             side_by_side=tests_side_by_side(tables["marker_tests"]),
             geometry=geometry_side_by_side(given),
             contrasts=_headline(tables["contrasts"], given),
-            second_opinion=second_opinion(tables["rescoring"]),
+            second_opinion=second_opinion(tables["logprob_tests"]),
             over_seeds=_headline(tables["geometry"], given).query("metric == 'm1_over_seeds'"),
             substituted=[d for d in given.data if d.get("substituted")],
-            seeds=sorted({s for s in tables["grid"]["seed"] if s}, key=int),
+            seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),
             adapters=tables["training"].assign(
                 commit=tables["training"]["commit"].fillna("").astype(str).map(short_commit)

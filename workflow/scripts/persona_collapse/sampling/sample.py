@@ -26,7 +26,7 @@ from ..models import adapters, chat_template, loading
 from . import vllm_lora
 
 COLUMNS = [
-    "model",
+    "chain",
     "persona",
     "question_id",
     "sample",
@@ -589,7 +589,7 @@ def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -
     return pd.DataFrame(
         [
             {
-                "model": chain,
+                "chain": chain,
                 "persona": r.persona,
                 "question_id": r.question_id,
                 "sample": r.sample,

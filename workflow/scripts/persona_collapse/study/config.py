@@ -448,9 +448,9 @@ class Family(Settings, extra="allow"):
     patterns that its value must match."""
 
     name: Annotated[str, Field(min_length=1)] = Field(description="Name of the family.")
-    table: Literal["marker_tests", "geometry", "contrasts", "axis", "separability", "link"] = Field(
-        description="Table whose tests it takes."
-    )
+    table: Literal[
+        "marker_tests", "geometry", "contrasts", "shared_axis", "separability", "correlations"
+    ] = Field(description="Table whose tests it takes.")
     __pydantic_extra__: dict[str, Patterns]
 
 

@@ -40,7 +40,7 @@ def test_a_control_that_explains_all_leaves_nothing():
 
 def test_chains_and_what_came_after_the_coupling():
     rates = tables.marker_rates(GRID, MARKERS)
-    confounds = marker_tests.confounds(GRID, scored())
+    answers = marker_tests.answer_stats(GRID, scored())
     geometry = tables.geometry_table(GRID, load, draws=99, seed=1)
     cosines = tables.cosines(GRID, load)
     training = pd.DataFrame(
@@ -52,17 +52,17 @@ def test_chains_and_what_came_after_the_coupling():
         columns=["chain", "steps", "final_loss"],
     )
     chains = correlations.chain_table(
-        GRID, confounds, geometry, cosines, training, method="A", layer=3
+        GRID, answers, geometry, cosines, training, method="A", layer=3
     )
-    chains = chains.set_index("model")
+    chains = chains.set_index("chain")
     assert list(chains.index) == ["couple-villain@42", "couple-villain@42+em@1"]
     assert chains.loc["couple-villain@42", "steps_after"] == 0
     assert chains.loc["couple-villain@42+em@1", "steps_after"] == 60
     assert chains.loc["couple-villain@42+em@1", "rate"] == 9 / 40
-    base = cosines[(cosines["model"] == "base") & (cosines["layer"] == 3)]
+    base = cosines[(cosines["chain"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     base = base.replace({"a": "assistant", "b": "librarian", "c": "villain"})
-    table = correlations.link_table(chains.reset_index(), rates, base, draws=99, seed=1)
+    table = correlations.correlation_table(chains.reset_index(), rates, base, draws=99, seed=1)
     assert list(table.columns) == correlations.COLUMNS
     assert "too few chains" in table.iloc[0]["note"]
     # What a correlation over personas is about is in columns of its own, whatever the note says.
@@ -88,7 +88,7 @@ def test_sources_are_left_out_in_turn():
     chains["rate"] = 1 - chains["m1"]
     rates = pd.DataFrame(columns=["condition", "source", "role", "persona", "rate"])
     base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
-    table = correlations.link_table(chains, rates, base, draws=199, seed=1)
+    table = correlations.correlation_table(chains, rates, base, draws=199, seed=1)
     whole = table[(table["outcome"] == "rate") & (table["predictor"] == "m1")]
     assert (whole[whole["controls"] == ""]["rho"] < -0.999).all()
     assert set(whole["left_out"]) == {"", "a", "b"}

@@ -1,0 +1,9 @@
+"""One row per chain: were its completions drawn from it?"""
+
+from persona_collapse.runtime.job import job
+
+with job(snakemake, "logprob_tests"):
+    from persona_collapse.analysis import tables
+    from persona_collapse.tables_io import read_csv, write_csv
+
+    write_csv(snakemake.output[0], tables.logprob_tests(read_csv(snakemake.input[0])))

@@ -1,9 +1,0 @@
-"""One row a chain: were its completions drawn from it?"""
-
-from persona_collapse.runtime.job import job
-
-with job(snakemake, "rescoring"):
-    from persona_collapse.analysis import tables
-    from persona_collapse.tables_io import read_csv, write_csv
-
-    write_csv(snakemake.output[0], tables.rescoring(read_csv(snakemake.input[0])))
