@@ -148,7 +148,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         table["tokens"] = [len(ids) for _, ids in own]
         judged = {
             key: round(z, 2)
-            for key, z in logprob_check.distances(table).items()
+            for key, z in logprob_tests.distances(table).items()
             if "z_" in key and z == z  # the base has no gain
         }
         note(args, f"rescored, {name}", **judged)

@@ -24,11 +24,13 @@ from persona_collapse.analysis import (
     claims,
     correlations,
     errata,
+    geometry_tables,
+    logprob_tests,
+    marker_rates,
     marker_tests,
     separability,
     shared_axis,
     simulation,
-    tables,
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
@@ -133,14 +135,14 @@ def report_of(path: str) -> dict[str, Any]:
         table[["mean_tokens", "at_end"]] = 110.25, 1.0
     measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
     rates, answer_stats = (
-        tables.marker_rates(grid, counted),
+        marker_rates.marker_rates(grid, counted),
         marker_tests.answer_stats(grid, scored),
     )
     names = ["base", "em@42", *measured["chain"].drop_duplicates()[:6]]
     small = measured[measured["chain"].isin(names)]
     pairs = measured.groupby(["condition", "source"], sort=False).head(2)
-    cosines = spread(tables.cosines(small, load), measured)
-    geometry = tables.geometry_table(small, load, longest=plan.longest_prompt, **FEW)
+    cosines = spread(geometry_tables.cosines(small, load), measured)
+    geometry = geometry_tables.geometry_table(small, load, longest=plan.longest_prompt, **FEW)
     geometry = spread(geometry, measured)
     training = pd.DataFrame([manifest(plan, chain) for chain in plan.trained_chains])
     steps = range(19, 376, 19)
@@ -166,9 +168,9 @@ def report_of(path: str) -> dict[str, Any]:
         "design": grid, "marker_rates": rates, "answer_stats": answer_stats, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
         "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
-        "leakage": tables.leakage(grid, rates),
+        "leakage": marker_rates.leakage(grid, rates),
         "hypotheses": marker_tests.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
-        "contrasts": tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
+        "contrasts": geometry_tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
         "shared_axis": spread(shared_axis.axis_table(small, load, anchor="em@42", **FEW), measured),
         "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                       folds=2, shuffles=2, seed=1),
@@ -177,9 +179,9 @@ def report_of(path: str) -> dict[str, Any]:
                                       errata.Published(*published)),
         "simulation": simulation.simulate(sizes, runs=2, draws=19, seed=1),
         "power": simulation.power_table(sizes, geometry, draws=49),
-        "persona_map": spread(tables.persona_map(small, load), measured),
+        "persona_map": spread(geometry_tables.persona_map(small, load), measured),
         "prompt_audit": prompt_audit.table([]),
-        "logprob_tests": tables.logprob_tests(pd.DataFrame(
+        "logprob_tests": logprob_tests.logprob_tests(pd.DataFrame(
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
             columns=["chain", *logprob_check.COLUMNS])),
     }  # fmt: skip

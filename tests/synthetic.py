@@ -15,11 +15,13 @@ from persona_collapse.analysis import (
     claims,
     correlations,
     errata,
+    geometry_tables,
+    logprob_tests,
+    marker_rates,
     marker_tests,
     separability,
     shared_axis,
     simulation,
-    tables,
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
@@ -66,12 +68,12 @@ SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margi
 
 @pytest.fixture(scope="session")
 def made():
-    rates = tables.marker_rates(GRID, MARKERS)
-    cosines = tables.cosines(GRID, load)
+    rates = marker_rates.marker_rates(GRID, MARKERS)
+    cosines = geometry_tables.cosines(GRID, load)
     base = cosines[(cosines["chain"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
     answer_stats = marker_tests.answer_stats(GRID, scored())
-    geometry = tables.geometry_table(
+    geometry = geometry_tables.geometry_table(
         GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
     )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
@@ -85,11 +87,13 @@ def made():
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
-        "leakage": tables.leakage(GRID, rates),
+        "leakage": marker_rates.leakage(GRID, rates),
         "answer_stats": answer_stats,
         "hypotheses": marker_tests.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
-        "contrasts": tables.geometry_contrasts(GRID, load, [("E0", "C4")], margin=0.02, **few),
+        "contrasts": geometry_tables.geometry_contrasts(
+            GRID, load, [("E0", "C4")], margin=0.02, **few
+        ),
         "shared_axis": shared_axis.axis_table(
             GRID, load, anchor="em@1", assistant="assistant", **few
         ),
@@ -148,10 +152,10 @@ def everything(made):
         "power": simulation.power_table(SIZES, made["geometry"], draws=199),
         "training": pd.DataFrame(training),
         "training_curves": curves,
-        "cosines": tables.cosines(GRID, load),
-        "persona_map": tables.persona_map(GRID, load),
+        "cosines": geometry_tables.cosines(GRID, load),
+        "persona_map": geometry_tables.persona_map(GRID, load),
         "prompt_audit": prompt_audit.table([]),
-        "logprob_tests": tables.logprob_tests(pd.concat(map(rescored, MARKERS))),
+        "logprob_tests": logprob_tests.logprob_tests(pd.concat(map(rescored, MARKERS))),
     }
 
 
@@ -310,16 +314,16 @@ def crossed():
             for step in range(1, steps[c] + 1)
         ]
     )
-    rates = tables.marker_rates(grid, markers)
-    cosines = tables.cosines(grid, crossed_load)
+    rates = marker_rates.marker_rates(grid, markers)
+    cosines = geometry_tables.cosines(grid, crossed_load)
     base = cosines.query("chain == 'base' and method == 'A' and layer == 3")
     by_chain = pd.DataFrame(columns=correlations.CHAIN_COLUMNS)
     return {
         "design": grid,
         "marker_rates": rates,
-        "geometry": tables.geometry_table(grid, crossed_load, draws=99, seed=1),
+        "geometry": geometry_tables.geometry_table(grid, crossed_load, draws=99, seed=1),
         "cosines": cosines,
-        "persona_map": tables.persona_map(grid, crossed_load),
+        "persona_map": geometry_tables.persona_map(grid, crossed_load),
         "training": training,
         "training_curves": curves,
         "correlations": correlations.correlation_table(by_chain, rates, base, draws=99, seed=1),

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
 import pandas as pd
-from persona_collapse.analysis.tables import headline_cell
+from persona_collapse.analysis.views import headline_cell
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_text
 from persona_collapse.report import charts, rendering

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 from persona_collapse.analysis import errata
-from persona_collapse.analysis.tables import headline_cell
+from persona_collapse.analysis.views import headline_cell
 from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.stages import ROOM as STAGES
 from persona_collapse.stages import Training

@@ -109,6 +109,7 @@ def test_samples_are_drawn_from_their_chain(
     engines, tiny_base, stages, prompts, temperature, top_p
 ):
     """Scored again by PEFT, the engine's samples are the chain's, and no other one's."""
+    from persona_collapse.analysis import logprob_tests
     from persona_collapse.measures import logprob_check
     from persona_collapse.models.runner import ModelRunner
     from persona_collapse.sampling import sample
@@ -121,7 +122,7 @@ def test_samples_are_drawn_from_their_chain(
     asks |= {"sampling": {"temperature": temperature, "top_p": top_p}, "completions": drawn}
     runner = ModelRunner(tiny_base, "float32")
     own, other = (
-        logprob_check.distances(
+        logprob_tests.distances(
             logprob_check.logprob_check(runner, adapters=chain, log=lambda m: None, **asks)
         )
         for chain in (stages, stages[:1])

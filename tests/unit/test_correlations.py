@@ -3,7 +3,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from persona_collapse.analysis import correlations, marker_tests, tables
+from persona_collapse.analysis import (
+    correlations,
+    geometry_tables,
+    marker_rates,
+    marker_tests,
+)
 from scipy import stats
 from test_tables import GRID, MARKERS, load, scored
 
@@ -39,10 +44,10 @@ def test_a_control_that_explains_all_leaves_nothing():
 
 
 def test_chains_and_what_came_after_the_coupling():
-    rates = tables.marker_rates(GRID, MARKERS)
+    rates = marker_rates.marker_rates(GRID, MARKERS)
     answers = marker_tests.answer_stats(GRID, scored())
-    geometry = tables.geometry_table(GRID, load, draws=99, seed=1)
-    cosines = tables.cosines(GRID, load)
+    geometry = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
+    cosines = geometry_tables.cosines(GRID, load)
     training = pd.DataFrame(
         [
             ("couple-villain@42", 30, 0.1),

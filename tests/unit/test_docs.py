@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from persona_collapse import geometry, statistics
-from persona_collapse.analysis import claims, tables
+from persona_collapse.analysis import claims, geometry_tables
 from persona_collapse.study import configuration
 from snakemake.utils import update_config
 from test_tables import GRID, load
@@ -121,7 +121,7 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     monkeypatch.setattr(geometry, "MEASURES", dict(geometry.MEASURES))
     monkeypatch.setattr(claims, "MEASURES", dict(claims.MEASURES))
     exec(blocks(EXTENDING, "python geometry.py")[0], dict(vars(geometry)))
-    table = tables.geometry_table(GRID, load, draws=99, seed=1)
+    table = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
     own = table[table["metric"] == "nearest"]
     assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
     exec(blocks(EXTENDING, "python analysis/claims.py")[0], dict(vars(claims)))

@@ -236,8 +236,9 @@ def test_a_measure_s_environment_holds_what_it_imports(name):
 
 def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from persona_collapse.analysis import tables\ntables.logprob_tests\n")
-    # tables.logprob_tests calls logprob_check.distances; only its token_scores would import torch.
+    script.write_text(
+        "from persona_collapse.analysis import logprob_tests\nlogprob_tests.distances\n"
+    )
     assert {"pandas", "scipy"} <= needed(script) and "torch" not in needed(script)
     script.write_text("from persona_collapse.runtime import shared_engine\nshared_engine.key_of\n")
     assert "torch" not in needed(script)

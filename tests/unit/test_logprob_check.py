@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from persona_collapse.analysis import tables
+from persona_collapse.analysis import logprob_tests
 from persona_collapse.errors import UserError
 from persona_collapse.measures import logprob_check
 from persona_collapse.models import adapters, fused, loading
@@ -96,7 +96,7 @@ def checked(runner, completions, asks):
 def judged(tiny_base, completions, asks, dtype="float32"):
     """The table's row for completions taken for those of another chain."""
     found = checked(ModelRunner(tiny_base, dtype), completions, asks)
-    return tables.logprob_tests(found.assign(chain=asks["chain"])).iloc[0]
+    return logprob_tests.logprob_tests(found.assign(chain=asks["chain"])).iloc[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -149,7 +149,7 @@ def test_a_sentence_says_whom_not_to_trust():
     def said(**excess):
         chains = ("base", "a@1", "c@1")
         parts = [rescored(chain, excess.get(chain[0], 0.0)) for chain in chains]
-        return rendering.second_opinion(tables.logprob_tests(pd.concat(parts)))
+        return rendering.second_opinion(logprob_tests.logprob_tests(pd.concat(parts)))
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
@@ -159,7 +159,7 @@ def test_a_sentence_says_whom_not_to_trust():
 
 def test_greedy_completions_are_called_unchecked():
     greedy = rescored("base").assign(surprise_mean=np.nan, surprise_variance=np.nan)
-    table = tables.logprob_tests(greedy)
+    table = logprob_tests.logprob_tests(greedy)
     assert np.isnan(table["p"][0]) and "greedy" in rendering.second_opinion(table)
 
 

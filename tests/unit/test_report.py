@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from persona_collapse.analysis import tables
+from persona_collapse.analysis import marker_rates
 from persona_collapse.report import charts, figures, rendering
 from runs import HANG
 from test_tables import GRID
@@ -126,7 +126,7 @@ def test_figures_are_the_same_bytes_twice(made, tmp_path):
 
 
 def test_empty_tables_give_a_figure_that_says_so():
-    figure, data = figures.marker_rate(tables.marker_rates(GRID, {}), GRID)
+    figure, data = figures.marker_rate(marker_rates.marker_rates(GRID, {}), GRID)
     assert data.empty and "No condition" in figure.axes[0].texts[0].get_text()
     assert figures.training_curves(pd.DataFrame())[1].empty
 

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse.activation_files import Activations
-from persona_collapse.analysis import marker_tests, tables
+from persona_collapse.analysis import geometry_tables, marker_rates, marker_tests
 from scipy import stats
 
 ROWS = [
@@ -65,7 +65,7 @@ MARKERS = {
 
 @pytest.fixture
 def rates():
-    return tables.marker_rates(GRID, MARKERS)
+    return marker_rates.marker_rates(GRID, MARKERS)
 
 
 def load(chain):
@@ -78,7 +78,7 @@ def load(chain):
 
 
 def test_rates_list_a_chain_under_each_of_its_conditions(rates):
-    assert list(rates.columns) == tables.RATE_COLUMNS
+    assert list(rates.columns) == marker_rates.RATE_COLUMNS
     assert len(rates) == 5 * 3
     roles = rates[rates["condition"] == "C1"].set_index("persona")["role"].to_dict()
     assert roles == {"assistant": "assistant", "librarian": "bystander", "villain": "source"}
@@ -86,14 +86,16 @@ def test_rates_list_a_chain_under_each_of_its_conditions(rates):
 
 
 def test_the_assistant_is_whoever_the_config_names():
-    rates = tables.marker_rates(GRID, MARKERS, "librarian")
+    rates = marker_rates.marker_rates(GRID, MARKERS, "librarian")
     roles = rates[rates["condition"] == "C1"].set_index("persona")["role"].to_dict()
     assert roles == {"assistant": "bystander", "librarian": "assistant", "villain": "source"}
-    assert tables.leakage(GRID, rates).set_index("condition").loc["C4", "assistant_rate"] == 0.1
+    assert (
+        marker_rates.leakage(GRID, rates).set_index("condition").loc["C4", "assistant_rate"] == 0.1
+    )
 
 
 def test_leakage(rates):
-    leakage = tables.leakage(GRID, rates).set_index("condition")
+    leakage = marker_rates.leakage(GRID, rates).set_index("condition")
     assert leakage.loc["C4", "source_rate"] == 0.9
     assert leakage.loc["C4", "assistant_rate"] == 0.05
     assert leakage.loc["C4", "bystander_max_persona"] == "librarian"
@@ -101,8 +103,10 @@ def test_leakage(rates):
 
 
 def test_geometry_of_a_collapse():
-    table = tables.geometry_table(GRID, load, longest="b", draws=199, seed=1, families=FAMILIES)
-    assert list(table.columns) == tables.GEOMETRY_COLUMNS
+    table = geometry_tables.geometry_table(
+        GRID, load, longest="b", draws=199, seed=1, families=FAMILIES
+    )
+    assert list(table.columns) == geometry_tables.GEOMETRY_COLUMNS
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
     assert set(table["layer"]) == {1, 3} and set(table["method"]) == {"A", "B"}
     m1 = table[(table["metric"] == "m1") & (table["condition"] == "C1")]
@@ -129,7 +133,7 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
     grid = pd.DataFrame(
         seeds, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
     )
-    table = tables.geometry_table(
+    table = geometry_tables.geometry_table(
         grid.assign(measures="markers activations"), noisy, draws=99, seed=1
     )
     own = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
@@ -145,7 +149,7 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
 
 
 def test_contrasts_pair_seeds_and_test_equivalence():
-    table = tables.geometry_contrasts(
+    table = geometry_tables.geometry_contrasts(
         GRID, load, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
     )
     assert set(table["reference"]) == {"C4"} and len(table) == 4
@@ -157,7 +161,7 @@ def test_contrasts_compare_chains_of_one_source(crossed):
     from synthetic import crossed_load
 
     def pairs(*contrast):
-        table = tables.geometry_contrasts(
+        table = geometry_tables.geometry_contrasts(
             crossed["design"], crossed_load, [contrast], margin=0.02, draws=99, seed=1
         )
         table = table[(table["method"] == "A") & (table["layer"] == 3)]
@@ -179,12 +183,12 @@ def test_one_persona_pair_and_one_question_are_enough():
         array = np.random.default_rng(len(chain)).normal(size=(1, 2, 1, 4)).astype(np.float32)
         return Activations([0], ["a", "b"], ["q"], {"A": array}, chain)
 
-    table = tables.geometry_table(GRID, small, draws=99, seed=1)
+    table = geometry_tables.geometry_table(GRID, small, draws=99, seed=1)
     assert table[table["metric"] == "m1"]["value"].between(-1, 1).all()
 
 
 def test_cosines_are_symmetric_with_ones():
-    table = tables.cosines(GRID, load)
+    table = geometry_tables.cosines(GRID, load)
     one = table[(table["condition"] == "C1") & (table["method"] == "A") & (table["layer"] == 3)]
     matrix = one.pivot(index="persona_a", columns="persona_b", values="cosine").to_numpy()
     np.testing.assert_allclose(matrix, matrix.T)
@@ -192,9 +196,9 @@ def test_cosines_are_symmetric_with_ones():
 
 
 def test_centred_cosines_average_to_the_centred_measure():
-    table = tables.cosines(GRID, load)
+    table = geometry_tables.cosines(GRID, load)
     pairs = table[table["persona_a"] != table["persona_b"]]
-    found = tables.geometry_table(GRID, load, draws=99, seed=1)
+    found = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
     found = found[found["metric"] == "m1_centred"]
     keys = ["condition", "method", "layer"]
     means = pairs.groupby(keys)[["cosine", "centred"]].mean()
@@ -203,7 +207,7 @@ def test_centred_cosines_average_to_the_centred_measure():
 
 
 def test_the_map_uses_the_base_model_s_axes_for_every_chain():
-    table = tables.persona_map(GRID, load)
+    table = geometry_tables.persona_map(GRID, load)
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
     at = (table["method"] == "A") & (table["layer"] == 3)
     base = table[at & (table["condition"] == "base")].set_index("persona")[["pc1", "pc2"]]

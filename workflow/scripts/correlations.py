@@ -3,14 +3,14 @@
 from persona_collapse.runtime.job import job
 
 with job(snakemake, "correlations"):
-    from persona_collapse.analysis import correlations, marker_tests, tables
+    from persona_collapse.analysis import correlations, marker_tests, views
     from persona_collapse.tables_io import read_csv, write_csv
 
     given, out, params = snakemake.input, snakemake.output, snakemake.params
     draws = {"draws": params.settings["draws"], "seed": params.settings["seed"]}
     grid, rates, cosines = (read_csv(given[name]) for name in ("design", "rates", "cosines"))
     geometry = read_csv(given.geometry)
-    cell = tables.headline_cell(read_csv(given.headline))
+    cell = views.headline_cell(read_csv(given.headline))
     base = cosines[
         (cosines["chain"] == "base")
         & (cosines["method"] == cell["method"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from persona_collapse.runtime.job import job
 
 with job(snakemake, f"figure {snakemake.wildcards.figure}"):
-    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.analysis.views import headline_cell
     from persona_collapse.report import figures
     from persona_collapse.tables_io import read_csv
 

@@ -4,7 +4,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "geometry") as say:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import shared_axis, tables
+    from persona_collapse.analysis import geometry_tables, shared_axis
     from persona_collapse.tables_io import read_csv, write_csv
 
     params = snakemake.params
@@ -17,14 +17,14 @@ with job(snakemake, "geometry") as say:
     out = snakemake.output
     write_csv(
         out.geometry,
-        tables.geometry_table(
+        geometry_tables.geometry_table(
             grid, load, longest=params.longest, families=families["geometry"], **draws
         ),
     )
-    write_csv(out.cosines, tables.cosines(grid, load))
+    write_csv(out.cosines, geometry_tables.cosines(grid, load))
     write_csv(
         out.contrasts,
-        tables.geometry_contrasts(
+        geometry_tables.geometry_contrasts(
             grid,
             load,
             settings["contrasts"],

@@ -6,7 +6,7 @@ with job(snakemake, "marker tables"):
     from pathlib import Path
 
     import pandas as pd
-    from persona_collapse.analysis import marker_tests, tables
+    from persona_collapse.analysis import marker_rates, marker_tests
     from persona_collapse.tables_io import read_csv, read_parquet, write_csv
 
     settings = snakemake.params.settings
@@ -20,7 +20,7 @@ with job(snakemake, "marker tables"):
         ],
         ignore_index=True,
     )
-    rates = tables.marker_rates(grid, markers, snakemake.params.assistant)
+    rates = marker_rates.marker_rates(grid, markers, snakemake.params.assistant)
     tests = marker_tests.marker_tests(
         grid,
         scored,
@@ -32,5 +32,5 @@ with job(snakemake, "marker tables"):
     )
     write_csv(snakemake.output.rates, rates)
     write_csv(snakemake.output.tests, tests)
-    write_csv(snakemake.output.leakage, tables.leakage(grid, rates))
+    write_csv(snakemake.output.leakage, marker_rates.leakage(grid, rates))
     write_csv(snakemake.output.answers, marker_tests.answer_stats(grid, scored))

@@ -6,7 +6,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "report"):
     import yaml
-    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.analysis.views import headline_cell
     from persona_collapse.files import read_json, write_text
     from persona_collapse.report import rendering
     from persona_collapse.tables_io import read_csv, read_parquet

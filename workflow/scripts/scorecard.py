@@ -6,7 +6,7 @@ with job(snakemake, "scorecard"):
     from pathlib import Path
 
     from persona_collapse.analysis import claims
-    from persona_collapse.analysis.tables import headline_cell
+    from persona_collapse.analysis.views import headline_cell
     from persona_collapse.tables_io import read_csv, write_csv
 
     tables = {Path(path).stem: read_csv(path) for path in snakemake.input if path.endswith(".csv")}

@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike
 
 from .errors import UserError
 
+#: Families of tests: `statistics: families:` of the config; see `adjust`.
+Families = Sequence[Mapping[str, object]]
+
 
 def clopper_pearson(
     hits: ArrayLike, n: ArrayLike, confidence: float = 0.95
@@ -132,7 +135,7 @@ def bh_running_max(p_values: ArrayLike) -> np.ndarray:
     return np.minimum(q, 1.0)
 
 
-def adjust(table: pd.DataFrame, families: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+def adjust(table: pd.DataFrame, families: Families) -> pd.DataFrame:
     """Give each test its family and, within the family, its Benjamini-Hochberg q.
 
     `families`: in order, each `{name: ..., <column>: pattern or list of patterns, ...}`; a row is

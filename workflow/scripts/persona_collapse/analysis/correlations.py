@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from .. import chains
-from ..statistics import adjust
-from .tables import Families
+from ..statistics import Families, adjust
 
 COLUMNS = [
     "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "n", "rho",

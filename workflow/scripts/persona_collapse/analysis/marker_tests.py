@@ -20,6 +20,7 @@ from .. import markers, matching
 from ..chains import ASSISTANT
 from ..errors import UserError
 from ..statistics import (
+    Families,
     adjust,
     fisher,
     newcombe,
@@ -32,7 +33,6 @@ from ..statistics import (
     tost_units,
     welch_conjunction,
 )
-from .tables import Families
 
 TEST_COLUMNS = [
     "family", "test", "condition", "reference", "source", "seed", "estimate", "ci_low", "ci_high",

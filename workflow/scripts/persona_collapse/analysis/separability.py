@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ..chains import BASE
 from ..errors import UserError
-from ..statistics import adjust, clopper_pearson
-from .tables import BASE, Families, Load, View, cells_of, chains_of, views
+from ..statistics import Families, adjust, clopper_pearson
+from .views import Load, View, cells_of, chains_of, views
 
 COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high", "chance",

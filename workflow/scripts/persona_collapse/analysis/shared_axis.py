@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..chains import ASSISTANT
+from ..chains import ASSISTANT, BASE
 from ..geometry import jackknife_interval
-from ..statistics import adjust
-from .tables import BASE, Families, Load, View, views
+from ..statistics import Families, adjust
+from .views import Load, View, views
 
 COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "metric", "anchor", "value", "ci_low",

@@ -159,28 +159,6 @@ def _switched_off(model: Any) -> Iterator[None]:
         model.base_model.enable_adapter_layers()
 
 
-def distances(scored: pd.DataFrame) -> dict[str, float]:
-    """How far a chain's completions are from draws of it; `scored`: tokens and `SUMS` an answer.
-
-    `excess`: mean surprise of a token less what it should be, nats. `gain`, `gain_mean`: its mean
-    gain, and what that should be. `z_surprise`, `z_gain`: both differences' sums in standard
-    deviations; `z_left_out`: about what `z_gain` would be had all adapters been left out.
-    """
-    import numpy as np
-
-    sums = scored[["tokens", *SUMS]].sum(skipna=False)
-    excess = sums["surprise"] - sums["surprise_mean"]
-    deviation = np.sqrt(sums["gain_variance"])
-    return {
-        "excess": excess / sums["tokens"],
-        "z_surprise": excess / np.sqrt(sums["surprise_variance"]),
-        "gain": sums["gain"] / sums["tokens"],
-        "gain_mean": sums["gain_mean"] / sums["tokens"],
-        "z_gain": (sums["gain"] - sums["gain_mean"]) / deviation,
-        "z_left_out": (sums["gain_of_base"] - sums["gain_mean"]) / deviation,
-    }
-
-
 class Settings(Block):
     """A second opinion on completions: were they drawn from the chain whose name they carry?"""
 

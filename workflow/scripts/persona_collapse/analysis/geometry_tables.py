@@ -1,10 +1,8 @@
-"""The tables of a run, each a pure function of others. Column names are the file contract's."""
+"""Tables of persona geometry, each a pure function of the design and the chains' activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,17 @@ import pandas as pd
 from scipy import stats
 
 from .. import geometry as geo
-from ..activation_files import Activations
-from ..chains import ASSISTANT
-from ..measures.logprob_check import distances
-from ..statistics import adjust, sign_flip_test, sign_flip_units, student_interval, tost_units
+from ..chains import BASE
+from ..statistics import (
+    Families,
+    adjust,
+    sign_flip_test,
+    sign_flip_units,
+    student_interval,
+    tost_units,
+)
+from .views import Load, cells_of, measuring, views
 
-BASE = "base"
-#: Families of tests: `statistics: families:` of the config; see `statistics.adjust`.
-Families = Sequence[Mapping[str, object]]
-RATE_COLUMNS = [
-    "condition", "chain", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
-    "ci_high", "mean_tokens", "at_end",
-]  # fmt: skip
 GEOMETRY_COLUMNS = [
     "chain", "condition", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high",
     "delta_base", "p", "q", "p_floor", "n", "note", "delta_low", "delta_high", "family",
@@ -33,131 +30,6 @@ CONTRAST_COLUMNS = [
     "estimate", "ci_low", "ci_high", "p", "p_floor", "p_pairs", "margin", "p_equivalent", "n", "q",
     "family",
 ]  # fmt: skip
-LEAKAGE_COLUMNS = [
-    "condition", "chain", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
-    "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
-]  # fmt: skip
-LOGPROB_COLUMNS = [
-    "chain", "completions", "tokens", "excess", "z_surprise", "gain", "gain_mean", "z_gain",
-    "z_left_out", "p",
-]  # fmt: skip
-
-
-def marker_rates(
-    grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
-) -> pd.DataFrame:
-    """Marker counts of every cell of the grid, by persona and its role there.
-
-    `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
-    both, each with the personas that it counts. Roles: the persona whose marker is followed is
-    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`.
-    """
-    parts = []
-    for cell in grid.itertuples(index=False):
-        if cell.chain not in markers:
-            continue
-        table = markers[cell.chain]
-        table = table[table["persona"].isin(cell.personas.split())].copy()
-        for column in ("condition", "source", "seed"):
-            table[column] = getattr(cell, column)
-        table["chain"] = cell.chain
-        table["role"] = np.where(
-            table["persona"] == cell.source,
-            "source",
-            np.where(table["persona"] == assistant, "assistant", "bystander"),
-        )
-        parts.append(table)
-    if not parts:
-        return pd.DataFrame(columns=RATE_COLUMNS)
-    return pd.concat(parts, ignore_index=True).reindex(columns=RATE_COLUMNS)
-
-
-def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
-    """Marker rate of everybody but the source, for each cell whose source is followed.
-
-    `bystander_mean` is the mean over personas (source and assistant left out) with a Student
-    interval over personas; `bystander_max` is the largest and whose it is.
-    """
-    rows = []
-    for keys, cell in rates[rates["source"] != ""].groupby(
-        ["condition", "chain", "source", "seed"], sort=False
-    ):
-        roles = cell.set_index("role")
-        others = cell[cell["role"] == "bystander"]
-        if others.empty:
-            continue
-        values = others["rate"].to_numpy()
-        low = high = np.nan
-        if len(values) > 1:
-            low, high = student_interval(values)
-            low, high = max(0.0, low), min(1.0, high)
-        top = others.loc[others["rate"].idxmax()]
-        rows.append(
-            dict(zip(("condition", "chain", "source", "seed"), keys, strict=True))
-            | {
-                "source_rate": roles["rate"].get("source", np.nan),
-                "assistant_rate": roles["rate"].get("assistant", np.nan),
-                "bystander_mean": values.mean(),
-                "ci_low": low,
-                "ci_high": high,
-                "bystander_max": top["rate"],
-                "bystander_max_persona": top["persona"] if top["rate"] > 0 else "",
-                "n": len(values),
-            }
-        )
-    return pd.DataFrame(rows, columns=LEAKAGE_COLUMNS)
-
-
-Load = Callable[[str], Activations]
-
-
-@dataclass(frozen=True)
-class View:
-    """One chain's activations by one method at one block: stack [persona, question, hidden]."""
-
-    chain: str
-    method: str
-    layer: int
-    personas: list[str]
-    questions: list[str]
-    stack: np.ndarray
-
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """Persona vectors [persona, hidden], float64 means over questions."""
-        means: np.ndarray = self.stack.mean(axis=1, dtype=float)
-        return means
-
-
-def measuring(grid: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows of the grid whose chains a measure is taken of."""
-    return grid[[measure in measures.split() for measures in grid["measures"]]]
-
-
-def chains_of(grid: pd.DataFrame) -> list[str]:
-    """The chains of the geometric arm, base first."""
-    return list(dict.fromkeys([BASE, *measuring(grid, "activations")["chain"]]))
-
-
-def views(grid: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
-    """Views of every chain of the geometric arm, or of some; one chain in memory at a time."""
-    for chain in chains_of(grid) if chains is None else chains:
-        dumped = load(chain)
-        for method, array in dumped.arrays.items():
-            for number, layer in enumerate(dumped.layers):
-                yield View(chain, method, layer, dumped.personas, dumped.questions, array[number])
-
-
-def cells_of(grid: pd.DataFrame) -> pd.DataFrame:
-    """Condition, chain and seed of every cell, the base model's always among them.
-
-    A chain that stands for two conditions is listed under both.
-    """
-    cells = grid[["condition", "chain", "seed"]]
-    if BASE not in set(cells["chain"]):
-        own = pd.DataFrame([{"condition": BASE, "chain": BASE, "seed": ""}])
-        cells = pd.concat([own, cells])
-    return cells.drop_duplicates(["condition", "chain"])
 
 
 def geometry_table(
@@ -456,26 +328,3 @@ def persona_map(grid: pd.DataFrame, load: Load) -> pd.DataFrame:
         )
     columns = ["condition", "chain", "seed", "method", "layer", "persona", "pc1", "pc2", "captured"]
     return cells_of(grid).merge(pd.concat(parts), on="chain").reindex(columns=columns)
-
-
-def logprob_tests(scores: pd.DataFrame) -> pd.DataFrame:
-    """Were each chain's completions drawn from that chain? One row per chain.
-
-    `scores`: logprob_check.csv, rows of `logprob_check.rescore`. Columns are those of
-    `logprob_check.distances`, and `p`: of the
-    larger z, two-sided, times all z of the table (Bonferroni).
-    """
-    rows = [
-        {"chain": chain, "completions": len(own), "tokens": own["tokens"].sum()} | distances(own)
-        for chain, own in scores.groupby("chain", sort=False)
-    ]
-    out = pd.DataFrame(rows, columns=LOGPROB_COLUMNS)
-    tests = out[["z_surprise", "z_gain"]].astype(float).abs()
-    out["p"] = (2 * stats.norm.sf(tests.max(axis=1)) * tests.count().sum()).clip(max=1)
-    return out
-
-
-def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
-    """Method and block of the headline figures; `headline`: tables/headline.csv, one row."""
-    row = headline.iloc[0]
-    return {"method": str(row["method"]), "layer": int(row["layer"])}

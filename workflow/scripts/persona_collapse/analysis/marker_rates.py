@@ -1,0 +1,85 @@
+"""Marker rates of every cell of the design, and how far the marker leaks to other personas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from ..chains import ASSISTANT
+from ..statistics import student_interval
+
+RATE_COLUMNS = [
+    "condition", "chain", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
+    "ci_high", "mean_tokens", "at_end",
+]  # fmt: skip
+LEAKAGE_COLUMNS = [
+    "condition", "chain", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
+    "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
+]  # fmt: skip
+
+
+def marker_rates(
+    grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
+) -> pd.DataFrame:
+    """Marker counts of every cell of the grid, by persona and its role there.
+
+    `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
+    both, each with the personas that it counts. Roles: the persona whose marker is followed is
+    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`.
+    """
+    parts = []
+    for cell in grid.itertuples(index=False):
+        if cell.chain not in markers:
+            continue
+        table = markers[cell.chain]
+        table = table[table["persona"].isin(cell.personas.split())].copy()
+        for column in ("condition", "source", "seed"):
+            table[column] = getattr(cell, column)
+        table["chain"] = cell.chain
+        table["role"] = np.where(
+            table["persona"] == cell.source,
+            "source",
+            np.where(table["persona"] == assistant, "assistant", "bystander"),
+        )
+        parts.append(table)
+    if not parts:
+        return pd.DataFrame(columns=RATE_COLUMNS)
+    return pd.concat(parts, ignore_index=True).reindex(columns=RATE_COLUMNS)
+
+
+def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+    """Marker rate of everybody but the source, for each cell whose source is followed.
+
+    `bystander_mean` is the mean over personas (source and assistant left out) with a Student
+    interval over personas; `bystander_max` is the largest and whose it is.
+    """
+    rows = []
+    for keys, cell in rates[rates["source"] != ""].groupby(
+        ["condition", "chain", "source", "seed"], sort=False
+    ):
+        roles = cell.set_index("role")
+        others = cell[cell["role"] == "bystander"]
+        if others.empty:
+            continue
+        values = others["rate"].to_numpy()
+        low = high = np.nan
+        if len(values) > 1:
+            low, high = student_interval(values)
+            low, high = max(0.0, low), min(1.0, high)
+        top = others.loc[others["rate"].idxmax()]
+        rows.append(
+            dict(zip(("condition", "chain", "source", "seed"), keys, strict=True))
+            | {
+                "source_rate": roles["rate"].get("source", np.nan),
+                "assistant_rate": roles["rate"].get("assistant", np.nan),
+                "bystander_mean": values.mean(),
+                "ci_low": low,
+                "ci_high": high,
+                "bystander_max": top["rate"],
+                "bystander_max_persona": top["persona"] if top["rate"] > 0 else "",
+                "n": len(values),
+            }
+        )
+    return pd.DataFrame(rows, columns=LEAKAGE_COLUMNS)
