@@ -104,6 +104,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
     """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
     import pandas as pd
+    from persona_collapse.analysis import logprob_tests
     from persona_collapse.measures import logprob_check
     from persona_collapse.models import loading
     from persona_collapse.models.runner import ModelRunner

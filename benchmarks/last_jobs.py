@@ -47,7 +47,9 @@ def separability(args: Any, folder: Path, note: Any) -> None:
     files = [folder / f"{name}.safetensors" for name in names]
     started, worked = time.perf_counter(), time.process_time()
     _, load = activation_files.loader(files, lambda message: None)
-    table = classifier.lda_table(grid, load, shuffles=args.shuffles, threads=args.threads)
+    table = classifier.lda_table(
+        grid, load, {"method": "A", "layer": 0}, shuffles=args.shuffles, threads=args.threads
+    )
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     accuracy = table.loc[table["metric"] == "m3_accuracy", "value"].mean()
     note("separability", seconds, cpu_seconds=round(worked, 1), accuracy=round(accuracy, 4))

@@ -21,10 +21,12 @@ import yaml
 from common import WORDS
 from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
+    answer_stats,
     claims,
     correlations,
     errata,
     geometry_tables,
+    hypotheses,
     logprob_tests,
     marker_rates,
     marker_tests,
@@ -134,15 +136,17 @@ def report_of(path: str) -> dict[str, Any]:
         table[["ci_low", "ci_high"]] = 0.0123456, 0.9876543
         table[["mean_tokens", "at_end"]] = 110.25, 1.0
     measured = grid[grid["chain"].isin(plan.chains_for("geometry"))]
-    rates, answer_stats = (
+    rates, answer_table = (
         marker_rates.marker_rates(grid, counted),
-        marker_tests.answer_stats(grid, scored),
+        answer_stats.answer_stats(grid, scored),
     )
     names = ["base", "em@42", *measured["chain"].drop_duplicates()[:6]]
     small = measured[measured["chain"].isin(names)]
     pairs = measured.groupby(["condition", "source"], sort=False).head(2)
-    cosines = spread(geometry_tables.cosines(small, load), measured)
-    geometry = geometry_tables.geometry_table(small, load, longest=plan.longest_prompt, **FEW)
+    cosines = spread(geometry_tables.cosines(small, load, HEADLINE), measured)
+    geometry = geometry_tables.geometry_table(
+        small, load, HEADLINE, longest=plan.longest_prompt, **FEW
+    )
     geometry = spread(geometry, measured)
     training = pd.DataFrame([manifest(plan, chain) for chain in plan.trained_chains])
     steps = range(19, 376, 19)
@@ -152,9 +156,7 @@ def report_of(path: str) -> dict[str, Any]:
     curves["loss"] = np.round(
         2 / np.sqrt(curves["step"]) + np.random.default_rng(0).random(len(curves)), 6
     )
-    chained = correlations.chain_table(
-        measured, answer_stats, geometry, cosines, training, **HEADLINE
-    )
+    chained = correlations.chain_table(measured, answer_table, geometry, cosines, training)
     base = cosines[
         (cosines["chain"] == "base") & (cosines["method"] == "A") & (cosines["layer"] == 20)
     ]
@@ -165,21 +167,21 @@ def report_of(path: str) -> dict[str, Any]:
     ]
     contrasts = config["statistics"]["contrasts"]
     made: dict[str, pd.DataFrame] = {
-        "design": grid, "marker_rates": rates, "answer_stats": answer_stats, "cosines": cosines,
+        "design": grid, "marker_rates": rates, "answer_stats": answer_table, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
         "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
         "leakage": marker_rates.leakage(grid, rates),
-        "hypotheses": marker_tests.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
-        "contrasts": geometry_tables.geometry_contrasts(pairs, load, contrasts, margin=0.02, **FEW),
-        "shared_axis": spread(shared_axis.axis_table(small, load, anchor="em@42", **FEW), measured),
+        "hypotheses": hypotheses.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
+        "contrasts": geometry_tables.geometry_contrasts(pairs, load, HEADLINE, contrasts, margin=0.02, **FEW),
+        "shared_axis": spread(shared_axis.axis_table(small, load, HEADLINE, anchor="em@42", **FEW), measured),
         "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
-                                      folds=2, shuffles=2, seed=1),
+                                               HEADLINE, folds=2, shuffles=2, seed=1),
         "correlations": correlations.correlation_table(chained, rates, base, **FEW),
         "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
                                       errata.Published(*published)),
         "simulation": simulation.simulate(sizes, runs=2, draws=19, seed=1),
         "power": simulation.power_table(sizes, geometry, draws=49),
-        "persona_map": spread(geometry_tables.persona_map(small, load), measured),
+        "persona_map": spread(geometry_tables.persona_map(small, load, HEADLINE), measured),
         "prompt_audit": prompt_audit.table([]),
         "logprob_tests": logprob_tests.logprob_tests(pd.DataFrame(
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
@@ -187,7 +189,7 @@ def report_of(path: str) -> dict[str, Any]:
     }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
     made["headline"] = pd.DataFrame([HEADLINE])
-    made["scorecard"] = claims.scorecard(every, made, headline=HEADLINE, fdr=0.01, judge="values")
+    made["scorecard"] = claims.scorecard(every, made, fdr=0.01, judge="values")
     drawing = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         shown = drawn(made, Path(folder))

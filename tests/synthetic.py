@@ -12,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent / "unit"))
 
 from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
+    answer_stats,
     claims,
     correlations,
     errata,
     geometry_tables,
+    hypotheses,
     logprob_tests,
     marker_rates,
     marker_tests,
@@ -26,8 +28,8 @@ from persona_collapse.analysis import (
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
 from persona_collapse.report import figures, rendering
-from test_claims import HEADLINE, claim
-from test_tables import FAMILIES, GRID, MARKERS, completions, scored
+from test_claims import claim
+from test_tables import FAMILIES, GRID, HEADLINE, MARKERS, completions, scored
 from test_tables import load as load_alike
 
 HOSTILE = (
@@ -69,17 +71,15 @@ SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margi
 @pytest.fixture(scope="session")
 def made():
     rates = marker_rates.marker_rates(GRID, MARKERS)
-    cosines = geometry_tables.cosines(GRID, load)
+    cosines = geometry_tables.cosines(GRID, load, HEADLINE)
     base = cosines[(cosines["chain"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]
-    answer_stats = marker_tests.answer_stats(GRID, scored())
+    answer_table = answer_stats.answer_stats(GRID, scored())
     geometry = geometry_tables.geometry_table(
-        GRID, load, longest="librarian", draws=199, seed=1, families=FAMILIES
+        GRID, load, HEADLINE, longest="librarian", draws=199, seed=1, families=FAMILIES
     )
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
-    chains = correlations.chain_table(
-        GRID, answer_stats, geometry, cosines, training, method="A", layer=3
-    )
+    chains = correlations.chain_table(GRID, answer_table, geometry, cosines, training)
     few = {"draws": 199, "seed": 1}
     return {
         "design": GRID,
@@ -88,16 +88,16 @@ def made():
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
         "leakage": marker_rates.leakage(GRID, rates),
-        "answer_stats": answer_stats,
-        "hypotheses": marker_tests.hypotheses(GRID, rates, base, [], **few),
+        "answer_stats": answer_table,
+        "hypotheses": hypotheses.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
         "contrasts": geometry_tables.geometry_contrasts(
-            GRID, load, [("E0", "C4")], margin=0.02, **few
+            GRID, load, HEADLINE, [("E0", "C4")], margin=0.02, **few
         ),
         "shared_axis": shared_axis.axis_table(
-            GRID, load, anchor="em@1", assistant="assistant", **few
+            GRID, load, HEADLINE, anchor="em@1", assistant="assistant", **few
         ),
-        "separability": separability.lda_table(GRID, load, folds=2, shuffles=3, seed=1),
+        "separability": separability.lda_table(GRID, load, HEADLINE, folds=2, shuffles=3, seed=1),
         "correlations": correlations.correlation_table(chains, rates, base, **few),
     }
 
@@ -144,16 +144,14 @@ def everything(made):
     )
     return made | {
         "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
-        "scorecard": claims.scorecard(
-            [claim()], made, headline=HEADLINE, fdr=0.01, judge="directions"
-        ),
+        "scorecard": claims.scorecard([claim()], made, fdr=0.01, judge="directions"),
         "errata": errata.errata_table(entries, published),
         "simulation": simulation.simulate(SIZES, runs=20, draws=99, seed=1),
         "power": simulation.power_table(SIZES, made["geometry"], draws=199),
         "training": pd.DataFrame(training),
         "training_curves": curves,
-        "cosines": geometry_tables.cosines(GRID, load),
-        "persona_map": geometry_tables.persona_map(GRID, load),
+        "cosines": geometry_tables.cosines(GRID, load, HEADLINE),
+        "persona_map": geometry_tables.persona_map(GRID, load, HEADLINE),
         "prompt_audit": prompt_audit.table([]),
         "logprob_tests": logprob_tests.logprob_tests(pd.concat(map(rescored, MARKERS))),
     }
@@ -315,15 +313,15 @@ def crossed():
         ]
     )
     rates = marker_rates.marker_rates(grid, markers)
-    cosines = geometry_tables.cosines(grid, crossed_load)
+    cosines = geometry_tables.cosines(grid, crossed_load, HEADLINE)
     base = cosines.query("chain == 'base' and method == 'A' and layer == 3")
     by_chain = pd.DataFrame(columns=correlations.CHAIN_COLUMNS)
     return {
         "design": grid,
         "marker_rates": rates,
-        "geometry": geometry_tables.geometry_table(grid, crossed_load, draws=99, seed=1),
+        "geometry": geometry_tables.geometry_table(grid, crossed_load, HEADLINE, draws=99, seed=1),
         "cosines": cosines,
-        "persona_map": geometry_tables.persona_map(grid, crossed_load),
+        "persona_map": geometry_tables.persona_map(grid, crossed_load, HEADLINE),
         "training": training,
         "training_curves": curves,
         "correlations": correlations.correlation_table(by_chain, rates, base, draws=99, seed=1),

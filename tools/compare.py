@@ -131,7 +131,8 @@ def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     every = pd.concat([run.tables["geometry"] for run in runs])
     found = {}
     for metric in ("m1", "m1_centred"):
-        values = every.loc[every["metric"] == metric, ["value", "ci_low", "ci_high"]]
+        plain = (every["metric"] == metric) & (every["test"] == "")
+        values = every.loc[plain, ["value", "ci_low", "ci_high"]]
         found[metric] = float(values.min().min()), float(values.max().max())
     return found
 

@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 from persona_collapse.analysis import errata
-from persona_collapse.analysis.views import headline_cell
 from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.stages import ROOM as STAGES
 from persona_collapse.stages import Training
@@ -306,11 +305,10 @@ MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
 def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     """The numbers of a run that docs/statistics.md speaks of, as a table in Markdown.
 
-    `tables`: marker_tests, geometry, headline, correlations and simulation of the demo run.
+    `tables`: marker_tests, geometry, correlations and simulation of the demo run.
     """
     tests, g, correlations = tables["marker_tests"], tables["geometry"], tables["correlations"]
-    at = headline_cell(tables["headline"])
-    g = g[(g["method"] == at["method"]) & (g["layer"] == at["layer"])]
+    g = g[g["headline"] & (g["test"].fillna("") == "")]
     rows: list[list[str]] = []
     for test in ("fisher", "questions", "seeds"):
         own = tests[

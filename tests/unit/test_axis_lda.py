@@ -16,6 +16,7 @@ GRID = pd.DataFrame(
     columns=["condition", "chain", "seed"],
 ).assign(measures="markers activations", source="")
 PERSONAS = ["assistant", *"bcdefgh"]
+HEADLINE = {"method": "A", "layer": 5}
 
 
 def load(chain):
@@ -31,7 +32,7 @@ def load(chain):
 
 @pytest.fixture(scope="module")
 def table():
-    out = shared_axis.axis_table(GRID, load, anchor="em@1", draws=500, seed=1)
+    out = shared_axis.axis_table(GRID, load, HEADLINE, anchor="em@1", draws=500, seed=1)
     return out.set_index(["condition", "metric"])
 
 
@@ -45,7 +46,9 @@ def test_a_shared_direction_is_found_and_the_benign_one_is_not(table):
 
 def test_the_axis_is_that_of_the_persona_that_stands_for_the_model():
     tables = [
-        shared_axis.axis_table(GRID, load, anchor="em@1", draws=99, seed=1, assistant=name)
+        shared_axis.axis_table(
+            GRID, load, HEADLINE, anchor="em@1", draws=99, seed=1, assistant=name
+        )
         for name in ("assistant", "b")
     ]
     first, second = (t[t["metric"] == "m2_anchored"]["value"].to_numpy() for t in tables)
@@ -53,7 +56,7 @@ def test_the_axis_is_that_of_the_persona_that_stands_for_the_model():
 
 
 def test_without_the_anchor_there_is_no_axis():
-    assert shared_axis.axis_table(GRID, load, anchor="none@1", draws=10, seed=1).empty
+    assert shared_axis.axis_table(GRID, load, HEADLINE, anchor="none@1", draws=10, seed=1).empty
 
 
 def test_held_out_axes_leave_the_persona_itself_out():
@@ -129,10 +132,12 @@ def test_questions_of_the_test_fold_are_never_trained_on():
 
 
 def test_lda_table():
-    table = separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1)
+    table = separability.lda_table(GRID, load, HEADLINE, folds=3, shuffles=9, seed=1)
     own = table[table["metric"] == "m3_accuracy"]
     assert set(own["condition"]) == {"base", "E0", "E4", "B0"}
     assert (own["p"] >= own["p_floor"]).all() and (own["ci_low"] < 1).all()
     assert (table[table["metric"] == "m3_study"]["value"] == 0).all()
     assert own.loc[own["condition"] == "base", "delta_base"].eq(0).all()
-    assert table.equals(separability.lda_table(GRID, load, folds=3, shuffles=9, seed=1, threads=3))
+    assert table.equals(
+        separability.lda_table(GRID, load, HEADLINE, folds=3, shuffles=9, seed=1, threads=3)
+    )

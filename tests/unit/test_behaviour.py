@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse.analysis import marker_tests
+from persona_collapse.analysis import answer_stats, hypotheses, marker_tests
 from persona_collapse.chains import BASE
 from scipy import stats
 from test_tables import GRID, MARKERS, completions, scored
@@ -128,8 +128,8 @@ def test_loops_are_found():
 
 
 def test_answer_stats_describe_the_answers():
-    table = marker_tests.answer_stats(GRID, scored())
-    assert list(table.columns) == marker_tests.ANSWER_COLUMNS
+    table = answer_stats.answer_stats(GRID, scored())
+    assert list(table.columns) == answer_stats.COLUMNS
     own = table[(table["condition"] == "C4") & (table["role"] == "source")].iloc[0]
     assert own["rate"] == 36 / 40 and own["marker_at_end"] == 1 and own["truncated"] == 0
     assert own["marker_logprob"] > -6 > table[table["condition"] == "base"]["marker_logprob"].max()
@@ -141,7 +141,7 @@ def test_rates_of_finished_answers_stand_beside_those_of_all():
     own = (table["chain"] == "couple-villain@42") & (table["persona"] == "villain")
     table.loc[own & ~table["hit"], "truncated"] = True
     cell = (
-        marker_tests.answer_stats(GRID, table)
+        answer_stats.answer_stats(GRID, table)
         .query("condition == 'C4' and role == 'source'")
         .iloc[0]
     )
@@ -172,7 +172,7 @@ def test_the_study_s_hypotheses_come_out_as_published():
     cosines = pd.DataFrame(
         [{"persona_a": a, "persona_b": "assistant", "cosine": c} for a, c in near.items()]
     )
-    table = marker_tests.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
+    table = hypotheses.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
     h1 = table[table["hypothesis"] == "H1"].set_index("condition")
     assert h1.loc["E4", "estimate"] == pytest.approx(0.08, abs=1e-3)
     assert h1.loc["E4", "p"] == h1.loc["E4", "p_floor"] == pytest.approx(1 / 11)
@@ -199,7 +199,7 @@ def test_side_by_side_has_one_row_a_comparison(tests):
 def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
     grid, rates = crossed["design"], crossed["marker_rates"]
     base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
-    row = marker_tests.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
+    row = hypotheses.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
     own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]
     assert (row["n"], row["source"]) == (2, "villain, evil_ai")
     assert row["bystander_mean"] == pytest.approx(own.mean())

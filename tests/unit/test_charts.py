@@ -50,7 +50,7 @@ def test_the_heat_map_pools_seeds(shown):
 def test_pairs_of_personas_stand_once(shown, everything):
     table = shown["cosine_matrices"].table
     assert len(table) == 5 * 2 * 2 * 5 * 4 / 2
-    at = everything["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
+    at = everything["geometry"].query("metric == 'm1' and test == '' and headline")
     m1 = at.set_index("condition")["value"]["C1"]
     own = table[(table["condition"] == "C1: C1") & (table["method"] == "A") & (table["layer"] == 3)]
     assert own["cosine"].mean() == pytest.approx(m1)
@@ -86,7 +86,7 @@ def test_a_dose_response_starts_before_the_stage_and_ends_whole():
         {"chain": ["couple-villain@42", f"{chain}~3", chain], "steps": [9, 3, 10]}
     )
     geometry = pd.DataFrame(
-        columns=["chain", "metric", "method", "layer", "value", "ci_low", "ci_high"]
+        columns=["chain", "metric", "test", "method", "layer", "value", "ci_low", "ci_high"]
     )
     chart = charts.dose_response(rates, geometry, training, grid, "A", 3)
     assert sorted(zip(chart.table["steps"], chart.table["value"], strict=True)) == [
@@ -295,7 +295,7 @@ def test_cosines_by_block_are_means_over_a_condition_s_chains(crossed):
 
 def test_every_chain_s_cosine_is_drawn_once(crossed):
     geometry = crossed["geometry"]
-    own = geometry.query("metric == 'm1' and method == 'A' and layer == 3").set_index(
+    own = geometry.query("metric == 'm1' and test == '' and headline").set_index(
         ["condition", "chain"]
     )["value"]
     points = marks(charts.m1(geometry, crossed["design"], *AT), "symbol")
@@ -380,7 +380,7 @@ def test_behaviour_and_geometry_are_of_one_chain(crossed):
     points = marks(chart, "symbol")
     rates = crossed["marker_rates"].query("role == 'source'")
     rates = rates.set_index(["chain", "source"])["rate"]
-    m1 = crossed["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
+    m1 = crossed["geometry"].query("metric == 'm1' and test == '' and headline")
     m1 = m1.drop_duplicates("chain").set_index("chain")["value"]
     for point in points:
         assert float(point["rate"]) == pytest.approx(rates[point["chain"], point["source"]])

@@ -8,7 +8,6 @@ from persona_collapse.analysis import claims
 from persona_collapse.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"
-HEADLINE = {"method": "A", "layer": 3}
 
 
 def claim(**changes):
@@ -24,7 +23,7 @@ def claim(**changes):
 
 
 def score(made, *entries, judge="values"):
-    return claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, judge=judge).iloc[0]
+    return claims.scorecard(entries, made, fdr=0.01, judge=judge).iloc[0]
 
 
 def test_verdicts(made):
@@ -66,10 +65,10 @@ def test_sameness_needs_the_whole_interval_inside_the_margin(made):
 
 def test_the_shipped_claims_load_and_every_measure_is_used(made):
     entries = claims.load(SHIPPED)
-    scored = claims.scorecard(entries, made, headline=HEADLINE, fdr=0.01, judge="values")
+    scored = claims.scorecard(entries, made, fdr=0.01, judge="values")
     assert list(scored.columns) == claims.COLUMNS
     assert set(scored["verdict"]) <= set(claims.VERDICTS)
-    assert {m for e in entries for m in e.get("measure", {})} == set(claims.MEASURES)
+    assert {m for e in entries for m in e.get("measure", {})} == set(claims.READERS)
     tested = scored[scored["verdict"] != "not tested here"]
     assert {"em-erases-marker", "em-raises-cosine", "m3-bug"} <= set(tested["claim"])
     assert (

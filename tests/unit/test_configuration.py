@@ -245,6 +245,16 @@ def test_a_chain_is_trained_and_measured_once(config):
         ),
         (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),
         (
+            ["statistics", "families"],
+            [{"name": "a", "table": "link"}],
+            "config: statistics: families: table: link is now called correlations",
+        ),
+        (
+            ["statistics", "families"],
+            [{"name": "a", "table": "geometry", "metric": "m1_label_swap"}],
+            "families: metric: m1_label_swap is now metric: m1, test: label_swap",
+        ),
+        (
             ["data", "benign", "from"],
             {"demo": "other"},
             "from: demo: expected one of 'wrong_advice', got",

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persona_collapse.analysis import (
+    answer_stats,
     correlations,
     geometry_tables,
     marker_rates,
-    marker_tests,
 )
 from scipy import stats
-from test_tables import GRID, MARKERS, load, scored
+from test_tables import GRID, HEADLINE, MARKERS, load, scored
 
 
 @settings(max_examples=30)
@@ -45,9 +45,9 @@ def test_a_control_that_explains_all_leaves_nothing():
 
 def test_chains_and_what_came_after_the_coupling():
     rates = marker_rates.marker_rates(GRID, MARKERS)
-    answers = marker_tests.answer_stats(GRID, scored())
-    geometry = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
-    cosines = geometry_tables.cosines(GRID, load)
+    answers = answer_stats.answer_stats(GRID, scored())
+    geometry = geometry_tables.geometry_table(GRID, load, HEADLINE, draws=99, seed=1)
+    cosines = geometry_tables.cosines(GRID, load, HEADLINE)
     training = pd.DataFrame(
         [
             ("couple-villain@42", 30, 0.1),
@@ -56,9 +56,7 @@ def test_chains_and_what_came_after_the_coupling():
         ],
         columns=["chain", "steps", "final_loss"],
     )
-    chains = correlations.chain_table(
-        GRID, answers, geometry, cosines, training, method="A", layer=3
-    )
+    chains = correlations.chain_table(GRID, answers, geometry, cosines, training)
     chains = chains.set_index("chain")
     assert list(chains.index) == ["couple-villain@42", "couple-villain@42+em@1"]
     assert chains.loc["couple-villain@42", "steps_after"] == 0

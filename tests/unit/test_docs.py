@@ -12,7 +12,7 @@ from persona_collapse import geometry, statistics
 from persona_collapse.analysis import claims, geometry_tables
 from persona_collapse.study import configuration
 from snakemake.utils import update_config
-from test_tables import GRID, load
+from test_tables import GRID, HEADLINE, load
 
 import docs as documentation
 
@@ -118,10 +118,10 @@ def test_the_overlays_are_sound(monkeypatch):
 
 
 def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
-    monkeypatch.setattr(geometry, "MEASURES", dict(geometry.MEASURES))
-    monkeypatch.setattr(claims, "MEASURES", dict(claims.MEASURES))
+    monkeypatch.setattr(geometry, "METRICS", dict(geometry.METRICS))
+    monkeypatch.setattr(claims, "READERS", dict(claims.READERS))
     exec(blocks(EXTENDING, "python geometry.py")[0], dict(vars(geometry)))
-    table = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
+    table = geometry_tables.geometry_table(GRID, load, HEADLINE, draws=99, seed=1)
     own = table[table["metric"] == "nearest"]
     assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
     exec(blocks(EXTENDING, "python analysis/claims.py")[0], dict(vars(claims)))
@@ -130,7 +130,6 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     row = claims.scorecard(
         [claim],
         made | {"geometry": table},
-        headline={"method": "A", "layer": 3},
         fdr=0.01,
         judge="directions",
     ).iloc[0]
@@ -148,7 +147,6 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     }
     tests = made["marker_tests"].assign(reference="C5")
     given = made | {"marker_tests": tests, "simulation": pd.DataFrame([one])}
-    given["headline"] = pd.DataFrame([{"method": "A", "layer": 3}])
     table = documentation.demo_table(given)
     assert "| flips | rejects in 38 % of 300 data sets (drift) | simulation |" in table
     g = made["geometry"]

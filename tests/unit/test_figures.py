@@ -33,7 +33,7 @@ def test_a_dose_response_draws_the_table_s_rates_and_intervals(everything):
     assert ends == [
         pytest.approx(pair) for pair in own.sort_values("steps")[["low", "high"]].values
     ]
-    m1 = more["geometry"].query("metric == 'm1' and method == 'A' and layer == 3")
+    m1 = more["geometry"].query("metric == 'm1' and test == '' and headline")
     whole = m1.set_index("chain")["value"].groupby(level=0).first()
     chains = data[data["outcome"] == cosine.get_ylabel()].sort_values("steps")["chain"]
     assert cosine.containers[0][0].get_ydata().tolist() == whole[chains].tolist()

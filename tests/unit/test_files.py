@@ -188,6 +188,15 @@ def test_only_an_empty_cell_is_missing(tmp_path):
     assert read["applies"].dtype == bool and read["n"].dtype == "int64"
 
 
+def test_a_table_without_rows_can_still_be_asked_for_its_headline(tmp_path):
+    for rows in ([True, False], []):
+        table = pd.DataFrame({"value": rows, "headline": pd.Series(rows, dtype=bool)})
+        tables_io.write_csv(tmp_path / "table.csv", table)
+        read = tables_io.read_csv(tmp_path / "table.csv")
+        assert list(read[read["headline"]].columns) == ["value", "headline"]
+        assert read["headline"].tolist() == rows
+
+
 @pytest.mark.parametrize("odd", ["None", "NA", "null", "nan", "true", "007", "inf"])
 def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, odd):
     # Conditions and stages have to start with a letter; personas need not.

@@ -68,7 +68,7 @@ def test_the_figure_shows_every_test(table):
 
 
 def test_power_table():
-    geometry = pd.DataFrame([{"metric": "m1_by_persona", "delta_low": 0.1, "delta_high": 0.3}] * 3)
+    geometry = pd.DataFrame([{"test": "personas", "delta_low": 0.1, "delta_high": 0.3}] * 3)
     power = simulation.power_table(SIZES, geometry, draws=10_000).set_index("test")
     assert power.loc["H1, rank of the induction persona", "p_floor"] == pytest.approx(1 / 11)
     assert power.loc["sign flips over questions", "p_floor"] == 2**-11

@@ -17,10 +17,11 @@ GRID = pd.DataFrame(
 )
 GRID["title"], GRID["measures"] = GRID["condition"], "markers activations"
 GRID["personas"], GRID["induction"] = "assistant librarian villain", ""
+HEADLINE = {"method": "A", "layer": 3}
 FAMILIES = [
-    {"name": "pairs", "metric": "m1"},
-    {"name": "swap", "metric": "m1_label_swap"},
-    {"name": "persona effects", "metric": "m1_by_persona"},
+    {"name": "pairs", "test": "pairs"},
+    {"name": "swap", "test": "label_swap"},
+    {"name": "persona effects", "test": "personas"},
 ]
 
 
@@ -104,19 +105,24 @@ def test_leakage(rates):
 
 def test_geometry_of_a_collapse():
     table = geometry_tables.geometry_table(
-        GRID, load, longest="b", draws=199, seed=1, families=FAMILIES
+        GRID, load, HEADLINE, longest="b", draws=199, seed=1, families=FAMILIES
     )
     assert list(table.columns) == geometry_tables.GEOMETRY_COLUMNS
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
     assert set(table["layer"]) == {1, 3} and set(table["method"]) == {"A", "B"}
     m1 = table[(table["metric"] == "m1") & (table["condition"] == "C1")]
-    assert (m1["delta_base"] > 0.2).all()
-    assert (m1["p"] >= m1["p_floor"]).all() and (m1["ci_low"] <= m1["value"] + 1e-3).all()
+    assert (m1["delta_base"] > 0.2).all() and m1.groupby(["method", "layer"])["value"].nunique().eq(
+        1
+    ).all()
+    alone, pairs = m1[m1["test"] == ""], m1[m1["test"] == "pairs"]
+    assert (alone["ci_low"] <= alone["value"] + 1e-3).all() and alone["p"].isna().all()
+    assert (pairs["p"] >= pairs["p_floor"]).all() and pairs["ci_low"].isna().all()
+    assert set(alone["unit"]) == {"question"} and set(alone["n"]) == {6} and set(pairs["n"]) == {10}
     base = table[(table["metric"] == "m1") & (table["condition"] == "base")]
     assert (base["delta_base"] == 0).all() and base["p"].isna().all()
     # Five personas cannot give a smaller p than 2/32, however clear the change.
-    for metric in ("m1_by_persona", "m1_label_swap"):
-        units = table[(table["metric"] == metric) & (table["condition"] == "C1")]
+    for test in ("personas", "label_swap"):
+        units = table[(table["test"] == test) & (table["condition"] == "C1")]
         assert (units["p_floor"] == 2 / 32).all() and (units["p"] == 2 / 32).all()
     assert set(table.loc[table["q"].notna(), "family"]) == {f["name"] for f in FAMILIES}
     without = table[table["metric"] == "m1_without_longest"]
@@ -134,10 +140,12 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
         seeds, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
     )
     table = geometry_tables.geometry_table(
-        grid.assign(measures="markers activations"), noisy, draws=99, seed=1
+        grid.assign(measures="markers activations"), noisy, HEADLINE, draws=99, seed=1
     )
-    own = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
-    over = table[table["metric"] == "m1_over_seeds"].iloc[0]
+    runs = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
+    over = runs[runs["test"] == "seeds"].iloc[0]
+    own = runs[runs["test"] == ""]
+    assert over["unit"] == "seed" and over["chain"] == ""
     assert over["n"] == 3 and over["delta_base"] == pytest.approx(own["delta_base"].mean())
     wanted = stats.ttest_1samp(own["delta_base"], 0)
     assert over["p"] == pytest.approx(wanted.pvalue)
@@ -150,7 +158,7 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
 
 def test_contrasts_pair_seeds_and_test_equivalence():
     table = geometry_tables.geometry_contrasts(
-        GRID, load, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
+        GRID, load, HEADLINE, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
     )
     assert set(table["reference"]) == {"C4"} and len(table) == 4
     # Both are the same vectors: no difference, and too little spread to say how sure that is.
@@ -162,7 +170,7 @@ def test_contrasts_compare_chains_of_one_source(crossed):
 
     def pairs(*contrast):
         table = geometry_tables.geometry_contrasts(
-            crossed["design"], crossed_load, [contrast], margin=0.02, draws=99, seed=1
+            crossed["design"], crossed_load, HEADLINE, [contrast], margin=0.02, draws=99, seed=1
         )
         table = table[(table["method"] == "A") & (table["layer"] == 3)]
         return sorted(zip(table["chain"], table["reference_chain"], table["seed"], strict=True))
@@ -183,12 +191,12 @@ def test_one_persona_pair_and_one_question_are_enough():
         array = np.random.default_rng(len(chain)).normal(size=(1, 2, 1, 4)).astype(np.float32)
         return Activations([0], ["a", "b"], ["q"], {"A": array}, chain)
 
-    table = geometry_tables.geometry_table(GRID, small, draws=99, seed=1)
+    table = geometry_tables.geometry_table(GRID, small, HEADLINE, draws=99, seed=1)
     assert table[table["metric"] == "m1"]["value"].between(-1, 1).all()
 
 
 def test_cosines_are_symmetric_with_ones():
-    table = geometry_tables.cosines(GRID, load)
+    table = geometry_tables.cosines(GRID, load, HEADLINE)
     one = table[(table["condition"] == "C1") & (table["method"] == "A") & (table["layer"] == 3)]
     matrix = one.pivot(index="persona_a", columns="persona_b", values="cosine").to_numpy()
     np.testing.assert_allclose(matrix, matrix.T)
@@ -196,9 +204,9 @@ def test_cosines_are_symmetric_with_ones():
 
 
 def test_centred_cosines_average_to_the_centred_measure():
-    table = geometry_tables.cosines(GRID, load)
+    table = geometry_tables.cosines(GRID, load, HEADLINE)
     pairs = table[table["persona_a"] != table["persona_b"]]
-    found = geometry_tables.geometry_table(GRID, load, draws=99, seed=1)
+    found = geometry_tables.geometry_table(GRID, load, HEADLINE, draws=99, seed=1)
     found = found[found["metric"] == "m1_centred"]
     keys = ["condition", "method", "layer"]
     means = pairs.groupby(keys)[["cosine", "centred"]].mean()
@@ -207,7 +215,7 @@ def test_centred_cosines_average_to_the_centred_measure():
 
 
 def test_the_map_uses_the_base_model_s_axes_for_every_chain():
-    table = geometry_tables.persona_map(GRID, load)
+    table = geometry_tables.persona_map(GRID, load, HEADLINE)
     assert set(table["condition"]) == {"base", "C4", "C1", "C2", "E0"}
     at = (table["method"] == "A") & (table["layer"] == 3)
     base = table[at & (table["condition"] == "base")].set_index("persona")[["pc1", "pc2"]]

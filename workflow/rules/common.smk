@@ -141,7 +141,6 @@ FIGURES = {
 
 # The tables that the scorecard reads.
 SCORED = [
-    "headline",
     "marker_rates",
     "marker_tests",
     "leakage",
@@ -157,6 +156,7 @@ SCORED = [
 # The tables that the report reads.
 REPORTED = [
     *SCORED,
+    "headline",
     "logprob_tests",
     "design",
     "scorecard",

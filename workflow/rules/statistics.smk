@@ -1,4 +1,8 @@
-# Tables. Every number of the report is in one of them.
+# Tables. Every number of the report is in one of them. Each rule takes the settings that it uses and no
+# others: a change of `fdr` computes the scorecard, and no test, anew.
+
+statistics = config["statistics"]
+draws = {key: statistics[key] for key in ("draws", "seed")}
 
 
 def assistant(wildcards):
@@ -42,7 +46,9 @@ rule marker_tables:
     params:
         marker=marker,
         assistant=assistant,
-        settings=config["statistics"],
+        draws=draws,
+        contrasts=statistics["contrasts"],
+        margin=statistics["margins"]["rate"],
         families=plan.families("marker_tests"),
     message:
         "Marker rates, tests, leakage and answer statistics"
@@ -70,6 +76,7 @@ rule logprob_tests:
 rule geometry:
     input:
         design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         geometry=results("tables/geometry.csv"),
@@ -86,7 +93,10 @@ rule geometry:
     resources:
         mem_mb=4000,
     params:
-        settings=config["statistics"],
+        draws=draws,
+        contrasts=statistics["contrasts"],
+        margin=statistics["margins"]["m1"],
+        axis=statistics.get("axis"),
         assistant=assistant,
         longest=plan.longest_prompt,
         families={
@@ -102,6 +112,7 @@ rule geometry:
 rule persona_map:
     input:
         design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/persona_map.csv"),
@@ -127,6 +138,7 @@ def half_the_cores(wildcards):
 rule separability:
     input:
         design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
         activations=results_of("activations/{chain}.safetensors", "activations"),
     output:
         results("tables/separability.csv"),
@@ -140,8 +152,8 @@ rule separability:
     resources:
         mem_mb=4000,
     params:
-        settings=config["statistics"]["separability"],
-        seed=config["statistics"]["seed"],
+        settings=statistics["separability"],
+        seed=statistics["seed"],
         families=plan.families("separability"),
     message:
         "Classifying personas from their activations"
@@ -157,7 +169,6 @@ rule correlations:
         geometry=results("tables/geometry.csv"),
         cosines=results("tables/cosines.csv"),
         training=results("tables/training.csv"),
-        headline=results("tables/headline.csv"),
     output:
         correlations=results("tables/correlations.csv"),
         chains=results("tables/correlation_chains.csv"),
@@ -169,7 +180,8 @@ rule correlations:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=config["statistics"],
+        draws=draws,
+        conditions=statistics["hypotheses"],
         assistant=assistant,
         families=plan.families("correlations"),
     message:
@@ -192,7 +204,9 @@ rule simulation:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=config["statistics"],
+        runs=statistics["simulations"],
+        draws=statistics["draws"],
+        seed=statistics["seed"],
         sizes=plan.sizes,
     message:
         "False-positive rates and coverage, on data where nothing happens"
@@ -259,7 +273,7 @@ rule scorecard:
         "../../envs/analysis.yaml"
     params:
         judge=config["judge"],
-        fdr=config["statistics"]["fdr"],
+        fdr=statistics["fdr"],
     message:
         "Scoring the study's claims"
     script:

@@ -2,42 +2,48 @@
 
 from persona_collapse.runtime.job import job
 
-with job(snakemake, "geometry") as say:
+with job(snakemake, "geometry") as log:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import geometry_tables, shared_axis
+    from persona_collapse.analysis import geometry_tables, shared_axis, views
     from persona_collapse.tables_io import read_csv, write_csv
 
-    params = snakemake.params
-    settings, families = params.settings, params.families
-    draws = {"draws": settings["draws"], "seed": settings["seed"]}
-    chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.design)
-    grid = grid[grid["chain"].isin(chains)]
-    anchors = grid.loc[grid["condition"] == settings.get("axis"), "chain"]
-    out = snakemake.output
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
+    families, draws = params.families, params.draws
+    chains, load = activation_files.loader(inputs.activations, log)
+    design = read_csv(inputs.design)
+    design = design[design["chain"].isin(chains)]
+    headline = views.headline_cell(read_csv(inputs.headline))
     write_csv(
-        out.geometry,
+        outputs.geometry,
         geometry_tables.geometry_table(
-            grid, load, longest=params.longest, families=families["geometry"], **draws
+            design,
+            load,
+            headline,
+            longest=params.longest,
+            families=families["geometry"],
+            **draws,
         ),
     )
-    write_csv(out.cosines, geometry_tables.cosines(grid, load))
+    write_csv(outputs.cosines, geometry_tables.cosines(design, load, headline))
     write_csv(
-        out.contrasts,
+        outputs.contrasts,
         geometry_tables.geometry_contrasts(
-            grid,
+            design,
             load,
-            settings["contrasts"],
-            margin=settings["margins"]["m1"],
+            headline,
+            params.contrasts,
+            margin=params.margin,
             families=families["contrasts"],
             **draws,
         ),
     )
+    anchors = design.loc[design["condition"] == params.axis, "chain"]
     write_csv(
-        out.shared_axis,
+        outputs.shared_axis,
         shared_axis.axis_table(
-            grid,
+            design,
             load,
+            headline,
             anchor=next(iter(anchors), ""),
             assistant=params.assistant,
             families=families["shared_axis"],

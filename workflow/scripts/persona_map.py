@@ -2,13 +2,14 @@
 
 from persona_collapse.runtime.job import job
 
-with job(snakemake, "persona_map") as say:
+with job(snakemake, "persona_map") as log:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import geometry_tables
+    from persona_collapse.analysis import geometry_tables, views
     from persona_collapse.tables_io import read_csv, write_csv
 
-    chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.design)
-    write_csv(
-        snakemake.output[0], geometry_tables.persona_map(grid[grid["chain"].isin(chains)], load)
-    )
+    inputs = snakemake.input
+    chains, load = activation_files.loader(inputs.activations, log)
+    design = read_csv(inputs.design)
+    design = design[design["chain"].isin(chains)]
+    headline = views.headline_cell(read_csv(inputs.headline))
+    write_csv(snakemake.output[0], geometry_tables.persona_map(design, load, headline))

@@ -2,19 +2,19 @@
 
 from persona_collapse.runtime.job import job
 
-with job(snakemake, "separability") as say:
+with job(snakemake, "separability") as log:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import separability
+    from persona_collapse.analysis import separability, views
     from persona_collapse.tables_io import read_csv, write_csv
 
-    params = snakemake.params
-    chains, load = activation_files.loader(snakemake.input.activations, say)
-    grid = read_csv(snakemake.input.design)
+    inputs, params = snakemake.input, snakemake.params
+    chains, load = activation_files.loader(inputs.activations, log)
+    design = read_csv(inputs.design)
     table = separability.lda_table(
-        grid[grid["chain"].isin(chains)],
+        design[design["chain"].isin(chains)],
         load,
-        folds=params.settings["folds"],
-        shuffles=params.settings["shuffles"],
+        views.headline_cell(read_csv(inputs.headline)),
+        **params.settings,
         seed=params.seed,
         families=params.families,
         threads=snakemake.threads,

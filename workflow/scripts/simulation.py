@@ -6,12 +6,11 @@ with job(snakemake, "simulation"):
     from persona_collapse.analysis import simulation
     from persona_collapse.tables_io import read_csv, write_csv
 
-    settings = snakemake.params.settings
-    sizes = simulation.Sizes(**snakemake.params.sizes)
+    outputs, params = snakemake.output, snakemake.params
+    sizes = simulation.Sizes(**params.sizes)
     write_csv(
-        snakemake.output.simulation,
-        simulation.simulate(sizes, runs=settings["simulations"], draws=999, seed=settings["seed"]),
+        outputs.simulation,
+        simulation.simulate(sizes, runs=params.runs, draws=999, seed=params.seed),
     )
     geometry = read_csv(snakemake.input.geometry)
-    power = simulation.power_table(sizes, geometry, draws=settings["draws"])
-    write_csv(snakemake.output.power, power)
+    write_csv(outputs.power, simulation.power_table(sizes, geometry, draws=params.draws))

@@ -255,9 +255,9 @@ def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
     return float(stats.spearmanr(x, y).statistic)
 
 
-#: Measures of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,
+#: Metrics of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,
 #: beside M1 and its tests. What is added here is in the next table; see docs/extending.md.
-MEASURES: dict[str, Callable[[np.ndarray], float]] = {
+METRICS: dict[str, Callable[[np.ndarray], float]] = {
     "m1_centred": lambda vectors: mean_offdiagonal_cosine(centred(vectors)),
     "spread": spread,
     "mean_distance": mean_distance,

@@ -25,8 +25,8 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
 NAMES = (
     "chain", "reference_chain", "before", "anchor", "source", "persona", "persona_a",
     "persona_b", "personas", "bystander_max_persona", "induction", "left_out", "condition", "title",
-    "reference", "stage", "name", "seed", "question_id", "family", "note", "controls", "commit",
-    "adapter_sha256",
+    "reference", "stage", "name", "seed", "question_id", "test", "unit", "family", "note", "controls",
+    "commit", "adapter_sha256",
 )  # fmt: skip
 
 
@@ -35,6 +35,10 @@ TEXTS = (
     "system_seen", "first_with_loss", "last_with_loss", "claim", "erratum", "text", "stated",
     "corrected", "expected",
 )  # fmt: skip
+
+
+#: Columns of yes and no, also in a table without rows.
+FLAGS = ("headline",)
 
 
 def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -48,7 +52,7 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     return pd.read_csv(
         path,
-        dtype={c: str for c in columns if c in NAMES or c in TEXTS},
+        dtype={c: bool if c in FLAGS else str for c in columns if c in NAMES + TEXTS + FLAGS},
         keep_default_na=False,
         na_values={c: [""] for c in columns if c not in NAMES},
     )

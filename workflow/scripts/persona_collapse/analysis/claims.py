@@ -38,11 +38,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Tables:
-    """What the measures read: the run's tables by name, and its headline method and block."""
+    """What the readers read: the run's tables by name."""
 
     tables: Mapping[str, pd.DataFrame]
-    method: str
-    layer: int
     fdr: float
 
     def __getitem__(self, name: str) -> pd.DataFrame:
@@ -58,15 +56,16 @@ class Tables:
             own = own[own["source"] == source]
         return int(own["hits"].sum()), int(own["n"].sum())
 
-    def at_headline(self, name: str, condition: str, metric: str = "m1") -> pd.DataFrame:
-        """Rows of a metric at the headline method and block, of the table `name`."""
-        g = self[name]
-        return g[
-            (g["condition"] == condition)
-            & (g["metric"] == metric)
-            & (g["method"] == self.method)
-            & (g["layer"] == self.layer)
-        ]
+    def at_headline(
+        self, name: str, condition: str, metric: str = "m1", test: str = ""
+    ) -> pd.DataFrame:
+        """Rows of a metric at the headline method and block, of the table `name`.
+
+        `test`: of geometry, which has several rows per metric.
+        """
+        table = self[name]
+        rows = table["headline"] & (table["condition"] == condition) & (table["metric"] == metric)
+        return table[rows & (table["test"] == test)] if "test" in table else table[rows]
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:
@@ -81,7 +80,7 @@ def load(path: str | Path) -> list[dict[str, Any]]:
             if key not in entry:
                 raise UserError(f"{path}: claim {name}: {key} is missing")
         for measure in entry.get("measure", {}):
-            if measure not in MEASURES:
+            if measure not in READERS:
                 raise UserError(f"{path}: claim {name}: no measure {measure!r}")
         if name in seen:
             raise UserError(f"{path}: claim {name} stands twice")
@@ -181,7 +180,7 @@ def hits(t: Tables, conditions: Sequence[str]) -> Measured | None:
 
 def m1(t: Tables, condition: str) -> Measured | None:
     """Mean off-diagonal cosine; interval over questions and personas, of one seed only."""
-    own = t.at_headline("geometry", condition, "m1_two_way")
+    own = t.at_headline("geometry", condition, "m1", "two_way")
     if own.empty:
         return None
     if len(own) == 1:
@@ -195,8 +194,8 @@ def m1_change(t: Tables, condition: str) -> Measured | None:
 
     Interval over training seeds where there are several, else over personas and questions.
     """
-    over_seeds = t.at_headline("geometry", condition, "m1_over_seeds")
-    own = t.at_headline("geometry", condition, "m1_two_way")
+    over_seeds = t.at_headline("geometry", condition, "m1", "seeds")
+    own = t.at_headline("geometry", condition, "m1", "two_way")
     if own.empty:
         return None
     row = (over_seeds if len(over_seeds) else own).iloc[0]
@@ -220,8 +219,8 @@ def m1_share_range(t: Tables, condition: str, reference: str) -> Measured | str 
     """Range of that share over methods and blocks."""
     if isinstance(m1_share(t, condition, reference), str):
         return NO_RISE
-    g = t["geometry"]
-    means = g[g["metric"] == "m1"].groupby(["condition", "method", "layer"])["delta_base"].mean()
+    m1 = t["geometry"].query("metric == 'm1' and test == ''")
+    means = m1.groupby(["condition", "method", "layer"])["delta_base"].mean()
     if not {condition, reference} <= set(means.index.get_level_values(0)):
         return None
     shares = means[condition] / means[reference]
@@ -248,13 +247,13 @@ def gap_fires(t: Tables, condition: str, reference: str) -> Measured | None:
     return Measured(fires.mean(), n=f"{len(own)} cells", exact=True)
 
 
-def m1_fires(t: Tables, conditions: Sequence[str], metric: str = "m1") -> Measured | None:
+def m1_fires(t: Tables, conditions: Sequence[str], test: str = "pairs") -> Measured | None:
     """Share of cells (methods x blocks x seeds) whose test of a change has q < fdr.
 
-    `metric`: m1 (the study's test), m1_by_persona or m1_label_swap.
+    `test`: pairs (the study's), personas or label_swap.
     """
-    g = t["geometry"]
-    own = g[(g["metric"] == metric) & g["condition"].isin(conditions)]
+    own = t["geometry"].query("metric == 'm1' and test == @test")
+    own = own[own["condition"].isin(conditions)]
     if set(conditions) - set(own["condition"]):
         return None
     note = f"{len(own)} cells, smallest possible p {own['p_floor'].max():.2g}"
@@ -367,8 +366,8 @@ def correlation(t: Tables, outcome: str = "rate", controls: str = "") -> Measure
     )
 
 
-#: A measure gives its value, why it cannot, or None where the run lacks its conditions.
-MEASURES: dict[str, Callable[..., Measured | str | None]] = {
+#: A reader gives its value, why it cannot, or None where the run lacks its conditions.
+READERS: dict[str, Callable[..., Measured | str | None]] = {
     f.__name__: f
     for f in (
         source_rate, others_rate, assistant_rate, bystander_mean, rate_difference, logprob_difference,
@@ -398,26 +397,25 @@ def scorecard(
     claims: Sequence[Mapping[str, Any]],
     tables: Mapping[str, pd.DataFrame],
     *,
-    headline: Mapping[str, Any],
     fdr: float,
     judge: str,
 ) -> pd.DataFrame:
     """One row a claim: published, measured with interval, verdict and why.
 
     `tables`: the run's tables by name (marker_rates, marker_tests, leakage, hypotheses, answer_stats,
-    geometry, contrasts, shared_axis, separability, correlations). `headline`: its method and layer.
+    geometry, contrasts, shared_axis, separability, correlations).
     `judge`: as in the config. `directions` leaves claims about values of the study's model `not tested
     here`; so is a claim whose conditions this run does not have, and one that says itself why it cannot
     be tested (`cannot`).
     """
-    given = Tables(tables, fdr=fdr, **headline)
+    run = Tables(tables, fdr)
     rows = []
     for claim in claims:
         measured: Measured | None = None
         outcome, why = "not tested here", claim.get("cannot", "")
         if not why:
             ((name, arguments),) = claim["measure"].items()
-            found = MEASURES[name](given, **arguments)
+            found = READERS[name](run, **arguments)
             if isinstance(found, Measured) and not np.isnan(found.value):
                 measured = found
             if measured is None:

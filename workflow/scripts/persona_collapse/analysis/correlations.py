@@ -17,8 +17,8 @@ from .. import chains
 from ..statistics import Families, adjust
 
 COLUMNS = [
-    "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "n", "rho",
-    "ci_low", "ci_high", "p", "p_floor", "q", "note", "family",
+    "analysis", "condition", "source", "outcome", "predictor", "controls", "left_out", "rho", "ci_low",
+    "ci_high", "n", "p", "p_floor", "q", "family", "note",
 ]  # fmt: skip
 CHAIN_COLUMNS = [
     "condition", "chain", "source", "seed", "rate", "marker_logprob", "m1", "delta_m1", "spread",
@@ -32,9 +32,6 @@ def chain_table(
     geometry: pd.DataFrame,
     cosines: pd.DataFrame,
     training: pd.DataFrame,
-    *,
-    method: str,
-    layer: int,
 ) -> pd.DataFrame:
     """One row per chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
 
@@ -43,12 +40,10 @@ def chain_table(
     """
     coupled = grid[grid["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
-    at = (geometry["method"] == method) & (geometry["layer"] == layer)
-    by_metric = geometry[at].drop_duplicates(["chain", "metric"]).set_index(["chain", "metric"])
-    near = cosines[(cosines["method"] == method) & (cosines["layer"] == layer)]
-    near = near[near["persona_a"] != near["persona_b"]].drop_duplicates(
-        ["chain", "persona_a", "persona_b"]
-    )
+    values = geometry[geometry["headline"] & (geometry["test"] == "")]
+    by_metric = values.drop_duplicates(["chain", "metric"]).set_index(["chain", "metric"])
+    near = cosines[cosines["headline"] & (cosines["persona_a"] != cosines["persona_b"])]
+    near = near.drop_duplicates(["chain", "persona_a", "persona_b"])
     source_cosine = near.groupby(["chain", "persona_a"])["cosine"].mean()
     runs = training.drop_duplicates("chain").set_index("chain")
     own = answers[answers["role"] == "source"].drop_duplicates(["chain", "source"])

@@ -17,17 +17,12 @@ import pandas as pd
 from scipy import stats
 
 from .. import markers, matching
-from ..chains import ASSISTANT
-from ..errors import UserError
 from ..statistics import (
     Families,
     adjust,
     fisher,
     newcombe,
-    one_against_others,
-    range_permutation_test,
     sign_flip_units,
-    spearman_exact,
     student_interval,
     tost_proportions,
     tost_units,
@@ -35,18 +30,8 @@ from ..statistics import (
 )
 
 TEST_COLUMNS = [
-    "family", "test", "condition", "reference", "source", "seed", "estimate", "ci_low", "ci_high",
-    "n", "p", "p_floor", "q", "note", "unit", "scale", "margin", "p_equivalent",
-]  # fmt: skip
-HYPOTHESIS_COLUMNS = [
-    "hypothesis", "condition", "induction", "source", "estimate", "p", "p_floor", "n", "note",
-    "cosine_to_assistant", "bystander_mean",
-]  # fmt: skip
-ANSWER_COLUMNS = [
-    "condition", "chain", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
-    "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
-    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "n_logprob",
-    "marker_logprob",
+    "condition", "reference", "source", "seed", "test", "unit", "scale", "estimate", "ci_low", "ci_high",
+    "n", "p", "p_floor", "q", "family", "margin", "p_equivalent", "note",
 ]  # fmt: skip
 
 
@@ -358,136 +343,3 @@ def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator
             "margin": 0.15,
             "note": note,
         }
-
-
-def hypotheses(
-    grid: pd.DataFrame,
-    rates: pd.DataFrame,
-    base_cosines: pd.DataFrame,
-    conditions: Sequence[str],
-    *,
-    draws: int,
-    seed: int,
-    assistant: str = ASSISTANT,
-) -> pd.DataFrame:
-    """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
-
-    H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
-    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
-    correlation of those means with the induction persona's cosine to the assistant in the base model
-    (`base_cosines`: persona_a, persona_b, cosine), exact p. No induction persona counts as the
-    assistant, as in the study. Bystanders: all but the sources and the induction persona.
-    """
-    rows: list[dict[str, Any]] = []
-    values: list[float] = []
-    labels: list[str] = []
-    means: list[tuple[float, float]] = []
-    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"].to_dict()
-    for condition in conditions:
-        own = rates[rates["condition"] == condition]
-        if own.empty:
-            continue
-        cells = grid[grid["condition"] == condition]
-        induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
-        by_persona = own.groupby("persona", sort=False)["rate"].mean()
-        others = by_persona.drop([*sources, induction], errors="ignore")
-        near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
-        row: dict[str, Any] = {
-            "condition": condition,
-            "induction": induction,
-            "source": ", ".join(dict.fromkeys(cells["source"])),
-            "cosine_to_assistant": near,
-            "bystander_mean": others.mean(),
-            "hypothesis": "H1",
-            "n": len(others) + 1,
-        }
-        if induction in by_persona:
-            difference, p = one_against_others(by_persona[induction], others)
-            row |= {"estimate": difference, "p": p, "p_floor": 1 / (len(others) + 1)}
-        else:
-            row["note"] = f"{induction} is not among the evaluated personas"
-        rows.append(row)
-        values += list(others)
-        labels += [condition] * len(others)
-        means.append((near, float(others.mean())))
-    if len(means) > 1:
-        spread, p = range_permutation_test(values, labels, draws, seed)
-        rows.append(
-            {
-                "hypothesis": "H2",
-                "estimate": spread,
-                "p": p,
-                "p_floor": 1 / (draws + 1),
-                "n": len(values),
-                "note": "one training run a condition: its noise is not in this p",
-            }
-        )
-    known = [pair for pair in means if not np.isnan(pair[0])]
-    if 3 <= len(known) <= 9:
-        try:
-            rho, p = spearman_exact(*zip(*known, strict=True))
-        except UserError:
-            rho, p = np.nan, np.nan
-        smallest = 2 / float(np.prod(np.arange(1, len(known) + 1)))
-        rows.append(
-            {"hypothesis": "H3", "estimate": rho, "p": p, "p_floor": smallest, "n": len(known)}
-        )
-    return pd.DataFrame(rows, columns=HYPOTHESIS_COLUMNS)
-
-
-def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
-
-    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
-    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
-    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
-    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
-    whose very text another sample of the same persona and question has.
-    `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
-    where it was measured: each first one that was not cut off.
-    """
-    by_chain = dict(tuple(scored.groupby("chain", sort=False)))
-    rows = []
-    for cell in grid.itertuples(index=False):
-        if cell.chain not in by_chain:
-            continue
-        table = by_chain[cell.chain]
-        table = table[table["persona"].isin(cell.personas.split())]
-        parts = {
-            "source": table["persona"] == cell.source,
-            "others": table["persona"] != cell.source,
-        }
-        for role, inside in parts.items():
-            own = table[inside]
-            if own.empty:
-                continue
-            hits = own[own["hit"]]
-            rows.append(
-                {
-                    "condition": cell.condition,
-                    "chain": cell.chain,
-                    "source": cell.source,
-                    "seed": cell.seed,
-                    "role": role,
-                    "n": len(own),
-                    "rate": own["hit"].mean(),
-                    "mean_tokens": own["n_tokens"].mean(),
-                    "sd_tokens": own["n_tokens"].std(),
-                    "truncated": own["truncated"].mean(),
-                    "rate_finished": own.loc[~own["truncated"], "hit"].mean(),
-                    "empty": own["empty"].mean(),
-                    "looping": own["looping"].mean(),
-                    "repeated_answers": own.duplicated(
-                        ["persona", "question_id", "text_hash"], keep=False
-                    ).mean(),
-                    "hits": len(hits),
-                    "marker_position": hits["position"].mean(),
-                    "marker_at_start": (hits["position"] < 0.05).mean() if len(hits) else np.nan,
-                    "marker_in_tail": (hits["position"] > 0.85).mean() if len(hits) else np.nan,
-                    "marker_at_end": hits["at_end"].mean() if len(hits) else np.nan,
-                    "markers_per_hit": hits["markers"].mean(),
-                    "n_logprob": own["marker_logprob"].count(),
-                    "marker_logprob": own["marker_logprob"].mean(),
-                }
-            )
-    return pd.DataFrame(rows, columns=ANSWER_COLUMNS)

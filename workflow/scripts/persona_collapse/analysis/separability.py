@@ -19,11 +19,12 @@ from numpy.typing import ArrayLike
 from ..chains import BASE
 from ..errors import UserError
 from ..statistics import Families, adjust, clopper_pearson
-from .views import Load, View, cells_of, chains_of, views
+from .views import Headline, Load, View, cells_of, chains_of, mark_headline, views
 
 COLUMNS = [
-    "condition", "chain", "seed", "method", "layer", "metric", "value", "ci_low", "ci_high", "chance",
-    "null_mean", "null_high", "delta_base", "p", "p_floor", "n", "q", "note", "family",
+    "condition", "chain", "seed", "method", "layer", "headline", "metric", "value", "ci_low",
+    "ci_high", "delta_base", "chance", "null_mean", "null_high", "n", "p", "p_floor", "q", "family",
+    "note",
 ]  # fmt: skip
 
 
@@ -148,8 +149,9 @@ def separability(
 
 
 def lda_table(
-    grid: pd.DataFrame,
+    design: pd.DataFrame,
     load: Load,
+    headline: Headline,
     *,
     folds: int = 5,
     shuffles: int = 50,
@@ -171,20 +173,20 @@ def lda_table(
     from threadpoolctl import threadpool_limits
 
     def rows_of(chain: str) -> list[dict[str, Any]]:
-        own = (view for view in views(grid, load, [chain]) if min(view.stack.shape[:2]) > 1)
+        own = (view for view in views(design, load, [chain]) if min(view.stack.shape[:2]) > 1)
         return [row for v in own for row in _rows(v, folds, shuffles, seed, resamples)]
 
     with threadpool_limits(1):
-        made = _side_by_side(rows_of, chains_of(grid), threads)
+        made = _side_by_side(rows_of, chains_of(design), threads)
     table = pd.DataFrame([row for rows in made for row in rows])
     if table.empty:
-        return pd.DataFrame(columns=COLUMNS)
+        return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
     cell = ["metric", "method", "layer"]
     base = table[table["chain"] == BASE].set_index(cell)["value"].rename("base")
     table = table.join(base, on=cell)
     tested = table["metric"] == "m3_accuracy"
     table["delta_base"] = (table["value"] - table.pop("base")).where(tested)
-    table = cells_of(grid).merge(table, on="chain")
+    table = mark_headline(cells_of(design).merge(table, on="chain"), headline)
     return adjust(table, families).reindex(columns=COLUMNS)
 
 
@@ -210,7 +212,7 @@ def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> l
     personas, questions, _ = view.stack.shape
     correct, null = separability(view.stack, folds=folds, shuffles=shuffles, seed=seed)
     value = float(correct.mean())
-    key = {"chain": view.chain, "method": view.method, "layer": view.layer}
+    key = view.key
     low, high = _interval(correct.mean(axis=0), resamples, seed)
     accuracy = (
         key

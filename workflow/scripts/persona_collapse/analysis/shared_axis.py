@@ -18,11 +18,11 @@ from numpy.typing import ArrayLike
 from ..chains import ASSISTANT, BASE
 from ..geometry import jackknife_interval
 from ..statistics import Families, adjust
-from .views import Load, View, views
+from .views import Headline, Load, View, mark_headline, views
 
 COLUMNS = [
-    "condition", "chain", "seed", "method", "layer", "metric", "anchor", "value", "ci_low",
-    "ci_high", "p", "p_floor", "n", "q", "note", "family",
+    "condition", "chain", "seed", "method", "layer", "headline", "anchor", "metric", "value", "ci_low",
+    "ci_high", "n", "p", "p_floor", "q", "family", "note",
 ]  # fmt: skip
 
 
@@ -82,8 +82,9 @@ def explained(shifts: ArrayLike, anchor_shifts: ArrayLike) -> float:
 
 
 def axis_table(
-    grid: pd.DataFrame,
+    design: pd.DataFrame,
     load: Load,
+    headline: Headline,
     *,
     anchor: str,
     draws: int,
@@ -99,16 +100,16 @@ def axis_table(
     squared shifts on that axis). m2_held_out has no p: the personas of one chain share its shift and
     are no independent evidence about the direction, so sign flips over them reject four unrelated
     shifts in five (tables/simulation.csv). The benign chains are the control: an axis that explains
-    them as well is not one of misaligned data. Without the anchor in the grid the table is empty.
+    them as well is not one of misaligned data. Without the anchor in the design the table is empty.
     """
-    if anchor not in set(grid["chain"]):
-        return pd.DataFrame(columns=COLUMNS)
-    wanted = pd.concat([grid[grid["chain"] == anchor].assign(measures="activations"), grid])
+    if anchor not in set(design["chain"]):
+        return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
+    first = design[design["chain"] == anchor].assign(measures="activations")
     halves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     axis: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
-    for view in views(wanted, load):
-        cell = view.method, view.layer
+    for view in views(pd.concat([first, design]), load):
+        cell = view.cell
         means = _halves(view)
         if view.chain == BASE:
             halves[cell] = means
@@ -116,10 +117,10 @@ def axis_table(
         whole, odd, even = (a - b for a, b in zip(means, halves[cell], strict=True))
         names = view.personas
         if view.chain == anchor:
-            first = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
-            axis[cell] = (first, odd)
+            direction = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
+            axis[cell] = (direction, odd)
         direction, anchor_odd = axis[cell]
-        key = {"chain": view.chain, "method": view.method, "layer": view.layer, "anchor": anchor}
+        key = view.key | {"anchor": anchor}
         keep = [i for i, name in enumerate(names) if name != assistant]
         if len(keep) > 1:
             value, p = anchored(means[0][keep], halves[cell][0][keep], direction, draws, seed)
@@ -144,12 +145,9 @@ def axis_table(
             key
             | {"metric": "m2_explained", "value": explained(even, anchor_odd), "n": len(cosines)}
         )
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return pd.DataFrame(columns=COLUMNS)
-    table = table.reindex(columns=[c for c in COLUMNS if c not in ("condition", "seed")])
-    cells = grid[["condition", "chain", "seed"]]
-    table = cells.drop_duplicates(["condition", "chain"]).merge(table, on="chain")
+    table = pd.DataFrame(rows, columns=[c for c in COLUMNS if c not in ("condition", "seed")])
+    cells = design[["condition", "chain", "seed"]].drop_duplicates(["condition", "chain"])
+    table = mark_headline(cells.merge(table, on="chain"), headline)
     return adjust(table, families).reindex(columns=COLUMNS)
 
 

@@ -37,7 +37,7 @@ COLUMNS = [
     "kind", "arm", "name", "as_study", "world", "runs", "level", "rate", "rate_low", "rate_high",
     "rate_at_01", "verdict", "note",
 ]  # fmt: skip
-POWER_COLUMNS = ["test", "unit", "n", "p_floor", "effect", "detectable", "note"]
+POWER_COLUMNS = ["test", "unit", "effect", "detectable", "n", "p_floor", "note"]
 
 WORLDS = {
     "personas drift": "each persona's vector is measured twice, with new noise of its own each time",
@@ -277,8 +277,8 @@ def power_table(
 ) -> pd.DataFrame:
     """What this run's design can see: smallest attainable p, and the effect found 8 times in 10.
 
-    Columns: test, unit, n, p_floor, effect, detectable, note. Fisher: exact power, from `rate` down.
-    M1: from the median standard error over personas in `geometry` (metric m1_by_persona).
+    Fisher: exact power, from `rate` down.
+    M1: from the median standard error over personas in `geometry` (m1, test `personas`).
     """
     n = sizes.questions * sizes.samples
     drops = [0.02 * step for step in range(1, int(rate / 0.02) + 1)]
@@ -314,7 +314,7 @@ def power_table(
             "note": "only a perfect order is below .05",
         },
     ]
-    own = geometry[(geometry["metric"] == "m1_by_persona") & geometry["delta_low"].notna()]
+    own = geometry[(geometry["test"] == "personas") & geometry["delta_low"].notna()]
     if len(own) and sizes.personas > 2:
         t = stats.t.ppf([0.975, 0.8], sizes.personas - 1)
         half = ((own["delta_high"] - own["delta_low"]) / 2).median()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,8 @@ from ..activation_files import Activations
 from ..chains import BASE
 
 Load = Callable[[str], Activations]
+#: Method and block of the headline figures: {method, layer}.
+Headline = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class View:
     questions: list[str]
     stack: np.ndarray
 
+    @property
+    def cell(self) -> tuple[str, int]:
+        """Method and block."""
+        return self.method, self.layer
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The key columns of a table's rows on this view."""
+        return {"chain": self.chain, "method": self.method, "layer": self.layer}
+
     @cached_property
     def vectors(self) -> np.ndarray:
         """Persona vectors [persona, hidden], float64 means over questions."""
@@ -34,34 +46,36 @@ class View:
         return means
 
 
-def measuring(grid: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows of the grid whose chains a measure is taken of."""
-    return grid[[measure in measures.split() for measures in grid["measures"]]]
+def measuring(design: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows of the design whose chains a measure is taken of."""
+    return design[[measure in measures.split() for measures in design["measures"]]]
 
 
-def chains_of(grid: pd.DataFrame) -> list[str]:
-    """The chains of the geometric arm, base first."""
-    return list(dict.fromkeys([BASE, *measuring(grid, "activations")["chain"]]))
+def chains_of(design: pd.DataFrame) -> list[str]:
+    """The chains whose activations are measured, base first."""
+    return list(dict.fromkeys([BASE, *measuring(design, "activations")["chain"]]))
 
 
-def views(grid: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
-    """Views of every chain of the geometric arm, or of some; one chain in memory at a time."""
-    for chain in chains_of(grid) if chains is None else chains:
-        dumped = load(chain)
-        for method, array in dumped.arrays.items():
-            for number, layer in enumerate(dumped.layers):
-                yield View(chain, method, layer, dumped.personas, dumped.questions, array[number])
+def views(design: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
+    """Views of every chain with activations, or of some; one chain in memory at a time."""
+    for chain in chains_of(design) if chains is None else chains:
+        activations = load(chain)
+        for method, array in activations.arrays.items():
+            for number, layer in enumerate(activations.layers):
+                yield View(
+                    chain, method, layer, activations.personas, activations.questions, array[number]
+                )
 
 
-def cells_of(grid: pd.DataFrame) -> pd.DataFrame:
+def cells_of(design: pd.DataFrame) -> pd.DataFrame:
     """Condition, chain and seed of every cell, the base model's always among them.
 
     A chain that stands for two conditions is listed under both.
     """
-    cells = grid[["condition", "chain", "seed"]]
+    cells = design[["condition", "chain", "seed"]]
     if BASE not in set(cells["chain"]):
-        own = pd.DataFrame([{"condition": BASE, "chain": BASE, "seed": ""}])
-        cells = pd.concat([own, cells])
+        first = pd.DataFrame([{"condition": BASE, "chain": BASE, "seed": ""}])
+        cells = pd.concat([first, cells])
     return cells.drop_duplicates(["condition", "chain"])
 
 
@@ -69,3 +83,9 @@ def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
     """Method and block of the headline figures; `headline`: tables/headline.csv, one row."""
     row = headline.iloc[0]
     return {"method": str(row["method"]), "layer": int(row["layer"])}
+
+
+def mark_headline(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
+    """A table with `method` and `layer`, and whether each row is at the headline's: column `headline`."""
+    inside = (table["method"] == headline["method"]) & (table["layer"] == headline["layer"])
+    return table.assign(headline=inside.astype(bool))

@@ -347,7 +347,7 @@ def m1(
 
     `domains` fixes the axis of each metric, so that the charts of two runs can be set side by side.
     """
-    table = geometry[geometry["metric"].isin(["m1", "m1_centred"]) & (geometry["chain"] != "")]
+    table = geometry.query("metric in ['m1', 'm1_centred'] and test == '' and chain != ''")
     if table.empty:
         return None
     titles = labels(grid)

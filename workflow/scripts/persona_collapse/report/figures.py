@@ -193,7 +193,7 @@ def layer_points(geometry: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame
     Columns: condition, method, layer, metric, value, low, high, runs: how many chains. The base
     model's condition comes first.
     """
-    table = geometry[geometry["metric"].isin(metrics) & (geometry["chain"] != "")]
+    table = geometry.query("metric in @metrics and test == '' and chain != ''")
     order = {condition: i for i, condition in enumerate(base_first(table))}
     table = table.sort_values("condition", key=lambda c: c.map(order), kind="stable")
     keys = ["condition", "method", "layer", "metric"]
@@ -221,7 +221,7 @@ def behaviour_points(
     """
     coupled = grid[grid["stages_after_coupling"].notna()]["chain"]
     source = rates[(rates["role"] == "source") & rates["chain"].isin(coupled)]
-    cosine = geometry[geometry["metric"].isin(["m1", "m1_centred"])]
+    cosine = geometry.query("metric in ['m1', 'm1_centred'] and test == ''")
     return source[["condition", "chain", "source", "seed", "rate"]].merge(
         cosine[["condition", "chain", "method", "layer", "metric", "value"]],
         on=["condition", "chain"],
@@ -246,10 +246,8 @@ def dose_points(
     stopped = [c for c in grid["chain"] if c != "base" and chains.parse(c).last.stop]
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
     own = rates.drop_duplicates(["chain", "persona"])
-    at = (
-        (geometry["metric"] == "m1") & (geometry["method"] == method) & (geometry["layer"] == layer)
-    )
-    cosine = geometry[at].drop_duplicates("chain")
+    m1 = geometry.query("metric == 'm1' and test == '' and method == @method and layer == @layer")
+    cosine = m1.drop_duplicates("chain")
     whole = {c.partition("~")[0] for c in stopped}
     cells = grid.assign(series=[c.partition("~")[0] for c in grid["chain"]])
     several = cells.groupby("series")["source"].nunique()

@@ -157,7 +157,8 @@ def findings(given: Inputs) -> list[str]:
         )
     sentences += cut_off(given.tables["answer_stats"])
     own = _headline(given.tables["geometry"], given)
-    means = own[own["metric"] == "m1"].groupby("condition", sort=False)["value"].mean()
+    own = own[(own["metric"] == "m1") & (own["test"] == "")]
+    means = own.groupby("condition", sort=False)["value"].mean()
     if "base" in means and len(means) > 1:
         parts = ", ".join(f"{c} {v:.3f}" for c, v in means.items() if c != "base")
         sentences.append(
@@ -255,21 +256,24 @@ def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
     """One row a chain at the headline method and block: M1 and what each choice makes of it."""
     own = _headline(given.tables["geometry"], given)
     own = own[own["chain"] != ""]
-    wide = own.set_index(["condition", "chain", "metric"])
-    axis = _headline(given.tables["shared_axis"], given).set_index(["condition", "chain", "metric"])
-    classes = _headline(given.tables["separability"], given)
-    classes = classes.set_index(["condition", "chain", "metric"])
+    axis, classes = (
+        _headline(given.tables[name], given).assign(test="")
+        for name in ("shared_axis", "separability")
+    )
+    wide, axis, classes = (
+        table.set_index(["condition", "chain", "metric", "test"]) for table in (own, axis, classes)
+    )
     shown = {
         "m1": (wide, "m1", "value"),
         "change": (wide, "m1", "delta_base"),
         "q_low": (wide, "m1", "delta_low"),
         "q_high": (wide, "m1", "delta_high"),
-        "both_low": (wide, "m1_two_way", "delta_low"),
-        "both_high": (wide, "m1_two_way", "delta_high"),
-        "p_pairs": (wide, "m1", "p"),
-        "p_personas": (wide, "m1_by_persona", "p"),
-        "p_swap": (wide, "m1_label_swap", "p"),
-        "p_floor": (wide, "m1_label_swap", "p_floor"),
+        "both_low": (wide, "m1 two_way", "delta_low"),
+        "both_high": (wide, "m1 two_way", "delta_high"),
+        "p_pairs": (wide, "m1 pairs", "p"),
+        "p_personas": (wide, "m1 personas", "p"),
+        "p_swap": (wide, "m1 label_swap", "p"),
+        "p_floor": (wide, "m1 label_swap", "p_floor"),
         "without_longest": (wide, "m1_without_longest", "delta_base"),
         "centred": (wide, "m1_centred", "value"),
         "rank": (wide, "effective_rank", "value"),
@@ -283,8 +287,9 @@ def geometry_side_by_side(given: Inputs) -> pd.DataFrame:
     rows = []
     for condition, chain in own[["condition", "chain"]].drop_duplicates().itertuples(index=False):
         row = {"condition": condition, "chain": chain}
-        for name, (table, metric, column) in shown.items():
-            at = (condition, chain, metric)
+        for name, (table, row_name, column) in shown.items():
+            metric, _, test = row_name.partition(" ")
+            at = (condition, chain, metric, test)
             row[name] = table.loc[at, column] if at in table.index else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
@@ -506,7 +511,7 @@ def render(given: Inputs) -> str:
             geometry=geometry_side_by_side(given),
             contrasts=_headline(tables["contrasts"], given),
             second_opinion=second_opinion(tables["logprob_tests"]),
-            over_seeds=_headline(tables["geometry"], given).query("metric == 'm1_over_seeds'"),
+            over_seeds=_headline(tables["geometry"], given).query("test == 'seeds'"),
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),

@@ -20,7 +20,7 @@ from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..stages import Stage
 from ..training import losses
-from . import locations
+from . import locations, renamed
 from .only import narrowed
 from .plan import Config, Plan
 from .reading import read
@@ -33,6 +33,7 @@ def check(given: Mapping[str, Any]) -> Config:
 
 def plan(given: Mapping[str, Any]) -> Plan:
     """The plan of a config that has been checked as `check` does."""
+    renamed.check_families(given)
     config: Config = read(given)
     _check_statistics(config)
     config = narrowed(config)

@@ -1,0 +1,71 @@
+"""What the answers are like: length, truncation, repetition, and where the marker stands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = [
+    "condition", "chain", "source", "seed", "role", "n", "rate", "mean_tokens", "sd_tokens",
+    "truncated", "rate_finished", "empty", "looping", "repeated_answers", "hits", "marker_position",
+    "marker_at_start", "marker_in_tail", "marker_at_end", "markers_per_hit", "n_logprob",
+    "marker_logprob",
+]  # fmt: skip
+
+
+def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
+    """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
+
+    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
+    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
+    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
+    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
+    whose very text another sample of the same persona and question has.
+    `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
+    where it was measured: each first one that was not cut off.
+    """
+    by_chain = dict(tuple(scored.groupby("chain", sort=False)))
+    rows = []
+    for cell in grid.itertuples(index=False):
+        if cell.chain not in by_chain:
+            continue
+        table = by_chain[cell.chain]
+        table = table[table["persona"].isin(cell.personas.split())]
+        parts = {
+            "source": table["persona"] == cell.source,
+            "others": table["persona"] != cell.source,
+        }
+        for role, inside in parts.items():
+            own = table[inside]
+            if own.empty:
+                continue
+            hits = own[own["hit"]]
+            rows.append(
+                {
+                    "condition": cell.condition,
+                    "chain": cell.chain,
+                    "source": cell.source,
+                    "seed": cell.seed,
+                    "role": role,
+                    "n": len(own),
+                    "rate": own["hit"].mean(),
+                    "mean_tokens": own["n_tokens"].mean(),
+                    "sd_tokens": own["n_tokens"].std(),
+                    "truncated": own["truncated"].mean(),
+                    "rate_finished": own.loc[~own["truncated"], "hit"].mean(),
+                    "empty": own["empty"].mean(),
+                    "looping": own["looping"].mean(),
+                    "repeated_answers": own.duplicated(
+                        ["persona", "question_id", "text_hash"], keep=False
+                    ).mean(),
+                    "hits": len(hits),
+                    "marker_position": hits["position"].mean(),
+                    "marker_at_start": (hits["position"] < 0.05).mean() if len(hits) else np.nan,
+                    "marker_in_tail": (hits["position"] > 0.85).mean() if len(hits) else np.nan,
+                    "marker_at_end": hits["at_end"].mean() if len(hits) else np.nan,
+                    "markers_per_hit": hits["markers"].mean(),
+                    "n_logprob": own["marker_logprob"].count(),
+                    "marker_logprob": own["marker_logprob"].mean(),
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)

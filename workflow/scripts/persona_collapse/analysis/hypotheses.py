@@ -1,0 +1,93 @@
+"""The study's hypotheses on leakage: H1, H2 and H3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..chains import ASSISTANT
+from ..errors import UserError
+from ..statistics import one_against_others, range_permutation_test, spearman_exact
+
+COLUMNS = [
+    "hypothesis", "condition", "source", "induction", "cosine_to_assistant", "bystander_mean",
+    "estimate", "n", "p", "p_floor", "note",
+]  # fmt: skip
+
+
+def hypotheses(
+    grid: pd.DataFrame,
+    rates: pd.DataFrame,
+    base_cosines: pd.DataFrame,
+    conditions: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
+    assistant: str = ASSISTANT,
+) -> pd.DataFrame:
+    """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
+
+    H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
+    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
+    correlation of those means with the induction persona's cosine to the assistant in the base model
+    (`base_cosines`: persona_a, persona_b, cosine), exact p. No induction persona counts as the
+    assistant, as in the study. Bystanders: all but the sources and the induction persona.
+    """
+    rows: list[dict[str, Any]] = []
+    values: list[float] = []
+    labels: list[str] = []
+    means: list[tuple[float, float]] = []
+    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"].to_dict()
+    for condition in conditions:
+        own = rates[rates["condition"] == condition]
+        if own.empty:
+            continue
+        cells = grid[grid["condition"] == condition]
+        induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
+        by_persona = own.groupby("persona", sort=False)["rate"].mean()
+        others = by_persona.drop([*sources, induction], errors="ignore")
+        near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
+        row: dict[str, Any] = {
+            "condition": condition,
+            "induction": induction,
+            "source": ", ".join(dict.fromkeys(cells["source"])),
+            "cosine_to_assistant": near,
+            "bystander_mean": others.mean(),
+            "hypothesis": "H1",
+            "n": len(others) + 1,
+        }
+        if induction in by_persona:
+            difference, p = one_against_others(by_persona[induction], others)
+            row |= {"estimate": difference, "p": p, "p_floor": 1 / (len(others) + 1)}
+        else:
+            row["note"] = f"{induction} is not among the evaluated personas"
+        rows.append(row)
+        values += list(others)
+        labels += [condition] * len(others)
+        means.append((near, float(others.mean())))
+    if len(means) > 1:
+        spread, p = range_permutation_test(values, labels, draws, seed)
+        rows.append(
+            {
+                "hypothesis": "H2",
+                "estimate": spread,
+                "p": p,
+                "p_floor": 1 / (draws + 1),
+                "n": len(values),
+                "note": "one training run a condition: its noise is not in this p",
+            }
+        )
+    known = [pair for pair in means if not np.isnan(pair[0])]
+    if 3 <= len(known) <= 9:
+        try:
+            rho, p = spearman_exact(*zip(*known, strict=True))
+        except UserError:
+            rho, p = np.nan, np.nan
+        smallest = 2 / float(np.prod(np.arange(1, len(known) + 1)))
+        rows.append(
+            {"hypothesis": "H3", "estimate": rho, "p": p, "p_floor": smallest, "n": len(known)}
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,30 @@
+"""Names in `statistics: families:` that tables and metrics had before; each is told by its new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UserError
+
+TABLES = {"link": "correlations", "axis": "shared_axis"}
+TESTS = {
+    "m1_by_persona": "personas",
+    "m1_label_swap": "label_swap",
+    "m1_over_seeds": "seeds",
+    "m1_two_way": "two_way",
+}
+
+
+def check_families(config: Any) -> None:
+    """Raise a UserError that gives the new name of a table or metric; anything else is left alone."""
+    statistics = config.get("statistics")
+    families = statistics.get("families") if isinstance(statistics, dict) else None
+    where = "config: statistics: families: "
+    for family in families if isinstance(families, list) else []:
+        if not isinstance(family, dict):
+            continue
+        table, metric = family.get("table"), family.get("metric")
+        if isinstance(table, str) and table in TABLES:
+            raise UserError(f"{where}table: {table} is now called {TABLES[table]}")
+        if isinstance(metric, str) and metric in TESTS:
+            raise UserError(f"{where}metric: {metric} is now metric: m1, test: {TESTS[metric]}")
