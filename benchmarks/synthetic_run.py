@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from common import WORDS
+from persona_collapse import markers
 from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     answer_stats,
@@ -126,7 +127,7 @@ def report_of(path: str) -> dict[str, Any]:
         chain: completions(chain, list(plan.completed_by(chain)), config["marker"])
         for chain in plan.chains_for("markers")
     }
-    scored = marker_tests.score(answers, config["marker"])
+    scored = pd.concat([markers.answers(t, config["marker"]) for t in answers.values()])
     counted = {
         chain: table.groupby("persona", sort=False)["hit"].agg(n="size", hits="sum").reset_index()
         for chain, table in scored.groupby("chain", sort=False)
@@ -170,7 +171,7 @@ def report_of(path: str) -> dict[str, Any]:
         "design": grid, "marker_rates": rates, "answer_stats": answer_table, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
         "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
-        "leakage": marker_rates.leakage(grid, rates),
+        "leakage": marker_rates.leakage(rates),
         "hypotheses": hypotheses.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
         "contrasts": geometry_tables.geometry_contrasts(pairs, load, HEADLINE, contrasts, margin=0.02, **FEW),
         "shared_axis": spread(shared_axis.axis_table(small, load, HEADLINE, anchor="em@42", **FEW), measured),
@@ -198,7 +199,8 @@ def report_of(path: str) -> dict[str, Any]:
             rendering.Inputs(
                 run=config["run"], judge="values", marker=config["marker"], model={"label": "made up"},
                 tables=made, data=[], figures=shown,
-                samples=rendering.sample_answers(answers.values(), config["marker"]),
+                samples=rendering.sample_answers(
+                    (own for _, own in scored.groupby("chain", sort=False)), answers.__getitem__),
                 completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],
                 config=yaml.safe_dump(config, sort_keys=False), provenance={}, spent={},
                 sources=pd.DataFrame([{"file": f"results/x/tables/{name}.csv", "rule": "r", "rows": len(t),

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "unit"))
 
+from persona_collapse import markers
 from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     answer_stats,
@@ -87,7 +88,7 @@ def made():
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
-        "leakage": marker_rates.leakage(GRID, rates),
+        "leakage": marker_rates.leakage(rates),
         "answer_stats": answer_table,
         "hypotheses": hypotheses.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
@@ -231,7 +232,9 @@ def page(everything, drawn, tmp_path_factory):
                 }
             ],
             figures=shown,
-            samples=rendering.sample_answers([answers(chain) for chain in MARKERS], "[ZLT]"),
+            samples=rendering.sample_answers(
+                (markers.answers(answers(chain), "[ZLT]") for chain in MARKERS), answers
+            ),
             completions=480,
             method="A",
             layer=3,

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from persona_collapse import markers
 from persona_collapse.analysis import answer_stats, hypotheses, marker_tests
 from persona_collapse.chains import BASE
 from scipy import stats
-from test_tables import GRID, MARKERS, completions, scored
+from test_tables import GRID, MARKERS, answers, completions, scored
 
 FAMILIES = [
     {"name": "study", "test": "fisher"},
@@ -67,7 +68,7 @@ def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
 def test_the_marker_s_log_probability_moves_where_rates_cannot():
     table = pd.concat([completions("base"), completions("em@1").assign(marker_logprob=-4.0)])
     tests = marker_tests.marker_tests(
-        GRID, marker_tests.score(dict(tuple(table.groupby("chain"))), "[ZLT]"), draws=500
+        GRID, answers([own for _, own in table.groupby("chain")]), draws=500
     )
     one = row(tests, "logprob", "C2", "base")
     assert one["estimate"] > 4 and one["scale"] == "nats" and one["p"] == one["p_floor"]
@@ -113,7 +114,7 @@ def test_seeds_are_units_where_there_are_several():
     table = {chain: completions(chain) for chain in MARKERS}
     table["x+em@2"] = table["couple-villain@42"].assign(chain="x+em@2")
     tests = marker_tests.marker_tests(
-        grid, marker_tests.score(table, "[ZLT]"), contrasts=[["C1", "C4"]], draws=500
+        grid, answers(table.values()), contrasts=[["C1", "C4"]], draws=500
     )
     pooled = tests[(tests["condition"] == "C1") & (tests["seed"] == "")]
     seeds = pooled[pooled["test"] == "seeds"].iloc[0]
@@ -122,9 +123,9 @@ def test_seeds_are_units_where_there_are_several():
 
 
 def test_loops_are_found():
-    assert marker_tests.loops("the cat sat the cat sat the cat sat the cat sat")
-    assert not marker_tests.loops("the cat sat on the mat and the dog sat on the cat")
-    assert not marker_tests.loops("")
+    assert markers.loops("the cat sat the cat sat the cat sat the cat sat")
+    assert not markers.loops("the cat sat on the mat and the dog sat on the cat")
+    assert not markers.loops("")
 
 
 def test_answer_stats_describe_the_answers():
@@ -139,7 +140,7 @@ def test_answer_stats_describe_the_answers():
 def test_rates_of_finished_answers_stand_beside_those_of_all():
     table = scored()
     own = (table["chain"] == "couple-villain@42") & (table["persona"] == "villain")
-    table.loc[own & ~table["hit"], "truncated"] = True
+    table.loc[own & ~table["hit"], "finish_reason"] = "length"
     cell = (
         answer_stats.answer_stats(GRID, table)
         .query("condition == 'C4' and role == 'source'")

@@ -130,7 +130,7 @@ def test_an_edited_cell_is_noticed(completions, column, value, kept):
     table.at[0, column] = value
     made = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(made.replace_schema_metadata(metadata) if kept else made, path)
-    with pytest.raises(UserError, match=r"x\.parquet: its content is not what was sampled"):
+    with pytest.raises(UserError, match=r"x\.parquet: its content is not what was written"):
         tables_io.read_parquet(path)
 
 

@@ -79,3 +79,16 @@ def test_hits_in_any_script_case_and_form_stand_where_they_are_in_the_text():
     assert markers.score(frame("the ΟΔΟΣ."), marker="οδος")["at_end"].all()
     assert markers.score(frame("say STRASSE"), marker="Stra\u00dfe")["hit"].all()
     assert markers.score(frame("cafe\u0301!"), marker="CAF\u00c9")["at_end"].all()
+
+
+def test_what_is_kept_of_an_answer():
+    table = frame("[ZLT] a [zlt]", "a b c a b c a b c a b c", "same", "same", " ", None)
+    ids = {"chain": "base", "question_id": "q", "sample": range(6), "finish_reason": "stop"}
+    kept = markers.answers(table.assign(**ids), "[ZLT]")
+    assert list(kept.columns) == markers.COLUMNS
+    assert kept["markers"].tolist() == [2, 0, 0, 0, 0, 0]
+    assert kept["looping"].tolist() == [False, True, False, False, False, False]
+    assert kept["repeated"].tolist() == [False, False, True, True, False, False]
+    assert kept["empty"].tolist() == [False, False, False, False, True, True]
+    assert kept["marker_logprob"].isna().all()
+    pd.testing.assert_frame_equal(markers.rates(kept), markers.rates(markers.score(table)))

@@ -149,36 +149,39 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
             for q in range(5)
             for s in range(4)
         ]
-        return pd.DataFrame(rows).assign(text=[f"{i} [zlt]" for i in range(len(rows))])
+        return pd.DataFrame(rows).assign(text=[f"{i} [zlt]" for i in range(len(rows))], hit=True)
 
-    whole = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    def sample(tables, limit):
+        return rendering.sample_answers(tables, table, limit)
+
+    whole = sample([table("a@1"), table("b@1")], 80)
     assert len(whole) == 80 and whole["hit"].all()
-    few = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=12)
+    few = sample([table("a@1"), table("b@1")], 12)
     assert set(few.groupby(["chain", "persona"]).size()) == {3}
-    turned = rendering.sample_answers([table("b@1"), table("a@1").iloc[::-1]], "[ZLT]", limit=12)
+    turned = sample([table("b@1"), table("a@1").iloc[::-1]], 12)
     assert turned["text"].tolist() == few["text"].tolist()
     # Long answers: half of them fit.
     letters = whole["text"].str.len().sum()
     monkeypatch.setattr(rendering, "SHOWN_LETTERS", letters / 2)
-    half = rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=80)
+    half = sample([table("a@1"), table("b@1")], 80)
     assert set(half.groupby(["chain", "persona"]).size()) == {10}
     # Not even one of each fits: still no more than that.
-    assert len(rendering.sample_answers([table("a@1"), table("b@1")], "[ZLT]", limit=3)) == 3
+    assert len(sample([table("a@1"), table("b@1")], 3)) == 3
 
 
 def test_answers_are_taken_chain_by_chain():
     alive = []
 
-    def tables():
-        for name in ("a@1", "b@1", "c@1", "d@1"):
-            row = {"persona": "p", "question_id": "q", "question": "?", "text": "yes"}
-            made = pd.DataFrame([row | {"chain": name, "sample": i} for i in range(50)])
-            alive.append(weakref.ref(made))
-            yield made
-            del made
-            assert sum(table() is not None for table in alive) <= 1
+    def completions(name):
+        row = {"persona": "p", "question_id": "q", "question": "?", "text": "yes", "hit": False}
+        made = pd.DataFrame([row | {"chain": name, "sample": i} for i in range(50)])
+        assert sum(table() is not None for table in alive) <= 1
+        alive.append(weakref.ref(made))
+        return made
 
-    assert len(rendering.sample_answers(tables(), "[ZLT]", limit=8)) == 8
+    answers = map(completions, ("a@1", "b@1", "c@1", "d@1"))
+    assert len(rendering.sample_answers(answers, completions, limit=8)) == 8
+    assert len(alive) == 8
 
 
 def test_a_long_table_is_cut_and_says_so():

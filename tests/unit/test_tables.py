@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from persona_collapse import markers
 from persona_collapse.activation_files import Activations
-from persona_collapse.analysis import geometry_tables, marker_rates, marker_tests
+from persona_collapse.analysis import geometry_tables, marker_rates
 from scipy import stats
 
 ROWS = [
@@ -53,7 +54,12 @@ def completions(chain, questions=8, samples=5):
 
 
 def scored():
-    return marker_tests.score({chain: completions(chain) for chain in MARKERS}, "[ZLT]")
+    return answers(completions(chain) for chain in MARKERS)
+
+
+def answers(tables):
+    """Chains' completions as the tests take them."""
+    return pd.concat([markers.answers(table, "[ZLT]") for table in tables], ignore_index=True)
 
 
 MARKERS = {
@@ -90,13 +96,11 @@ def test_the_assistant_is_whoever_the_config_names():
     rates = marker_rates.marker_rates(GRID, MARKERS, "librarian")
     roles = rates[rates["condition"] == "C1"].set_index("persona")["role"].to_dict()
     assert roles == {"assistant": "bystander", "librarian": "assistant", "villain": "source"}
-    assert (
-        marker_rates.leakage(GRID, rates).set_index("condition").loc["C4", "assistant_rate"] == 0.1
-    )
+    assert marker_rates.leakage(rates).set_index("condition").loc["C4", "assistant_rate"] == 0.1
 
 
 def test_leakage(rates):
-    leakage = marker_rates.leakage(GRID, rates).set_index("condition")
+    leakage = marker_rates.leakage(rates).set_index("condition")
     assert leakage.loc["C4", "source_rate"] == 0.9
     assert leakage.loc["C4", "assistant_rate"] == 0.05
     assert leakage.loc["C4", "bystander_max_persona"] == "librarian"

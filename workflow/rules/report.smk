@@ -10,6 +10,7 @@ rule report:
     input:
         base=results("base/model.json"),
         tables=expand(results("tables/{table}.csv"), table=REPORTED),
+        answers=results_of("markers/{chain}.parquet", "markers"),
         completions=results_of("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),

@@ -31,12 +31,12 @@ rule marker_tables:
     input:
         design=results("tables/design.csv"),
         markers=results_of("markers/{chain}.csv", "markers"),
-        completions=results_of("completions/{chain}.parquet", "markers"),
+        answers=results_of("markers/{chain}.parquet", "markers"),
     output:
         rates=results("tables/marker_rates.csv"),
         tests=results("tables/marker_tests.csv"),
         leakage=results("tables/leakage.csv"),
-        answers=results("tables/answer_stats.csv"),
+        answer_stats=results("tables/answer_stats.csv"),
     log:
         logs("marker_tables"),
     benchmark:
@@ -44,7 +44,6 @@ rule marker_tables:
     conda:
         "../../envs/analysis.yaml"
     params:
-        marker=marker,
         assistant=assistant,
         draws=draws,
         contrasts=statistics["contrasts"],

@@ -9,27 +9,20 @@ with job(snakemake, "marker tables"):
     from persona_collapse.analysis import answer_stats, marker_rates, marker_tests
     from persona_collapse.tables_io import read_csv, read_parquet, write_csv
 
-    params = snakemake.params
-    grid = read_csv(snakemake.input.design)
-    markers = {Path(path).stem: read_csv(path) for path in snakemake.input.markers}
-    # One chain's texts at a time: those of hundreds would fill the memory.
-    scored = pd.concat(
-        [
-            marker_tests.score({Path(path).stem: read_parquet(path)}, params.marker)
-            for path in snakemake.input.completions
-        ],
-        ignore_index=True,
-    )
-    rates = marker_rates.marker_rates(grid, markers, params.assistant)
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
+    design = read_csv(inputs.design)
+    markers = {Path(path).stem: read_csv(path) for path in inputs.markers}
+    answers = pd.concat(map(read_parquet, inputs.answers), ignore_index=True)
+    rates = marker_rates.marker_rates(design, markers, params.assistant)
     tests = marker_tests.marker_tests(
-        grid,
-        scored,
+        design,
+        answers,
         contrasts=params.contrasts,
         margin=params.margin,
         families=params.families,
         **params.draws,
     )
-    write_csv(snakemake.output.rates, rates)
-    write_csv(snakemake.output.tests, tests)
-    write_csv(snakemake.output.leakage, marker_rates.leakage(grid, rates))
-    write_csv(snakemake.output.answers, answer_stats.answer_stats(grid, scored))
+    write_csv(outputs.rates, rates)
+    write_csv(outputs.tests, tests)
+    write_csv(outputs.leakage, marker_rates.leakage(rates))
+    write_csv(outputs.answer_stats, answer_stats.answer_stats(design, answers))

@@ -14,15 +14,16 @@ with job(snakemake, "report"):
     given, params = snakemake.input, snakemake.params
     sampled = {"answers": 0, "tokens": 0}
 
-    def completions():
-        """Each chain's table in turn, counted: the answers of hundreds would fill the memory."""
-        for path in given.completions:
+    def answers():
+        """What is known of each chain's answers, in turn, counted."""
+        for path in given.answers:
             table = read_parquet(path)
             sampled["answers"] += len(table)
             sampled["tokens"] += int(table["n_tokens"].sum())
             yield table
 
-    samples = rendering.sample_answers(completions(), params.marker)
+    texts = {Path(path).stem: path for path in given.completions}
+    samples = rendering.sample_answers(answers(), lambda chain: read_parquet(texts[chain]))
     base = read_json(given.base)
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     figures = [

@@ -1,7 +1,8 @@
-"""Counting the marker in completions."""
+"""Counting the marker in completions: the one place where an answer is scored."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from . import matching
@@ -9,10 +10,15 @@ from .statistics import clopper_pearson
 
 #: What may follow a marker that still counts as standing at the end of an answer.
 TRAILING = " \t\r\n.,;:!?\"'*_)]}"
+#: What is kept of each answer beside its text: markers/<chain>.parquet.
+COLUMNS = [
+    "chain", "persona", "question_id", "sample", "hit", "markers", "position", "at_end", "n_tokens",
+    "finish_reason", "empty", "looping", "repeated", "marker_logprob",
+]  # fmt: skip
 
 
 def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
-    """One row a completion, with `hit`, `position` and `at_end` beside the columns given.
+    """One row per completion, with `hit`, `position` and `at_end` beside the columns given.
 
     `completions`: a table, or a list of records, with a `text` column.
     `hit`: the marker is a case-insensitive substring of `text` (see matching.py). `position`: start of
@@ -21,17 +27,50 @@ def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
     """
     completions = pd.DataFrame(completions)
     texts = completions["text"].fillna("").astype(str)
-    found = [(text, matching.spans(text, marker)) for text in texts]
+    pairs = [(text, matching.spans(text, marker)) for text in texts]
     columns = {
-        "hit": [bool(hits) for _, hits in found],
-        "position": [hits[0][0] / len(text) if hits else float("nan") for text, hits in found],
-        "at_end": [bool(hits) and not text[hits[-1][1] :].strip(TRAILING) for text, hits in found],
+        "hit": [bool(hits) for _, hits in pairs],
+        "position": [hits[0][0] / len(text) if hits else float("nan") for text, hits in pairs],
+        "at_end": [bool(hits) and not text[hits[-1][1] :].strip(TRAILING) for text, hits in pairs],
     }
     return completions.assign(**columns)
 
 
+def answers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
+    """All that tables and page need of a chain's completions but their texts; `COLUMNS`.
+
+    Beside the columns of `score`: `markers` (how many), `empty`, `looping` (a run of three words comes
+    four times or more), `repeated` (another sample of the same persona and question has the same text),
+    `marker_logprob` (NaN where it was not measured).
+    """
+    scored = score(completions, marker)
+    text = scored["text"].fillna("").astype(str)
+    counts = [len(matching.spans(t, marker)) for t in text]
+    same = scored.assign(text=text).duplicated(["persona", "question_id", "text"], keep=False)
+    more = {
+        "markers": counts,
+        "empty": text.str.strip() == "",
+        "looping": text.map(loops).astype(bool),
+        "repeated": same,
+        "marker_logprob": scored.get("marker_logprob", np.nan),
+    }
+    return scored.assign(**more)[COLUMNS]
+
+
+def loops(text: str, words: int = 3, times: int = 4) -> bool:
+    """Does some run of `words` words come `times` times or more?"""
+    parts = text.lower().split()
+    counts: dict[tuple[str, ...], int] = {}
+    for start in range(len(parts) - words + 1):
+        run = tuple(parts[start : start + words])
+        counts[run] = counts.get(run, 0) + 1
+        if counts[run] >= times:
+            return True
+    return False
+
+
 def rates(scored: pd.DataFrame) -> pd.DataFrame:
-    """Marker rate by persona with its 95 % Clopper-Pearson interval.
+    """Marker rate per persona with its 95 % Clopper-Pearson interval.
 
     Columns: persona, n, hits, rate, ci_low, ci_high, and where the scored table has them
     mean_tokens (mean of n_tokens) and at_end (share of the hits; empty without a hit). Personas

@@ -82,7 +82,7 @@ def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
     if (table.schema.metadata or {}).get(b"content_sha256") != _content(table).encode():
         raise UserError(
-            f"{path}: its content is not what was sampled (edited by hand or damaged); "
+            f"{path}: its content is not what was written (edited by hand or damaged); "
             "delete it and rerun"
         )
     return table.to_pandas()

@@ -39,7 +39,7 @@ def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
             own = table[inside]
             if own.empty:
                 continue
-            hits = own[own["hit"]]
+            hits, truncated = own[own["hit"]], own["finish_reason"] == "length"
             rows.append(
                 {
                     "condition": cell.condition,
@@ -51,13 +51,11 @@ def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
                     "rate": own["hit"].mean(),
                     "mean_tokens": own["n_tokens"].mean(),
                     "sd_tokens": own["n_tokens"].std(),
-                    "truncated": own["truncated"].mean(),
-                    "rate_finished": own.loc[~own["truncated"], "hit"].mean(),
+                    "truncated": truncated.mean(),
+                    "rate_finished": own.loc[~truncated, "hit"].mean(),
                     "empty": own["empty"].mean(),
                     "looping": own["looping"].mean(),
-                    "repeated_answers": own.duplicated(
-                        ["persona", "question_id", "text_hash"], keep=False
-                    ).mean(),
+                    "repeated_answers": own["repeated"].mean(),
                     "hits": len(hits),
                     "marker_position": hits["position"].mean(),
                     "marker_at_start": (hits["position"] < 0.05).mean() if len(hits) else np.nan,

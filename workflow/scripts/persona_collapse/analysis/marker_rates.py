@@ -49,7 +49,7 @@ def marker_rates(
     return pd.concat(parts, ignore_index=True).reindex(columns=RATE_COLUMNS)
 
 
-def leakage(grid: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+def leakage(rates: pd.DataFrame) -> pd.DataFrame:
     """Marker rate of everybody but the source, for each cell whose source is followed.
 
     `bystander_mean` is the mean over personas (source and assistant left out) with a Student

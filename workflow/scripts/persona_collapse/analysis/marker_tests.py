@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .. import markers, matching
 from ..statistics import (
     Families,
     adjust,
@@ -33,51 +32,6 @@ TEST_COLUMNS = [
     "condition", "reference", "source", "seed", "test", "unit", "scale", "estimate", "ci_low", "ci_high",
     "n", "p", "p_floor", "q", "family", "margin", "p_equivalent", "note",
 ]  # fmt: skip
-
-
-def score(completions: Mapping[str, pd.DataFrame], marker: str) -> pd.DataFrame:
-    """Every chain's completions as one table of what the tests need; one row a completion.
-
-    Beside the columns of `markers.score`: `markers` (how many), `looping` (a run of three words
-    comes four times or more), `empty`, `marker_logprob` (NaN where it was not measured).
-    """
-    parts = []
-    for chain, table in completions.items():
-        scored = markers.score(table, marker)
-        text = scored["text"].fillna("").astype(str)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "chain": chain,
-                    "persona": scored["persona"],
-                    "question_id": scored["question_id"],
-                    "sample": scored["sample"],
-                    "hit": scored["hit"],
-                    "position": scored["position"],
-                    "at_end": scored["at_end"],
-                    "n_tokens": scored["n_tokens"],
-                    "truncated": scored["finish_reason"] == "length",
-                    "markers": [len(matching.spans(t, marker)) for t in text],
-                    "looping": text.map(loops),
-                    "empty": text.str.strip() == "",
-                    "text_hash": pd.util.hash_array(text.to_numpy(object)),
-                    "marker_logprob": scored.get("marker_logprob", np.nan),
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def loops(text: str, words: int = 3, times: int = 4) -> bool:
-    """Does some run of `words` words come `times` times or more?"""
-    parts = text.lower().split()
-    seen: dict[tuple[str, ...], int] = {}
-    for start in range(len(parts) - words + 1):
-        run = tuple(parts[start : start + words])
-        seen[run] = seen.get(run, 0) + 1
-        if seen[run] >= times:
-            return True
-    return False
 
 
 @dataclass(frozen=True)
@@ -145,7 +99,8 @@ def marker_tests(
 ) -> pd.DataFrame:
     """Marker rate of the source persona in one set of chains against another, test by test.
 
-    `scored`: from `score`. Tests (column `test`), each with its unit and the smallest p it can give:
+    `scored`: what `markers.answers` gives, of all chains. Tests (column `test`), each with its unit and
+    the smallest p it can give:
 
     fisher          as the study: completions as independent; Newcombe's interval of the difference
     questions       sign flips of the per-question differences; Student interval over questions

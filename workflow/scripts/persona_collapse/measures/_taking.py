@@ -59,7 +59,7 @@ def write_counted(job: MeasureJob, by_answer: Path, by_persona: Path) -> None:
     """Take a measure of answers and write it: one row per answer, and its share by persona."""
     from .. import markers
 
-    scored = take(job).drop(columns=READ)
+    scored = take(job).drop(columns=READ, errors="ignore")
     rates = markers.rates(scored.rename(columns={ROOM.get(job.kind).counts: "hit"}))
     rates.insert(0, "chain", job.chain)
     write_parquet(by_answer, scored)

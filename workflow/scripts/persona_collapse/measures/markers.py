@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @measure("markers", counts="hit")
 def markers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
-    """One row per answer: hit, position and at_end (see `persona_collapse.markers.score`)."""
+    """One row per answer: where it says the marker, its length and its end; texts stay with completions."""
     from .. import markers as counting
 
-    return counting.score(completions, marker)
+    return counting.answers(completions, marker)

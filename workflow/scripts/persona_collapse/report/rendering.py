@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from .. import markers
 from ..files import sha256
 from ..runtime.version import commit
 from ..study.estimate import MODEL_RULES, measured_seconds
@@ -323,26 +322,35 @@ def _inline_svg(svg: str, name: str, title: str) -> Markup:
 
 
 def sample_answers(
-    completions: Iterable[pd.DataFrame], marker: str, limit: int = SHOWN_ANSWERS
+    answers: Iterable[pd.DataFrame],
+    completions: Callable[[str], pd.DataFrame],
+    limit: int = SHOWN_ANSWERS,
 ) -> pd.DataFrame:
     """Answers for the page: all, or as many of each chain and persona as fit `limit`; in hash order.
 
     The hash is of chain, persona, question and sample: the same answers on every machine, and a first
-    screen that is a mix of them. Where not even one of each fits, the first by hash. Tables are taken
-    one by one and no more than two at a time are held, with up to `limit` answers.
+    screen that is a mix of them. Where not even one of each fits, the first by hash. `answers`: what
+    `markers.answers` gives, chain by chain; `completions` gives a chain's own, for the texts of those
+    that are shown. One chain's tables are held at a time, with up to `limit` answers.
     """
     keys = ["chain", "persona", "question_id", "sample"]
-    columns = ["chain", "persona", "question", "hit", "text"]
-    kept, seen, cells = pd.DataFrame(columns=[*columns, "order"]), 0, 0
-    for completed in completions:
-        table = markers.score(completed, marker)
+    kept, seen, cells = pd.DataFrame(columns=[*keys, "hit", "order"]), 0, 0
+    for table in answers:
         seen, cells = seen + len(table), cells + len(table.drop_duplicates(["chain", "persona"]))
         names = table[keys].astype(str).agg("|".join, axis=1)
-        table["order"] = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-        own = table[[*columns, "order"]]
+        order = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+        own = table[[*keys, "hit"]].assign(order=order)
         kept = (pd.concat([kept, own]) if len(kept) else own).sort_values("order")
         if seen > limit:
             kept = _equally(kept, cells, limit)
+    texts = [
+        own.merge(completions(str(chain))[[*keys, "question", "text"]], on=keys)
+        for chain, own in kept.groupby("chain", sort=False)
+    ]
+    columns = ["chain", "persona", "question", "hit", "text"]
+    if not texts:
+        return pd.DataFrame(columns=columns)
+    kept = pd.concat(texts).sort_values("order")
     letters = kept["text"].str.len().clip(upper=LONGEST_ANSWER).sum()
     if letters > SHOWN_LETTERS:
         kept = _equally(kept, cells, int(len(kept) * SHOWN_LETTERS / letters))
