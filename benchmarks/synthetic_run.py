@@ -24,6 +24,7 @@ from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     answer_stats,
     claims,
+    contrasts,
     correlations,
     errata,
     geometry_tables,
@@ -31,6 +32,7 @@ from persona_collapse.analysis import (
     logprob_tests,
     marker_rates,
     marker_tests,
+    power,
     separability,
     shared_axis,
     simulation,
@@ -166,14 +168,14 @@ def report_of(path: str) -> dict[str, Any]:
         pd.read_csv(ROOT / f"workflow/resources/published/{name}.csv")
         for name in ("counts", "cosines")
     ]
-    contrasts = config["statistics"]["contrasts"]
+    compared = config["statistics"]["contrasts"]
     made: dict[str, pd.DataFrame] = {
         "design": grid, "marker_rates": rates, "answer_stats": answer_table, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
-        "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=contrasts, draws=49),
+        "marker_tests": marker_tests.marker_tests(pairs, scored, contrasts=compared, draws=49),
         "leakage": marker_rates.leakage(rates),
         "hypotheses": hypotheses.hypotheses(grid, rates, base, config["statistics"]["hypotheses"], **FEW),
-        "contrasts": geometry_tables.geometry_contrasts(pairs, load, HEADLINE, contrasts, margin=0.02, **FEW),
+        "contrasts": contrasts.contrasts_table(pairs, load, HEADLINE, compared, margin=0.02, **FEW),
         "shared_axis": spread(shared_axis.axis_table(small, load, HEADLINE, anchor="em@42", **FEW), measured),
         "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                                HEADLINE, folds=2, shuffles=2, seed=1),
@@ -181,7 +183,7 @@ def report_of(path: str) -> dict[str, Any]:
         "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
                                       errata.Published(*published)),
         "simulation": simulation.simulate(sizes, runs=2, draws=19, seed=1),
-        "power": simulation.power_table(sizes, geometry, draws=49),
+        "power": power.power_table(sizes, geometry, draws=49),
         "persona_map": spread(geometry_tables.persona_map(small, load, HEADLINE), measured),
         "prompt_audit": prompt_audit.table([]),
         "logprob_tests": logprob_tests.logprob_tests(pd.DataFrame(

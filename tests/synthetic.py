@@ -15,6 +15,7 @@ from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import (
     answer_stats,
     claims,
+    contrasts,
     correlations,
     errata,
     geometry_tables,
@@ -22,6 +23,7 @@ from persona_collapse.analysis import (
     logprob_tests,
     marker_rates,
     marker_tests,
+    power,
     separability,
     shared_axis,
     simulation,
@@ -92,7 +94,7 @@ def made():
         "answer_stats": answer_table,
         "hypotheses": hypotheses.hypotheses(GRID, rates, base, [], **few),
         "geometry": geometry,
-        "contrasts": geometry_tables.geometry_contrasts(
+        "contrasts": contrasts.contrasts_table(
             GRID, load, HEADLINE, [("E0", "C4")], margin=0.02, **few
         ),
         "shared_axis": shared_axis.axis_table(
@@ -148,7 +150,7 @@ def everything(made):
         "scorecard": claims.scorecard([claim()], made, fdr=0.01, judge="directions"),
         "errata": errata.errata_table(entries, published),
         "simulation": simulation.simulate(SIZES, runs=20, draws=99, seed=1),
-        "power": simulation.power_table(SIZES, made["geometry"], draws=199),
+        "power": power.power_table(SIZES, made["geometry"], draws=199),
         "training": pd.DataFrame(training),
         "training_curves": curves,
         "cosines": geometry_tables.cosines(GRID, load, HEADLINE),

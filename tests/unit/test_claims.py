@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse.analysis import claims
+from persona_collapse.analysis import claims, measured
 from persona_collapse.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"
@@ -68,7 +68,7 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     scored = claims.scorecard(entries, made, fdr=0.01, judge="values")
     assert list(scored.columns) == claims.COLUMNS
     assert set(scored["verdict"]) <= set(claims.VERDICTS)
-    assert {m for e in entries for m in e.get("measure", {})} == set(claims.READERS)
+    assert {m for e in entries for m in e.get("measure", {})} == set(measured.READERS)
     tested = scored[scored["verdict"] != "not tested here"]
     assert {"em-erases-marker", "em-raises-cosine", "m3-bug"} <= set(tested["claim"])
     assert (
@@ -85,7 +85,7 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
         ("- {id: a, text: t, published: 1, where: w}", "measure is missing"),
         (
             "- {id: a, text: t, published: 1, where: w, measure: {magic: {}}, expect: {max: 1}, scale: any}",
-            "no measure 'magic'",
+            "no reader 'magic'",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from persona_collapse import geometry, statistics
-from persona_collapse.analysis import claims, geometry_tables
+from persona_collapse.analysis import claims, geometry_tables, measured, readers
 from persona_collapse.study import configuration
 from snakemake.utils import update_config
 from test_tables import GRID, HEADLINE, load
@@ -119,12 +119,12 @@ def test_the_overlays_are_sound(monkeypatch):
 
 def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     monkeypatch.setattr(geometry, "METRICS", dict(geometry.METRICS))
-    monkeypatch.setattr(claims, "READERS", dict(claims.READERS))
+    monkeypatch.setattr(measured, "READERS", dict(measured.READERS))
     exec(blocks(EXTENDING, "python geometry.py")[0], dict(vars(geometry)))
     table = geometry_tables.geometry_table(GRID, load, HEADLINE, draws=99, seed=1)
     own = table[table["metric"] == "nearest"]
     assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
-    exec(blocks(EXTENDING, "python analysis/claims.py")[0], dict(vars(claims)))
+    exec(blocks(EXTENDING, "python analysis/readers.py")[0], dict(vars(readers)))
     (claim,) = yaml.safe_load(blocks(EXTENDING, "yaml config/claims.yaml")[0])
     claim["measure"]["nearest_change"]["condition"] = "C1"
     row = claims.scorecard(

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from persona_collapse.analysis import simulation
+from persona_collapse.analysis import power, simulation
 from persona_collapse.report import figures
 
 SIZES = simulation.Sizes(personas=12, questions=12, samples=4, extraction=12, margin=0.15)
@@ -69,9 +69,9 @@ def test_the_figure_shows_every_test(table):
 
 def test_power_table():
     geometry = pd.DataFrame([{"test": "personas", "delta_low": 0.1, "delta_high": 0.3}] * 3)
-    power = simulation.power_table(SIZES, geometry, draws=10_000).set_index("test")
-    assert power.loc["H1, rank of the induction persona", "p_floor"] == pytest.approx(1 / 11)
-    assert power.loc["sign flips over questions", "p_floor"] == 2**-11
-    m1 = power.loc["sign flips over persona effects (M1)", "detectable"]
+    table = power.power_table(SIZES, geometry, draws=10_000).set_index("test")
+    assert table.loc["H1, rank of the induction persona", "p_floor"] == pytest.approx(1 / 11)
+    assert table.loc["sign flips over questions", "p_floor"] == 2**-11
+    m1 = table.loc["sign flips over persona effects (M1)", "detectable"]
     assert 0.1 < m1 < 0.2
-    assert 0.1 < power.loc["Fisher on completions", "detectable"] < 0.4
+    assert 0.1 < table.loc["Fisher on completions", "detectable"] < 0.4

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from persona_collapse import markers
 from persona_collapse.activation_files import Activations
-from persona_collapse.analysis import geometry_tables, marker_rates
+from persona_collapse.analysis import contrasts, geometry_tables, marker_rates
 from scipy import stats
 
 ROWS = [
@@ -161,7 +161,7 @@ def test_seeds_of_a_condition_give_the_noise_of_retraining():
 
 
 def test_contrasts_pair_seeds_and_test_equivalence():
-    table = geometry_tables.geometry_contrasts(
+    table = contrasts.contrasts_table(
         GRID, load, HEADLINE, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
     )
     assert set(table["reference"]) == {"C4"} and len(table) == 4
@@ -173,7 +173,7 @@ def test_contrasts_compare_chains_of_one_source(crossed):
     from synthetic import crossed_load
 
     def pairs(*contrast):
-        table = geometry_tables.geometry_contrasts(
+        table = contrasts.contrasts_table(
             crossed["design"], crossed_load, HEADLINE, [contrast], margin=0.02, draws=99, seed=1
         )
         table = table[(table["method"] == "A") & (table["layer"] == 3)]

@@ -4,7 +4,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "geometry") as log:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import geometry_tables, shared_axis, views
+    from persona_collapse.analysis import contrasts, geometry_tables, shared_axis, views
     from persona_collapse.tables_io import read_csv, write_csv
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
@@ -27,7 +27,7 @@ with job(snakemake, "geometry") as log:
     write_csv(outputs.cosines, geometry_tables.cosines(design, load, headline))
     write_csv(
         outputs.contrasts,
-        geometry_tables.geometry_contrasts(
+        contrasts.contrasts_table(
             design,
             load,
             headline,

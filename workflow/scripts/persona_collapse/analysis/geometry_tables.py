@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,13 @@ from ..statistics import (
     sign_flip_test,
     sign_flip_units,
     student_interval,
-    tost_units,
 )
-from .views import Headline, Load, View, cells_of, mark_headline, measuring, views
+from .views import Headline, Load, View, cells_of, mark_headline, views
 
 GEOMETRY_COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "metric", "test", "unit", "value",
     "ci_low", "ci_high", "delta_base", "delta_low", "delta_high", "n", "p", "p_floor", "q", "family",
     "note",
-]  # fmt: skip
-CONTRAST_COLUMNS = [
-    "condition", "reference", "chain", "reference_chain", "source", "seed", "method", "layer",
-    "headline", "metric", "estimate", "ci_low", "ci_high", "n", "p", "p_floor", "q", "family",
-    "p_pairs", "margin", "p_equivalent",
 ]  # fmt: skip
 COSINE_COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "persona_a", "persona_b", "cosine",
@@ -211,83 +205,6 @@ def _over_seeds(table: pd.DataFrame) -> pd.DataFrame:
             | {"p": float(stats.ttest_1samp(delta, 0).pvalue) if np.ptp(delta) > 0 else np.nan}
         )
     return pd.DataFrame(rows, columns=table.columns)
-
-
-def geometry_contrasts(
-    design: pd.DataFrame,
-    load: Load,
-    headline: Headline,
-    contrasts: Sequence[tuple[str, str]],
-    *,
-    margin: float,
-    draws: int,
-    seed: int,
-    families: Families = (),
-) -> pd.DataFrame:
-    """M1 of one condition minus another's, with tests of a difference and of equivalence.
-
-    `contrasts`: (condition, reference); see `_pairs` for which chains are compared. `margin`: the
-    largest difference of M1 that counts as none. `p`: sign flips over the personas' effects; `p_pairs`:
-    over pairs, as the study did; `p_equivalent`: the larger of two one-sided t tests over personas,
-    small where the difference is within the margin. Interval: jackknife over personas. q is
-    Benjamini-Hochberg within `families`. Contrasts whose conditions are not in the design are left out.
-    """
-    pairs = [pair for contrast in contrasts for pair in _pairs(design, *contrast)]
-    compared = {pair[key] for pair in pairs for key in ("chain", "reference_chain")}
-    vectors: dict[str, dict[tuple[str, int], np.ndarray]] = {}
-    for view in views(design[design["chain"].isin(compared)], load):
-        vectors.setdefault(view.chain, {})[view.cell] = view.vectors
-    rows = []
-    for pair in pairs:
-        if pair["chain"] == pair["reference_chain"]:
-            continue
-        for cell, after in vectors[pair["chain"]].items():
-            before = vectors[pair["reference_chain"]][cell]
-            effects = geo.persona_effects(after, before)
-            if len(effects) < 3:
-                continue
-            low, high = geo.jackknife_interval(effects)
-            p_pairs = sign_flip_test(geo.pair_cosines(after), geo.pair_cosines(before), draws, seed)
-            rows.append(
-                pair
-                | dict(zip(("method", "layer"), cell, strict=True))
-                | {"metric": "m1", "estimate": effects.mean(), "ci_low": low, "ci_high": high}
-                | {"n": len(effects), **_p(*sign_flip_units(effects, draws, seed))}
-                | {"p_pairs": p_pairs}
-                | {"margin": margin, "p_equivalent": tost_units(effects, margin)}
-            )
-    table = mark_headline(pd.DataFrame(rows, columns=CONTRAST_COLUMNS), headline)
-    return adjust(table, families).reindex(columns=CONTRAST_COLUMNS)
-
-
-def _pairs(design: pd.DataFrame, condition: str, reference: str) -> Iterator[dict[str, str]]:
-    """Which chain of a condition is compared with which of another's, as the table's keys.
-
-    Chains of the same source and seed. Where the reference does not follow that source, its chains of
-    any do; where one side has a single chain, it is compared with all of the other's.
-    """
-    measured = measuring(design, "activations")
-    cells, references = (
-        measured[measured["condition"] == name].drop_duplicates("chain")
-        for name in (condition, reference)
-    )
-    for cell in cells.itertuples(index=False):
-        siblings = cells[cells["source"] == cell.source]
-        others = references
-        if cell.source in set(others["source"]):
-            others = others[others["source"] == cell.source]
-        same = others[others["seed"] == cell.seed]
-        if same.empty and 1 in (len(siblings), len(others)):
-            same = others
-        for other in same.itertuples(index=False):
-            yield {
-                "condition": condition,
-                "reference": reference,
-                "chain": cell.chain,
-                "reference_chain": other.chain,
-                "source": cell.source,
-                "seed": cell.seed if len(others) == 1 else other.seed,
-            }
 
 
 def cosines(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFrame:

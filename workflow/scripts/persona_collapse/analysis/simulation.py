@@ -20,7 +20,6 @@ from .. import geometry as geo
 from ..statistics import (
     clopper_pearson,
     fisher,
-    fisher_power,
     newcombe,
     range_permutation_test,
     sign_flip_test,
@@ -37,7 +36,6 @@ COLUMNS = [
     "kind", "arm", "name", "as_study", "world", "runs", "level", "rate", "rate_low", "rate_high",
     "rate_at_01", "verdict", "note",
 ]  # fmt: skip
-POWER_COLUMNS = ["test", "unit", "effect", "detectable", "n", "p_floor", "note"]
 
 WORLDS = {
     "personas drift": "each persona's vector is measured twice, with new noise of its own each time",
@@ -270,63 +268,3 @@ def _axes(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]
                 ("test", "held-out axis, sign flips (M2, not used)", world, False, WORLDS[world]),
                 p,
             )
-
-
-def power_table(
-    sizes: Sizes, geometry: pd.DataFrame, *, draws: int, rate: float = 0.9
-) -> pd.DataFrame:
-    """What this run's design can see: smallest attainable p, and the effect found 8 times in 10.
-
-    Fisher: exact power, from `rate` down.
-    M1: from the median standard error over personas in `geometry` (m1, test `personas`).
-    """
-    n = sizes.questions * sizes.samples
-    drops = [0.02 * step for step in range(1, int(rate / 0.02) + 1)]
-    seen = [drop for drop in drops if fisher_power(rate - drop, n, rate, n) >= 0.8]
-    rows: list[dict[str, Any]] = [
-        {
-            "test": "Fisher on completions",
-            "unit": "completion",
-            "n": n,
-            "p_floor": fisher(0, n, n, n)[0],
-            "effect": f"drop of the marker rate from {rate:g}",
-            "detectable": min(seen, default=np.nan),
-            "note": "completions as independent: at best",
-        },
-        {
-            "test": "sign flips over questions",
-            "unit": "question",
-            "n": sizes.questions,
-            "p_floor": max(2.0 ** (1 - sizes.questions), 1 / (draws + 1)),
-        },
-        {
-            "test": "H1, rank of the induction persona",
-            "unit": "persona",
-            "n": sizes.personas - 1,
-            "p_floor": 1 / (sizes.personas - 1),
-            "note": "cannot reach .05 with fewer than 20 personas" if sizes.personas < 21 else "",
-        },
-        {
-            "test": "H3, Spearman over five conditions",
-            "unit": "condition",
-            "n": 5,
-            "p_floor": 2 / 120,
-            "note": "only a perfect order is below .05",
-        },
-    ]
-    own = geometry[(geometry["test"] == "personas") & geometry["delta_low"].notna()]
-    if len(own) and sizes.personas > 2:
-        t = stats.t.ppf([0.975, 0.8], sizes.personas - 1)
-        half = ((own["delta_high"] - own["delta_low"]) / 2).median()
-        rows.append(
-            {
-                "test": "sign flips over persona effects (M1)",
-                "unit": "persona",
-                "n": sizes.personas,
-                "p_floor": max(2.0 ** (1 - sizes.personas), 1 / (draws + 1)),
-                "effect": "change of M1",
-                "detectable": half / t[0] * t.sum(),
-                "note": "median over chains, methods and blocks of this run",
-            }
-        )
-    return pd.DataFrame(rows, columns=POWER_COLUMNS)
