@@ -62,7 +62,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
     from persona_collapse.measures import logprob_check
     from persona_collapse.models import adapters, chat_template, loading
     from persona_collapse.models.runner import ModelRunner
-    from persona_collapse.tables_io import read_parquet, write_parquet
+    from persona_collapse.parquet_files import read_parquet, write_parquet
 
     torch.set_num_threads(args.threads)
     base = args.base / "model.json"

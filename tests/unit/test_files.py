@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from persona_collapse import files, tables_io
+from persona_collapse import files, parquet_files, tables_io
 from persona_collapse.errors import UserError
 
 
@@ -91,21 +91,21 @@ def completions(tmp_path):
             "marker_logprob": [-0.5, float("nan"), -3.0],
         }
     )
-    tables_io.write_parquet(tmp_path / "x.parquet", table)
+    parquet_files.write_parquet(tmp_path / "x.parquet", table)
     return table, tmp_path / "x.parquet"
 
 
 def test_parquet_comes_back_as_it_was_and_anybody_can_read_it(completions):
     table, path = completions
-    for read in (tables_io.read_parquet, pd.read_parquet):
+    for read in (parquet_files.read_parquet, pd.read_parquet):
         back = read(path)
         back["token_ids"] = [list(ids) for ids in back["token_ids"]]
         pd.testing.assert_frame_equal(back, table, check_dtype=False)
     first = path.read_bytes()
-    tables_io.write_parquet(path, table)
+    parquet_files.write_parquet(path, table)
     assert path.read_bytes() == first
-    tables_io.write_parquet(path, table[:0])  # and a table without rows
-    assert list(tables_io.read_parquet(path).columns) == list(table.columns)
+    parquet_files.write_parquet(path, table[:0])  # and a table without rows
+    assert list(parquet_files.read_parquet(path).columns) == list(table.columns)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_an_edited_cell_is_noticed(completions, column, value, kept):
     made = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(made.replace_schema_metadata(metadata) if kept else made, path)
     with pytest.raises(UserError, match=r"x\.parquet: its content is not what was written"):
-        tables_io.read_parquet(path)
+        parquet_files.read_parquet(path)
 
 
 @pytest.mark.parametrize("change", [lambda t: t[::-1], lambda t: t[1:], lambda t: t[["text"]]])
@@ -143,7 +143,7 @@ def test_moved_or_lost_rows_and_columns_are_noticed(completions, change):
     made = pa.Table.from_pandas(change(table), preserve_index=False)
     pq.write_table(made.replace_schema_metadata(pq.read_schema(path).metadata), path)
     with pytest.raises(UserError, match="delete it and rerun"):
-        tables_io.read_parquet(path)
+        parquet_files.read_parquet(path)
 
 
 @pytest.mark.parametrize("fate", ["cut", "missing", "empty", "text"])
@@ -156,7 +156,7 @@ def test_a_damaged_parquet_file_is_one_line(completions, fate):
     else:
         path.write_text("" if fate == "empty" else "no parquet at all")
     with pytest.raises(UserError, match=r"x\.parquet: damaged or missing") as error:
-        tables_io.read_parquet(path)
+        parquet_files.read_parquet(path)
     assert "\n" not in str(error.value)
 
 

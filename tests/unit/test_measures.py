@@ -14,9 +14,10 @@ from persona_collapse.jobs import MeasureJob
 from persona_collapse.measures import ROOM, _passes, _taking, preference, refusals, task_loss
 from persona_collapse.models import chat_template
 from persona_collapse.models.runner import ModelRunner
+from persona_collapse.parquet_files import read_parquet, write_parquet
 from persona_collapse.study import configuration
 from persona_collapse.study.plan import Plan
-from persona_collapse.tables_io import read_csv, read_parquet, write_parquet
+from persona_collapse.tables_io import read_csv
 from runs import ROOT
 
 

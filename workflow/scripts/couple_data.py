@@ -7,7 +7,7 @@ name = snakemake.wildcards.after + snakemake.wildcards.coupling
 with job(snakemake, f"data {name}"):
     from persona_collapse.data import coupling
     from persona_collapse.files import read_json, sha256, write_json, write_jsonl
-    from persona_collapse.tables_io import read_parquet
+    from persona_collapse.parquet_files import read_parquet
 
     params = snakemake.params
     answers = read_parquet(snakemake.input.answers)

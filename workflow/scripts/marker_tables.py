@@ -7,7 +7,8 @@ with job(snakemake, "marker tables"):
 
     import pandas as pd
     from persona_collapse.analysis import answer_stats, marker_rates, marker_tests
-    from persona_collapse.tables_io import read_csv, read_parquet, write_csv
+    from persona_collapse.parquet_files import read_parquet
+    from persona_collapse.tables_io import read_csv, write_csv
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     design = read_csv(inputs.design)

@@ -8,8 +8,9 @@ with job(snakemake, "report"):
     import yaml
     from persona_collapse.analysis.views import headline_cell
     from persona_collapse.files import read_json, write_text
+    from persona_collapse.parquet_files import read_parquet
     from persona_collapse.report import rendering
-    from persona_collapse.tables_io import read_csv, read_parquet
+    from persona_collapse.tables_io import read_csv
 
     given, params = snakemake.input, snakemake.params
     sampled = {"answers": 0, "tokens": 0}

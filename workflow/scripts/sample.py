@@ -6,9 +6,9 @@ from persona_collapse.runtime.job import job as running
 
 with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as log:
     from persona_collapse.jobs import SamplingJob
+    from persona_collapse.parquet_files import write_parquet
     from persona_collapse.runtime import shared_engine
     from persona_collapse.study.plan import Plan
-    from persona_collapse.tables_io import write_parquet
 
     base, params = Path(snakemake.input.base), snakemake.params
     own, plan = SamplingJob(**params.job), Plan(snakemake.config)

@@ -1,18 +1,14 @@
-"""Tables on disk: CSV whose names stay text, and Parquet that knows its own content."""
+"""Tables on disk: CSV whose names stay text."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from typing import TYPE_CHECKING
 
-from .errors import UserError
 from .files import atomic
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 
 def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
@@ -56,51 +52,3 @@ def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
         keep_default_na=False,
         na_values={c: [""] for c in columns if c not in NAMES},
     )
-
-
-def write_parquet(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
-    """Write a table as Parquet with a hash of its content in the metadata, atomically."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    made = pa.Table.from_pandas(table, preserve_index=False)
-    seal = {b"content_sha256": _content(made).encode()}
-    with atomic(path) as temporary:
-        pq.write_table(
-            made.replace_schema_metadata({**(made.schema.metadata or {}), **seal}), temporary
-        )
-
-
-def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table of `write_parquet`; one damaged or edited since raises UserError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
-    if (table.schema.metadata or {}).get(b"content_sha256") != _content(table).encode():
-        raise UserError(
-            f"{path}: its content is not what was written (edited by hand or damaged); "
-            "delete it and rerun"
-        )
-    return table.to_pandas()
-
-
-def _content(table: pa.Table) -> str:
-    """Hash of a table's column names and values; types may change their names on the way through a file."""
-    import pyarrow as pa
-
-    digest = hashlib.sha256()
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        values = column.combine_chunks()
-        digest.update(f"{name}: {len(values)}\n".encode())
-        while pa.types.is_list(values.type):
-            digest.update(values.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            values = values.flatten()
-        if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-            digest.update(values.to_numpy(zero_copy_only=False).tobytes())
-        else:
-            digest.update(json.dumps(values.to_pylist()).encode())
-    return digest.hexdigest()

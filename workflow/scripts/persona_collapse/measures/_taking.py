@@ -8,7 +8,8 @@ from typing import Any
 
 from ..files import read_jsonl
 from ..jobs import MeasureJob
-from ..tables_io import read_parquet, write_csv, write_parquet
+from ..parquet_files import read_parquet, write_parquet
+from ..tables_io import write_csv
 from . import ROOM
 
 #: What of a sampled answer stays with the completions: it is read there, not counted.

@@ -37,6 +37,12 @@ def _tree(path: Path) -> ast.Module:
     return tree
 
 
+@functools.cache
+def _code(path: Path) -> str:
+    """What a file does, as text."""
+    return ast.dump(_tree(path))
+
+
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node that runs: what stands under `if TYPE_CHECKING:` does not."""
     todo: list[ast.AST] = [tree]
@@ -98,7 +104,7 @@ def closure(*paths: Path) -> frozenset[Path]:
 
 def _hash(*paths: Path) -> str:
     files = sorted(closure(*paths))
-    texts = (f"{file.relative_to(SCRIPTS)}\n{ast.dump(_tree(file))}\n" for file in files)
+    texts = (f"{file.relative_to(SCRIPTS)}\n{_code(file)}\n" for file in files)
     return sha256_text("".join(texts))[:16]
 
 
