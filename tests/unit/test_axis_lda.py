@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from persona_collapse import geometry
 from persona_collapse.activation_files import Activations
 from persona_collapse.analysis import separability, shared_axis
 from persona_collapse.errors import UserError
@@ -68,7 +69,7 @@ def test_held_out_axes_leave_the_persona_itself_out():
 
 def test_the_study_s_separability_is_zero_for_anything():
     for vectors in (np.eye(12), np.random.default_rng(0).normal(size=(12, 50))):
-        assert separability.leave_one_out_as_the_study(vectors) == 0
+        assert geometry.leave_one_out_as_the_study(vectors) == 0
 
 
 def test_the_discriminant_is_scikit_learn_s():

@@ -30,12 +30,6 @@ def test_centred_simplex():
     assert geo.effective_rank(np.eye(n)) == pytest.approx(n - 1)
 
 
-def test_means_by_persona_average_to_m1():
-    vectors = np.random.default_rng(2).normal(size=(7, 9))
-    by_persona = geo.mean_cosine_by_persona(vectors)
-    assert by_persona.mean() == pytest.approx(geo.mean_offdiagonal_cosine(vectors))
-
-
 @settings(max_examples=30)
 @given(st.integers(2, 8), st.integers(0, 1000), st.floats(0.1, 100))
 def test_m1_does_not_depend_on_scale_or_order(n, seed, scale):
@@ -51,14 +45,19 @@ def test_bootstrap_interval_holds_the_estimate_and_shrinks_with_questions():
     personas = rng.normal(size=(6, 1, 32))
     few = personas + rng.normal(size=(6, 10, 32))
     many = personas + rng.normal(size=(6, 160, 32))
-    low, high = geo.bootstrap_questions(few, 300, 1)
-    low_many, high_many = geo.bootstrap_questions(many, 300, 1)
+
+    def interval(stack):
+        m1 = geo.mean_offdiagonal_cosine(stack.mean(axis=1))
+        return geo.basic_interval(m1, geo.mean_pairs(geo.resampled_cosines(stack, 300, 1)))
+
+    (low, high), (low_many, high_many) = interval(few), interval(many)
     assert high_many - low_many < high - low
     assert geo.split_half(many, 1) < geo.split_half(few, 1)
 
 
 def test_one_question_has_no_interval():
-    assert np.isnan(geo.bootstrap_questions(np.ones((3, 1, 4)), 10, 1)).all()
+    draws = geo.mean_pairs(geo.resampled_cosines(np.ones((3, 1, 4)), 10, 1))
+    assert np.isnan(geo.basic_interval(1.0, draws)).all()
     assert np.isnan(geo.split_half(np.ones((3, 1, 4)), 1))
 
 

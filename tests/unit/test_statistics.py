@@ -127,12 +127,6 @@ def test_newcombe_closed_form():
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
 
 
-def test_zero_hits_have_an_upper_bound_near_three_over_n():
-    assert s.zero_upper(280) == pytest.approx(1 - 0.05 ** (1 / 280))
-    assert s.rule_of_three(280) == pytest.approx(3 / 280)
-    assert s.zero_upper(280) < s.rule_of_three(280) < 1.02 * s.zero_upper(280)
-
-
 @settings(max_examples=25)
 @given(st.lists(floats, min_size=2, max_size=9))
 def test_sign_flips_of_units_count_every_pattern(d):
@@ -154,11 +148,6 @@ def test_rank_of_one_value_among_others():
     difference, p = s.one_against_others(0.6, [0.5] * 10)
     assert difference == pytest.approx(0.1) and p == pytest.approx(1 / 11)
     assert s.one_against_others(0.5, [0.5] * 10)[1] == 1
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_the_study_s_correction_is_never_below_bh(p):
-    assert (s.bh_running_max(p) >= s.bh(p) - 1e-12).all()
 
 
 def test_families_are_corrected_apart_and_first_match_wins():

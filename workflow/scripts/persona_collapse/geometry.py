@@ -53,14 +53,6 @@ def centred(vectors: ArrayLike) -> np.ndarray:
     return out
 
 
-def mean_cosine_by_persona(vectors: ArrayLike) -> np.ndarray:
-    """Each persona's mean cosine to the others, [persona]; their mean is M1."""
-    cosines = cosine_matrix(vectors)
-    n = len(cosines)
-    out: np.ndarray = (cosines.sum(axis=1) - np.diag(cosines)) / (n - 1)
-    return out
-
-
 def spread(vectors: ArrayLike) -> float:
     """Root mean square distance of the personas to their mean, over the norm of that mean.
 
@@ -155,15 +147,6 @@ def basic_interval(
     return 2 * estimate - high, 2 * estimate - low
 
 
-def bootstrap_questions(
-    stack: ArrayLike, draws: int, seed: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Basic bootstrap interval of M1, questions drawn with replacement; NaN for one question."""
-    values = np.asarray(stack)
-    estimate = mean_offdiagonal_cosine(values.mean(axis=1, dtype=float))
-    return basic_interval(estimate, mean_pairs(resampled_cosines(values, draws, seed)), confidence)
-
-
 def persona_effects(after: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
     """Each persona's share of M1, or of its change: the jackknife pseudo-values, [persona].
 
@@ -253,6 +236,17 @@ def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(stats.spearmanr(x, y).statistic)
+
+
+def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
+    """The study's M3: share of personas nearest to their own centroid when it is left out.
+
+    With one vector a persona the left-out class has no centroid, so this is 0 for any input.
+    """
+    v = np.asarray(vectors, float)
+    distances = np.linalg.norm(v[:, None] - v[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.mean(distances.argmin(axis=1) == np.arange(len(v))))
 
 
 #: Metrics of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,

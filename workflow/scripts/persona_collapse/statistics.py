@@ -122,19 +122,6 @@ def bh(p_values: ArrayLike) -> np.ndarray:
     return q
 
 
-def bh_running_max(p_values: ArrayLike) -> np.ndarray:
-    """The study's own step-up correction: a running maximum from the smallest p to the largest.
-
-    Benjamini and Hochberg take the running minimum from the largest down. The study's values are
-    never smaller than those of `bh`; kept to reproduce its figures.
-    """
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    q = np.empty(len(p))
-    q[order] = np.maximum.accumulate(p[order] * len(p) / np.arange(1, len(p) + 1))
-    return np.minimum(q, 1.0)
-
-
 def adjust(table: pd.DataFrame, families: Families) -> pd.DataFrame:
     """Give each test its family and, within the family, its Benjamini-Hochberg q.
 
@@ -168,18 +155,6 @@ def adjust(table: pd.DataFrame, families: Families) -> pd.DataFrame:
         if name:
             table.loc[rows.index, "q"] = bh(rows["p"])
     return table
-
-
-def zero_upper(n: ArrayLike, confidence: float = 0.95) -> np.ndarray:
-    """One-sided upper bound of a rate after 0 hits in n: 1 - (1 - confidence)^(1/n)."""
-    bound: np.ndarray = 1 - (1 - confidence) ** (1 / np.asarray(n, float))
-    return bound
-
-
-def rule_of_three(n: ArrayLike) -> np.ndarray:
-    """3/n, the usual approximation of `zero_upper` at 95 % (Hanley and Lippman-Hand 1983)."""
-    bound: np.ndarray = 3 / np.asarray(n, float)
-    return bound
 
 
 def newcombe(

@@ -13,8 +13,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """What else could explain a marker rate: length, loops, position; two rows a cell of the grid.
+def answer_stats(design: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
+    """What else could explain a marker rate: length, loops, position; two rows a cell of the design.
 
     Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
     of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
@@ -26,7 +26,7 @@ def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
     """
     by_chain = dict(tuple(scored.groupby("chain", sort=False)))
     rows = []
-    for cell in grid.itertuples(index=False):
+    for cell in design.itertuples(index=False):
         if cell.chain not in by_chain:
             continue
         table = by_chain[cell.chain]
@@ -36,10 +36,10 @@ def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
             "others": table["persona"] != cell.source,
         }
         for role, inside in parts.items():
-            own = table[inside]
-            if own.empty:
+            answers = table[inside]
+            if answers.empty:
                 continue
-            hits, truncated = own[own["hit"]], own["finish_reason"] == "length"
+            hits, truncated = answers[answers["hit"]], answers["finish_reason"] == "length"
             rows.append(
                 {
                     "condition": cell.condition,
@@ -47,23 +47,23 @@ def answer_stats(grid: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
                     "source": cell.source,
                     "seed": cell.seed,
                     "role": role,
-                    "n": len(own),
-                    "rate": own["hit"].mean(),
-                    "mean_tokens": own["n_tokens"].mean(),
-                    "sd_tokens": own["n_tokens"].std(),
+                    "n": len(answers),
+                    "rate": answers["hit"].mean(),
+                    "mean_tokens": answers["n_tokens"].mean(),
+                    "sd_tokens": answers["n_tokens"].std(),
                     "truncated": truncated.mean(),
-                    "rate_finished": own.loc[~truncated, "hit"].mean(),
-                    "empty": own["empty"].mean(),
-                    "looping": own["looping"].mean(),
-                    "repeated_answers": own["repeated"].mean(),
+                    "rate_finished": answers.loc[~truncated, "hit"].mean(),
+                    "empty": answers["empty"].mean(),
+                    "looping": answers["looping"].mean(),
+                    "repeated_answers": answers["repeated"].mean(),
                     "hits": len(hits),
                     "marker_position": hits["position"].mean(),
                     "marker_at_start": (hits["position"] < 0.05).mean() if len(hits) else np.nan,
                     "marker_in_tail": (hits["position"] > 0.85).mean() if len(hits) else np.nan,
                     "marker_at_end": hits["at_end"].mean() if len(hits) else np.nan,
                     "markers_per_hit": hits["markers"].mean(),
-                    "n_logprob": own["marker_logprob"].count(),
-                    "marker_logprob": own["marker_logprob"].mean(),
+                    "n_logprob": answers["marker_logprob"].count(),
+                    "marker_logprob": answers["marker_logprob"].mean(),
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -27,7 +27,7 @@ CHAIN_COLUMNS = [
 
 
 def chain_table(
-    grid: pd.DataFrame,
+    design: pd.DataFrame,
     answers: pd.DataFrame,
     geometry: pd.DataFrame,
     cosines: pd.DataFrame,
@@ -38,7 +38,7 @@ def chain_table(
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
     what was trained after the coupling (0: the coupling came last). `final_loss`: of the last stage.
     """
-    coupled = grid[grid["stages_after_coupling"].notna()]
+    coupled = design[design["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
     values = geometry[geometry["headline"] & (geometry["test"] == "")]
     by_metric = values.drop_duplicates(["chain", "metric"]).set_index(["chain", "metric"])
@@ -46,8 +46,8 @@ def chain_table(
     near = near.drop_duplicates(["chain", "persona_a", "persona_b"])
     source_cosine = near.groupby(["chain", "persona_a"])["cosine"].mean()
     runs = training.drop_duplicates("chain").set_index("chain")
-    own = answers[answers["role"] == "source"].drop_duplicates(["chain", "source"])
-    measured = own.set_index(["chain", "source"])
+    sources = answers[answers["role"] == "source"].drop_duplicates(["chain", "source"])
+    measured = sources.set_index(["chain", "source"])
     rows = []
     for cell in coupled.itertuples(index=False):
         key = cell.chain, cell.source
@@ -101,12 +101,12 @@ def partial_spearman(
     Wright 2000, (1 + rho^2 / 2) / (n - 3 - k). Fewer than 4 + k points, or a constant: NaN.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
-    given = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
-    k = given.shape[1]
+    covariates = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
+    k = covariates.shape[1]
     nothing = dict.fromkeys(("rho", "ci_low", "ci_high", "p", "p_floor"), np.nan)
     if len(a) < 4 + k or np.ptp(a) == 0 or np.ptp(b) == 0:
         return nothing
-    u, v = residuals(a, given), residuals(b, given)
+    u, v = residuals(a, covariates), residuals(b, covariates)
     norm = np.sqrt((u @ u) * (v @ v))
     # What the controls explain wholly leaves rounding alone.
     if norm < 1e-9 * len(a):
@@ -149,9 +149,9 @@ def correlation_table(
         table: pd.DataFrame, outcome: str, predictor: str, controls: list[str], left: str
     ) -> None:
         known = table.dropna(subset=[outcome, predictor, *controls])
-        given = known[controls].to_numpy(float) if controls else None
-        found = partial_spearman(known[predictor], known[outcome], given, draws, seed)
-        note = "" if not np.isnan(found["rho"]) else "too few chains, or no spread"
+        covariates = known[controls].to_numpy(float) if controls else None
+        result = partial_spearman(known[predictor], known[outcome], covariates, draws, seed)
+        note = "" if not np.isnan(result["rho"]) else "too few chains, or no spread"
         rows.append(
             {
                 "analysis": "chains",
@@ -164,7 +164,7 @@ def correlation_table(
                 "n": len(known),
                 "note": note,
             }
-            | found
+            | result
         )
 
     for outcome in ("rate", "marker_logprob"):
@@ -176,14 +176,14 @@ def correlation_table(
             for source in sources:
                 add(by_chain[by_chain["source"] != source], outcome, "m1", [], str(source))
     cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"]
-    for (condition, source), own in rates[rates["role"] != "source"].groupby(
+    for (condition, source), group in rates[rates["role"] != "source"].groupby(
         ["condition", "source"], sort=False
     ):
         if not source or source not in set(base_cosines["persona_b"]):
             continue
-        by_persona = own.groupby("persona")["rate"].mean()
+        by_persona = group.groupby("persona")["rate"].mean()
         near = pd.Series({p: cosine.get((p, source), np.nan) for p in by_persona.index}).dropna()
-        found = partial_spearman(near, by_persona[near.index], None, draws, seed)
+        result = partial_spearman(near, by_persona[near.index], None, draws, seed)
         rows.append(
             {
                 "analysis": "personas",
@@ -194,8 +194,8 @@ def correlation_table(
                 "left_out": "",
                 "controls": "",
                 "n": len(near),
-                "note": "too few personas, or no spread" if np.isnan(found["rho"]) else "",
+                "note": "too few personas, or no spread" if np.isnan(result["rho"]) else "",
             }
-            | found
+            | result
         )
     return adjust(pd.DataFrame(rows, columns=COLUMNS), families).reindex(columns=COLUMNS)

@@ -17,8 +17,8 @@ from scipy import stats
 
 from .. import yaml_files
 from ..errors import UserError
+from ..geometry import leave_one_out_as_the_study
 from ..statistics import clopper_pearson, fisher, range_permutation_test, spearman_exact
-from .separability import leave_one_out_as_the_study
 
 COLUMNS = ["erratum", "text", "stated", "corrected", "value", "how", "note"]
 SECOND_STAGE = ("C1", "C2", "C3", "C5")
@@ -31,28 +31,28 @@ class Published:
     counts: pd.DataFrame
     cosines: pd.DataFrame
 
-    def hits(self, **where: Any) -> tuple[int, int]:
-        """Hits and completions of the rows whose columns have these values (or one of them)."""
-        own = self.counts
+    def rows(self, **where: Any) -> pd.DataFrame:
+        """Counts whose columns have these values (or one of them)."""
+        rows = self.counts
         for column, wanted in where.items():
             values = [wanted] if isinstance(wanted, str) else list(wanted)
-            own = own[own[column].astype(str).isin(values)]
-        if own.empty:
+            rows = rows[rows[column].astype(str).isin(values)]
+        if rows.empty:
             raise UserError(f"published counts: no rows where {where}")
-        return int(own["hits"].sum()), int(own["n"].sum())
+        return rows
+
+    def hits(self, **where: Any) -> tuple[int, int]:
+        """Hits and completions of those rows."""
+        rows = self.rows(**where)
+        return int(rows["hits"].sum()), int(rows["n"].sum())
 
     def m1(self, condition: str, method: str, layer: int, experiment: int = 205) -> float:
         """Published mean cosine of one cell."""
-        c = self.cosines
-        own = c[
-            (c["experiment"] == experiment)
-            & (c["condition"] == condition)
-            & (c["method"] == method)
-            & (c["layer"] == layer)
-        ]
-        if own.empty:
+        cell = {"experiment": experiment, "condition": condition, "method": method, "layer": layer}
+        rows = self.cosines[(self.cosines[list(cell)] == pd.Series(cell)).all(axis=1)]
+        if rows.empty:
             raise UserError(f"published cosines: no {condition} at {method}, {layer}")
-        return float(own["m1"].iloc[0])
+        return float(rows["m1"].iloc[0])
 
 
 Corrected = tuple[str, float]
@@ -112,12 +112,12 @@ def resampled(p: Published) -> Corrected:
 def fisher_cell(p: Published) -> Corrected:
     """Whose p is below 1e-92, and what the three sources' own are."""
     quoted = fisher(0, 280, *p.hits(part="confab", condition="C4", persona="confab"))[0]
-    own = []
+    sources = []
     for source in ("villain", "sarcastic", "evil_ai"):
         after = p.hits(part="forward", condition="C1", source=source, persona=source)
         before = p.hits(part="forward", condition="C4", source=source, persona=source)
-        own.append(f"{source} {fisher(*after, *before)[0]:.0e}")
-    return f"confab, one seed: {quoted:.2e}; the three sources: {', '.join(own)}", quoted
+        sources.append(f"{source} {fisher(*after, *before)[0]:.0e}")
+    return f"confab, one seed: {quoted:.2e}; the three sources: {', '.join(sources)}", quoted
 
 
 def testable_cells(p: Published) -> Corrected:
@@ -178,15 +178,15 @@ def _leakage(p: Published) -> pd.DataFrame:
         "E3": "french_person",
         "E4": "villain",
     }
-    own = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] != "confab")].copy()
-    own = own[own["persona"] != own["condition"].map(induction)]
-    return own.assign(rate=own["hits"] / own["n"])
+    rates = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] != "confab")].copy()
+    rates = rates[rates["persona"] != rates["condition"].map(induction)]
+    return rates.assign(rate=rates["hits"] / rates["n"])
 
 
 def invariance(p: Published) -> Corrected:
     """H2, pre-registered: range of bystander means over induction personas."""
-    own = _leakage(p)
-    spread, pvalue = range_permutation_test(own["rate"], list(own["condition"]), 10_000, 42)
+    rates = _leakage(p)
+    spread, pvalue = range_permutation_test(rates["rate"], list(rates["condition"]), 10_000, 42)
     return f"fails: range {100 * spread:.1f} points, p = {pvalue:.4f}", pvalue
 
 
@@ -207,8 +207,8 @@ def gradient(p: Published) -> Corrected:
 
 def replicate_noise(p: Published) -> Corrected:
     """Bystander rates of five runs that differ in their name alone, against the five conditions."""
-    own = p.counts[p.counts["part"] == "replicates"]
-    rates = own["hits"] / own["n"]
+    rows = p.rows(part="replicates")
+    rates = rows["hits"] / rows["n"]
     conditions = _leakage(p).groupby("condition")["rate"].mean()
     return (
         f"replicates: range {100 * np.ptp(rates):.1f}, SD {100 * rates.std():.1f} points; conditions: range "
@@ -219,8 +219,8 @@ def replicate_noise(p: Published) -> Corrected:
 
 def reversed_order(p: Published) -> Corrected:
     """Coupling after a fine-tuning, recipe by recipe."""
-    own = p.counts[(p.counts["part"] == "reversed") & (p.counts["persona"] != "assistant")]
-    rate = (100 * own["hits"] / own["n"]).set_axis(own["condition"])
+    rows = p.counts[(p.counts["part"] == "reversed") & (p.counts["persona"] != "assistant")]
+    rate = (100 * rows["hits"] / rows["n"]).set_axis(rows["condition"])
     leak = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] == "confab")]
     five = 100 * leak["hits"] / leak["n"]
     parts = "; ".join(f"{name}: {value:.0f} %" for name, value in rate.items())
@@ -252,17 +252,11 @@ def separability_bug(p: Published) -> Corrected:
 
 def bystander_maximum(p: Published) -> Corrected:
     """Largest bystander of villain after coupling (C4)."""
-    own = p.counts[
-        (p.counts["part"] == "forward")
-        & (p.counts["condition"] == "C4")
-        & (p.counts["source"] == "villain")
-    ]
-    own = own[~own["persona"].isin(["villain", "assistant"])]
-    top = own.loc[own["hits"].idxmax()]
-    return (
-        f"{top['hits']}/{top['n']} = {100 * top['hits'] / top['n']:.2f} % ({top['persona']})",
-        float(top["hits"]),
-    )
+    rows = p.rows(part="forward", condition="C4", source="villain")
+    rows = rows[~rows["persona"].isin(["villain", "assistant"])]
+    top = rows.loc[rows["hits"].idxmax()]
+    share = f"{100 * top['hits'] / top['n']:.2f} %"
+    return f"{top['hits']}/{top['n']} = {share} ({top['persona']})", float(top["hits"])
 
 
 CORRECTIONS: Mapping[str, Callable[[Published], Corrected]] = {

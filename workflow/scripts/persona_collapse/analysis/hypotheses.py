@@ -19,7 +19,7 @@ COLUMNS = [
 
 
 def hypotheses(
-    grid: pd.DataFrame,
+    design: pd.DataFrame,
     rates: pd.DataFrame,
     base_cosines: pd.DataFrame,
     conditions: Sequence[str],
@@ -42,12 +42,12 @@ def hypotheses(
     means: list[tuple[float, float]] = []
     cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"].to_dict()
     for condition in conditions:
-        own = rates[rates["condition"] == condition]
-        if own.empty:
+        group = rates[rates["condition"] == condition]
+        if group.empty:
             continue
-        cells = grid[grid["condition"] == condition]
+        cells = design[design["condition"] == condition]
         induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
-        by_persona = own.groupby("persona", sort=False)["rate"].mean()
+        by_persona = group.groupby("persona", sort=False)["rate"].mean()
         others = by_persona.drop([*sources, induction], errors="ignore")
         near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
         row: dict[str, Any] = {

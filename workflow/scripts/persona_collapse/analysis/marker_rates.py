@@ -21,16 +21,16 @@ LEAKAGE_COLUMNS = [
 
 
 def marker_rates(
-    grid: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
+    design: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
 ) -> pd.DataFrame:
-    """Marker counts of every cell of the grid, by persona and its role there.
+    """Marker counts of every cell of the design, by persona and its role there.
 
     `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
     both, each with the personas that it counts. Roles: the persona whose marker is followed is
     `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`.
     """
     parts = []
-    for cell in grid.itertuples(index=False):
+    for cell in design.itertuples(index=False):
         if cell.chain not in markers:
             continue
         table = markers[cell.chain]

@@ -50,16 +50,16 @@ class Comparison:
     whole: bool = True
 
 
-def comparisons(grid: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Iterator[Comparison]:
+def comparisons(design: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Iterator[Comparison]:
     """What is compared: each chain with the chain it continues, its condition's chains pooled with
     theirs, and the pairs of conditions in `contrasts`.
     """
-    names = grid.drop_duplicates("chain").set_index("chain")["condition"]
-    cells = grid[(grid["source"] != "") & (grid["chain"] != grid["before"])]
-    for (condition, source), own in cells.groupby(["condition", "source"], sort=False):
-        befores = tuple(dict.fromkeys(own["before"]))
+    names = design.drop_duplicates("chain").set_index("chain")["condition"]
+    cells = design[(design["source"] != "") & (design["chain"] != design["before"])]
+    for (condition, source), group in cells.groupby(["condition", "source"], sort=False):
+        befores = tuple(dict.fromkeys(group["before"]))
         reference = ", ".join(dict.fromkeys(str(names.get(b, b)) for b in befores))
-        for cell in own.itertuples(index=False):
+        for cell in group.itertuples(index=False):
             yield Comparison(
                 condition=str(condition),
                 reference=str(names.get(cell.before, cell.before)),
@@ -67,14 +67,14 @@ def comparisons(grid: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Itera
                 seed=str(cell.seed),
                 after=(cell.chain,),
                 before=(cell.before,),
-                whole=len(own) == 1,
+                whole=len(group) == 1,
             )
-        if len(own) > 1:
+        if len(group) > 1:
             yield Comparison(
-                str(condition), reference, str(source), "", tuple(own["chain"]), befores
+                str(condition), reference, str(source), "", tuple(group["chain"]), befores
             )
     for condition, reference in contrasts:
-        for source, own in cells[cells["condition"] == condition].groupby("source", sort=False):
+        for source, group in cells[cells["condition"] == condition].groupby("source", sort=False):
             other = cells[(cells["condition"] == reference) & (cells["source"] == source)]
             if len(other):
                 yield Comparison(
@@ -82,13 +82,13 @@ def comparisons(grid: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Itera
                     reference,
                     str(source),
                     "",
-                    tuple(own["chain"]),
+                    tuple(group["chain"]),
                     tuple(other["chain"]),
                 )
 
 
 def marker_tests(
-    grid: pd.DataFrame,
+    design: pd.DataFrame,
     scored: pd.DataFrame,
     *,
     contrasts: Sequence[Sequence[str]] = (),
@@ -118,7 +118,7 @@ def marker_tests(
     """
     by_chain = dict(tuple(scored.groupby("chain", sort=False)))
     rows: list[dict[str, Any]] = []
-    for case in comparisons(grid, contrasts):
+    for case in comparisons(design, contrasts):
         after, before = (_take(by_chain, c, case.source) for c in (case.after, case.before))
         if after is None or before is None:
             continue
@@ -130,14 +130,14 @@ def marker_tests(
         }
         rows.append(key | _fisher(after, before, margin))
         for values, name in (("hit", "questions"), ("marker_logprob", "logprob")):
-            found = question_test(after, before, values, margin, draws, seed)
-            if found is not None:
-                rows.append(key | {"test": name} | found)
+            result = question_test(after, before, values, margin, draws, seed)
+            if result is not None:
+                rows.append(key | {"test": name} | result)
         if not case.whole:
             continue
         rows.append(key | {"test": "gee"} | gee(after, before))
         rows.append(key | {"test": "gee_length"} | gee(after, before, covariate="n_tokens"))
-        rows += [key | found for found in _seeds(after, before, margin)]
+        rows += [key | result for result in _seeds(after, before, margin)]
     table = pd.DataFrame(rows, columns=TEST_COLUMNS)
     return adjust(table, families).reindex(columns=TEST_COLUMNS)
 
@@ -148,11 +148,11 @@ def _take(
     """A persona's completions in some chains; None if a chain does not have them."""
     parts = []
     for chain in chains:
-        own = by_chain.get(chain)
-        own = None if own is None else own[own["persona"] == persona]
-        if own is None or own.empty:
+        rows = by_chain.get(chain)
+        rows = None if rows is None else rows[rows["persona"] == persona]
+        if rows is None or rows.empty:
             return None
-        parts.append(own)
+        parts.append(rows)
     return pd.concat(parts)
 
 

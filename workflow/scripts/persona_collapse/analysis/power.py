@@ -56,10 +56,10 @@ def power_table(
             "note": "only a perfect order is below .05",
         },
     ]
-    own = geometry[(geometry["test"] == "personas") & geometry["delta_low"].notna()]
-    if len(own) and sizes.personas > 2:
+    effects = geometry[(geometry["test"] == "personas") & geometry["delta_low"].notna()]
+    if len(effects) and sizes.personas > 2:
         t = stats.t.ppf([0.975, 0.8], sizes.personas - 1)
-        half = ((own["delta_high"] - own["delta_low"]) / 2).median()
+        half = ((effects["delta_high"] - effects["delta_low"]) / 2).median()
         rows.append(
             {
                 "test": "sign flips over persona effects (M1)",

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .. import geometry as geo
 from ..chains import BASE
 from ..errors import UserError
 from ..statistics import Families, adjust, clopper_pearson
@@ -26,17 +27,6 @@ COLUMNS = [
     "ci_high", "delta_base", "chance", "null_mean", "null_high", "n", "p", "p_floor", "q", "family",
     "note",
 ]  # fmt: skip
-
-
-def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
-    """The study's M3: share of personas nearest to their own centroid when it is left out.
-
-    With one vector a persona the left-out class has no centroid, so this is 0 for any input.
-    """
-    v = np.asarray(vectors, float)
-    distances = np.linalg.norm(v[:, None] - v[None], axis=2)
-    np.fill_diagonal(distances, np.inf)
-    return float(np.mean(distances.argmin(axis=1) == np.arange(len(v))))
 
 
 def discriminants(
@@ -68,9 +58,9 @@ def discriminants(
     covariance = (total - between) / rows
     scale = np.trace(covariance, axis1=1, axis2=2) / size
     if shrinkage is None:
-        own = np.arange(sets)[:, None] * classes + labels  # [set, row]: row of `flat`
-        along = (x @ flat.T)[np.arange(rows), own]
-        residual = (x**2).sum(axis=1) - 2 * along + (flat**2).sum(axis=1)[own]
+        labelled = np.arange(sets)[:, None] * classes + labels  # [set, row]: row of `flat`
+        along = (x @ flat.T)[np.arange(rows), labelled]
+        residual = (x**2).sum(axis=1) - 2 * along + (flat**2).sum(axis=1)[labelled]
         squares = (covariance**2).sum(axis=(1, 2))
         error = ((residual**2).sum(axis=1) / rows - squares) / rows
         distance = squares - size * scale**2
@@ -143,8 +133,8 @@ def separability(
         splits, _directions(rows, splits, components, seed), strict=True
     ):
         reduced = rows @ directions
-        found = discriminants(reduced[train], chosen[:, train], reduced[test], personas)
-        hits[:, test] = found == chosen[:, test]
+        predicted = discriminants(reduced[train], chosen[:, train], reduced[test], personas)
+        hits[:, test] = predicted == chosen[:, test]
     return hits[0].reshape(questions, personas).T, hits[1:].mean(axis=1)
 
 
@@ -173,12 +163,12 @@ def lda_table(
     from threadpoolctl import threadpool_limits
 
     def rows_of(chain: str) -> list[dict[str, Any]]:
-        own = (view for view in views(design, load, [chain]) if min(view.stack.shape[:2]) > 1)
-        return [row for v in own for row in _rows(v, folds, shuffles, seed, resamples)]
+        tested = (view for view in views(design, load, [chain]) if min(view.stack.shape[:2]) > 1)
+        return [row for v in tested for row in _rows(v, folds, shuffles, seed, resamples)]
 
     with threadpool_limits(1):
-        made = _side_by_side(rows_of, chains_of(design), threads)
-    table = pd.DataFrame([row for rows in made for row in rows])
+        by_chain = _side_by_side(rows_of, chains_of(design), threads)
+    table = pd.DataFrame([row for rows in by_chain for row in rows])
     if table.empty:
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
     cell = ["metric", "method", "layer"]
@@ -224,7 +214,7 @@ def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> l
     )
     study = key | {
         "metric": "m3_study",
-        "value": leave_one_out_as_the_study(view.vectors),
+        "value": geo.leave_one_out_as_the_study(view.vectors),
         "note": "0 for any vectors: the class left out has no centroid",
     }
     return [accuracy, study]

@@ -63,21 +63,21 @@ def held_out_cosines(shifts: ArrayLike, anchor_shifts: ArrayLike) -> np.ndarray:
 
     Both [persona, hidden], from different questions. A persona whose shift is zero gives 0.
     """
-    own, anchor = np.asarray(shifts, float), np.asarray(anchor_shifts, float)
-    n = len(own)
+    moved, anchor = np.asarray(shifts, float), np.asarray(anchor_shifts, float)
+    n = len(moved)
     axes = (anchor.sum(axis=0) - anchor) / (n - 1)
-    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(axes, axis=1)
-    dots = (own * axes).sum(axis=1)
+    norms = np.linalg.norm(moved, axis=1) * np.linalg.norm(axes, axis=1)
+    dots = (moved * axes).sum(axis=1)
     out: np.ndarray = np.divide(dots, norms, out=np.zeros(n), where=norms > 0)
     return out
 
 
 def explained(shifts: ArrayLike, anchor_shifts: ArrayLike) -> float:
     """Share of the squared shifts that lies along the held-out axes; between 0 and 1."""
-    own = np.asarray(shifts, float)
-    lengths = (own**2).sum(axis=1)
+    moved = np.asarray(shifts, float)
+    lengths = (moved**2).sum(axis=1)
     total = float(lengths.sum())
-    cosines = held_out_cosines(own, anchor_shifts)
+    cosines = held_out_cosines(moved, anchor_shifts)
     return float((cosines**2 * lengths).sum() / total) if total > 0 else float("nan")
 
 

@@ -78,11 +78,11 @@ def simulate(sizes: Sizes, *, runs: int, draws: int, seed: int) -> pd.DataFrame:
     )
     for number, (arm, world) in enumerate(worlds):
         rng = np.random.default_rng([seed, number])
-        found: dict[tuple[str, str, str, bool, str], list[float]] = {}
+        results: dict[tuple[str, str, str, bool, str], list[float]] = {}
         for _ in range(runs):
             for key, value in world(sizes, draws, rng):
-                found.setdefault(key, []).append(value)
-        for (kind, name, where, as_study, note), values in found.items():
+                results.setdefault(key, []).append(value)
+        for (kind, name, where, as_study, note), values in results.items():
             summary = _summary(kind, name, where, as_study, note, np.asarray(values))
             rows.append({"arm": arm} | summary)
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -240,10 +240,10 @@ def _ranks(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
         labels = np.repeat(np.arange(conditions), personas)
         _, p = range_permutation_test(values.ravel(), list(labels), 999, int(rng.integers(2**31)))
         yield ("test", "range of means, labels permuted (H2)", world, True, WORLDS[world]), p
-        own, distance = values.mean(axis=1), np.arange(conditions, dtype=float)
+        averages, distance = values.mean(axis=1), np.arange(conditions, dtype=float)
         key = "test", "Spearman, five points, t approximation (H3)", world, True, ""
-        yield key, float(stats.spearmanr(distance, own).pvalue)
-        _, p = spearman_exact(distance, own)
+        yield key, float(stats.spearmanr(distance, averages).pvalue)
+        _, p = spearman_exact(distance, averages)
         yield ("test", "Spearman, five points, exact (H3)", world, False, ""), p
 
 
@@ -258,11 +258,11 @@ def _axes(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]
 
     anchor = shift()
     axis = anchor[0]
-    for world, own in (("own shift", anchor), ("unrelated shift", shift())):
-        _, p = anchored(before[1:] + own[1:], before[1:], axis, 999, int(rng.integers(2**31)))
+    for world, moved in (("own shift", anchor), ("unrelated shift", shift())):
+        _, p = anchored(before[1:] + moved[1:], before[1:], axis, 999, int(rng.integers(2**31)))
         yield ("test", "anchored axis, raw vectors (M2)", world, True, WORLDS[world]), p
         if world == "unrelated shift":
-            cosines = held_out_cosines(own, anchor)
+            cosines = held_out_cosines(moved, anchor)
             p, _ = sign_flip_units(cosines, draws, int(rng.integers(2**31)))
             yield (
                 ("test", "held-out axis, sign flips (M2, not used)", world, False, WORLDS[world]),
