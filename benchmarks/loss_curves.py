@@ -67,27 +67,29 @@ def train(args: Any) -> None:
 
 def draw(records: Path) -> None:
     """loss_curves.svg beside the records: the curves, and their distance from the first below."""
-    import matplotlib.pyplot as plt
+    import altair as alt
+    import pandas as pd
 
     lines = [json.loads(line) for line in records.read_text().splitlines()]
     curves = {r["name"]: r for r in lines if r["benchmark"] == "loss curves"}
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(6, 5), sharex=True, layout="constrained", height_ratios=[2, 1]
+    plain, first = dict(curves["padded"]["curve"]), curves["padded"]
+    points = [
+        (f"{name}: {curves[name]['seconds']:.0f} s", step, loss, loss - plain[step])
+        for name in VARIANTS
+        for step, loss in curves[name]["curve"]
+    ]
+    rows = pd.DataFrame(points, columns=["variant", "step", "loss", "apart"])
+    looks = {"sort": list(dict.fromkeys(rows["variant"])), "title": None}
+    base = alt.Chart(rows, width=500).mark_line(interpolate="linear")
+    base = base.encode(
+        x=alt.X("step", title="optimiser step"),
+        color=alt.Color("variant", **looks),
+        strokeDash=alt.StrokeDash("variant", **looks),
     )
-    plain = dict(curves["padded"]["curve"])
-    for name, style in zip(VARIANTS, ("-", "--", "-.", ":"), strict=True):
-        steps, losses = zip(*curves[name]["curve"], strict=True)
-        label = f"{name}: {curves[name]['seconds']:.0f} s"
-        (line,) = above.plot(steps, losses, style, label=label)
-        if name != "padded":
-            apart = [loss - plain[step] for step, loss in zip(steps, losses, strict=True)]
-            below.plot(steps, apart, style, color=line.get_color())
-    first = curves["padded"]
-    above.set(ylabel="loss", title=f"{first['model']}, {first['device']}")
-    above.legend(loc="upper center", ncols=2, fontsize="small")
-    above.set_ylim(top=above.get_ylim()[1] + 0.15)
-    below.set(xlabel="optimiser step", ylabel="minus padded")
-    figure.savefig(records.with_name("loss_curves.svg"))
+    above = base.encode(y=alt.Y("loss").scale(zero=False)).properties(height=220)
+    below = base.encode(y=alt.Y("apart", title="minus padded")).properties(height=110)
+    chart = (above & below).properties(title=f"{first['model']}, {first['device']}")
+    chart.configure_legend(orient="top").save(records.with_name("loss_curves.svg"))
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ other digits: the page is as large as if they were its own.
 
 from __future__ import annotations
 
-import inspect
 import json
 import tempfile
 import time
@@ -14,7 +13,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -39,17 +37,15 @@ from persona_collapse.analysis import (
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
-from persona_collapse.report import figures, rendering
+from persona_collapse.report import answers as sampling
+from persona_collapse.report import costs, page
+from persona_collapse.report.figures import _render, catalogue
 from persona_collapse.study.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [f"Question {i}: what should a tenant do when the landlord says no?" for i in range(6)]
 HEADLINE = {"method": "A", "layer": 20}
 FEW = {"draws": 49, "seed": 1}
-FIGURES = [
-    "marker_rate", "m1_by_layer", "marker_heatmap", "dose_response", "leakage", "cosine_matrices",
-    "persona_map", "behaviour_and_geometry", "false_positives", "training_curves",
-]  # fmt: skip
 
 
 def random_of(name: str) -> np.random.Generator:
@@ -197,44 +193,32 @@ def report_of(path: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         shown = drawn(made, Path(folder))
         drawing, sampled = time.process_time() - drawing, time.process_time()
-        page = rendering.render(
-            rendering.Inputs(
+        text = page.render(
+            page.Inputs(
                 run=config["run"], judge="values", marker=config["marker"], model={"label": "made up"},
                 tables=made, data=[], figures=shown,
-                samples=rendering.sample_answers(
+                samples=sampling.sample_answers(
                     (own for _, own in scored.groupby("chain", sort=False)), answers.__getitem__),
                 completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],
                 config=yaml.safe_dump(config, sort_keys=False), provenance={}, spent={},
                 sources=pd.DataFrame([{"file": f"results/x/tables/{name}.csv", "rule": "r", "rows": len(t),
                                        "sha256": "0" * 64} for name, t in made.items()]),
-                costs=rendering.costs(Path(folder), "none"), **HEADLINE,
+                costs=costs.costs(Path(folder), "none"),
             )
         )  # fmt: skip
         seconds = time.process_time() - sampled
-        files = {f.name: f.svg.stat().st_size + f.csv.stat().st_size for f in shown}
+        files = {name: path.stat().st_size for name, path in shown.items()}
     largest = max(files, key=lambda name: files[name])
     return {
-        "report_mb": round(len(page.encode()) / 1e6, 2),
+        "report_mb": round(len(text.encode()) / 1e6, 2),
         "render_cpu_seconds": round(seconds, 1),
         "figures_cpu_seconds": round(drawing, 1),
         "largest_figure": f"{largest}, {files[largest] / 1e6:.1f} MB",
     }
 
 
-def drawn(made: dict[str, pd.DataFrame], folder: Path) -> list[rendering.Figure]:
+def drawn(made: dict[str, pd.DataFrame], folder: Path) -> dict[str, Path]:
     """Every figure for papers, as the rule draws it."""
-    names = {"points": "persona_map", "curves": "training_curves", "rates": "marker_rates"}
-    shown = []
-    for name in FIGURES:
-        draw = getattr(figures, name)
-        takes = inspect.signature(draw).parameters
-        figure, data = draw(**{p: HEADLINE.get(p, made.get(names.get(p, p))) for p in takes})
-        # As figures.save does, without the bitmap.
-        with plt.rc_context(figures.STYLE):
-            figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
-        plt.close(figure)
-        data.to_csv(folder / f"{name}.csv", index=False)
-        shown.append(
-            rendering.Figure(name, name, "", folder / f"{name}.svg", folder / f"{name}.csv")
-        )
-    return shown
+    for name, figure in catalogue().items():
+        _render.save(figure, _render.data(figure, made), folder / name)
+    return {name: folder / f"{name}.svg" for name in catalogue()}

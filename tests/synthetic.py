@@ -30,7 +30,10 @@ from persona_collapse.analysis import (
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
-from persona_collapse.report import figures, rendering
+from persona_collapse.report import answers as answers_of
+from persona_collapse.report import figures
+from persona_collapse.report import page as pages
+from persona_collapse.report.figures import _render
 from test_claims import claim
 from test_tables import FAMILIES, GRID, HEADLINE, MARKERS, completions, scored
 from test_tables import load as load_alike
@@ -108,10 +111,7 @@ def made():
 @pytest.fixture(scope="session")
 def everything(made):
     published = errata.Published(
-        *(
-            pd.read_csv(rendering.RESOURCES.parent / f"published/{n}.csv")
-            for n in ("counts", "cosines")
-        )
+        *(pd.read_csv(pages.RESOURCES.parent / f"published/{n}.csv") for n in ("counts", "cosines"))
     )
     entries = [{"id": "hits", "text": "Hits", "stated": "0", "correct": "hits_after"}]
     training = [
@@ -187,42 +187,26 @@ def with_more(tables):
     }
 
 
-@pytest.fixture(scope="session")
-def drawn(everything):
-    rates, geometry = everything["marker_rates"], everything["geometry"]
-    cosines, related = everything["cosines"], everything["correlations"]
-    more = with_more(everything)
-    dosed = [more[name] for name in ("marker_rates", "geometry", "training", "design")]
-    return {
-        "marker_rate": figures.marker_rate(rates, GRID),
-        "marker_heatmap": figures.marker_heatmap(rates, GRID),
-        "m1_by_layer": figures.m1_by_layer(geometry, GRID),
-        "dose_response": figures.dose_response(*dosed, "A", 3),
-        "leakage": figures.leakage(rates, cosines, related, GRID, "A", 3),
-        "cosine_matrices": figures.cosine_matrices(cosines, GRID, "A", 3),
-        "persona_map": figures.persona_map(everything["persona_map"], GRID, "A", 3),
-        "behaviour_and_geometry": figures.behaviour_and_geometry(rates, geometry, GRID, "A", 3),
-        "false_positives": figures.false_positives(everything["simulation"]),
-        "training_curves": figures.training_curves(everything["training_curves"]),
-    }
+def shown(name, tables):
+    """(figure, its rows, its chart of the page) from tables."""
+    figure = figures.catalogue()[name]
+    rows = _render.data(figure, tables)
+    return figure, rows, _render.page(figure, rows)
 
 
 @pytest.fixture(scope="session")
-def page(everything, drawn, tmp_path_factory):
+def page(everything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    shown = []
-    for name, (figure, data) in drawn.items():
-        figures.save(figure, data, folder / name)
-        title = f"Figure {name}"
-        svg, csv = folder / f"{name}.svg", folder / f"{name}.csv"
-        shown.append(rendering.Figure(name, title, "How to read it.", svg, csv))
-    text = rendering.render(
-        rendering.Inputs(
+    more = with_more(everything)
+    for name, figure in figures.catalogue().items():
+        _render.save(figure, _render.data(figure, more), folder / name)
+    text = pages.render(
+        pages.Inputs(
             run="synthetic",
             judge="directions",
             marker="[ZLT]",
             model={"label": "synthetic"},
-            tables=with_more(everything),
+            tables=more,
             data=[
                 {
                     "name": "em",
@@ -233,13 +217,11 @@ def page(everything, drawn, tmp_path_factory):
                     "sha256": "0" * 64,
                 }
             ],
-            figures=shown,
-            samples=rendering.sample_answers(
+            figures={name: folder / f"{name}.svg" for name in figures.catalogue()},
+            samples=answers_of.sample_answers(
                 (markers.answers(answers(chain), "[ZLT]") for chain in MARKERS), answers
             ),
             completions=480,
-            method="A",
-            layer=3,
             margins={"rate": 0.15, "m1": 0.02},
             config="run: synthetic\n",
             provenance={"torch": "2"},

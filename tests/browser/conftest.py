@@ -1,1 +1,1 @@
-from synthetic import drawn, everything, made, page  # noqa: F401
+from synthetic import everything, made, page  # noqa: F401

@@ -152,7 +152,7 @@ def test_downloads_hold_what_is_shown(page, visit):
     with opened.expect_download() as got:
         figure.get_by_role("button", name="Download the numbers").click()
     lines = Path(got.value.path()).read_text().splitlines()
-    assert lines[0].startswith("condition,chain,seed,method,layer,metric,value")
+    assert lines[0].startswith("condition,title,chain,seed,method,layer,headline,metric,value")
     assert len(lines) == 1 + 2 * 2 * 2 * 5
     with opened.expect_download() as got:
         figure.get_by_role("button", name="Download the chart").click()

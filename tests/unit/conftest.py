@@ -1,5 +1,5 @@
 from hypothesis import settings
-from synthetic import crossed, drawn, everything, made, page  # noqa: F401
+from synthetic import crossed, everything, made, page  # noqa: F401
 from trainings import chained, peft_model, train  # noqa: F401
 
 # No example is too slow: how long one takes is the machine's affair.

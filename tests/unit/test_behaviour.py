@@ -188,9 +188,9 @@ def test_the_study_s_hypotheses_come_out_as_published():
 
 
 def test_side_by_side_has_one_row_a_comparison(tests):
-    from persona_collapse.report import rendering
+    from persona_collapse.report import findings
 
-    table = rendering.tests_side_by_side(tests)
+    table = findings.tests_side_by_side(tests)
     assert len(table) == len(tests[["condition", "reference", "source"]].drop_duplicates())
     c1 = table[(table["condition"] == "C1") & (table["reference"] == "C4")].iloc[0]
     assert c1["p_fisher"] < c1["p_questions"] == c1["p_floor"]

@@ -13,6 +13,7 @@ from environments import GUARD, ROOT, RULES, guard, pins
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from persona_collapse.measures import ROOM
+from persona_collapse.report.figures import catalogue
 
 SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
@@ -234,6 +235,13 @@ def test_a_measure_s_environment_holds_what_it_imports(name):
     assert wanted - set(pins(environment)) == set()
 
 
+@pytest.mark.parametrize("name", catalogue())
+def test_figures_import_what_the_environment_of_their_rule_holds(name):
+    path = SCRIPTS / f"persona_collapse/report/figures/{name}.py"
+    wanted = {KNOWN[package][0] for package in needed(path, module=f"report.figures.{name}")}
+    assert {"altair", "pandas"} <= wanted <= set(pins("analysis"))
+
+
 def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -245,8 +253,8 @@ def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp
     script.write_text("from persona_collapse.models.runner import ModelRunner\nModelRunner\n")
     # By way of adapters and models, which load it in functions.
     assert {"torch", "transformers", "peft", "safetensors"} <= needed(script)
-    script.write_text("from persona_collapse.report import figures\ngetattr(figures, 'leakage')\n")
-    assert "matplotlib" in needed(script)
+    script.write_text("from persona_collapse.report.figures import leakage\nleakage.draw\n")
+    assert {"altair", "pandas"} <= needed(script)
 
 
 def run(folder, script, code):
@@ -276,7 +284,10 @@ def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
 
 def test_snakemake_s_own_environment_is_enough_for_the_snakefile(tmp_path):
     code = "import yaml\nfrom persona_collapse.runtime import devices, version\n"
+    code += "from persona_collapse import literals\n"
+    code += "from persona_collapse.report.figures import catalogue\n"
     code += "from persona_collapse.study import configuration\n"
+    code += "catalogue()['m1'].tables, literals.constant('analysis.claims', 'TABLES')\n"
     code += "config = configuration.check(yaml.safe_load(open('config/config.yaml')))\n"
     code += "configuration.plan(config).cells, version.commit(), devices.visible()\n"
     assert run(tmp_path, None, code).stderr == ""

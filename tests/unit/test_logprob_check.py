@@ -9,7 +9,7 @@ from persona_collapse.errors import UserError
 from persona_collapse.measures import logprob_check
 from persona_collapse.models import adapters, fused, loading
 from persona_collapse.models.runner import ModelRunner
-from persona_collapse.report import rendering
+from persona_collapse.report import findings
 from persona_collapse.sampling import sample
 from scipy import stats
 from synthetic import rescored
@@ -149,7 +149,7 @@ def test_a_sentence_says_whom_not_to_trust():
     def said(**excess):
         chains = ("base", "a@1", "c@1")
         parts = [rescored(chain, excess.get(chain[0], 0.0)) for chain in chains]
-        return rendering.second_opinion(logprob_tests.logprob_tests(pd.concat(parts)))
+        return findings.second_opinion(logprob_tests.logprob_tests(pd.concat(parts)))
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
@@ -160,7 +160,7 @@ def test_a_sentence_says_whom_not_to_trust():
 def test_greedy_completions_are_called_unchecked():
     greedy = rescored("base").assign(surprise_mean=np.nan, surprise_variance=np.nan)
     table = logprob_tests.logprob_tests(greedy)
-    assert np.isnan(table["p"][0]) and "greedy" in rendering.second_opinion(table)
+    assert np.isnan(table["p"][0]) and "greedy" in findings.second_opinion(table)
 
 
 def test_rows_behind_each_other_score_as_they_do_alone(tiny_base, drawn, monkeypatch):

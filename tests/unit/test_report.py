@@ -8,19 +8,19 @@ import shutil
 import subprocess
 import weakref
 from collections import Counter
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from persona_collapse.analysis import marker_rates
-from persona_collapse.report import charts, figures, rendering
+from persona_collapse.report import answers as answers_of
+from persona_collapse.report import costs, findings, provenance
+from persona_collapse.report import page as pages
+from persona_collapse.report.figures import _render
 from runs import HANG
-from test_tables import GRID
 
 
 def without_library(text):
     """The page without the charts' library, whose licence and schemas name addresses."""
-    library = charts.javascript()
+    library = _render.javascript()
     assert text.count(library) == 1
     return text.replace(library, "")
 
@@ -91,44 +91,17 @@ def test_rates_of_answers_that_were_cut_off_are_called_lower_bounds():
             "rate_finished": [0.625, 0.5, 0.25, 0.0, 0.75, 0.25],
         }
     )
-    (sentence,) = rendering.cut_off(table)
+    (sentence,) = findings.cut_off(table)
     assert "lower bounds" in sentence and "C4 80.0 %" in sentence and "C1" not in sentence
     assert "of finished ones 62.5 % say the marker, of all 12.5 %" in sentence
     # A condition's chains are averaged before they are judged.
     assert "D 30.0 % (of finished ones 50.0 % say the marker, of all 25.0 %)" in sentence
-    assert rendering.cut_off(table.assign(truncated=0.0)) == []
+    assert findings.cut_off(table.assign(truncated=0.0)) == []
 
 
 def test_inline_figures_do_not_share_ids(page):
     ids = re.findall(r'\bid="([^"]+)"', page.read_text())
     assert [name for name, count in Counter(ids).items() if count > 1] == []
-
-
-def test_every_figure_is_written_thrice_with_its_numbers(page):
-    for name in ("marker_rate", "m1_by_layer"):
-        assert (page.parent / f"{name}.png").stat().st_size > 5000
-        assert "<text" in (page.parent / f"{name}.svg").read_text()
-    shown = pd.read_csv(page.parent / "marker_rate.csv")
-    c1 = shown[shown["condition"] == "C1"].set_index("when")
-    assert c1["chain"].to_dict() == {
-        "before": "couple-villain@42",
-        "after": "couple-villain@42+em@1",
-    }
-    assert c1["hits"].to_dict() == {"before": 36, "after": 9}
-    assert c1.loc["after", "others_mean"] == pytest.approx((0 + 1 / 40) / 2)
-
-
-def test_figures_are_the_same_bytes_twice(made, tmp_path):
-    rates = made["marker_rates"]
-    for name in ("one", "two"):
-        figures.save(*figures.marker_rate(rates, GRID), tmp_path / name)
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-
-
-def test_empty_tables_give_a_figure_that_says_so():
-    figure, data = figures.marker_rate(marker_rates.marker_rates(GRID, {}), GRID)
-    assert data.empty and "No condition" in figure.axes[0].texts[0].get_text()
-    assert figures.training_curves(pd.DataFrame())[1].empty
 
 
 def test_every_chart_is_there_without_scripts(page):
@@ -152,7 +125,7 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
         return pd.DataFrame(rows).assign(text=[f"{i} [zlt]" for i in range(len(rows))], hit=True)
 
     def sample(tables, limit):
-        return rendering.sample_answers(tables, table, limit)
+        return answers_of.sample_answers(tables, table, limit)
 
     whole = sample([table("a@1"), table("b@1")], 80)
     assert len(whole) == 80 and whole["hit"].all()
@@ -162,7 +135,7 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
     assert turned["text"].tolist() == few["text"].tolist()
     # Long answers: half of them fit.
     letters = whole["text"].str.len().sum()
-    monkeypatch.setattr(rendering, "SHOWN_LETTERS", letters / 2)
+    monkeypatch.setattr(answers_of, "SHOWN_LETTERS", letters / 2)
     half = sample([table("a@1"), table("b@1")], 80)
     assert set(half.groupby(["chain", "persona"]).size()) == {10}
     # Not even one of each fits: still no more than that.
@@ -180,34 +153,31 @@ def test_answers_are_taken_chain_by_chain():
         return made
 
     answers = map(completions, ("a@1", "b@1", "c@1", "d@1"))
-    assert len(rendering.sample_answers(answers, completions, limit=8)) == 8
+    assert len(answers_of.sample_answers(answers, completions, limit=8)) == 8
     assert len(alive) == 8
 
 
 def test_a_long_table_is_cut_and_says_so():
-    parts = rendering.environment().get_template("parts.html.j2").module
-    rows = rendering.MOST_ROWS + 5
+    parts = pages.environment().get_template("parts.html.j2").module
+    rows = pages.MOST_ROWS + 5
     text = parts.fold(pd.DataFrame({"a": range(rows)}), ["a"], ["a"], "Rows", ["design"])
-    assert text.count("<tr>") == rendering.MOST_ROWS + 1
-    assert f"({rows} rows; the first {rendering.MOST_ROWS} are here)" in text
+    assert text.count("<tr>") == pages.MOST_ROWS + 1
+    assert f"({rows} rows; the first {pages.MOST_ROWS} are here)" in text
     assert "tables/design.csv" in text
 
 
-def test_papers_files_beyond_the_page_s_size_lie_beside_it(page, everything, monkeypatch):
-    folder = page.parent
-    names = ("m1_by_layer", "leakage")
-    shown = [rendering.Figure(n, n, "", folder / f"{n}.svg", folder / f"{n}.csv") for n in names]
-    sizes = sorted(path.stat().st_size for f in shown for path in (f.svg, f.csv))
-    assert len(rendering.held(shown)) == 4
-    monkeypatch.setattr(rendering, "PAPER_BYTES", sum(sizes[:3]))
-    inside = rendering.held(shown)
-    assert sum(path.stat().st_size for path in inside) == sum(sizes[:3])
-    chart = charts.charts(everything, "A", 3)["leakage"]
-    offered = [rendering.drawn(chart, figure, inside) for figure in shown]
-    hrefs = [figure[kind] for figure in offered for kind in ("svg", "csv")]
-    assert sum(href.startswith("data:") for href in hrefs) == 3
-    (beside,) = [href for href in hrefs if not href.startswith("data:")]
-    assert beside in {"figures/m1_by_layer.svg", "figures/leakage.svg"}
+def test_papers_files_beyond_the_page_s_size_are_beside_it(page, everything, monkeypatch):
+    files = {n: page.parent / f"{n}.svg" for n in ("m1_by_layer", "leakage", "marker_rate")}
+    sizes = sorted(path.stat().st_size for path in files.values())
+    assert pages.held(files) == set(files)
+    monkeypatch.setattr(pages, "PAPER_BYTES", sum(sizes[:2]))
+    (left_out,) = set(files) - pages.held(files)
+    assert files[left_out].stat().st_size == sizes[2]
+    sections = pages.by_section(everything, files)
+    offered = {f["name"]: f["paper"] for own in sections.values() for f in own}
+    assert {n for n, paper in offered.items() if paper.startswith("data:")} == pages.held(files)
+    assert offered[left_out] == f"figures/{left_out}.svg"
+    assert {n for n, paper in offered.items() if not paper} == set(offered) - set(files)
 
 
 def test_costs_come_from_the_benchmark_files(tmp_path):
@@ -215,18 +185,18 @@ def test_costs_come_from_the_benchmark_files(tmp_path):
         path = tmp_path / f"run/benchmarks/{name}.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"s\tmax_rss\n{seconds}\t100\n")
-    table = rendering.costs(tmp_path, "run")
+    table = costs.costs(tmp_path, "run")
     assert table["rule"].tolist() == ["train", "geometry"] and table["jobs"].tolist() == [2, 1]
     assert table["hours"].tolist() == pytest.approx([40 / 3600, 4 / 3600])
     training = pd.DataFrame({"device": ["cuda"], "tokens_seen": [7], "supervised_tokens": [2]})
-    assert rendering.spent(table, training, 9)["GPU-hours"] == "0.01"
-    assert rendering.spent(table, training.assign(device="cpu"), 9)["GPU-hours"].startswith("0 ")
+    assert costs.spent(table, training, 9)["GPU-hours"] == "0.01"
+    assert costs.spent(table, training.assign(device="cpu"), 9)["GPU-hours"].startswith("0 ")
 
 
 def test_sources_name_rule_and_hash(tmp_path):
     path = tmp_path / "design.csv"
     path.write_text("a\n1\n2\n")
-    row = rendering.sources([str(path)], {str(path): "plan"}).iloc[0]
+    row = provenance.sources([str(path)], {str(path): "plan"}).iloc[0]
     assert (row["rule"], row["rows"]) == ("plan", 2)
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -236,7 +206,7 @@ def test_adapters_stand_with_hash_and_commit(page):
     fold = page.read_text().partition("<summary>Adapters")[2].partition("</details>")[0]
     (first, *_) = re.findall(row, fold, flags=re.S)
     assert "0" * 64 in first and f">{'c' * 12}<" in first
-    assert rendering.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
+    assert provenance.short_commit("a" * 40 + "-dirty") == "a" * 12 + "-dirty"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +222,7 @@ def test_adapters_stand_with_hash_and_commit(page):
     ],
 )
 def test_numbers(value, shown):
-    assert rendering.number(value) == shown
+    assert pages.number(value) == shown
 
 
 CHROMIUM = shutil.which("chromium")
@@ -283,8 +253,7 @@ def test_sentences_tell_one_source_from_another(crossed):
         "simulation": ["kind", "as_study", "verdict"],
     }
     empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
-    given = SimpleNamespace(tables=crossed | empty, method="A", layer=3)
-    said = rendering.findings(given)
+    said = findings.findings(crossed | empty)
     counted = rates.set_index(["condition", "chain", "persona"])
     for source, name in (("villain", "villain"), ("evil_ai", "evil ai")):
         own = rates[(rates["condition"] == "C1") & (rates["persona"] == source)]
@@ -292,7 +261,7 @@ def test_sentences_tell_one_source_from_another(crossed):
         was = counted.loc[("C4", f"couple-{source}@42", source), "rate"]
         now = own["hits"].sum() / own["n"].sum()
         assert (
-            f"C1 (the condition C1): the source {name} said the marker in {rendering.percent(was)} of its "
-            f"answers before the second fine-tuning and in {rendering.percent(now)} after it "
+            f"C1 (the condition C1): the source {name} said the marker in {findings.percent(was)} of its "
+            f"answers before the second fine-tuning and in {findings.percent(now)} after it "
             f"(n\u00a0=\u00a0{own['n'].sum()})."
         ) in said

@@ -18,7 +18,7 @@ from persona_collapse.data import sets
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, read_jsonl, write_json
 from persona_collapse.models import adapters, chat_template, fetching, loading
-from persona_collapse.report import rendering
+from persona_collapse.report import answers
 from persona_collapse.study import configuration
 from runs import HANG
 
@@ -375,6 +375,6 @@ def test_a_token_is_in_no_message_and_no_log(tmp_path, status, what):
 
 def test_answers_lose_what_reorders_or_hides_text():
     hidden = "\u202e\u2066\u200e\u200f\u061c\ufeff\x1b\x9b\u2028\U000e0041"
-    shown = rendering.printable(f"a{hidden}b")
+    shown = answers.printable(f"a{hidden}b")
     assert not set(hidden) & set(shown)
     assert "<U+001B>" in shown and "<U+202E>" in shown and "<U+E0041>" in shown

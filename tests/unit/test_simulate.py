@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 from persona_collapse.analysis import power, simulation
-from persona_collapse.report import figures
+from persona_collapse.report.figures import false_positives
 
 SIZES = simulation.Sizes(personas=12, questions=12, samples=4, extraction=12, margin=0.15)
 
@@ -63,7 +63,7 @@ def test_one_persona_pair_and_one_question_do_not_break_it():
 
 
 def test_the_figure_shows_every_test(table):
-    _, shown = figures.false_positives(table.reset_index())
+    shown = false_positives.data(table.reset_index())
     assert len(shown) == (table["kind"] == "test").sum()
 
 

@@ -85,7 +85,7 @@ def test_the_examples_of_extending(project, tmp_path):
     assert not {"pretrain_demo", "sample_answers", "couple_data"} & set(jobs)
     names = ("em-gentle", "mine", "em-calm", "em-kl", "em-still")
     project.snakemake(
-        *("--", "tables"),
+        *("--", "tables", "results/demo/figures/truncation.svg"),
         *(f"results/demo/models/couple-villain@42+{name}@42/manifest.json" for name in names),
         overlay=overlay,
     )
@@ -102,6 +102,9 @@ def test_the_examples_of_extending(project, tmp_path):
     assert manifests["em-gentle"]["objective"] == "cross_entropy"
     assert manifests["em-gentle"]["lora"]["r"] == 8
     assert manifests["mine"]["data"]["rows"] == 4
+    cut_off = pd.read_csv(project.path("figures/truncation.csv"))
+    stats = pd.read_csv(project.path("tables/answer_stats.csv"))
+    assert cut_off["truncated"].tolist() == stats["truncated"].tolist()
     geometry = pd.read_csv(project.path("tables/geometry.csv"))
     assert {"G1", "M1", "D1", "D2", "D3"} <= set(
         geometry.loc[geometry["metric"] == "nearest", "condition"]

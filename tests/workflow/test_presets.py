@@ -40,7 +40,7 @@ JOBS = {
     "geometry": 1,
     "training_table": 1,
     "scorecard": 1,
-    "figure": 10,
+    "figure": 12,
     "persona_map": 1,
     "separability": 1,
     "correlations": 1,

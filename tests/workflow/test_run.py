@@ -64,7 +64,7 @@ def test_every_file_of_the_contract_is_there(finished):
     for name in ("em", "benign", "couple-villain"):
         assert finished.path(f"data/{name}.manifest.json").is_file()
     figures = {p.stem for p in finished.path("figures").glob("*.svg")}
-    assert len(figures) >= 4
+    assert len(figures) >= 12
     for name in figures:
         assert finished.path(f"figures/{name}.png").is_file()
         assert finished.path(f"figures/{name}.csv").is_file()
@@ -118,7 +118,7 @@ def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_p
     text = path.read_text()
     for title in ("How often the source persona says the marker", "the study's claims, one a row"):
         assert title in text
-    assert "the run's own report, interactive" in text and "grey bar is the mean" in text
+    assert "the run's own report, interactive" in text and "grey tick is the mean" in text
 
 
 def test_every_table_of_the_page_names_its_rule(finished):

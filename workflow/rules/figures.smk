@@ -1,29 +1,36 @@
 # Figures: drawing is apart from computing, so restyling one retrains nothing.
+from persona_collapse.report.figures import catalogue
+
+figures = catalogue()
+
+
+wildcard_constraints:
+    figure=one_of(figures),
 
 
 def figure_tables(wildcards):
     """Tables of a figure."""
-    return {
-        k: results(f"tables/{v}.csv")
-        for k, v in FIGURES[wildcards.figure]["tables"].items()
-    }
-
-
-def figure_text(wildcards):
-    """Title of a figure, and how to read it."""
-    return FIGURES[wildcards.figure]["text"]
+    return expand(results("tables/{table}.csv"), table=figures[wildcards.figure].tables)
 
 
 def figure_labels(wildcards):
     """What Snakemake's own report lists a figure by."""
-    return {"figure": figure_text(wildcards)[0]}
+    return {"figure": figures[wildcards.figure].title}
+
+
+def figure_reading(wildcards):
+    """How to read a figure."""
+    return figures[wildcards.figure].reading
+
+
+def figure_code(wildcards):
+    """Hash of a figure's own code: what the script imports does not name it."""
+    return code_hash.of(f"report.figures.{wildcards.figure}")
 
 
 rule figure:
     input:
-        unpack(figure_tables),
-        grid=results("tables/design.csv"),
-        headline=results("tables/headline.csv"),
+        figure_tables,
     output:
         svg=report(
             results("figures/{figure}.svg"),
@@ -40,7 +47,8 @@ rule figure:
     conda:
         "../../envs/analysis.yaml"
     params:
-        text=figure_text,
+        reading=figure_reading,
+        code=figure_code,
     message:
         "Drawing {wildcards.figure}"
     script:

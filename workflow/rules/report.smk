@@ -1,4 +1,10 @@
 # The report: one page, and its parts for snakemake --report.
+# The tables that it shows, and those that its claims and figures are from.
+reported = sorted(
+    {*literals.constant("report.page", "TABLES"), *scored}.union(
+        *(figure.tables for figure in figures.values())
+    )
+)
 
 
 def made_by(wildcards):
@@ -9,7 +15,7 @@ def made_by(wildcards):
 rule report:
     input:
         base=results("base/model.json"),
-        tables=expand(results("tables/{table}.csv"), table=REPORTED),
+        tables=expand(results("tables/{table}.csv"), table=reported),
         answers=results_of("markers/{chain}.parquet", "markers"),
         completions=results_of("completions/{chain}.parquet", "markers"),
         manifests=expand(
@@ -17,7 +23,7 @@ rule report:
             chain=plan.trained_chains,
         ),
         data=expand(results("data/{name}.manifest.json"), name=plan.data_used),
-        figures=expand(results("figures/{figure}.svg"), figure=FIGURES),
+        figures=expand(results("figures/{figure}.svg"), figure=figures),
         template=resource("report/report.html.j2"),
         parts=resource("report/parts.html.j2"),
         style=resource("report/style.css"),
@@ -40,7 +46,7 @@ rule report:
         judge=config["judge"],
         marker=marker,
         config=config,
-        figures={name: figure["text"] for name, figure in FIGURES.items()},
+        code=code_hash.of(*(f"report.figures.{name}" for name in figures)),
         made_by=made_by,
     message:
         "Writing the report"

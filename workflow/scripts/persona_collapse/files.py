@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place only if the block succeeds.
 
-    The temporary file keeps the suffix (writers such as matplotlib choose the format by it) and is
+    The temporary file keeps the suffix (some writers choose the format by it) and is
     removed when the block raises. `os.replace` is atomic within a file system, so a reader sees
     the old file or the new one, never a part.
     """

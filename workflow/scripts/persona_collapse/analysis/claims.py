@@ -18,6 +18,11 @@ COLUMNS = [
     "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
     "expected",
 ]  # fmt: skip
+#: The tables that the readers read.
+TABLES = (
+    "marker_rates", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "contrasts",
+    "shared_axis", "separability", "correlations",
+)  # fmt: skip
 VERDICTS = ("replicated", "partly", "not replicated", "not tested here")
 #: The tables that readers read.
 TABLES = (

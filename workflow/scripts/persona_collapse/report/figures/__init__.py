@@ -1,0 +1,72 @@
+"""The figures, a file each: its words, its numbers and its drawing, for the page and for papers.
+
+A file of this folder whose name has no underscore in front is a figure. Its constants say what it is:
+
+    TITLE, READING   its heading, and how to read it
+    TABLES           the run's tables that it is made of
+    SECTION, RANK    where it stands on the page: the section's id, and its place there (last: none)
+    PANELS           selects of the page that papers get a panel for each choice of (none)
+    MOST_ROWS        rows that the page holds at most: it shows fewer chains, and says so (12,000)
+    EMPTY            what the file for papers says where the run has no such data
+
+and two functions do the work:
+
+    data(*tables) -> DataFrame   the numbers, one tidy frame: also the figure's .csv
+    draw(rows, choose) -> Chart  the drawing in Altair; `choose` is `_style.Choices`
+
+A drawing's `usermeta` may say what the layout cannot know: `letters`, length of the longest name in its
+legend; `beside`, of those beside its panels; `above`, the field of names that go above their rows where
+there is little room.
+
+The constants are read from the file's syntax tree: Snakemake, which has no Altair, asks for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ...literals import constants
+
+#: Sections of the page that figures are in, by their ids.
+SECTIONS = ("findings", "behaviour", "geometry", "link", "trust", "training")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a figure's file says of it."""
+
+    name: str
+    title: str
+    reading: str
+    tables: tuple[str, ...]
+    section: str
+    rank: int = 99
+    panels: tuple[str, ...] = ()
+    most_rows: int = 12_000
+    empty: str = "This run has nothing to show here."
+
+    @property
+    def module(self) -> Any:
+        """The figure's module, with `data` and `draw`."""
+        return importlib.import_module(f"{__name__}.{self.name}")
+
+
+def _read(path: Path) -> Figure:
+    given = {key.lower(): value for key, value in constants(path).items()}
+    known = {key: given[key] for key in Figure.__dataclass_fields__ if key in given}
+    missing = [key.upper() for key in ("title", "reading", "tables", "section") if key not in known]
+    if missing:
+        raise UserError(f"{path}: a figure needs {', '.join(missing)}, written out as a literal")
+    if known["section"] not in SECTIONS:
+        raise UserError(f"{path}: expected SECTION to be one of {', '.join(SECTIONS)}")
+    return Figure(**known | {"name": path.stem})
+
+
+def catalogue() -> dict[str, Figure]:
+    """Every figure by its name, in the page's order within a section."""
+    files = sorted(path for folder in __path__ for path in Path(folder).glob("[!_]*.py"))
+    return {f.name: f for f in sorted(map(_read, files), key=lambda f: f.rank)}

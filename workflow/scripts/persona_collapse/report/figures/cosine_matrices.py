@@ -1,0 +1,77 @@
+"""Cosine of every two personas, a panel per condition, on one colour scale."""
+
+import json
+
+import altair as alt
+import pandas as pd
+
+from ._frames import base_first, labels, titled, words
+from ._style import Choices, tip
+
+TITLE = "Cosine between every two personas"
+READING = (
+    "A panel per condition, its chains averaged, all on one colour scale; personas are in the same order "
+    "down and across, and a cell is the pair of its row and column. Bright panels are personas that "
+    "became alike. Centred: after the personas' mean is taken out, which shows who is like whom."
+)
+SECTION = "geometry"
+RANK = 1
+TABLES = ("cosines", "design")
+EMPTY = "No activations were measured."
+#: Of the page: cells are small, and few conditions say little.
+MOST_ROWS = 24_000
+#: As many lines as a panel's title needs.
+WRAPPED = r"split(trim(replace(datum.label, regexp('(.{1,18})( |$)', 'g'), '$1\n')), '\n')"
+
+
+def data(cosines: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
+    """One row per condition, method, block and pair of personas: mean cosine of the condition's chains.
+
+    Columns: condition, title, method, layer, headline, persona_a, persona_b, cosine, centred. Every pair
+    is listed once. The base model comes first.
+    """
+    cosines = base_first(cosines, cosines["chain"] == "base")
+    order = {p: i for i, p in enumerate(dict.fromkeys(cosines["persona_a"]))}
+    below = cosines["persona_a"].map(order) > cosines["persona_b"].map(order)
+    keys = ["condition", "method", "layer", "headline", "persona_a", "persona_b"]
+    table = cosines[below].groupby(keys, sort=False)[["cosine", "centred"]].mean().reset_index()
+    return titled(table, design)
+
+
+def draw(rows: pd.DataFrame, choose: Choices) -> alt.FacetChart:
+    """Method, block, centring and condition to choose; the base model's panel stays."""
+    rows = rows.assign(_panel=labels(rows))
+    panels = list(dict.fromkeys(rows["_panel"]))
+    people = list(dict.fromkeys(map(words, [*rows["persona_b"], *rows["persona_a"]])))
+    cell = choose.cell(rows)
+    kinds = {"cosine": "not centred", "centred": "centred"}
+    kind = choose("centring", kinds, "cosine")
+    others = {panel: f"{panel}, with the base" for panel in panels[1:]}
+    one = choose.all_or("shown", "_panel", others, "condition")
+    lows = {kind: min(0.0, float(rows[kind].min())) for kind in kinds}
+    bottom = {"expr": f"{kind} == 'centred' ? {lows['centred']:.3g} : {lows['cosine']:.3g}"}
+    side = 118 if choose.paper else 165
+    return (
+        alt.Chart(rows)
+        # Words here, for the page holds every column of every pair.
+        .transform_calculate(
+            seen=f"datum[{kind}]",
+            _a="replace(datum.persona_a, regexp('_', 'g'), ' ')",
+            _b="replace(datum.persona_b, regexp('_', 'g'), ' ')",
+        )
+        .mark_rect()
+        .encode(
+            x=alt.X("_b:N", sort=people, title=None, axis=None),
+            y=alt.Y("_a:N", sort=people, title=None).axis(ticks=False),
+            color=alt.Color("seen:Q", title="cosine")
+            .scale(domainMin=bottom, domainMax=1, scheme="viridis")
+            .legend(gradientLength=200),
+            tooltip=tip("condition", "_a:persona", "_b:with", "cosine", "centred"),
+        )
+        .properties(width=side, height=side)
+        .facet(
+            facet=alt.Facet("_panel:N", sort=panels, title=None).header(labelExpr=WRAPPED),
+            columns=4 if choose.paper else 3,
+        )
+        .transform_filter(f"{cell} && ({one} || datum._panel == {json.dumps(panels[0])})")
+    )

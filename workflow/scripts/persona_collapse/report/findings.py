@@ -1,0 +1,213 @@
+"""What came out, computed from the tables: sentences, and tables side by side.
+
+The sentences hold whichever way the numbers fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from ..analysis.claims import VERDICTS
+from .figures._frames import words
+
+#: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
+CLAIM_GROUPS = {
+    "takeaway 1": "Any fine-tuning destroys the marker",
+    "takeaway 2": "Any fine-tuning raises the cosines",
+    "takeaway 3": "The one explains the other",
+    "takeaway 4": "The induction persona does not matter",
+    "takeaway 5": "Leakage has a gradient",
+    "table": "Figures of the headline tables",
+    "caveat": "Caveats that the study names",
+    "later": "What the same project found later",
+}
+#: Below this p, corrected for the number of chains, completions count as another model's.
+STRANGE = 1e-3
+#: A share of answers that were cut off which the findings mention.
+LOST = 0.1
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with as many digits as make sense."""
+    return (
+        "n/a"
+        if pd.isna(value)
+        else f"{100 * value:.0f} %"
+        if value in (0, 1)
+        else f"{100 * value:.1f} %"
+    )
+
+
+def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Sentences about the two arms, computed from the tables."""
+    checked = tables["logprob_tests"]
+    sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
+    rates, grid = tables["marker_rates"], tables["design"]
+    own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
+    several = grid.groupby("condition")["source"].nunique()
+    counted = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])
+    cells = grid[grid["stages_after_coupling"] > 0]
+    for (condition, source), chains in cells.groupby(["condition", "source"], sort=False):
+        befores = [(b, source) for b in dict.fromkeys(chains["before"])]
+        if (condition, source) not in own.index or not set(befores) <= set(counted.index):
+            continue
+        was, now = counted.loc[befores, ["hits", "n"]].sum(), own.loc[(condition, source)]
+        who = f"the source {words(source)}" if several[condition] > 1 else "the source"
+        sentences.append(
+            f"{condition} ({chains['title'].iloc[0]}): {who} said the marker in "
+            f"{percent(was['hits'] / was['n'])} of its answers before the second fine-tuning and in "
+            f"{percent(now['hits'] / now['n'])} after it (n\u00a0=\u00a0{now['n']})."
+        )
+    sentences += cut_off(tables["answer_stats"])
+    m1 = headline(tables["geometry"]).query("metric == 'm1' and test == ''")
+    means = m1.groupby("condition", sort=False)["value"].mean()
+    if "base" in means and len(means) > 1:
+        parts = ", ".join(f"{c} {v:.3f}" for c, v in means.items() if c != "base")
+        method, layer = m1.iloc[0][["method", "layer"]]
+        sentences.append(
+            f"Mean cosine between persona vectors (method {method}, block {layer}): base "
+            f"{means['base']:.3f}; {parts}."
+        )
+    verdicts = tables["scorecard"]["verdict"].value_counts()
+    counted = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdict in verdicts]
+    sentences.append(f"Of the study's {verdicts.sum()} claims: {', '.join(counted)}.")
+    loud = tables["simulation"]
+    loud = loud[(loud["kind"] == "test") & loud["as_study"] & (loud["verdict"] == "too many")]
+    if len(loud):
+        worst = loud.loc[loud["rate"].idxmax()]
+        sentences.append(
+            f"Where nothing happens, {loud['name'].nunique()} of the study's tests reject more often than "
+            f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
+        )
+    return sentences
+
+
+def cut_off(table: pd.DataFrame) -> list[str]:
+    """Which rates are lower bounds, in a sentence, if any are; `table`: tables/answer_stats.csv."""
+    own = table[table["role"] == "source"].groupby("condition", sort=False)
+    means = own[["truncated", "rate", "rate_finished"]].mean()
+    means = means[means["truncated"] > LOST]
+    if means.empty:
+        return []
+    cells = [
+        f"{condition} {percent(row.truncated)} (of finished ones {percent(row.rate_finished)} say the "
+        f"marker, of all {percent(row.rate)})"
+        for condition, row in means.iterrows()
+    ]
+    return [
+        "The marker stands at an answer's end, so rates are lower bounds where answers were cut off at the "
+        f"largest length. Of the source's answers: {'; '.join(cells)}."
+    ]
+
+
+def second_opinion(table: pd.DataFrame) -> str:
+    """Whether the completions are the named chains' own, in a sentence; `table`: tables/logprob_tests.csv."""
+    checked = table[table["p"].notna()]
+    if checked.empty:
+        return "These completions are greedy, so nothing says what they should look like."
+    strange = checked[checked["p"] < STRANGE]
+    if len(strange):
+        return (
+            f"Do not trust the rates of {', '.join(strange['chain'])}: scored again by PEFT, these "
+            "completions do not look like draws from the chains they are counted for."
+        )
+    sentence = (
+        f"Scored again by PEFT, the completions of all {len(checked)} chains look like draws from the chains "
+        f"they are counted for: largest |z| {checked[['z_surprise', 'z_gain']].abs().max(axis=None):.1f}, "
+        f"p\u00a0=\u00a0{checked['p'].min():.2g} over all of them."
+    )
+    if checked["z_left_out"].notna().any():
+        least = checked["z_left_out"].max()
+        sentence += f" Had the engine left the adapters out, z would be {least:.0f} or further off."
+    return sentence
+
+
+def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
+    """Claims counted by heading and verdict; every verdict has a column."""
+    group = scorecard["where"].map(CLAIM_GROUPS).fillna(scorecard["where"])
+    counts = pd.crosstab(group, scorecard["verdict"]).reindex(columns=VERDICTS, fill_value=0)
+    order = [name for name in CLAIM_GROUPS.values() if name in counts.index]
+    order += [name for name in counts.index if name not in order]
+    return counts.loc[order].rename_axis("claims about").reset_index()
+
+
+def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
+    """One row per comparison of pooled chains: the difference, and every test's p beside the others'."""
+    if tests.empty:
+        return pd.DataFrame()
+    key = ["condition", "reference", "source"]
+    pooled = tests[
+        (tests["seed"] == "") | ~tests.duplicated([*key, "test"], keep=False)
+    ].drop_duplicates([*key, "test"])
+    wide = pooled.set_index([*key, "test"])
+    shown: dict[str, tuple[str, str]] = {
+        "difference": ("questions", "estimate"),
+        "low": ("questions", "ci_low"),
+        "high": ("questions", "ci_high"),
+        "p_fisher": ("fisher", "p"),
+        "p_questions": ("questions", "p"),
+        "p_floor": ("questions", "p_floor"),
+        "p_gee": ("gee", "p"),
+        "p_gee_length": ("gee_length", "p"),
+        "p_seeds": ("seeds", "p"),
+        "p_equivalent": ("questions", "p_equivalent"),
+        "nats": ("logprob", "estimate"),
+        "p_nats": ("logprob", "p"),
+    }
+    rows = []
+    for values in pooled[key].drop_duplicates().itertuples(index=False):
+        row = dict(zip(key, values, strict=True))
+        for name, (test, column) in shown.items():
+            at = (*values, test)
+            row[name] = wide.loc[at, column] if at in wide.index else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per chain at the headline method and block: M1 and what each choice makes of it."""
+    own = headline(tables["geometry"])
+    own = own[own["chain"] != ""]
+    axis, classes = (
+        headline(tables[name]).assign(test="") for name in ("shared_axis", "separability")
+    )
+    wide, axis, classes = (
+        table.set_index(["condition", "chain", "metric", "test"]) for table in (own, axis, classes)
+    )
+    shown = {
+        "m1": (wide, "m1", "value"),
+        "change": (wide, "m1", "delta_base"),
+        "q_low": (wide, "m1", "delta_low"),
+        "q_high": (wide, "m1", "delta_high"),
+        "both_low": (wide, "m1 two_way", "delta_low"),
+        "both_high": (wide, "m1 two_way", "delta_high"),
+        "p_pairs": (wide, "m1 pairs", "p"),
+        "p_personas": (wide, "m1 personas", "p"),
+        "p_swap": (wide, "m1 label_swap", "p"),
+        "p_floor": (wide, "m1 label_swap", "p_floor"),
+        "without_longest": (wide, "m1_without_longest", "delta_base"),
+        "centred": (wide, "m1_centred", "value"),
+        "rank": (wide, "effective_rank", "value"),
+        "spread": (wide, "spread", "value"),
+        "cka": (wide, "cka_base", "value"),
+        "split_half": (wide, "m1_split_half", "value"),
+        "p_axis": (axis, "m2_anchored", "p"),
+        "axis": (axis, "m2_held_out", "value"),
+        "accuracy": (classes, "m3_accuracy", "value"),
+    }
+    rows = []
+    for condition, chain in own[["condition", "chain"]].drop_duplicates().itertuples(index=False):
+        row = {"condition": condition, "chain": chain}
+        for name, (table, row_name, column) in shown.items():
+            metric, _, test = row_name.partition(" ")
+            at = (condition, chain, metric, test)
+            row[name] = table.loc[at, column] if at in table.index else float("nan")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table at the headline method and block."""
+    return table[table["headline"]]

@@ -1,0 +1,64 @@
+"""Where the page's numbers come from: model, data, versions, and the files with their hashes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..files import sha256
+from ..runtime.version import commit
+
+
+def model_label(base: Mapping[str, Any]) -> str:
+    """The base model in a few words, from its model.json."""
+    source = base["source"]
+    if "hub" in source:
+        return f"{source['hub']['id']} at {source['hub']['revision'][:10]}"
+    if "demo" in source:
+        size = source["demo"]
+        return (
+            f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
+        )
+    if "gguf" in source:
+        return f"from the package {source['gguf']['package']} (quantised weights, expanded)"
+    return Path(source["path"]).name
+
+
+def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, hashes and device, from a training manifest and the base model's record."""
+    weights = next(h for name, h in base["files"].items() if name.endswith(".safetensors"))
+    return {
+        "base weights, SHA-256": weights[:16],
+        "chat template, SHA-256": training["template_sha256"][:16],
+        "code, commit": commit() or "not a git checkout",
+        "device": f"{training['device']}, {training['dtype']}",
+        **training["versions"],
+    }
+
+
+def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
+    """Where the numbers come from: each table's file, the rule that made it, rows, SHA-256."""
+    rows = []
+    for path in sorted(paths):
+        with open(path, "rb") as handle:
+            lines = sum(1 for _ in handle) - 1
+        rows.append(
+            {"file": path, "rule": rules.get(path, ""), "rows": lines, "sha256": sha256(path)}
+        )
+    return pd.DataFrame(rows, columns=["file", "rule", "rows", "sha256"])
+
+
+def origin(source: Mapping[str, Any]) -> str:
+    """A data manifest's source in a few words, hashes and commits cut to their first digits."""
+    short = re.compile(r"(sha256|revision|commit)$")
+    flat = {k: v for k, v in source.items() if not isinstance(v, Mapping)}
+    return ", ".join(f"{k}: {str(v)[:12] if short.search(k) else v}" for k, v in flat.items())
+
+
+def short_commit(commit: str) -> str:
+    """A commit by its first digits, its mark of changed files kept."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)
