@@ -18,10 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
 import pandas as pd
-from persona_collapse.analysis.views import headline_cell
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_text
-from persona_collapse.report import charts, rendering
+from persona_collapse.report import findings, page, provenance
+from persona_collapse.report.figures import _render, catalogue
 from persona_collapse.runtime import seals
 from persona_collapse.tables_io import read_csv
 
@@ -51,7 +51,7 @@ def load(results: Path, name: str) -> Run:
         )
     base = folder / "base/model.json"
     seals.check(folder, [base, *(folder / f"tables/{t}.csv" for t in TABLES)])
-    model = rendering.model_label(read_json(base)) if base.is_file() else "not recorded"
+    model = provenance.model_label(read_json(base)) if base.is_file() else "not recorded"
     return Run(name, model, {t: read_csv(folder / f"tables/{t}.csv") for t in TABLES})
 
 
@@ -139,16 +139,11 @@ def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
 
 def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """A run's headline charts, named apart from the other run's."""
-    tables = run.tables
-    geometry = tables["geometry"]
-    made = [charts.marker_rate(tables["marker_rates"], tables["design"])]
-    if len(geometry):
-        # To start with; the page can show the other blocks.
-        at = headline_cell(tables["headline"])
-        made.append(charts.m1(geometry, tables["design"], **at, domains=extents))
-    return [
-        rendering.drawn(replace(chart, name=f"{chart.name}_{suffix}")) for chart in made if chart
-    ]
+    charts = []
+    for name, options in (("marker_rate", {}), ("m1", {"domains": extents})):
+        figure = catalogue()[name]
+        charts.append(_render.page(figure, _render.data(figure, run.tables), **options))
+    return [page.drawn(replace(one, name=f"{one.name}_{suffix}")) for one in charts if one]
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -156,18 +151,18 @@ def render(runs: Sequence[Run]) -> str:
     extents = _extents(runs)
     drawn = [_charts(run, suffix, extents) for run, suffix in zip(runs, "ab", strict=True)]
     return (
-        rendering.environment()
+        page.environment()
         .get_template("compare.html.j2")
         .render(
             runs=runs,
             facts=[facts(run) for run in runs],
             figures=list(zip(*drawn, strict=False)),
-            summaries=[rendering.summary(run.tables["scorecard"]) for run in runs],
+            summaries=[findings.summary(run.tables["scorecard"]) for run in runs],
             scorecards=scorecards(runs),
             rates=rates(runs),
             grids=grids(runs),
             stages=stages(runs),
-            **rendering.page_parts(),
+            **page.page_parts(),
         )
     )
 

@@ -24,6 +24,7 @@ from ..runtime import code_hash
 from ..stages import ROOM as STAGES
 from ..stages import Stage
 from ..training import defences
+from . import locations
 
 if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
     import pandas as pd
@@ -484,7 +485,8 @@ class Plan:
             "data": lambda: {name: self._held_out_of(name, chain) for name in self.held_out},
         }
         inputs = {name: self._path(f"{name}/{chain}.parquet") for name in plugin.needs(settings)}
-        inputs |= plugin.settings(**settings).files()
+        own = plugin.settings(**settings).files()
+        inputs |= {name: locations.resolve(path) for name, path in own.items()}
         if "held_out" in plugin.parameters:
             inputs |= {
                 f"held_out/{name}": self._path(f"data/{name}.held_out.jsonl")
