@@ -42,7 +42,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	PYTHONPATH=workflow/scripts $(BIN)/lint-imports --no-cache
 	$(BIN)/snakefmt --check Snakefile workflow/rules
-	$(BIN)/snakemake --lint
+	@echo 'snakemake --lint, but for its "mixed rules and functions": input functions stand above their rules here'
+	@! $(BIN)/snakemake --lint 2>&1 | grep '^    \* ' | grep -v 'Mixed rules and functions'
 
 quick: $(VENV)/.dev
 	$(BIN)/pytest -m "not slow" --numprocesses logical --dist loadfile

@@ -102,6 +102,10 @@ def test_the_examples_of_extending(project, tmp_path):
     assert manifests["em-gentle"]["objective"] == "cross_entropy"
     assert manifests["em-gentle"]["lora"]["r"] == 8
     assert manifests["mine"]["data"]["rows"] == 4
+    asked = pd.read_csv(project.path("tables/asks_back.csv"))
+    answers = pd.read_parquet(project.path("asks_back/base.parquet"))
+    rates = asked[asked["chain"] == "base"].set_index("persona")["rate"]
+    assert rates.to_dict() == answers.groupby("persona")["asks"].mean().to_dict()
     cut_off = pd.read_csv(project.path("figures/truncation.csv"))
     stats = pd.read_csv(project.path("tables/answer_stats.csv"))
     assert cut_off["truncated"].tolist() == stats["truncated"].tolist()

@@ -40,5 +40,5 @@ rule geometry_dumps:
 
 rule tables:
     input:
-        expand(results("tables/{table}.csv"), table=reported),
+        expand(results("tables/{table}.csv"), table=[*reported, *tabled]),
     localrule: True

@@ -1,7 +1,7 @@
 """Which code a result was made by: a hash of everything of ours that the code imports.
 
-The imports are read from the syntax trees, those inside functions included. Comments, docstrings and
-imports for type checkers alone count for nothing.
+The imports are read from the syntax trees, those inside functions included. Comments, docstrings, the
+descriptions of settings and imports for type checkers alone count for nothing.
 
 `study` and `runtime` are left out. What the plan decides reaches a job as its params, which Snakemake
 compares by themselves; and how a job logs, finds its GPU or shares an engine changes no result. So
@@ -26,7 +26,7 @@ APART = ("study", "runtime")
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
-    """The syntax tree of a file, docstrings left out."""
+    """The syntax tree of a file, docstrings and descriptions of settings left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if (
@@ -34,6 +34,8 @@ def _tree(path: Path) -> ast.Module:
             and ast.get_docstring(node) is not None
         ):
             node.body = node.body[1:]
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field":
+            node.keywords = [word for word in node.keywords if word.arg != "description"]
     return tree
 
 
