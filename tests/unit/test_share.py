@@ -1,5 +1,6 @@
 """One engine for many chains: exact reuse, locks, and what is left when an engine dies."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -77,6 +78,16 @@ def test_a_result_may_be_a_folder(store, tmp_path):
     }
     (store.path(one) / "weights").write_text("edited")
     assert not store.holds(one, "key")
+
+
+def test_what_a_result_was_bounded_by_is_recorded_and_no_part_of_its_key(tmp_path):
+    folder, keys = tmp_path / "store", {"a": "key a"}
+    run(shared_engine.Store(folder, {"jobs_per_gpu": 3}), Engine(), "a", "a", tmp_path / "a", keys)
+    record = json.loads((folder / "completions/a.json").read_text())
+    assert record["runtime"] == {"jobs_per_gpu": 3}
+    engine = Engine()
+    other = shared_engine.Store(folder, {"jobs_per_gpu": 1})
+    assert run(other, engine, "a", "a", tmp_path / "a", keys) == 0 and not engine.starts
 
 
 def test_what_becomes_ready_meanwhile_is_done_too(store, tmp_path):

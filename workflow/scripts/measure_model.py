@@ -15,7 +15,7 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
     from persona_collapse.study.plan import Plan
 
     base, params, config = Path(snakemake.input.base), snakemake.params, snakemake.config
-    store, loaded = shared_engine.Store(params.store), []
+    store, loaded = shared_engine.Store(params.store, config["runtime"]), []
     jobs = [MeasureJob(**values) for values in params.jobs]
 
     def key(job):

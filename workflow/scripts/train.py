@@ -10,7 +10,8 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     from persona_collapse.study.plan import Plan
 
     base, params = Path(snakemake.input.base), snakemake.params
-    plan, store = Plan(snakemake.config), shared_engine.Store(params.store)
+    plan = Plan(snakemake.config)
+    store = shared_engine.Store(params.store, plan.config["runtime"])
     own = TrainingJob(**params.job)
     trainings = {job.name: job for job in plan.trainings}
     # Not in the jobs: what is trained does not depend on it.

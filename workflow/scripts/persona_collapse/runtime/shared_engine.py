@@ -80,11 +80,12 @@ def ready_key(job: Job, code: str, base: str | Path, adapters: Folders | None = 
 class Store:
     """Results by kind and name, each with its key and checksums beside it; one per name is kept.
 
+    `runtime`: what the run's job was bounded by, recorded beside what it makes and part of no key.
     A result is a file, or, for a job whose `suffix` is empty, a folder of files.
     """
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    def __init__(self, root: str | Path, runtime: Mapping[str, Any] | None = None):
+        self.root, self.runtime = Path(root), dict(runtime or {})
 
     def _paths(self, job: Job) -> tuple[Path, Path]:
         folder = self.root / job.kind
@@ -116,7 +117,7 @@ class Store:
         else:
             path.mkdir(parents=True, exist_ok=True)
             write(path)
-        write_json(record, {"key": key, "sha256": _hashes(path)})
+        write_json(record, {"key": key, "sha256": _hashes(path), "runtime": self.runtime})
 
     def take(self, job: Job, output: str | Path) -> None:
         """Put the chain's result at `output`: hard links where possible, else copies."""
