@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 COLUMNS = [
     "chain", "completions", "tokens", "excess", "z_surprise", "gain", "gain_mean", "z_gain",
@@ -39,6 +38,8 @@ def logprob_tests(scores: pd.DataFrame) -> pd.DataFrame:
     `scores`: logprob_check.csv. Columns are those of `distances`, and `p`: of the larger z, two-sided,
     times all z of the table (Bonferroni).
     """
+    from scipy import stats  # not above: vLLM's environment, where `distances` is tested, has none
+
     tested = [
         {"chain": chain, "completions": len(rows), "tokens": rows["tokens"].sum()} | distances(rows)
         for chain, rows in scores.groupby("chain", sort=False)
