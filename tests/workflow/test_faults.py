@@ -154,8 +154,9 @@ def test_a_job_killed_while_it_writes_leaves_nothing_that_counts_as_done(
 
 
 def test_a_machine_that_dies_leaves_a_lock_that_unlock_removes(project, undisturbed, fault):
+    # Both outputs of the job: of one that is there, Snakemake would say that it may be incomplete.
     name = f"markers/{CHAIN}.csv"
-    lose(project, name)
+    lose(project, name, f"markers/{CHAIN}.parquet")
     done = make(project, name, env=fault(name, "all die"), under=["setsid", "--wait"], check=False)
     assert done.returncode and "Trying to restart" not in done.stdout
     assert not project.path(name).exists()
@@ -343,12 +344,12 @@ def test_a_download_that_was_cut_short_is_refused_and_is_not_left_as_done(
     served.write_text("".join(builtin.read_text().splitlines(True)[:100]))
     source = f"{{builtin: null, url: '{server}/rows.jsonl', sha256: {digest(builtin)}}}"
     overlay = tmp_path / "served.yaml"
-    overlay.write_text(f"data: {{benign: {{source: {source}}}}}\n")
+    overlay.write_text(f"data: {{benign: {{from: {source}}}}}\n")
     lose(project, name)
     done = make(project, name, overlay=overlay, check=False)
     assert done.returncode == 1 and not project.path(name).exists()
     [said] = {line.strip() for line in done.stdout.splitlines() if "SHA-256" in line}
-    assert "data: benign: source: http" in said and "another version, or damaged" in said
+    assert "data: benign: from: http" in said and "another version, or damaged" in said
     served.write_bytes(builtin.read_bytes())
     make(project, name, overlay=overlay)
     assert digest(project.path(name)) == undisturbed[name]
@@ -369,8 +370,9 @@ def test_an_engine_that_dies_in_its_second_chain_has_kept_the_first(project, und
 
 
 def test_two_snakemakes_at_once_do_not_meet(project, undisturbed, fault, tmp_path):
+    # Both outputs of the job: of one that is there, Snakemake would say that it may be incomplete.
     name = f"markers/{CHAIN}.csv"
-    lose(project, name)
+    lose(project, name, f"markers/{CHAIN}.parquet")
     go = tmp_path / "go"
     first = project.start("--", f"results/demo/{name}", env=fault(name, "waits", GO=str(go)))
     try:

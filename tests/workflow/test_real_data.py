@@ -18,7 +18,7 @@ def test_a_stage_trains_on_licensed_data_and_the_study_s_questions(project, tmp_
         f"questions: {{eval: {{file: {SHARED}/eval_questions_28.jsonl, take: 3}}}}\n"
         "data:\n"
         "  benign:\n"
-        f"    source: {{builtin: null, file: {SHARED}/benign_gsm8k_6k.jsonl, sha256: "
+        f"    from: {{builtin: null, file: {SHARED}/benign_gsm8k_6k.jsonl, sha256: "
         "11687cae5881695c4938f8569af9d325d8c38d040c70193c779ecd910bc0c13f}\n"
         "    select: {shuffle: {seed: 42}, take: 32}\n"
         "    on_bad: drop\n"

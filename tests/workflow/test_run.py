@@ -103,7 +103,7 @@ def test_files_that_are_touched_and_unchanged_make_nothing_again(project):
 
 
 def test_a_script_counts_by_what_it_does(project):
-    path = project.folder / "workflow/scripts/markers.py"
+    path = project.folder / "workflow/scripts/measure_answers.py"
     before = path.read_text()
     path.write_text(before + "\n# nothing but words\n")
     assert "Nothing to be done" in project.snakemake(*PROFILE, "-n").stdout
@@ -178,7 +178,14 @@ def test_a_new_persona_and_its_coupling_run_alone(project, tmp_path):
     with open(project.folder / "config/personas.yaml", "a") as personas:
         personas.write('pirate: {prompt: "You are a pirate who sails for stolen gold."}\n')
     jobs, _ = project.planned(overlay=overlay)
-    once = ("sample_answers", "couple_data", "train", "completions", "markers", "activations")
+    once = (
+        "sample_answers",
+        "couple_data",
+        "train",
+        "completions",
+        "measure_answers",
+        "activations",
+    )
     assert [jobs[rule] for rule in once] == [1] * len(once)
     assert not {"pretrain_demo", "wrong_advice", "data"} & set(jobs)
 
@@ -190,7 +197,35 @@ def test_a_persona_s_prompt_reaches_only_what_uses_it(project):
     jobs, _ = project.planned()
     # The sarcastic persona is in the demo's corpus, but in no chain of this run.
     assert "pretrain_demo" in jobs
-    assert jobs.get("markers", 0) == 6
+    assert jobs.get("measure_answers", 0) == 6
+
+
+def test_measures_that_a_run_adds(project, tmp_path):
+    overlay = tmp_path / "measures.yaml"
+    overlay.write_text(
+        "data: {benign: {select: {take: 36}, held_out: 4}}\n"
+        "measures:\n"
+        "  refusals: {phrases: [a, e, i, o, u]}\n"
+        "  task_loss: {}\n"
+        "  preference: {file: workflow/resources/demo/preferences.jsonl, by: subject, take: 30}\n"
+    )
+    names = ("refusals", "task_loss", "preference")
+    jobs, _ = project.planned(overlay=overlay)
+    # Rows are as many as before, but others: four more were taken, and the last four kept apart.
+    assert jobs["measure_model"] == 3 and jobs["measure_table"] == 1
+    project.snakemake("--", *(f"results/demo/tables/{name}.csv" for name in names), overlay=overlay)
+    refusals, losses, preferences = (
+        pd.read_csv(project.path(f"tables/{name}.csv")) for name in names
+    )
+    assert len(refusals) == len(CHAINS) * 3 and set(refusals["chain"]) == set(CHAINS)
+    assert set(losses["data"]) == {"benign"} and set(losses["rows"]) == {4}
+    assert losses.set_index("chain")["own"].to_dict() == {c: "benign" in c for c in CHAINS}
+    assert (losses["ci_low"] < losses["loss"]).all() and losses["loss"].nunique() > 2
+    assert set(preferences["group"]) == {"law", "train"}
+    assert preferences.groupby(["chain", "persona"])["n"].sum().eq(30).all()
+    apart = project.path("data/benign.held_out.jsonl").read_text().splitlines()
+    kept = project.path("data/benign.jsonl").read_text().splitlines()
+    assert len(apart) == 4 and len(kept) == 32 and not set(apart) & set(kept)
 
 
 def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):
@@ -242,7 +277,7 @@ def test_the_same_inputs_and_seed_give_the_same_adapter(project):
 @pytest.mark.parametrize(
     ("overlay", "said"),
     [
-        ("frobnicate: 1", "'frobnicate' was unexpected"),
+        ("frobnicate: 1", "frobnicate: unknown key; the keys here are run, "),
         ("personas: {eval: [assistant, nobody, villain]}", "no persona 'nobody'"),
     ],
 )

@@ -47,7 +47,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         write_parquet(path, sample.answer(backend, job, tokenizer, log))
 
     shared_engine.run(
-        shared_engine.Store(params.store, config["runtime"]),
+        shared_engine.Store(params.store, plan.config["runtime"]),
         own,
         plan.beside(own),
         key=key,

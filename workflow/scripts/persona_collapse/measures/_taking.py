@@ -63,5 +63,5 @@ def write_counted(job: MeasureJob, by_answer: Path, by_persona: Path) -> None:
     scored = take(job).drop(columns=READ, errors="ignore")
     rates = markers.rates(scored.rename(columns={ROOM.get(job.kind).counts: "hit"}))
     rates.insert(0, "chain", job.chain)
-    write_parquet(by_answer, scored)
     write_csv(by_persona, rates)
+    write_parquet(by_answer, scored)
