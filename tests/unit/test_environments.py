@@ -245,7 +245,7 @@ def test_figures_import_what_the_environment_of_their_rule_holds(name):
 def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from persona_collapse.analysis import logprob_tests\nlogprob_tests.distances\n"
+        "from persona_collapse.analysis import logprob_tests\nlogprob_tests.logprob_tests\n"
     )
     assert {"pandas", "scipy"} <= needed(script) and "torch" not in needed(script)
     script.write_text("from persona_collapse.runtime import shared_engine\nshared_engine.key_of\n")
