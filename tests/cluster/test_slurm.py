@@ -261,7 +261,7 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
     assert {kind: n for kind, n in alone.items() if kind not in here} == {
         "Pretraining": 1,
         "Training": 6,
-        "Scoring": 1,
+        "logprob_check": 1,
     }
 
     # What a new condition takes, for real.
