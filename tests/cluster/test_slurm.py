@@ -276,6 +276,6 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
     assert {job["state"] for job in jobs} == {"COMPLETED"}
     # 25 jobs and more of Snakemake's: the light ones rode along, or ran here.
     kinds = [rule.split("_")[0] for rule in rules(jobs)]
-    assert kinds == ["answers", "logprob", "measure", "statistics", "train"]
+    assert kinds == ["answers", "measure", "measure", "statistics", "train"]
     for job, kind in zip(jobs, kinds, strict=True):
         assert (job["gpus"] == "gres:gpu:1") == (kind != "statistics"), job
