@@ -201,3 +201,32 @@ def test_power_of_fisher_by_enumeration():
             power += weight * (stats.fisher_exact([[a, n - a], [b, n - b]]).pvalue < 0.05)
     assert s.fisher_power(one, n, two, n) == pytest.approx(power)
     assert s.fisher_power(0.5, 24, 0.5, 24) < 0.05
+
+
+def test_over_runs_is_a_t_test_of_roots_and_keeps_its_level():
+    x = np.random.default_rng(3).normal(size=5)
+    found = s.over_runs(x, list("abcde"))
+    assert found.p == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
+    assert (found.low, found.high) == pytest.approx(s.student_interval(x))
+    # Chains of one root are one observation; one root says nothing of another.
+    assert s.over_runs([0, 2, 4], ["a", "a", "b"]).estimate == 2.5
+    assert np.isnan(s.over_runs([0.1, 0.2], ["a", "a"]).low)
+    # Runs that happen to agree leave what they share, and never an interval without width.
+    assert s.over_runs([0.1] * 3, list("abc"), 0.01, 12).low < 0.1
+    assert np.isnan(s.over_runs([0.1] * 3, list("abc")).low)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_runs_compared_keep_their_level(k):
+    rng = np.random.default_rng(k)
+    rejected = 0
+    for _ in range(400):
+        one = pd.Series(rng.normal(size=k), index=[f"em@{i}" for i in range(k)])
+        two = pd.Series(rng.normal(size=k), index=[f"benign@{i}" for i in range(k)])
+        rejected += s.compare_runs(one, two).p < 0.05
+    assert rejected / 400 < 0.08
+    # W3: a single control has an error of its own that no number of treated runs shows.
+    assert np.isnan(s.compare_runs(one, two[:1]).p)
+    # The same adapters on both sides: root by root.
+    paired = s.compare_runs(one, one + 0.5)
+    assert paired.estimate == pytest.approx(-0.5) and np.isnan(paired.low)

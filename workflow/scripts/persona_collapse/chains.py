@@ -112,3 +112,12 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
                 f"chain {text!r}: only the last stage may be stopped early, not {stage.name!r}"
             )
     return Chain(tuple(stages))
+
+
+def root(name: str) -> str:
+    """The first trained stage of a chain, or `base`: chains with the same root share an adapter.
+
+    What they share they do not show independently, so statistics over training runs count one root once.
+    """
+    first: str = name.split("+", 1)[0]
+    return first

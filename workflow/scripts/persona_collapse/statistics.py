@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import permutations
 
@@ -46,6 +47,90 @@ def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float
     x = np.asarray(values, float)
     half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 1) * scipy.stats.sem(x)
     return float(x.mean() - half), float(x.mean() + half)
+
+
+@dataclass(frozen=True)
+class OverRuns:
+    """A mean, or a difference of means, over independent training runs, with its 95 % interval.
+
+    `units`: independent runs (of a difference, the smaller side's). `sd`: over them. `half`: half-width
+    of the part of the interval that is due to runs. Bounds and p are NaN with fewer than two units.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    units: int
+    sd: float
+    half: float
+
+
+def over_runs(
+    values: ArrayLike, roots: Sequence[str], within: float = 0.0, within_units: float = np.inf
+) -> OverRuns:
+    """Mean of one number per chain, with the training run as the unit of replication.
+
+    `roots`: of each chain, see `chains.root`; chains of one root are averaged first. `within`: standard
+    error of what all runs share (personas, questions), estimated from `within_units` units. The two
+    half-widths, each by its own t quantile, are added in quadrature (Zou and Donner 2008, Statistics in
+    Medicine 27:1693), which keeps the level when the runs' spread is small by chance. p: of the same
+    interval reaching 0, two-sided.
+    """
+    means = pd.Series(np.asarray(values, float)).groupby(np.asarray(roots, str)).mean()
+    sd = float(means.std()) if len(means) > 1 else float("nan")
+    return _with_interval(float(means.mean()), [(sd, len(means))], within, within_units)
+
+
+def compare_runs(
+    one: pd.Series,
+    two: pd.Series,
+    within: float = 0.0,
+    within_units: float = np.inf,
+) -> OverRuns:
+    """Mean of `one` less mean of `two`, each one number per chain, indexed by the chain's root.
+
+    Where both have the same roots (both continue the same adapters), the difference is taken root by root.
+    Otherwise the two are independent: each side's own half-width is in the interval, and a side with a
+    single run gives no interval, since nothing tells how much retraining moves it. `within`: as in
+    `over_runs`, of the difference.
+    """
+    first, second = (side.groupby(level=0).mean() for side in (one, two))
+    if set(first.index) == set(second.index):
+        return over_runs(first - second, list(first.index), within, within_units)
+    sides = [(float(s.std()) if len(s) > 1 else float("nan"), len(s)) for s in (first, second)]
+    return _with_interval(float(first.mean() - second.mean()), sides, within, within_units)
+
+
+def _with_interval(
+    estimate: float, sides: Sequence[tuple[float, int]], within: float, within_units: float
+) -> OverRuns:
+    """`sides`: (standard deviation over runs, runs) of each independent side."""
+    units = min(n for _, n in sides)
+    sd = float(np.sqrt(np.mean([sd**2 for sd, _ in sides])))
+    spread = float(np.sqrt(sum(sd**2 / n for sd, n in sides)) + within)
+    if units < 2 or np.isnan(sd) or not spread > 1e-12:
+        nan = float("nan")
+        return OverRuns(estimate, nan, nan, nan, units, sd, nan)
+
+    def halves(confidence: float) -> tuple[float, float]:
+        tail = (1 + confidence) / 2
+        runs = [scipy.stats.t.ppf(tail, n - 1) * s / np.sqrt(n) for s, n in sides]
+        shared = scipy.stats.t.ppf(tail, within_units - 1) * within if within > 0 else 0.0
+        return float(np.sqrt(np.sum(np.square(runs)))), float(shared)
+
+    half, shared = halves(0.95)
+    whole = float(np.hypot(half, shared))
+
+    def beyond(log_p: float) -> float:
+        return abs(estimate) - float(np.hypot(*halves(-np.expm1(log_p))))
+
+    # The level at which the interval just reaches 0.
+    lowest = np.log(1e-12)
+    p = 1e-12 if beyond(lowest) > 0 else 1.0
+    if estimate != 0 and p == 1.0:
+        p = float(np.exp(scipy.optimize.brentq(beyond, lowest, -1e-12)))
+    return OverRuns(estimate, estimate - whole, estimate + whole, p, units, sd, half)
 
 
 def sign_flip_test(
