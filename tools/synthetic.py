@@ -21,6 +21,7 @@ from persona_collapse.parquet_files import write_parquet
 from persona_collapse.settings import Settings
 from persona_collapse.study.plan import Cell, Plan
 from persona_collapse.tables_io import write_csv
+from pydantic import Field
 from scipy.special import expit, logit
 
 Rate = float | dict[str, Any]
@@ -40,7 +41,7 @@ class Answers(Settings):
     """Length of the answers, in tokens, and what it does to the marker."""
 
     default: float = 60.0
-    conditions: dict[str, float] = {}
+    conditions: dict[str, float] = Field(default_factory=dict)
     sd: float = 0.3
     sd_run: float = 0.1
     slope: float = 0.0
@@ -70,7 +71,7 @@ class Vectors(Settings):
     common: float = 3.0
     question: float = 0.5
     item: float = 1.0
-    shifts: dict[str, Shift] = {}
+    shifts: dict[str, Shift] = Field(default_factory=dict)
     sd: Retraining = Retraining()
 
 
@@ -78,13 +79,13 @@ class World(Settings):
     """What is true; see docs/verdicts.md."""
 
     text: str
-    design: dict[str, Any] = {}
-    rates: dict[str, Rate] = {}
+    design: dict[str, Any] = Field(default_factory=dict)
+    rates: dict[str, Rate] = Field(default_factory=dict)
     sd: Spread = Spread()
     answers: Answers = Answers()
     vectors: Vectors = Vectors()
-    holds: list[str] = []
-    fails: list[str] = []
+    holds: list[str] = Field(default_factory=list)
+    fails: list[str] = Field(default_factory=list)
 
 
 def load(path: str | Path) -> World:
@@ -140,7 +141,7 @@ class Drawn:
 
     def __init__(self, world: World, plan: Plan, rng: np.random.Generator):
         self.world, self.plan, self.rng = world, plan, rng
-        self.cells: dict[str, Cell] = {}
+        self.cells: dict[str, Cell] = Field(default_factory=dict)
         for cell in plan.cells:
             self.cells.setdefault(cell.chain, cell)
         names = list(self.cells)

@@ -73,13 +73,8 @@ class Named(list[Any]):
             raise AttributeError(name) from None
 
     def items(self) -> Iterator[tuple[str, Any]]:
+        """Names with their values."""
         yield from self.names.items()
-
-    def keys(self) -> Iterator[str]:
-        yield from self.names
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.names.get(name, default)
 
     def __getitem__(self, key: Any) -> Any:
         return self.names[key] if isinstance(key, str) else super().__getitem__(key)
@@ -98,7 +93,6 @@ class Job:
     output: Named
     params: Named
     wildcards: Named
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,12 @@ def _write_dag(target: str, configfiles: list[str]) -> None:
     """In a process of its own: the jobs of a dry run, pickled to `target`."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import (
-        ConfigSettings, DAGSettings, ExecutionSettings, OutputSettings, Quietness, ResourceSettings,
+        ConfigSettings,
+        DAGSettings,
+        ExecutionSettings,
+        OutputSettings,
+        Quietness,
+        ResourceSettings,
     )  # fmt: skip
 
     table = f"results/{RUN}/tables/scorecard.csv"
@@ -169,7 +168,7 @@ def _jobs(dag: Any, target: str) -> Iterator[Job]:
         if job in needed:
             parts = [_named(n) for n in (job.input, job.output, job.params, job.wildcards)]
             folder = Path(job.rule.basedir.get_path_or_uri(secret_free=True))
-            yield Job(job.rule.name, str(folder / job.rule.script), *parts, tuple(parts[1]))
+            yield Job(job.rule.name, str(folder / job.rule.script), *parts)
 
 
 def _named(values: Any) -> Named:
@@ -207,7 +206,7 @@ def run_once(made: Design, world: synthetic.World, number: int) -> pd.DataFrame:
 
 def _execute(job: Job, config: dict[str, Any], streams: tuple[Any, Any]) -> None:
     """Run a job's script in this process."""
-    for path in job.files:
+    for path in job.output:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     stub = SimpleNamespace(
         input=job.input, output=job.output, params=job.params, wildcards=job.wildcards, threads=1,
