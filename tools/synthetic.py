@@ -141,7 +141,7 @@ class Drawn:
 
     def __init__(self, world: World, plan: Plan, rng: np.random.Generator):
         self.world, self.plan, self.rng = world, plan, rng
-        self.cells: dict[str, Cell] = Field(default_factory=dict)
+        self.cells: dict[str, Cell] = {}
         for cell in plan.cells:
             self.cells.setdefault(cell.chain, cell)
         names = list(self.cells)
