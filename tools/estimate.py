@@ -1,21 +1,25 @@
-"""Print what is left of a run and what it will take.
+"""Print what is left of a run, what it will take, and which claims it cannot decide.
 
-    python tools/estimate.py [--configfile OVERLAY ...]
+    python tools/estimate.py [--configfile OVERLAY ...] [--claims RUNS]
 
-Counts the jobs of a dry run, so what is done already costs nothing.
+Counts the jobs of a dry run, so what is done already costs nothing. Claims: the plan is run RUNS times
+(10 by default; 0: not at all) on synthetic data in which the study is right.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
+TOOLS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TOOLS.parent / "workflow" / "scripts"), str(TOOLS)]
 
+import verdicts
 from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.study import configuration, estimate, model_checks
@@ -49,7 +53,9 @@ def main() -> None:
     """Parse the arguments, estimate, print."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
-    files = parser.parse_args().configfile
+    parser.add_argument("--claims", type=int, default=10, metavar="RUNS")
+    given = parser.parse_args()
+    files = given.configfile
     config: dict[str, Any] = {}
     try:
         for path in dict.fromkeys(["config/config.yaml", *files]):
@@ -75,6 +81,18 @@ def main() -> None:
         f"\n{totals['jobs']} jobs; {totals['model hours']:.2f} {kind} with a model loaded, "
         f"{totals['other hours']:.2f} hours otherwise; {totals['gigabytes']:.2f} GB of disk"
     )
+    if given.claims:
+        print_undecided(files, given.claims)
+
+
+def print_undecided(configfiles: Sequence[str], runs: int) -> None:
+    """Print the claims that the plan would leave open even where they hold, and what would decide them."""
+    found = verdicts.undecided(configfiles, runs, os.cpu_count() or 1)
+    print(f"\nIn {runs} synthetic runs of this plan in which the study is right:")
+    if found.empty:
+        print("  every claim that it can measure is decided")
+    for row in found.itertuples(index=False):
+        print(f"  {row.claim}: replicated in {row.replicated:.0%}. {row.would_take}")
 
 
 if __name__ == "__main__":

@@ -169,6 +169,9 @@ class Drawn:
             seeds = list(dict.fromkeys(c.seed for c in self.plan.cells if c.seed))
             by_run = entry["by_run"]
             return float(by_run[seeds.index(cell.seed) % len(by_run)])
+        stop = chains.parse(cell.chain).last.stop
+        if is_source and stop in entry.get("by_dose", {}):
+            return float(entry["by_dose"][stop])
         role = "source" if is_source else "others"
         if persona == self.plan.assistant and not is_source and "assistant" in entry:
             role = "assistant"

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -31,9 +29,9 @@ TOOLS = Path(__file__).resolve().parent
 ROOT = TOOLS.parent
 sys.path[:0] = [str(ROOT / "workflow" / "scripts"), str(TOOLS)]
 
+import dry_run
 import pandas as pd
 import synthetic
-import yaml
 from persona_collapse import yaml_files
 from persona_collapse.analysis.claims import VERDICTS
 from persona_collapse.errors import UserError
@@ -55,44 +53,6 @@ REDUCED: dict[str, Any] = {
 }
 #: What a world writes; the jobs that make it in a run are left out.
 WRITTEN = ("completions/", "activations/", "tables/headline.csv", "tables/training.csv")
-#: The tables of adapters, which a world has none of.
-ABSENT = ("tables/training_curves.csv", "tables/updates.csv")
-
-
-class Named(list[Any]):
-    """A job's inputs, outputs or params: by position and by name."""
-
-    def __init__(self, items: Sequence[Any], names: dict[str, Any]):
-        super().__init__(items)
-        self.names = names
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["names"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Names with their values."""
-        yield from self.names.items()
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.names[key] if isinstance(key, str) else super().__getitem__(key)
-
-    def __reduce__(self) -> Any:
-        return Named, (list(self), self.names)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a dry run, as its script sees it."""
-
-    rule: str
-    script: str
-    input: Named
-    output: Named
-    params: Named
-    wildcards: Named
 
 
 @dataclass(frozen=True)
@@ -101,7 +61,7 @@ class Design:
 
     name: str
     config: dict[str, Any]
-    jobs: list[Job]
+    jobs: list[dry_run.Job]
 
 
 def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
@@ -114,71 +74,19 @@ def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any
 
 
 def design(name: str, configfiles: Sequence[str], changes: dict[str, Any]) -> Design:
-    """Ask Snakemake which jobs lead to the scorecard of a config."""
-    with tempfile.TemporaryDirectory() as folder:
-        overlay, found = Path(folder, "overlay.yaml"), Path(folder, "jobs.pickle")
-        overlay.write_text(yaml.safe_dump(changes), encoding="utf-8")
-        command = [sys.executable, __file__, "--dag", str(found), *configfiles, str(overlay)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if not found.is_file():
-            said = (done.stderr or done.stdout).strip().splitlines()[-1]
-            raise UserError(said.removeprefix("persona-collapse: "))
-        jobs = pickle.loads(found.read_bytes())
-    return Design(name, merged(configfiles, changes), jobs)
-
-
-def _write_dag(target: str, configfiles: list[str]) -> None:
-    """In a process of its own: the jobs of a dry run, pickled to `target`."""
-    from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import (
-        ConfigSettings,
-        DAGSettings,
-        ExecutionSettings,
-        OutputSettings,
-        Quietness,
-        ResourceSettings,
-    )  # fmt: skip
-
-    table = f"results/{RUN}/tables/scorecard.csv"
-    with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=1),
-            config_settings=ConfigSettings(configfiles=[Path(path) for path in configfiles]),
-            snakefile=Path("Snakefile"),
-        )
-        dag = workflow.dag(dag_settings=DAGSettings(targets={table}, forceall=True))
-        dag.execute_workflow("dryrun", execution_settings=ExecutionSettings(lock=False))
-        found = list(_jobs(workflow._workflow.dag, table))
-    Path(target).write_bytes(pickle.dumps(found))
-
-
-def _jobs(dag: Any, target: str) -> Iterator[Job]:
-    """The jobs that lead from what a world writes to the target, in order."""
-    in_order = [job for level in dag.toposorted() for job in level]
-    makers = {str(path): job for job in in_order for path in job.output}
+    """A config's jobs that are not done by what a world writes."""
+    target = f"results/{RUN}/tables/scorecard.csv"
+    found = dry_run.jobs(target, configfiles, changes)
+    makers = {path: job for job in found for path in job.output}
     needed, todo = set(), [target]
     while todo:
-        path = todo.pop().removeprefix(f"results/{RUN}/")
-        job = makers.get(f"results/{RUN}/{path}")
-        if job is None or job in needed or path.startswith((*WRITTEN, *ABSENT)):
-            continue
-        needed.add(job)
-        todo += map(str, job.input)
-    for job in in_order:
-        if job in needed:
-            parts = [_named(n) for n in (job.input, job.output, job.params, job.wildcards)]
-            folder = Path(job.rule.basedir.get_path_or_uri(secret_free=True))
-            yield Job(job.rule.name, str(folder / job.rule.script), *parts)
-
-
-def _named(values: Any) -> Named:
-    def plain(value: Any) -> Any:
-        if isinstance(value, list | tuple) and not isinstance(value, str):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, str) else value
-
-    names = {name: plain(value) for name, value in values.items()}
-    return Named([plain(value) for value in values], names)
+        path = todo.pop()
+        written = path.removeprefix(f"results/{RUN}/").startswith(WRITTEN)
+        if path in makers and makers[path].output[0] not in needed and not written:
+            needed.add(makers[path].output[0])
+            todo += makers[path].input
+    jobs = [job for job in found if job.output and job.output[0] in needed]
+    return Design(name, merged(configfiles, changes), jobs)
 
 
 def run_once(made: Design, world: synthetic.World, number: int) -> pd.DataFrame:
@@ -204,13 +112,13 @@ def run_once(made: Design, world: synthetic.World, number: int) -> pd.DataFrame:
             os.chdir(here)
 
 
-def _execute(job: Job, config: dict[str, Any], streams: tuple[Any, Any]) -> None:
+def _execute(job: dry_run.Job, config: dict[str, Any], streams: tuple[Any, Any]) -> None:
     """Run a job's script in this process."""
     for path in job.output:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     stub = SimpleNamespace(
         input=job.input, output=job.output, params=job.params, wildcards=job.wildcards, threads=1,
-        resources=Named([], {}), config=config, log=["log.txt"], rule=job.rule,
+        resources=dry_run.Named([], {}), config=config, log=["log.txt"], rule=job.rule,
     )  # fmt: skip
     with open(os.devnull, "w") as nothing:
         sys.stderr = nothing
@@ -254,11 +162,24 @@ def calibrate(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+#: Share of synthetic runs of a true claim in which a plan that can tell finds it replicated.
+ENOUGH = 0.8
+
+
+def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataFrame:
+    """Claims that a plan would not find replicated although they hold; columns as `calibrate`.
+
+    Synthetic runs of the plan in the world of the study's own effect (worlds/study.yaml). A claim is listed
+    if fewer than `ENOUGH` of them find it replicated, with the commonest of what the scorecard says it
+    would take.
+    """
+    world = synthetic.load(TOOLS / "worlds/study.yaml")
+    found = calibrate(design("plan", configfiles, REDUCED), "study", world, runs, processes)
+    return found[(found["truth"] == "holds") & (found["replicated"] < ENOUGH)]
+
+
 def main() -> None:
     """Parse the arguments, run the worlds, write the CSV."""
-    if sys.argv[1:2] == ["--dag"]:
-        _write_dag(sys.argv[2], sys.argv[3:])
-        return
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--world", nargs="+", default=sorted(map(str, TOOLS.glob("worlds/*.yaml"))))
     parser.add_argument("--configfile", nargs="+", default=[])
