@@ -2,6 +2,8 @@
 # make run CONFIG="my.yaml"    the same with an overlay; TARGETS="fetch" makes a part
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
 # make compare RUNS="a b"    two finished runs on one page: results/compare/a-b.html
+# make verdicts    how often each claim's verdict is wrong, on synthetic runs: docs/verdicts.csv
+# make verdicts WORLD="my.yaml"    the same in a world of yours: docs/verdicts.md
 # make test   environment and every check; what CI calls
 # make docs   what of docs/ is made from schemas and tables
 # make lint, quick, slow, engine    the parts of it: docs/testing.md
@@ -13,10 +15,11 @@ CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
 RUNS ?=
+WORLD ?=
 # Processes of slow tests. One more than cores: some tests only wait.
 WORKERS ?= 3
 
-.PHONY: run estimate compare docs test lint quick slow engine slurm cluster clean
+.PHONY: run estimate compare verdicts docs test lint quick slow engine slurm cluster clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS) $(if $(filter-out config/config.yaml,$(CONFIG)),--configfile $(CONFIG))
@@ -28,6 +31,9 @@ estimate: $(VENV)/.run
 
 compare: $(VENV)/.run
 	@$(BIN)/python tools/compare.py $(RUNS)
+
+verdicts: $(VENV)/.run
+	$(BIN)/python tools/verdicts.py $(if $(WORLD),--world $(WORLD))
 
 docs: $(VENV)/.run
 	$(BIN)/python tools/docs.py

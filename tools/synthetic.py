@@ -84,6 +84,7 @@ class World(Settings):
     sd: Spread = Spread()
     answers: Answers = Answers()
     vectors: Vectors = Vectors()
+    null: float | None = None
     holds: list[str] = Field(default_factory=list)
     fails: list[str] = Field(default_factory=list)
 
@@ -169,7 +170,8 @@ class Drawn:
             seeds = list(dict.fromkeys(c.seed for c in self.plan.cells if c.seed))
             by_run = entry["by_run"]
             return float(by_run[seeds.index(cell.seed) % len(by_run)])
-        stop = chains.parse(cell.chain).last.stop
+        stages = chains.parse(cell.chain).stages
+        stop = stages[-1].stop if stages else None
         if is_source and stop in entry.get("by_dose", {}):
             return float(entry["by_dose"][stop])
         role = "source" if is_source else "others"

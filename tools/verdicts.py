@@ -1,6 +1,6 @@
 """How often is each claim's verdict wrong? Whole synthetic runs, scored as a run is.
 
-    python tools/verdicts.py [--world FILE ...] [--configfile OVERLAY ...] [--runs N] [--jobs N] [--out FILE]
+    python tools/verdicts.py [--world FILE ...] [--configfile OVERLAY ...] [--runs N] [--jobs N]
 
 For every world, completions and activations are drawn by the file contract; the workflow's own scripts,
 with the inputs and params that Snakemake gives them, compute markers, tables and scorecard. The CSV has
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
-import shutil
 import sys
 import tempfile
 import zlib
@@ -30,6 +29,7 @@ ROOT = TOOLS.parent
 sys.path[:0] = [str(ROOT / "workflow" / "scripts"), str(TOOLS)]
 
 import dry_run
+import nulls
 import pandas as pd
 import synthetic
 from persona_collapse import yaml_files
@@ -37,6 +37,7 @@ from persona_collapse.analysis.claims import VERDICTS
 from persona_collapse.errors import UserError
 from persona_collapse.statistics import clopper_pearson
 from persona_collapse.study import configuration
+from persona_collapse.tables_io import read_csv
 from snakemake.utils import update_config
 
 COLUMNS = [
@@ -44,6 +45,7 @@ COLUMNS = [
     "wrong_high", "would_take",
 ]  # fmt: skip
 RUN = "synthetic"
+SCORED = ["claim", "verdict", "would_take", "note"]
 #: Of each run only what decides the verdicts: the headline's method, its block and one more.
 LAYERS = [10, 20]
 #: Smaller where it costs time and decides nothing.
@@ -89,8 +91,13 @@ def design(name: str, configfiles: Sequence[str], changes: dict[str, Any]) -> De
     return Design(name, merged(configfiles, changes), jobs)
 
 
-def run_once(made: Design, world: synthetic.World, number: int) -> pd.DataFrame:
-    """Draw one synthetic run and score it: tables/scorecard.csv."""
+Counted = list[tuple[tuple[str, ...], int, int]]
+
+
+def run_once(
+    made: Design, world: synthetic.World, number: int
+) -> tuple[list[dict[str, Any]], Counted]:
+    """Draw one synthetic run and score it: the scorecard's rows, and `nulls.counts` of a null world."""
     import numpy as np
 
     here, streams = Path.cwd(), (sys.stdout, sys.stderr)
@@ -106,7 +113,11 @@ def run_once(made: Design, world: synthetic.World, number: int) -> pd.DataFrame:
             synthetic.write(drawn, run, LAYERS)
             for job in made.jobs:
                 _execute(job, made.config, streams)
-            return pd.read_csv(run / "tables/scorecard.csv", keep_default_na=False)
+            tables = {p.stem: read_csv(p) for p in (run / "tables").glob("*.csv")}
+            counted = [] if world.null is None else list(nulls.counts(tables, world.null))
+            card = tables["scorecard"]
+            card = card[card.columns.intersection(SCORED)].astype(object).fillna("")
+            return card.to_dict("records"), counted
         finally:
             sys.stdout, sys.stderr = streams
             os.chdir(here)
@@ -134,14 +145,16 @@ def _execute(job: dry_run.Job, config: dict[str, Any], streams: tuple[Any, Any])
 
 def calibrate(
     made: Design, name: str, world: synthetic.World, runs: int, processes: int
-) -> pd.DataFrame:
-    """Share of each outcome per claim over `runs` synthetic runs; `COLUMNS`."""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Share of each outcome per claim over `runs` synthetic runs (`COLUMNS`), and a null world's nulls."""
+    counted: list[Counted] = []
     counts: dict[str, Counter[str]] = {}
     takes: dict[str, Counter[str]] = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         repeated = [made] * runs, [world] * runs, range(runs)
-        for card in pool.map(run_once, *repeated):
-            for row in card.to_dict("records"):
+        for card, tested in pool.map(run_once, *repeated):
+            counted.append(tested)
+            for row in card:
                 counts.setdefault(row["claim"], Counter())[row["verdict"]] += 1
                 if row["verdict"] in ("inconclusive", "not tested"):
                     said = row.get("would_take") or row["note"]
@@ -159,7 +172,7 @@ def calibrate(
     unknown = {*world.holds, *world.fails} - set(counts)
     if unknown:
         raise UserError(f"world {name}: holds or fails: no claim {min(unknown)!r}")
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS), nulls.summary(name, made.name, counted)
 
 
 #: Share of synthetic runs of a true claim in which a plan that can tell finds it replicated.
@@ -174,46 +187,65 @@ def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataF
     would take.
     """
     world = synthetic.load(TOOLS / "worlds/study.yaml")
-    found = calibrate(design("plan", configfiles, REDUCED), "study", world, runs, processes)
+    found, _ = calibrate(design("plan", configfiles, REDUCED), "study", world, runs, processes)
     return found[(found["truth"] == "holds") & (found["replicated"] < ENOUGH)]
 
 
 def main() -> None:
     """Parse the arguments, run the worlds, write the CSV."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--world", nargs="+", default=sorted(map(str, TOOLS.glob("worlds/*.yaml"))))
-    parser.add_argument("--configfile", nargs="+", default=[])
-    parser.add_argument("--design", default="", help="name of the design in the CSV")
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--out", default="docs/verdicts.csv")
-    parser.add_argument("--append", action="store_true", help="keep the rows that are there")
+    shipped = sorted(map(str, TOOLS.glob("worlds/*.yaml")))
+    parser.add_argument("--world", nargs="+", default=shipped, help="default: all of tools/worlds")
+    parser.add_argument(
+        "--configfile", nargs="+", help="a design; default: the demo's, and tools/designs"
+    )
+    parser.add_argument("--runs", type=int, default=200, help="synthetic runs of each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
+    parser.add_argument("--out", default="docs/verdicts.csv", help="other worlds' rows in it stay")
+    parser.add_argument(
+        "--nulls", default="docs/nulls.csv", help="the null worlds' p and intervals"
+    )
     given = parser.parse_args()
-    if shutil.which("snakemake") is None:
-        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    parts = []
+    designs = {path.stem: [str(path)] for path in TOOLS.glob("designs/*.yaml")}
+    designs = {"demo": [], **designs}
+    if given.configfile:
+        designs = {Path(given.configfile[-1]).stem: given.configfile}
     try:
         for path in given.world:
-            world, name = synthetic.load(path), Path(path).stem
-            changes = synthetic.overlay(world, merged(given.configfile, {}))
-            update_config(changes, REDUCED)
-            label = given.design or (
-                Path(given.configfile[-1]).stem if given.configfile else "demo"
-            )
-            made = design(label, given.configfile, changes)
-            parts.append(calibrate(made, name, world, given.runs, given.jobs))
-            wrong = parts[-1].loc[parts[-1]["wrong"] > 0.05, "claim"]
-            print(
-                f"{name}: {given.runs} runs; wrong in more than 5 %: {', '.join(wrong) or 'none'}"
-            )
+            world = synthetic.load(path)
+            for label, configfiles in designs.items():
+                changes = synthetic.overlay(world, merged(configfiles, {}))
+                update_config(changes, REDUCED)
+                made = design(label, configfiles, changes)
+                found, tests = calibrate(made, Path(path).stem, world, given.runs, given.jobs)
+                _merge(given.out, found, ["world", "design", "claim"])
+                if len(tests):
+                    _merge(given.nulls, tests, ["world", "design", "table", "name", "kind"])
+                _say(found)
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
-    table = pd.concat(parts, ignore_index=True)
-    if given.append and Path(given.out).is_file():
-        table = pd.concat([pd.read_csv(given.out), table], ignore_index=True)
-        table = table.drop_duplicates(["world", "design", "claim"], keep="last")
-    table.to_csv(given.out, index=False, float_format="%.4g")
+
+
+def _merge(path: str, rows: pd.DataFrame, keys: list[str]) -> None:
+    """Write rows to a CSV in place of those with their world and design; the others stay."""
+    if Path(path).is_file():
+        there = pd.read_csv(path, keep_default_na=False)
+        same = (there["world"] == rows["world"][0]) & (there["design"] == rows["design"][0])
+        rows = pd.concat([there[~same], rows], ignore_index=True)
+    rows.sort_values(keys, kind="stable").to_csv(path, index=False, float_format="%.4g")
+
+
+def _say(found: pd.DataFrame) -> None:
+    """One line: what went wrong in a world and design, and which true claims were not found."""
+    first = found.iloc[0]
+    wrong = found.loc[found["wrong"] > 0.05, "claim"]
+    missed = found.loc[(found["truth"] == "holds") & (found["replicated"] < ENOUGH), "claim"]
+    print(
+        f"{first['world']}, {first['design']}, {first['runs']} runs: wrong in more than 5 %: "
+        f"{', '.join(wrong) or 'none'}; true and not found: {', '.join(missed) or 'none'}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
