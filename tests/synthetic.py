@@ -18,6 +18,7 @@ from persona_collapse.analysis import (
     contrasts,
     correlations,
     errata,
+    geometry_runs,
     geometry_tables,
     hypotheses,
     logprob_tests,
@@ -87,9 +88,20 @@ def made():
     training = pd.DataFrame(columns=["chain", "kind", "steps", "final_loss"])
     chains = correlations.chain_table(GRID, answer_table, geometry, cosines, training)
     few = {"draws": 199, "seed": 1}
+    axis = shared_axis.axis_table(GRID, load, HEADLINE, anchor="em@1", assistant="assistant", **few)
+    classes = separability.lda_table(GRID, load, HEADLINE, folds=2, shuffles=3, seed=1)
+    runs = geometry_runs.geometry_runs(
+        GRID,
+        geometry_runs.left_out_table(GRID, load),
+        HEADLINE,
+        [("E0", "C4")],
+        shared_axis=axis,
+        separability=classes,
+    )
     return {
         "design": GRID,
         "marker_rates": rates,
+        "geometry_runs": runs,
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),
@@ -100,10 +112,8 @@ def made():
         "contrasts": contrasts.contrasts_table(
             GRID, load, HEADLINE, [("E0", "C4")], margin=0.02, **few
         ),
-        "shared_axis": shared_axis.axis_table(
-            GRID, load, HEADLINE, anchor="em@1", assistant="assistant", **few
-        ),
-        "separability": separability.lda_table(GRID, load, HEADLINE, folds=2, shuffles=3, seed=1),
+        "shared_axis": axis,
+        "separability": classes,
         "correlations": correlations.correlation_table(chains, rates, base, **few),
     }
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse import markers
+from persona_collapse import geometry, markers
 from persona_collapse.activation_files import Activations
-from persona_collapse.analysis import contrasts, geometry_tables, marker_rates
+from persona_collapse.analysis import contrasts, geometry_runs, geometry_tables, marker_rates
 from scipy import stats
 
 ROWS = [
@@ -133,31 +133,131 @@ def test_geometry_of_a_collapse():
     assert set(without["note"]) == {"without b"}
 
 
-def test_seeds_of_a_condition_give_the_noise_of_retraining():
+RUNS = ["condition", "chain", "source", "seed"]
+
+
+def runs_of(*rows, m1=None):
+    """A design and the `left_out` table of its chains, whose M1 is `m1` of the chain's name."""
+    grid = pd.DataFrame([("base", "base", "", ""), *rows], columns=RUNS)
+    grid["measures"] = "activations"
+    chains = list(dict.fromkeys(grid["chain"]))
+    kinds = [("", "")] + [("persona", x) for x in "abcd"] + [("question", x) for x in "qrst"]
+    table = pd.DataFrame(
+        [
+            {"chain": chain, "method": "A", "layer": 3, "metric": "m1", "left_out": kind}
+            | {"name": name, "value": m1[chain] + 0.001 * "abcdqrst".find(name) ** 2 * (name > "")}
+            for chain in chains
+            for kind, name in kinds
+        ]
+    )
+    return grid, table
+
+
+def over(grid, left_out, *contrasts):
+    table = geometry_runs.geometry_runs(grid, left_out, HEADLINE, contrasts)
+    return table.set_index(["condition", "reference"])
+
+
+def test_runs_of_a_condition_give_the_noise_of_retraining():
     def noisy(chain):
         rng = np.random.default_rng(sum(map(ord, chain)))
         array = rng.normal(size=(1, 5, 6, 16)).astype(np.float32) + 1
-        return Activations([1], list("abcde"), list("qrstuv"), {"A": array}, chain)
+        return Activations([3], list("abcde"), list("qrstuv"), {"A": array}, chain)
 
-    seeds = [("E0", f"em@{s}", "", str(s), "base", None) for s in (1, 2, 3)]
-    grid = pd.DataFrame(
-        seeds, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
+    grid = pd.DataFrame([("E0", f"em@{s}", "", str(s)) for s in (1, 2, 3)], columns=RUNS).assign(
+        measures="markers activations"
     )
-    table = geometry_tables.geometry_table(
-        grid.assign(measures="markers activations"), noisy, HEADLINE, draws=99, seed=1
-    )
-    runs = table[(table["condition"] == "E0") & (table["metric"] == "m1")]
-    over = runs[runs["test"] == "seeds"].iloc[0]
-    own = runs[runs["test"] == ""]
-    assert over["unit"] == "seed" and over["chain"] == ""
-    assert over["n"] == 3 and over["delta_base"] == pytest.approx(own["delta_base"].mean())
-    wanted = stats.ttest_1samp(own["delta_base"], 0)
-    assert over["p"] == pytest.approx(wanted.pvalue)
-    assert (over["delta_low"], over["delta_high"]) == pytest.approx(
-        tuple(wanted.confidence_interval())
-    )
+    table = geometry_tables.geometry_table(grid, noisy, HEADLINE, draws=99, seed=1)
+    own = table[(table["condition"] == "E0") & (table["metric"] == "m1") & (table["test"] == "")]
     noise = table[table["metric"] == "m1_replicate"].iloc[0]
-    assert noise["value"] == pytest.approx(own["value"].std())
+    assert noise["value"] == pytest.approx(own["value"].std()) and noise["unit"] == "run"
+    left_out = geometry_runs.left_out_table(grid, noisy)
+    runs = geometry_runs.geometry_runs(grid, left_out, HEADLINE)
+    assert list(runs.columns) == geometry_runs.COLUMNS
+    assert set(runs["metric"]) == {"m1", "m1_unbiased", *geometry.METRICS}
+    change = runs.set_index(["reference", "metric"]).loc[("base", "m1")]
+    assert change["estimate"] == pytest.approx(own["delta_base"].mean())
+    assert change["units"] == change["runs"] == 3
+    assert change["sd_runs"] == pytest.approx(own["value"].std())
+    # Wider than Student's over runs, by the error that personas and questions give all of them.
+    student = stats.ttest_1samp(own["delta_base"], 0).confidence_interval()
+    assert change["ci_low"] < student.low < student.high < change["ci_high"]
+    assert 0 < change["p"] < 1 and change["value"] == pytest.approx(own["value"].mean())
+
+
+def test_w5_chains_on_one_adapter_are_one_run():
+    """Two chains that contain one coupling rise with it; they are no two witnesses of a rise."""
+    coupled, one, two = "couple@1", "couple@1+em@1", "couple@1+em@2"
+    m1 = {"base": 0.3, coupled: 0.3765, one: 0.361, two: 0.3639}
+    cells = [("C4", coupled, "v", "1"), ("C1", one, "v", "1"), ("C1", two, "v", "2")]
+    table = over(*runs_of(*cells, m1=m1))
+    assert ("C1", "base") not in table.index
+    row = table.loc[("C1", "C4")]
+    assert row["estimate"] == pytest.approx((0.361 + 0.3639) / 2 - 0.3765)
+    assert row["units"] == 1 and row["runs"] == 2 and row["note"] == "one training run"
+    assert row[["ci_low", "ci_high", "p", "q"]].isna().all()
+    assert table.loc[("C1", ""), ["ci_low", "ci_high"]].isna().all()
+    base = table.loc[("base", "")]
+    assert base["ci_low"] < base["value"] < base["ci_high"]
+
+
+def test_w5_changes_are_taken_adapter_by_adapter():
+    m1 = {
+        "base": 0.3,
+        "couple@1": 0.4,
+        "couple@2": 0.6,
+        "couple@1+em@1": 0.5,
+        "couple@2+em@1": 0.71,
+    }
+    cells = [
+        (condition, f"couple@{seed}{more}", "v", str(seed))
+        for condition, more in (("C4", ""), ("C1", "+em@1"))
+        for seed in (1, 2)
+    ]
+    table = over(*runs_of(*cells, m1=m1), ("C1", "C4"))
+    row = table.loc[("C1", "C4")]
+    assert row["estimate"] == pytest.approx(0.105) and row["units"] == 2
+    assert row["sd_runs"] == pytest.approx(np.std([0.1, 0.11], ddof=1))
+    assert row["ci_low"] > 0.03 > table.loc[("C1", "base"), "ci_low"]
+
+
+def test_w3_one_control_run_gives_no_interval():
+    m1 = {"base": 0.3, "em@1": 0.4, "em@2": 0.41, "em@3": 0.39, "benign@1": 0.5}
+    cells = [("E0", f"em@{s}", "", str(s)) for s in (1, 2, 3)] + [("B0", "benign@1", "", "1")]
+    row = over(*runs_of(*cells, m1=m1), ("E0", "B0")).loc[("E0", "B0")]
+    assert row["estimate"] == pytest.approx(-0.1) and np.isnan(row["ci_low"])
+    assert row["note"] == "one training run"
+
+
+def test_chains_stopped_at_other_steps_are_no_replicates():
+    m1 = {"base": 0.3, "em@1~3": 0.4, "em@2~3": 0.41, "em@1~6": 0.6, "em@2~6": 0.61}
+    cells = [("D", f"em@{s}~{d}", "", str(s)) for d in (3, 6) for s in (1, 2)]
+    rows = over(*runs_of(*cells, m1=m1)).loc[("D", "base")]
+    assert rows.set_index("dose")["estimate"].to_dict() == pytest.approx({"3": 0.105, "6": 0.305})
+    assert (rows["units"] == 2).all()
+
+
+def test_an_anchor_is_no_evidence_for_its_own_axis():
+    grid, left_out = runs_of(
+        *[("E0", f"em@{s}", "", str(s)) for s in (1, 2, 3)],
+        ("E4", "em-villain@1", "", "1"),
+        m1=dict.fromkeys(["base", "em@1", "em@2", "em@3", "em-villain@1"], 0.5),
+    )
+    cosines = {"em@1": 1.0, "em@2": 0.5, "em@3": 0.6, "em-villain@1": 0.9}
+    axis = grid[grid["chain"] != "base"].assign(method="A", layer=3, metric="m2_held_out", n=5)
+    axis["value"] = axis["chain"].map(cosines)
+    axis = axis.assign(anchor="em@1", ci_low=axis["value"] - 0.1, ci_high=axis["value"] + 0.1)
+
+    def level(table):
+        rows = geometry_runs.geometry_runs(grid, left_out, HEADLINE, shared_axis=table)
+        return rows[rows["metric"] == "m2_held_out"].set_index("condition")
+
+    found = level(axis)
+    assert found.loc["E0", "value"] == pytest.approx(0.55) and found.loc["E0", "units"] == 2
+    assert found.loc["E0", "ci_low"] < 0.55 < found.loc["E0", "ci_high"]
+    assert found.loc["E4", "note"] == "one training run"
+    alone = level(axis[axis["chain"] == "em@1"])
+    assert "the axis is this chain's own" in alone.loc["E0", "note"]
 
 
 def test_contrasts_pair_seeds_and_test_equivalence():

@@ -82,6 +82,7 @@ rule geometry:
         cosines=results("tables/cosines.csv"),
         contrasts=results("tables/contrasts.csv"),
         shared_axis=results("tables/shared_axis.csv"),
+        left_out=results("tables/geometry_left_out.parquet"),
     log:
         logs("geometry"),
     benchmark:
@@ -158,6 +159,30 @@ rule separability:
         "Classifying personas from their activations"
     script:
         "../scripts/separability.py"
+
+
+rule geometry_runs:
+    input:
+        design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
+        left_out=results("tables/geometry_left_out.parquet"),
+        shared_axis=results("tables/shared_axis.csv"),
+        separability=results("tables/separability.csv"),
+    output:
+        runs=results("tables/geometry_runs.csv"),
+    log:
+        logs("geometry_runs"),
+    benchmark:
+        benchmarks("geometry_runs")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        contrasts=statistics["contrasts"],
+        families=plan.families("geometry_runs"),
+    message:
+        "Persona geometry over training runs"
+    script:
+        "../scripts/geometry_runs.py"
 
 
 rule correlations:

@@ -4,7 +4,14 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "geometry") as log:
     from persona_collapse import activation_files
-    from persona_collapse.analysis import contrasts, geometry_tables, shared_axis, views
+    from persona_collapse.analysis import (
+        contrasts,
+        geometry_runs,
+        geometry_tables,
+        shared_axis,
+        views,
+    )
+    from persona_collapse.parquet_files import write_parquet
     from persona_collapse.tables_io import read_csv, write_csv
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
@@ -13,6 +20,8 @@ with job(snakemake, "geometry") as log:
     design = read_csv(inputs.design)
     design = design[design["chain"].isin(chains)]
     headline = views.headline_cell(read_csv(inputs.headline))
+    left_out = geometry_runs.left_out_table(design, load)
+    write_parquet(outputs.left_out, left_out)
     write_csv(
         outputs.geometry,
         geometry_tables.geometry_table(
@@ -21,6 +30,7 @@ with job(snakemake, "geometry") as log:
             headline,
             longest=params.longest,
             families=families["geometry"],
+            left_out=left_out,
             **draws,
         ),
     )

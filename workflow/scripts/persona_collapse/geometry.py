@@ -11,10 +11,12 @@ intervals over pairs are therefore too sure of themselves by a factor that grows
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import linalg, stats
 from scipy.spatial.distance import pdist
 
 from .errors import UserError
@@ -46,6 +48,20 @@ def mean_offdiagonal_cosine(vectors: ArrayLike) -> float:
     return float(pair_cosines(vectors).mean())
 
 
+def mean_angle(vectors: ArrayLike) -> float:
+    """Mean angle in degrees over all pairs of persona vectors.
+
+    Near 1 a cosine hides angles: .90 is 25.8 degrees, .97 still 14.1.
+    """
+    return float(np.degrees(np.arccos(pair_cosines(vectors))).mean())
+
+
+def log_distance(vectors: ArrayLike) -> float:
+    """log(1 - M1), on which a change means the same near 1 as elsewhere; NaN where M1 is 1."""
+    distance = 1 - mean_offdiagonal_cosine(vectors)
+    return float(np.log(distance)) if distance > 1e-12 else float("nan")
+
+
 def centred(vectors: ArrayLike) -> np.ndarray:
     """Vectors minus their mean over personas: what is left when the common part is taken out."""
     v = np.asarray(vectors, float)
@@ -70,6 +86,108 @@ def effective_rank(vectors: ArrayLike) -> float:
     s = np.linalg.svd(centred(vectors), compute_uv=False)
     share = s[s > s.max() * 1e-12] / s[s > s.max() * 1e-12].sum()
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def pc1_share(vectors: ArrayLike) -> float:
+    """Share of the variance between personas that lies along its first principal component."""
+    variance = np.linalg.svd(centred(vectors), compute_uv=False) ** 2
+    total = float(variance.sum())
+    return float(variance[0]) / total if total > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Inner products of persona vectors: of all questions first, then without each question in turn.
+
+    `means`: [1 + questions, persona, persona], of the vectors themselves. `unbiased`: the same without
+    the noise of the questions, from products of different questions alone; NaN with fewer than two.
+    """
+
+    means: np.ndarray
+    unbiased: np.ndarray
+
+
+def grams(stack: ArrayLike) -> Grams:
+    """Inner products of the persona vectors of a stack [persona, question, hidden].
+
+    A vector's noise makes its own length larger and no product with another question's vector, so
+    cosines come out too small. The mean of x_p · x_p' over all pairs of *different* questions has no such
+    part: what odd against even questions estimate, averaged over all ways to halve the questions.
+    """
+    by_question = np.asarray(stack, float).transpose(1, 0, 2)
+    sums = by_question.sum(axis=0)
+    own = by_question @ by_question.transpose(0, 2, 1)
+    cross = by_question @ sums.T
+    whole = sums @ sums.T
+    if len(own) > 1:
+        left = whole - cross - cross.transpose(0, 2, 1) + own
+        totals = np.concatenate([whole[None], left])
+        squares = np.concatenate([own.sum(axis=0)[None], own.sum(axis=0) - own])
+    else:
+        totals, squares = whole[None], own
+    count = np.full((len(totals), 1, 1), len(own) - 1.0)
+    count[0] = len(own)
+    pairs = count * (count - 1)
+    unbiased = np.divide(
+        totals - squares, pairs, out=np.full(totals.shape, np.nan), where=pairs > 0
+    )
+    return Grams(totals / count**2, unbiased)
+
+
+def gram_cosines(gram: ArrayLike) -> np.ndarray:
+    """Cosines of inner products [..., n, n]; NaN where a squared length is not above zero."""
+    g = np.asarray(gram, float)
+    squares = np.diagonal(g, axis1=-2, axis2=-1)
+    lengths = np.sqrt(np.where(squares > 0, squares, np.nan))
+    out: np.ndarray = g / (lengths[..., :, None] * lengths[..., None, :])
+    return out
+
+
+def vectors_of(gram: ArrayLike) -> np.ndarray:
+    """Vectors [..., n, n] with these inner products: the same up to a rotation, in few dimensions."""
+    values, axes = np.linalg.eigh(np.asarray(gram, float))
+    out: np.ndarray = axes * np.sqrt(np.clip(values, 0, None))[..., None, :]
+    return out
+
+
+def left_out(stack: ArrayLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Every metric without each persona, and without each question: {metric: ([persona], [question])}.
+
+    Of m1, m1_unbiased and `METRICS`, which depend on lengths and angles alone, so that vectors with the
+    same inner products do. Empty where fewer than two of what is left out are left.
+    """
+    found = grams(stack)
+    n = found.means.shape[-1]
+    keep = [np.delete(np.arange(n), i) for i in range(n)] if n > 2 else []
+    vectors = vectors_of(found.means)
+    fewer = [vectors[0][rows] for rows in keep]
+    out = {}
+    for name, metric in {"m1": mean_offdiagonal_cosine, **METRICS}.items():
+        personas = [metric(some) for some in fewer]
+        out[name] = np.array(personas), np.array([metric(some) for some in vectors[1:]])
+    cosines = gram_cosines(found.unbiased)
+    without = [mean_pairs(cosines[0][np.ix_(rows, rows)]) for rows in keep]
+    out["m1_unbiased"] = np.array(without), mean_pairs(cosines[1:])
+    return out
+
+
+def jackknife_error(values: ArrayLike) -> float:
+    """Standard error of a number from its values with each unit left out; NaN with fewer than three.
+
+    Efron and Tibshirani 1993, equation 11.5.
+    """
+    x = np.asarray(values, float)
+    if len(x) < 3:
+        return float("nan")
+    return float(np.sqrt((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum()))
+
+
+def m1_unbiased(stack: ArrayLike) -> float:
+    """M1 of [persona, question, hidden] without the noise of the questions; see `grams`.
+
+    NaN with one question, or where noise leaves a persona no length.
+    """
+    return float(mean_pairs(gram_cosines(grams(stack).unbiased[0])))
 
 
 def resampled_cosines(stack: ArrayLike, draws: int, seed: int) -> np.ndarray:
@@ -222,6 +340,66 @@ def linear_cka(one: ArrayLike, two: ArrayLike) -> float:
     return float((kx * ky).sum() / norm) if norm > 0 else float("nan")
 
 
+@cache
+def unrelated_cka(personas: int, hidden: int, pairs: int = 20) -> float:
+    """Mean `linear_cka` of random vectors: what it says of two models that share nothing."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(pairs, 2, personas, hidden))
+    return float(np.mean([linear_cka(one, two) for one, two in drawn]))
+
+
+def procrustes(one: ArrayLike, two: ArrayLike) -> float:
+    """Share of the squared distances that no rotation and scaling of one set removes; in [0, 1].
+
+    1 - (sum of singular values of X'Y)^2 for X and Y centred and of unit Frobenius norm: the disparity of
+    orthogonal Procrustes analysis (Schönemann 1966, Psychometrika 31:1), from inner products. Same rows,
+    [n, hidden] each; NaN where all vectors of a set are equal.
+    """
+    x, y = (vectors_of(c @ c.T) for c in (centred(one), centred(two)))
+    norm = np.linalg.norm(x) * np.linalg.norm(y)
+    if not norm > 0:
+        return float("nan")
+    fit = np.linalg.svd(x.T @ y, compute_uv=False).sum() / norm
+    return float(1 - min(fit, 1.0) ** 2)
+
+
+#: Leading directions whose subspaces `subspace_angle` compares.
+LEADING = 3
+
+
+def subspace_angle(one: ArrayLike, two: ArrayLike) -> float:
+    """Mean principal angle in degrees between the leading subspaces in which personas differ.
+
+    Of the first `LEADING` principal components of each set, or of as many as there are (Björck and Golub
+    1973, Mathematics of Computation 27:579). 0: the same subspace; 90: none of it.
+    """
+    spans = []
+    for vectors in (one, two):
+        _, values, axes = np.linalg.svd(centred(vectors), full_matrices=False)
+        spans.append(axes[:LEADING][values[:LEADING] > values[0] * 1e-9])
+    if not min(map(len, spans)):
+        return float("nan")
+    return float(np.degrees(linalg.subspace_angles(*(span.T for span in spans)).mean()))
+
+
+def angle_lost(after: ArrayLike, before: ArrayLike) -> float:
+    """Share of the mean angle between personas that is gone: 1 - after / before."""
+    was = mean_angle(before)
+    return 1 - mean_angle(after) / was if was > 0 else float("nan")
+
+
+def common_shift(odd: ArrayLike, even: ArrayLike) -> float:
+    """Share of the personas' squared shifts that is one shift of them all.
+
+    ||mean shift||^2 / mean ||shift||^2; 1 if all move alike, about 1/n for n unrelated shifts. `odd`,
+    `even`: the shifts [persona, hidden] by two halves of the questions, whose products have no square of
+    the questions' noise in them. NaN where the halves agree in no shift.
+    """
+    one, two = np.asarray(odd, float), np.asarray(even, float)
+    total = float((one * two).sum(axis=1).mean())
+    return float(one.mean(axis=0) @ two.mean(axis=0)) / total if total > 0 else float("nan")
+
+
 def mean_distance(vectors: ArrayLike) -> float:
     """Mean Euclidean distance over pairs of personas, in the model's own units."""
     return float(pdist(np.asarray(vectors, float)).mean())
@@ -250,33 +428,58 @@ def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
 
 
 #: Metrics of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,
-#: beside M1 and its tests. What is added here is in the next table; see docs/extending.md.
+#: beside M1 and its tests. Metrics of lengths and angles alone, not of single coordinates, which mean
+#: nothing here. What is added here is in the next tables; see docs/extending.md.
 METRICS: dict[str, Callable[[np.ndarray], float]] = {
+    "angle": mean_angle,
+    "log_distance": log_distance,
     "m1_centred": lambda vectors: mean_offdiagonal_cosine(centred(vectors)),
     "spread": spread,
     "mean_distance": mean_distance,
     "effective_rank": effective_rank,
+    "pc1_share": pc1_share,
 }
 
 
-def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:
-    """Noise floor of M1: mean absolute difference between random halves of the questions.
+#: Metrics of a chain's vectors against the base model's, by their name in geometry.csv.
+AGAINST: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "cka_base": linear_cka,
+    "distance_agreement": distance_agreement,
+    "procrustes_base": procrustes,
+    "subspace_angle": subspace_angle,
+    "angle_lost": angle_lost,
+}
 
-    Scaled by 1/2 to the full number of questions, since the difference of two halves has four times
-    the variance of the whole. NaN with fewer than 2 questions.
+
+def halves(stack: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Persona vectors over every second question, and over the others; a single question is both."""
+    values = np.asarray(stack)
+    first = values[:, ::2].mean(axis=1, dtype=float)
+    return first, values[:, 1::2].mean(axis=1, dtype=float) if values.shape[1] > 1 else first
+
+
+def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:
+    """Noise of M1 from the choice of questions: its standard deviation, from random halves of them.
+
+    The difference of two halves has four times the variance of the whole, so it is half the root mean
+    square difference; it compares with the standard deviation over training runs. NaN with fewer than 2
+    questions.
     """
     values = np.asarray(stack, float)
-    questions = values.shape[1]
+    personas, questions, hidden = values.shape
     if questions < 2:
         return float("nan")
     rng = np.random.default_rng(seed)
-    gaps = []
-    for _ in range(splits):
+    half = questions // 2
+    weights = np.zeros((splits, 2, questions))
+    for split in weights:
         order = rng.permutation(questions)
-        half = questions // 2
-        one, two = values[:, order[:half]].mean(1), values[:, order[half:]].mean(1)
-        gaps.append(abs(mean_offdiagonal_cosine(one) - mean_offdiagonal_cosine(two)))
-    return float(np.mean(gaps) / 2)
+        split[0, order[:half]] = 1 / half
+        split[1, order[half:]] = 1 / (questions - half)
+    flat = values.transpose(1, 0, 2).reshape(questions, personas * hidden)
+    means = (weights @ flat).reshape(splits, 2, personas, hidden)
+    m1 = mean_pairs(gram_cosines(means @ means.swapaxes(2, 3)))
+    return float(np.sqrt(((m1[:, 0] - m1[:, 1]) ** 2).mean()) / 2)
 
 
 def principal_axes(vectors: ArrayLike, count: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -115,8 +115,9 @@ def _with_interval(
 
     def halves(confidence: float) -> tuple[float, float]:
         tail = (1 + confidence) / 2
-        runs = [scipy.stats.t.ppf(tail, n - 1) * s / np.sqrt(n) for s, n in sides]
-        shared = scipy.stats.t.ppf(tail, within_units - 1) * within if within > 0 else 0.0
+        # Not scipy.stats.t, which takes ten times as long to say the same.
+        runs = [scipy.special.stdtrit(n - 1, tail) * s / np.sqrt(n) for s, n in sides]
+        shared = scipy.special.stdtrit(min(within_units - 1, 1e9), tail) * within
         return float(np.sqrt(np.sum(np.square(runs)))), float(shared)
 
     half, shared = halves(0.95)

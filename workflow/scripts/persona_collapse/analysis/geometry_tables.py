@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from .. import chains
 from .. import geometry as geo
 from ..chains import BASE
-from ..statistics import (
-    Families,
-    adjust,
-    sign_flip_test,
-    sign_flip_units,
-    student_interval,
-)
+from ..statistics import Families, adjust, sign_flip_test, sign_flip_units
+from .geometry_runs import CELL, left_out_table, student, wide
 from .views import Headline, Load, View, cells_of, mark_headline, views
 
 GEOMETRY_COLUMNS = [
@@ -37,6 +33,16 @@ UNTESTED = {"test": "", "unit": "", "note": ""}
 Rows = Iterator[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What is kept of the base model, by method and block."""
+
+    vectors: np.ndarray
+    resampled: np.ndarray
+    unbiased: float
+    halves: tuple[np.ndarray, np.ndarray]
+
+
 def geometry_table(
     design: pd.DataFrame,
     load: Load,
@@ -46,67 +52,83 @@ def geometry_table(
     seed: int,
     longest: str = "",
     families: Families = (),
+    left_out: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Every metric of every chain, method and layer, against the base model.
 
     `load` gives a chain's activations; one chain is in memory at a time, and of the base only the
-    persona vectors and resampled cosines. Metrics, on persona vectors (means over questions):
+    persona vectors and resampled cosines. `left_out`: of `left_out_table`, where it is made already.
+    Metrics, on persona vectors (means over questions):
 
     m1                  mean cosine over pairs of personas, not centred
+    m1_unbiased         the same without the noise of the questions, which lowers m1
+    angle               mean angle over pairs, in degrees
+    log_distance        log(1 - m1)
     m1_centred          after the mean over personas is taken out; -1/(n-1) if directions are spread
                         evenly
     m1_without_longest  m1 without the persona `longest`, the one with the longest prompt
     spread              distance of the personas to their mean, over that mean's norm
     mean_distance       mean distance over pairs, in the model's units
     effective_rank      of the centred vectors
+    pc1_share           share of the variance between personas along its first component
     cka_base            linear CKA with the base model's vectors; 1 for the base
+    cka_unrelated       (base model) mean linear CKA of random vectors of these sizes
     distance_agreement  Spearman correlation of the pairwise distances with the base model's
-    m1_split_half       noise floor of m1 from halves of the questions
-    m1_replicate        noise floor of m1 from retraining: standard deviation over the seeds of a
-                        condition, one row per condition (chain empty, n seeds)
+    procrustes_base     share of the squared distances that no rotation to the base removes
+    subspace_angle      mean angle between the leading subspaces of the personas and the base model's
+    angle_lost          share of the base model's mean angle that is gone
+    procrustes_halves, subspace_angle_halves
+                        the same between halves of a chain's own questions: noise floors
+    common_shift        share of the squared shifts from the base that all personas share
+    m1_split_half       noise of m1 from the choice of questions: standard deviation, from halves
+    m1_replicate        noise of m1 from retraining: standard deviation over the independent runs of a
+                        condition, one row per condition (chain empty, n runs)
 
-    A metric's own row has no `test`. Of m1 it has the interval over questions, resampled, and m1 has a
-    row more for each way of judging its change from the base, `delta_base`:
+    A metric's own row has no `test`. It has the interval over questions and personas, each left out in
+    turn; of m1, over questions, resampled. m1 has a row more for each way of judging its change from the
+    base, `delta_base`:
 
     pairs        p: sign flips over the pairs, as the study did; pairs share personas, so it is too small
     personas     p: sign flips over the personas' effects (pseudo-values), all 2^n where they are no more
                  than `draws`; interval: jackknife over personas
     two_way      interval: questions and personas resampled together
     label_swap   p: each persona's vectors before and after swapped or not
-    seeds        mean over the seeds of a condition (chain empty); t test and interval of the change with
-                 the training run as the unit, the only ones that know how much retraining moves M1
 
-    `unit` is what `n` counts and the interval or p is over; delta_low, delta_high: interval of
-    `delta_base`. q is Benjamini-Hochberg within `families`.
+    None of these knows how much retraining moves M1: see `geometry_runs`. `unit` is what `n` counts and
+    the interval or p is over; delta_low, delta_high: interval of `delta_base`. q is Benjamini-Hochberg
+    within `families`.
     """
-    base: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    base: dict[tuple[str, int], Before] = {}
     rows: list[dict[str, Any]] = []
     for view in views(design, load):
         resampled = geo.resampled_cosines(view.stack, min(draws, 1000), seed)
         if view.chain == BASE:
-            base[view.cell] = view.vectors, resampled
-        before, before_resampled = base[view.cell]
-        m1 = _m1_rows(view, resampled, before, before_resampled, draws, seed)
+            base[view.cell] = Before(
+                view.vectors, resampled, geo.m1_unbiased(view.stack), geo.halves(view.stack)
+            )
+        before = base[view.cell]
+        m1 = _m1_rows(view, resampled, before, draws, seed)
         others = _other_rows(view, before, longest, seed)
         rows += [view.key | UNTESTED | row for row in (*m1, *others)]
     table = cells_of(design).merge(pd.DataFrame(rows), on="chain")
+    table = _intervals(table, left_out_table(design, load) if left_out is None else left_out)
     table = mark_headline(table, headline).reindex(columns=GEOMETRY_COLUMNS)
-    over_seeds = _over_seeds(table)
-    if len(over_seeds):
-        table = pd.concat([table, over_seeds], ignore_index=True)
+    replicates = _replicates(table)
+    if len(replicates):
+        table = pd.concat([table, replicates], ignore_index=True)
     return adjust(table, families).reindex(columns=GEOMETRY_COLUMNS)
 
 
 def _m1_rows(
     view: View,
     resampled: np.ndarray,
-    before: np.ndarray,
-    before_resampled: np.ndarray,
+    base: Before,
     draws: int,
     seed: int,
 ) -> Rows:
     """M1 of one chain: its own row, and one per test of its change; the base has no tests' p."""
     vectors, n = view.vectors, len(view.vectors)
+    before, before_resampled = base.vectors, base.resampled
     value = geo.mean_offdiagonal_cosine(vectors)
     change = value - geo.mean_offdiagonal_cosine(before)
     common = {"metric": "m1", "value": value, "delta_base": change}
@@ -164,9 +186,11 @@ def _p(p: float, floor: float) -> dict[str, float]:
     return {"p": p, "p_floor": floor}
 
 
-def _other_rows(view: View, before: np.ndarray, longest: str, seed: int) -> Rows:
+def _other_rows(view: View, base: Before, longest: str, seed: int) -> Rows:
     """The metrics of one chain beside M1, which have no tests."""
-    vectors = view.vectors
+    vectors, before = view.vectors, base.vectors
+    unbiased = geo.m1_unbiased(view.stack)
+    yield {"metric": "m1_unbiased", "value": unbiased, "delta_base": unbiased - base.unbiased}
     for metric, measure in geo.METRICS.items():
         value = measure(vectors)
         yield {"metric": metric, "value": value, "delta_base": value - measure(before)}
@@ -179,32 +203,55 @@ def _other_rows(view: View, before: np.ndarray, longest: str, seed: int) -> Rows
             "delta_base": value - geo.mean_offdiagonal_cosine(before[keep]),
             "note": f"without {longest}",
         }
-    yield {"metric": "cka_base", "value": geo.linear_cka(vectors, before)}
-    yield {"metric": "distance_agreement", "value": geo.distance_agreement(vectors, before)}
+    for metric, against in geo.AGAINST.items():
+        yield {"metric": metric, "value": against(vectors, before)}
     yield {"metric": "m1_split_half", "value": geo.split_half(view.stack, seed)}
+    halves = geo.halves(view.stack)
+    if view.stack.shape[1] > 1:
+        yield {"metric": "procrustes_halves", "value": geo.procrustes(*halves)}
+        yield {"metric": "subspace_angle_halves", "value": geo.subspace_angle(*halves)}
+    if view.chain == BASE:
+        yield {"metric": "cka_unrelated", "value": geo.unrelated_cka(*vectors.shape)}
+    else:
+        shifts = [after - then for after, then in zip(halves, base.halves, strict=True)]
+        yield {"metric": "common_shift", "value": geo.common_shift(*shifts)}
 
 
-def _over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows over the training seeds of a condition: metric `m1_replicate`, and test `seeds` of m1."""
+def _intervals(table: pd.DataFrame, left_out: pd.DataFrame) -> pd.DataFrame:
+    """`table` with intervals over questions and personas where a metric's own row has none yet."""
+    found = wide(left_out)
+    parts = []
+    for chain in found.chains:
+        bounds = pd.DataFrame(index=found.cells)
+        for name, weights in (
+            ("own", {chain: 1.0}),
+            ("change", {chain: 1.0} if chain == BASE else {chain: 1.0, BASE: -1.0}),
+        ):
+            errors, units = found.errors(weights)
+            halves = np.array([student(0.975, n) for n in units]) * errors
+            bounds[name] = np.where(halves > 0, halves, np.nan)
+        parts.append(bounds.reset_index().assign(chain=chain))
+    table = table.merge(pd.concat(parts), on=[*CELL, "chain"], how="left")
+    bare = (table["test"] == "") & (table["metric"] != "m1") & table["own"].notna()
+    table.loc[bare, "unit"] = "question and persona"
+    trained = bare & (table["chain"] != BASE)
+    for rows, value, half, low, high in (
+        (bare, "value", "own", "ci_low", "ci_high"),
+        (trained, "delta_base", "change", "delta_low", "delta_high"),
+    ):
+        table.loc[rows, low] = table[value] - table[half]
+        table.loc[rows, high] = table[value] + table[half]
+    return table.drop(columns=["own", "change"])
+
+
+def _replicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of metric `m1_replicate`: its standard deviation over the independent runs of a condition."""
     m1 = table[(table["metric"] == "m1") & (table["test"] == "")]
     keys = ["condition", "method", "layer", "headline"]
-    rows = []
-    for values, runs in m1.groupby(keys, sort=False):
-        if len(runs) < 2:
-            continue
-        key = dict(zip(keys, values, strict=True)) | {"chain": "", "seed": "", "n": len(runs)}
-        key |= {"unit": "seed", "note": ""}
-        delta = runs["delta_base"].to_numpy(float)
-        rows.append(key | {"metric": "m1_replicate", "test": "", "value": runs["value"].std()})
-        rows.append(
-            key
-            | {"metric": "m1", "test": "seeds", "value": runs["value"].mean()}
-            | {"delta_base": delta.mean()}
-            | _interval(student_interval(runs["value"]))
-            | _change(student_interval(delta))
-            | {"p": float(stats.ttest_1samp(delta, 0).pvalue) if np.ptp(delta) > 0 else np.nan}
-        )
-    return pd.DataFrame(rows, columns=table.columns)
+    runs = m1.groupby([*keys, m1["chain"].map(chains.root)], sort=False)["value"].mean()
+    over = runs.groupby(level=keys, sort=False).agg(value="std", n="size").reset_index()
+    common = {"metric": "m1_replicate", "chain": "", "seed": "", "unit": "run"}
+    return over[over["n"] > 1].assign(**common, test="", note="").reindex(columns=table.columns)
 
 
 def cosines(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFrame:

@@ -208,6 +208,25 @@ def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+#: Metrics of `over_runs`, and what they are called.
+RUN_METRICS = {
+    "m1": "mean cosine",
+    "m1_unbiased": "mean cosine without noise",
+    "angle": "mean angle (degrees)",
+    "m1_centred": "mean cosine, centred",
+    "spread": "relative spread",
+    "mean_distance": "mean distance",
+}
+
+
+def over_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Changes and contrasts over training runs at the headline; `table`: tables/geometry_runs.csv."""
+    rows = headline(table)
+    rows = rows[(rows["reference"] != "") & rows["metric"].isin(RUN_METRICS)]
+    rows = rows.sort_values("metric", key=lambda m: m.map(list(RUN_METRICS).index), kind="stable")
+    return rows.assign(measure=rows["metric"].map(RUN_METRICS))
+
+
 def headline(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of a table at the headline method and block."""
     return table[table["headline"]]

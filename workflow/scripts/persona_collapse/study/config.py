@@ -449,7 +449,13 @@ class Family(Settings, extra="allow"):
 
     name: Annotated[str, Field(min_length=1)] = Field(description="Name of the family.")
     table: Literal[
-        "marker_tests", "geometry", "contrasts", "shared_axis", "separability", "correlations"
+        "marker_tests",
+        "geometry",
+        "geometry_runs",
+        "contrasts",
+        "shared_axis",
+        "separability",
+        "correlations",
     ] = Field(description="Table whose tests it takes.")
     __pydantic_extra__: dict[str, Patterns]
 
