@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "workflow" / "scripts"), str(TOOLS)]
 import dry_run
 import nulls
 import pandas as pd
-import synthetic
+import world as worlds
 from persona_collapse import yaml_files
 from persona_collapse.analysis.claims import VERDICTS
 from persona_collapse.errors import UserError
@@ -95,7 +95,7 @@ Counted = list[tuple[tuple[str, ...], int, int]]
 
 
 def run_once(
-    made: Design, world: synthetic.World, number: int
+    made: Design, world: worlds.World, number: int
 ) -> tuple[list[dict[str, Any]], Counted]:
     """Draw one synthetic run and score it: the scorecard's rows, and `nulls.counts` of a null world."""
     import numpy as np
@@ -109,8 +109,8 @@ def run_once(
         try:
             plan = configuration.plan(made.config)
             run = Path("results", RUN)
-            drawn = synthetic.Drawn(world, plan, np.random.default_rng(seed))
-            synthetic.write(drawn, run, LAYERS)
+            drawn = worlds.Drawn(world, plan, np.random.default_rng(seed))
+            worlds.write(drawn, run, LAYERS)
             for job in made.jobs:
                 _execute(job, made.config, streams)
             tables = {p.stem: read_csv(p) for p in (run / "tables").glob("*.csv")}
@@ -144,7 +144,7 @@ def _execute(job: dry_run.Job, config: dict[str, Any], streams: tuple[Any, Any])
 
 
 def calibrate(
-    made: Design, name: str, world: synthetic.World, runs: int, processes: int
+    made: Design, name: str, world: worlds.World, runs: int, processes: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Share of each outcome per claim over `runs` synthetic runs (`COLUMNS`), and a null world's nulls."""
     counted: list[Counted] = []
@@ -186,7 +186,7 @@ def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataF
     if fewer than `ENOUGH` of them find it replicated, with the commonest of what the scorecard says it
     would take.
     """
-    world = synthetic.load(TOOLS / "worlds/study.yaml")
+    world = worlds.load(TOOLS / "worlds/study.yaml")
     found, _ = calibrate(design("plan", configfiles, REDUCED), "study", world, runs, processes)
     return found[(found["truth"] == "holds") & (found["replicated"] < ENOUGH)]
 
@@ -213,9 +213,9 @@ def main() -> None:
         designs = {Path(given.configfile[-1]).stem: given.configfile}
     try:
         for path in given.world:
-            world = synthetic.load(path)
+            world = worlds.load(path)
             for label, configfiles in designs.items():
-                changes = synthetic.overlay(world, merged(configfiles, {}))
+                changes = worlds.overlay(world, merged(configfiles, {}))
                 update_config(changes, REDUCED)
                 made = design(label, configfiles, changes)
                 found, tests = calibrate(made, Path(path).stem, world, given.runs, given.jobs)
