@@ -299,7 +299,61 @@ def errata_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-MARKS = "<!-- demo run, by `make docs` -->", "<!-- end -->"
+END = "<!-- end -->"
+
+
+def with_table(page: str, what: str, table: str) -> str:
+    """A page whose table between `<!-- what, by `make docs` -->` and the end mark is replaced."""
+    mark = f"<!-- {what}, by `make docs` -->"
+    before, rest = page.split(mark)
+    return f"{before}{mark}\n{table}\n{END}{rest.split(END, 1)[1]}"
+
+
+def verdicts_table(found: pd.DataFrame) -> str:
+    """docs/verdicts.csv by world and design: how often a verdict was wrong, how often a true claim found."""
+    rows = []
+    for (world, design), group in found.groupby(["world", "design"], sort=False):
+        known = group[group["truth"].isin(["holds", "fails"])]
+        tested = known[known["not_tested"].astype(float) < 1]
+        if tested.empty:
+            continue
+        worst = known.loc[known["wrong"].astype(float).idxmax()]
+        true = tested[tested["truth"] == "holds"].sort_values("replicated", kind="stable")
+        found_of = [
+            f"{row.claim} {100 * float(row.replicated):.0f} %"
+            for row in true.itertuples()
+            if float(row.replicated) < 0.8
+        ]
+        enough = f"{(true['replicated'].astype(float) >= 0.8).sum()} of {len(true)}"
+        rows.append(
+            [
+                world,
+                design,
+                f"{group['runs'].iloc[0]}",
+                f"{100 * float(worst['wrong']):.1f} % ({worst['claim']})"
+                if float(worst["wrong"]) > 0
+                else f"0 % of {len(known)} claims",
+                enough if len(true) else "–",
+                ", ".join(found_of) or "–",
+            ]
+        )
+    head = ["world", "design", "runs", "wrong at worst", "true claims found in 80 %", "the others"]
+    return "\n".join(table(head, rows))
+
+
+def nulls_table(found: pd.DataFrame) -> str:
+    """docs/nulls.csv: one line per p and interval, its share in each null world and design."""
+    columns = [" ".join(key) for key in found.groupby(["world", "design"], sort=True).groups]
+    rows = []
+    for (name, test, kind), group in found.groupby(["table", "name", "kind"], sort=True):
+        shares = {
+            f"{row.world} {row.design}": f"{100 * float(row.share):.0f} %"
+            + ("" if row.said == "as it should be" else f" ({row.said})")
+            for row in group.itertuples()
+        }
+        what = "p < .05" if kind == "p" else "interval holds"
+        rows.append([name, test, what, *(shares.get(column, "–") for column in columns)])
+    return "\n".join(table(["table", "test", "share", *columns], rows))
 
 
 def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -347,12 +401,6 @@ def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     return "\n".join(table(["what", "in the demo run", "table"], rows))
 
 
-def with_demo_table(page: str, table: str) -> str:
-    """docs/statistics.md with its table of the demo run replaced."""
-    before, rest = page.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-
-
 #: What is made, by its path.
 PAGES = {
     "docs/config.md": config_page,
@@ -362,16 +410,23 @@ PAGES = {
 
 
 def main() -> None:
-    """Write every page, and the demo run's table."""
+    """Write every page, and the tables within pages."""
     for name, page in PAGES.items():
         (ROOT / name).write_text(page(), encoding="utf-8")
     tables = ROOT / "results/demo/tables"
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():
         read = {path.stem: read_csv(path) for path in tables.glob("*.csv")}
-        path = ROOT / "docs/statistics.md"
-        text = with_demo_table(path.read_text(encoding="utf-8"), demo_table(read))
-        path.write_text(text, encoding="utf-8")
+        _put("docs/statistics.md", "demo run", demo_table(read))
+    for name, made in (("verdicts", verdicts_table), ("nulls", nulls_table)):
+        counted = ROOT / f"docs/{name}.csv"
+        if counted.is_file():
+            _put("docs/verdicts.md", name, made(pd.read_csv(counted, keep_default_na=False)))
+
+
+def _put(path: str, what: str, table: str) -> None:
+    page = ROOT / path
+    page.write_text(with_table(page.read_text(encoding="utf-8"), what, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

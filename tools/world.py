@@ -137,14 +137,25 @@ def _coupling(cell: Cell) -> str:
     return str(prefixes[len(prefixes) - 1 - cell.stages_after_coupling])
 
 
+def _named(cells: list[Cell], named: Mapping[str, Any]) -> Cell:
+    """The first of a chain's cells whose condition is named; else the first."""
+    return next((cell for cell in cells if cell.condition in named), cells[0])
+
+
 class Drawn:
     """One synthetic run of a plan in a world."""
 
     def __init__(self, world: World, plan: Plan, rng: np.random.Generator):
         self.world, self.plan, self.rng = world, plan, rng
-        self.cells: dict[str, Cell] = {}
+        # A chain that stands in two conditions is what the first that the world names says.
+        by_chain: dict[str, list[Cell]] = {}
         for cell in plan.cells:
-            self.cells.setdefault(cell.chain, cell)
+            by_chain.setdefault(cell.chain, []).append(cell)
+        self.cells = {c: _named(cells, world.rates) for c, cells in by_chain.items()}
+        self.shifts = {
+            c: world.vectors.shifts.get(_named(cells, world.vectors.shifts).condition, Shift())
+            for c, cells in by_chain.items()
+        }
         names = list(self.cells)
         self.questions = load_questions(plan.config["questions"]["eval"])
         sd = world.sd
@@ -242,8 +253,7 @@ class Drawn:
         }
         out = {}
         for chain in self.plan.chains_for("activations"):
-            condition = self.cells[chain].condition if chain in self.cells else chains.BASE
-            shift = v.shifts.get(condition, Shift())
+            shift = self.shifts.get(chain, Shift())
             own_noise = [noise[str(prefix)] for prefix in chains.parse(chain).prefixes]
             longer = np.exp(sum(n[0] for n in own_noise))
             wider = shift.own * np.exp(sum(n[1] for n in own_noise))

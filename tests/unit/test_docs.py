@@ -154,7 +154,7 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     base, after = cell.set_index("condition")["value"][["base", "C1"]]
     assert f"| spread | base {base:.3f}, C1 {after:.3f} | geometry |" in table
     page = (ROOT / "docs/statistics.md").read_text()
-    assert table in documentation.with_demo_table(page, table)
+    assert table in documentation.with_table(page, "demo run", table)
     # The page's own has a line for everything that is said of the demo.
     shipped = page.split(documentation.MARKS[0])[1]
     names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]

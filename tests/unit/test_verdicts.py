@@ -1,0 +1,144 @@
+"""Synthetic runs: the tools beside the workflow that say how often a verdict is wrong."""
+
+import re
+from pathlib import Path
+
+import docs
+import nulls
+import numpy as np
+import pandas as pd
+import pytest
+import verdicts
+import world as worlds
+from persona_collapse import geometry, markers
+from persona_collapse.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SHIPPED = sorted((ROOT / "tools/worlds").glob("*.yaml"))
+
+
+def drawn(world, number=0):
+    changes = worlds.overlay(world, verdicts.merged([], {}))
+    plan = verdicts.configuration.plan(verdicts.merged([], changes))
+    return worlds.Drawn(world, plan, np.random.default_rng(number))
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_worlds_name_claims_that_exist(path):
+    world = worlds.load(path)
+    claims = {c["id"] for c in verdicts.yaml_files.load_list("config/claims.yaml")}
+    assert {*world.holds, *world.fails} <= claims
+    assert not set(world.holds) & set(world.fails)
+    assert world.null is not None or world.holds or world.fails
+
+
+def test_the_page_s_world_is_one(tmp_path):
+    page = (ROOT / "docs/verdicts.md").read_text()
+    path = tmp_path / "my-world.yaml"
+    path.write_text(re.search(r"```yaml my-world.yaml\n(.*?)```", page, re.S).group(1))
+    world = worlds.load(path)
+    made = drawn(world)
+    seeds = {
+        c.chain: c.seed for c in made.plan.cells if c.condition == "C1" and c.source == "villain"
+    }
+    for chain, seed in seeds.items():
+        hits = markers.score(made.completions(chain)).groupby("persona")["hit"].mean()
+        assert (hits["villain"] > 0.4) == (seed == "256")
+        assert hits.drop("villain").max() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("text: x\nrate: {C1: 0}\n", "rate: unknown key; did you mean rates?"),
+        ("text: x\nsd: {run: lots}\n", "sd.run: "),
+        ("rates: {}\n", "text: Field required"),
+    ],
+)
+def test_a_wrong_world_is_one_line(tmp_path, text, said):
+    path = tmp_path / "w.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")) as error:
+        worlds.load(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rates_lengths_and_shifts_are_the_world_s():
+    world = worlds.World(
+        text="x",
+        rates={"C4": {"source": 0.8, "others": 0.1}},
+        answers={"conditions": {"C1": 10.0}},
+        vectors={
+            "shifts": {"E0": {"common": 6.0, "direction": "em"}},
+            "item": 0.0,
+            "question": 0.0,
+        },
+    )
+    made = drawn(world)
+    chain = next(c.chain for c in made.plan.cells if c.condition == "C4")
+    tables = pd.concat([markers.score(made.completions(chain)) for _ in range(30)])
+    rates = tables.groupby("persona")["hit"].mean()
+    assert rates["villain"] == pytest.approx(0.8, abs=0.05)
+    assert rates.drop("villain").mean() == pytest.approx(0.1, abs=0.02)
+    short = next(c.chain for c in made.plan.cells if c.condition == "C1")
+    assert made.completions(short)["n_tokens"].median() == pytest.approx(10, abs=1.5)
+    stacks = made.activations([1, 2], ["A"])
+    m1 = {
+        c: geometry.mean_offdiagonal_cosine(stacks[c].arrays["A"][0].mean(axis=1))
+        for c in ("base", "em@42", "benign@42")
+    }
+    assert m1["base"] == pytest.approx(9 / 10, abs=0.02)
+    assert m1["em@42"] == pytest.approx(45 / 46, abs=0.02)
+    # Nothing happens to those that no shift names.
+    assert m1["benign@42"] == pytest.approx(m1["base"], abs=1e-3)
+
+
+def test_nulls_counts_p_and_intervals():
+    rows = [
+        {"test": "t", "p": p, "ci_low": -1.0, "ci_high": h} for p, h in ((0.01, -0.5), (0.5, 1.0))
+    ]
+    tables = {"marker_tests": pd.DataFrame(rows)}
+    found = list(nulls.counts(tables, 0.5))
+    assert found == [(("marker_tests", "t", "p"), 1, 2), (("marker_tests", "t", "interval"), 1, 2)]
+    summary = nulls.summary("w", "d", [found] * 400).set_index("kind")
+    assert (
+        summary.loc["p", "said"] == "too many" and summary.loc["interval", "said"] == "too narrow"
+    )
+
+
+@pytest.mark.slow
+def test_a_synthetic_run_is_scored_as_a_run_is():
+    world = worlds.load(ROOT / "tools/worlds/nothing-coupled.yaml")
+    made = verdicts.design("demo", [], verdicts.REDUCED)
+    # Of a run's rules, those from its completions and activations on.
+    assert {"measure_answers", "marker_tables", "geometry", "scorecard"} <= {
+        j.rule for j in made.jobs
+    }
+    assert not {"train", "completions", "activations"} & {j.rule for j in made.jobs}
+    card, _ = verdicts.run_once(made, world, 1)
+    assert card == verdicts.run_once(made, world, 1)[0]
+    verdict = {row["claim"]: row["verdict"] for row in card}
+    assert verdict["coupling-installs"] == "contradicted"
+    assert verdict["em-erases-marker"] == "not tested"
+
+
+@pytest.mark.parametrize("name", ["verdicts", "nulls"])
+def test_the_page_s_tables_are_made_of_the_files(name):
+    found = pd.read_csv(ROOT / f"docs/{name}.csv", keep_default_na=False)
+    made = getattr(docs, f"{name}_table")(found)
+    page = (ROOT / "docs/verdicts.md").read_text(encoding="utf-8")
+    assert docs.with_table(page, name, made) == page
+
+
+def test_no_shipped_verdict_is_wrong_too_often():
+    found = pd.read_csv(ROOT / "docs/verdicts.csv")
+    assert {p.stem for p in SHIPPED} == set(found["world"])
+    assert {"demo", "study-sizes"} == set(found["design"])
+    wrong = found[found["wrong"] > 0.05]
+    assert wrong.empty, wrong[["world", "design", "claim", "wrong"]]
