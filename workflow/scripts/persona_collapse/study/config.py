@@ -356,7 +356,9 @@ class Condition(Settings):
     """A condition: the chains that are measured."""
 
     title: str = Field(description="The condition in words.")
-    chain: str = Field(description="Chain with placeholders {source}, {seed}, {dose}.")
+    chain: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="Chain with placeholders {source}, {seed}, {dose}; or several, each chain once."
+    )
     source_personas: list[str] | None = Field(
         None, description="Its own source personas, whose marker is followed. Default: the run's."
     )

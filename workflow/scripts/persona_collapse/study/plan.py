@@ -251,27 +251,37 @@ class Plan:
 
     def _expanded(self) -> Iterator[Cell]:
         for condition, entry in self.config["conditions"].items():
-            template = entry["chain"]
-            fields = {f for _, f, _, _ in string.Formatter().parse(template) if f is not None}
-            unknown = fields - {"source", "seed", "dose"}
-            where = f"config: conditions: {condition}: "
-            if unknown:
-                raise UserError(
-                    f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
-                    "there are {source}, {seed} and {dose}"
-                )
-            default = self.config["source_personas"] if "source" in fields else [""]
-            sources = entry.get("source_personas", default)
-            if "dose" in fields and not entry.get("doses"):
-                raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
-            seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
-            doses = entry["doses"] if "dose" in fields else [None]
-            for source in sources:
-                for dose in doses:
-                    for seed in seeds:
-                        values = {"source": source, "seed": seed, "dose": dose}
-                        name = template.format(**{k: v for k, v in values.items() if k in fields})
-                        yield self._cell(condition, entry, name, source, where)
+            templates = entry["chain"] if isinstance(entry["chain"], list) else [entry["chain"]]
+            seen: set[tuple[str, str]] = set()
+            for template in templates:
+                for cell in self._from_template(condition, entry, template):
+                    if (cell.chain, cell.source) not in seen:
+                        seen.add((cell.chain, cell.source))
+                        yield cell
+
+    def _from_template(
+        self, condition: str, entry: Mapping[str, Any], template: str
+    ) -> Iterator[Cell]:
+        fields = {f for _, f, _, _ in string.Formatter().parse(template) if f is not None}
+        unknown = fields - {"source", "seed", "dose"}
+        where = f"config: conditions: {condition}: "
+        if unknown:
+            raise UserError(
+                f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
+                "there are {source}, {seed} and {dose}"
+            )
+        default = self.config["source_personas"] if "source" in fields else [""]
+        sources = entry.get("source_personas", default)
+        if "dose" in fields and not entry.get("doses"):
+            raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
+        seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
+        doses = entry["doses"] if "dose" in fields else [None]
+        for source in sources:
+            for dose in doses:
+                for seed in seeds:
+                    values = {"source": source, "seed": seed, "dose": dose}
+                    name = template.format(**{k: v for k, v in values.items() if k in fields})
+                    yield self._cell(condition, entry, name, source, where)
 
     def _cell(
         self, condition: str, entry: Mapping[str, Any], name: str, source: str, where: str
