@@ -55,6 +55,30 @@ rule marker_tables:
         "../scripts/marker_tables.py"
 
 
+rule rate_model:
+    input:
+        design=results("tables/design.csv"),
+        answers=results_of("markers/{chain}.parquet", "markers"),
+    output:
+        rates=results("tables/rate_model.csv"),
+        components=results("tables/variance_components.csv"),
+        left_out=results("tables/leave_one_out_rates.csv"),
+    log:
+        logs("rate_model"),
+    benchmark:
+        benchmarks("rate_model")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        assistant=assistant,
+        contrasts=statistics["contrasts"],
+        seed=statistics["seed"],
+    message:
+        "Marker rates by a hierarchical model of runs and questions"
+    script:
+        "../scripts/rate_model.py"
+
+
 rule logprob_tests:
     input:
         results("tables/logprob_check.csv"),
