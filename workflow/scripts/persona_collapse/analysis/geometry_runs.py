@@ -24,7 +24,7 @@ from .views import Headline, Load, mark_headline, measuring, views
 COLUMNS = [
     "condition", "reference", "method", "layer", "headline", "metric", "value", "estimate", "ci_low",
     "ci_high", "p", "q", "family", "runs", "units", "sd_runs", "within", "note", "dose", "margin",
-    "p_equivalent", "same_low", "same_high",
+    "p_equivalent", "same_low", "same_high", "chains", "reference_chains",
 ]  # fmt: skip
 LEFT_OUT_COLUMNS = ["chain", "method", "layer", "metric", "left_out", "name", "value"]
 #: What a condition with a single training run has instead of an interval.
@@ -121,6 +121,11 @@ class Comparison:
     def key(self) -> dict[str, Any]:
         """Key columns of its rows."""
         return {"condition": self.condition, "reference": self.reference, "dose": self.dose}
+
+    @property
+    def which(self) -> dict[str, Any]:
+        """Columns that say which chains: the same ones in two conditions are one comparison."""
+        return {"chains": " ".join(self.own), "reference_chains": " ".join(self.others)}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -245,7 +250,7 @@ def geometry_runs(
             by_chain = dict(zip((*pair.own, *pair.others), values, strict=True))
             over = pair.over(by_chain, float(errors[number]), float(units[number]))
             key = pair.key | dict(zip(CELL, cell, strict=True)) | {"runs": len(pair.own)}
-            row = key | _row(pair, over, level[number], errors[number], units[number])
+            row = key | pair.which | _row(pair, over, level[number], errors[number], units[number])
             if pair.reference and cell[2] == ("log_distance" if margin == "replicate" else "m1"):
                 size = margins.get(cell[:2], np.nan) if margin == "replicate" else float(margin)
                 row |= pair.equivalence(by_chain, float(errors[number]), float(units[number]), size)
@@ -335,7 +340,7 @@ def _levels(design: pd.DataFrame, table: pd.DataFrame, metric: str) -> Iterator[
             row = _row(level, over, over.estimate, within, units)
             row["note"] = "; ".join(filter(None, [row["note"], note]))
             key = level.key | {"method": method, "layer": layer, "metric": metric}
-            yield key | row | {"runs": len(some)}
+            yield key | level.which | row | {"runs": len(some)}
 
 
 LEAVING_COLUMNS = [
