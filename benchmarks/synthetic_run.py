@@ -25,6 +25,7 @@ from persona_collapse.analysis import (
     contrasts,
     correlations,
     errata,
+    geometry_runs,
     geometry_tables,
     hypotheses,
     logprob_tests,
@@ -165,6 +166,7 @@ def report_of(path: str) -> dict[str, Any]:
         for name in ("counts", "cosines")
     ]
     compared = config["statistics"]["contrasts"]
+    left_out = measured, geometry_runs.left_out_table(measured, load)
     made: dict[str, pd.DataFrame] = {
         "design": grid, "marker_rates": rates, "answer_stats": answer_table, "cosines": cosines,
         "geometry": geometry, "training": training, "training_curves": curves,
@@ -175,6 +177,9 @@ def report_of(path: str) -> dict[str, Any]:
         "shared_axis": spread(shared_axis.axis_table(small, load, HEADLINE, anchor="em@42", **FEW), measured),
         "separability": separability.lda_table(measured[measured["chain"].isin(["base", "em@42"])], load,
                                                HEADLINE, folds=2, shuffles=2, seed=1),
+        "geometry_runs": geometry_runs.geometry_runs(*left_out, HEADLINE, compared),
+        "leave_one_out": geometry_runs.leave_one_out(*left_out, HEADLINE, compared),
+        "variance_components_m1": geometry_runs.variance_components(*left_out, HEADLINE),
         "correlations": correlations.correlation_table(chained, rates, base, **FEW),
         "errata": errata.errata_table(yaml.safe_load((ROOT / config["errata"]).read_text()),
                                       errata.Published(*published)),

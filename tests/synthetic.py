@@ -90,10 +90,9 @@ def made():
     few = {"draws": 199, "seed": 1}
     axis = shared_axis.axis_table(GRID, load, HEADLINE, anchor="em@1", assistant="assistant", **few)
     classes = separability.lda_table(GRID, load, HEADLINE, folds=2, shuffles=3, seed=1)
+    given = GRID, geometry_runs.left_out_table(GRID, load), HEADLINE
     runs = geometry_runs.geometry_runs(
-        GRID,
-        geometry_runs.left_out_table(GRID, load),
-        HEADLINE,
+        *given,
         [("E0", "C4")],
         shared_axis=axis,
         separability=classes,
@@ -102,6 +101,8 @@ def made():
         "design": GRID,
         "marker_rates": rates,
         "geometry_runs": runs,
+        "leave_one_out": geometry_runs.leave_one_out(*given, [("E0", "C4")]),
+        "variance_components_m1": geometry_runs.variance_components(*given),
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]
         ),

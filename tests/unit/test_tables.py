@@ -260,6 +260,114 @@ def test_an_anchor_is_no_evidence_for_its_own_axis():
     assert "the axis is this chain's own" in alone.loc["E0", "note"]
 
 
+def test_a_margin_from_replicates_and_its_equivalence():
+    """Runs alike but for retraining: no difference within twice what retraining makes."""
+    rng = np.random.default_rng(1)
+    names = [f"{kind}@{seed}" for kind in ("em", "benign") for seed in range(40)]
+    m1 = dict(zip(names, 0.5 + 0.02 * rng.normal(size=80), strict=True)) | {"base": 0.3}
+    cells = [("E0" if n.startswith("em") else "B0", n, "", n.partition("@")[2]) for n in names]
+    grid, table = runs_of(*cells, m1=m1)
+    table = table.assign(value=np.log(1 - table["value"]), metric="log_distance")
+    margin = geometry_runs.replicate_margins(grid, table)["A", 3]
+    assert margin == pytest.approx(2 * 0.02 / 0.5, rel=0.2)
+    row = over(grid, table, ("E0", "B0")).loc[("E0", "B0")]
+    assert row["margin"] == pytest.approx(margin) and row["p_equivalent"] < 0.05
+    assert -margin < row["same_low"] < row["estimate"] < row["same_high"] < margin
+    assert row["ci_low"] < row["same_low"] and row["same_high"] < row["ci_high"]
+    assert over(grid, table).loc[("E0", "base"), "p_equivalent"] > 0.95
+    # One run of each: nothing says what retraining does.
+    few = grid.groupby("condition").head(1)
+    lone = geometry_runs.replicate_margins(few, table[table["chain"].isin(few["chain"])])
+    assert np.isnan(lone["A", 3])
+    assert geometry_runs.in_cosines(margin, 0.9) == pytest.approx(0.1 * (1 - np.exp(-margin)))
+
+
+def test_a_margin_in_cosines_is_of_m1():
+    m1 = {"base": 0.3, "em@1": 0.4, "em@2": 0.41, "em@3": 0.39}
+    grid, table = runs_of(*[("E0", f"em@{s}", "", str(s)) for s in (1, 2, 3)], m1=m1)
+    runs = geometry_runs.geometry_runs(grid, table, HEADLINE, margin=0.15)
+    row = runs.set_index(["condition", "reference"]).loc[("E0", "base")]
+    assert row["margin"] == 0.15 and row["p_equivalent"] < 0.05
+    # The interval just touches the margin where p is .05.
+    at = geometry_runs.geometry_runs(grid, table, HEADLINE, margin=row["same_high"])
+    touching = at.set_index(["condition", "reference"]).loc[("E0", "base")]
+    assert touching["p_equivalent"] == pytest.approx(0.05, abs=1e-6)
+
+
+def test_headline_numbers_without_one_persona_question_source_and_run():
+    names = [f"couple-{s}@1{more}" for s in ("v", "w") for more in ("", "+em@1")]
+    m1 = dict(zip(names, (0.4, 0.5, 0.6, 0.9), strict=True)) | {"base": 0.3}
+    cells = [("C1" if "+" in n else "C4", n, n[7], "1") for n in names]
+    table = geometry_runs.leave_one_out(*runs_of(*cells, m1=m1), HEADLINE, [("C1", "C4")])
+    assert list(table.columns) == geometry_runs.LEAVING_COLUMNS
+    own = table[(table["condition"] == "C1") & (table["reference"] == "C4")]
+    assert own["whole"].unique() == pytest.approx([0.2]) and set(own["quantity"]) == {"m1_gap"}
+    assert own["left_out"].value_counts().to_dict() == {
+        "persona": 4, "question": 4, "run": 2, "source": 2,
+    }  # fmt: skip
+    found = own.set_index(["left_out", "name"])["estimate"]
+    assert found["source", "v"] == found["run", "couple-v@1"] == pytest.approx(0.3)
+    assert found["source", "w"] == found["run", "couple-w@1"] == pytest.approx(0.1)
+
+
+def nested(rng, couplings, runs, sd_coupling, sd_run):
+    """Values by chain, and their labels."""
+    names = [f"couple@{k}+em@{s}" for k in range(couplings) for s in range(runs)]
+    values = np.repeat(sd_coupling * rng.normal(size=couplings), runs)
+    values = pd.Series(values + sd_run * rng.normal(size=len(names)), names)
+    labels = pd.Series(names, names)
+    return values, {"coupling": labels.str.partition("+")[0], "run": labels}
+
+
+def test_variance_components_are_those_of_restricted_maximum_likelihood():
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    values, levels = nested(np.random.default_rng(3), 6, 4, 1.0, 0.5)
+    found = {row["component"]: row for row in geometry_runs.moments(values, levels)}
+    ones = np.ones((len(values), 1))
+    fit = MixedLM(values.to_numpy(), ones, levels["coupling"].to_numpy()).fit()
+    assert found["run"]["sd"] == pytest.approx(np.sqrt(fit.scale), rel=1e-4)
+    assert found["coupling"]["sd"] == pytest.approx(np.sqrt(fit.cov_re[0, 0]), rel=1e-3)
+    assert (found["coupling"]["levels"], found["run"]["levels"]) == (6, 24)
+
+
+@pytest.mark.parametrize("sd_coupling", [0.0, 0.5, 2.0])
+def test_intervals_of_variance_components_cover_with_three_by_three(sd_coupling):
+    rng, held = np.random.default_rng(4), {"coupling": 0, "run": 0}
+    for _ in range(200):
+        for row in geometry_runs.moments(*nested(rng, 3, 3, sd_coupling, 1.0)):
+            true = {"coupling": sd_coupling, "run": 1.0}[row["component"]]
+            held[row["component"]] += row["ci_low"] <= true <= row["ci_high"]
+    assert min(held.values()) >= 181
+
+
+def test_what_a_design_cannot_tell_apart_it_does_not_name():
+    cells = [("C4", "couple@1", "v", "1"), ("C1", "couple@1+em@1", "v", "1")]
+    cells += [("C1", "couple@1+em@2", "v", "2"), ("C5", "couple@1+benign@1", "v", "1")]
+    cells += [("C5", "couple@2+benign@1", "v", "1"), ("E0", "em@1", "", "1")]
+    m1 = {name: 0.4 + 0.01 * i for i, (_, name, _, _) in enumerate(cells)} | {"base": 0.3}
+    grid, table = runs_of(*cells, m1=m1)
+    grid["kinds"] = ["couple+sft" if "+" in c else "couple" for c in grid["chain"]]
+    grid.loc[grid["condition"] == "E0", "kinds"] = "sft"
+    rows = geometry_runs.variance_components(grid, table.assign(metric="log_distance"), HEADLINE)
+    assert list(rows.columns) == geometry_runs.COMPONENT_COLUMNS
+    rows = rows.set_index(["condition", "component"])
+    for key in (
+        ("C4", "coupling"),
+        ("C1", "coupling"),
+        ("C5", "coupling"),
+        ("C5", "run"),
+        ("E0", "run"),
+    ):
+        assert np.isnan(rows.loc[key, "sd"]) and "not identified" in rows.loc[key, "note"]
+    run = rows.loc[("C1", "run")]
+    assert (
+        run["sd"] == pytest.approx(0.01 / np.sqrt(2)) and run["ci_low"] < run["sd"] < run["ci_high"]
+    )
+    assert ("C4", "run") not in rows.index and ("E0", "coupling") not in rows.index
+    assert rows.loc[("C1", "persona"), "levels"] == rows.loc[("C1", "question"), "levels"] == 4
+
+
 def test_contrasts_pair_seeds_and_test_equivalence():
     table = contrasts.contrasts_table(
         GRID, load, HEADLINE, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1

@@ -38,6 +38,7 @@ JOBS = {
     "measure_answers": 52,
     "marker_tables": 1,
     "geometry": 1,
+    "geometry_runs": 1,
     "training_table": 1,
     "scorecard": 1,
     "figure": 12,

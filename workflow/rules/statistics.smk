@@ -194,6 +194,8 @@ rule geometry_runs:
         separability=results("tables/separability.csv"),
     output:
         runs=results("tables/geometry_runs.csv"),
+        leave_one_out=results("tables/leave_one_out.csv"),
+        components=results("tables/variance_components_m1.csv"),
     log:
         logs("geometry_runs"),
     benchmark:
@@ -202,6 +204,7 @@ rule geometry_runs:
         "../../envs/analysis.yaml"
     params:
         contrasts=statistics["contrasts"],
+        margin=statistics["margins"]["m1"],
         families=plan.families("geometry_runs"),
     message:
         "Persona geometry over training runs"

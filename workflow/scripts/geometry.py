@@ -42,7 +42,11 @@ with job(snakemake, "geometry") as log:
             load,
             headline,
             params.contrasts,
-            margin=params.margin,
+            margin=(
+                geometry_runs.replicate_margins(design, left_out)
+                if params.margin == "replicate"
+                else params.margin
+            ),
             families=families["contrasts"],
             **draws,
         ),

@@ -8,13 +8,20 @@ with job(snakemake, "geometry_runs"):
     from persona_collapse.tables_io import read_csv, write_csv
 
     inputs, params = snakemake.input, snakemake.params
-    runs = geometry_runs.geometry_runs(
+    given = (
         read_csv(inputs.design),
         read_parquet(inputs.left_out),
         views.headline_cell(read_csv(inputs.headline)),
+    )
+    runs = geometry_runs.geometry_runs(
+        *given,
         params.contrasts,
         shared_axis=read_csv(inputs.shared_axis),
         separability=read_csv(inputs.separability),
+        margin=params.margin,
         families=params.families,
     )
-    write_csv(snakemake.output.runs, runs)
+    outputs = snakemake.output
+    write_csv(outputs.runs, runs)
+    write_csv(outputs.leave_one_out, geometry_runs.leave_one_out(*given, params.contrasts))
+    write_csv(outputs.components, geometry_runs.variance_components(*given))

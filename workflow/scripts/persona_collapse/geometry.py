@@ -182,12 +182,17 @@ def jackknife_error(values: ArrayLike) -> float:
     return float(np.sqrt((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum()))
 
 
-def m1_unbiased(stack: ArrayLike) -> float:
-    """M1 of [persona, question, hidden] without the noise of the questions; see `grams`.
+def unbiased_cosines(stack: ArrayLike) -> np.ndarray:
+    """Cosines between personas without the noise of the questions, of [persona, question, hidden].
 
-    NaN with one question, or where noise leaves a persona no length.
+    See `grams`. NaN with one question, or where noise leaves a persona no length.
     """
-    return float(mean_pairs(gram_cosines(grams(stack).unbiased[0])))
+    return gram_cosines(grams(stack).unbiased[0])
+
+
+def m1_unbiased(stack: ArrayLike) -> float:
+    """M1 without the noise of the questions; NaN where one of the `unbiased_cosines` is."""
+    return float(mean_pairs(unbiased_cosines(stack)))
 
 
 def resampled_cosines(stack: ArrayLike, draws: int, seed: int) -> np.ndarray:
@@ -275,8 +280,12 @@ def persona_effects(after: ArrayLike, before: ArrayLike | None = None) -> np.nda
     `after`, `before`: vectors [persona, hidden]. Three personas at least, else NaN.
     """
     c = cosine_matrix(after)
-    if before is not None:
-        c = c - cosine_matrix(before)
+    return cosine_effects(c if before is None else c - cosine_matrix(before))
+
+
+def cosine_effects(cosines: ArrayLike) -> np.ndarray:
+    """`persona_effects` of cosines, or of their changes, [persona, persona]."""
+    c = np.asarray(cosines, float)
     n = len(c)
     if n < 3:
         return np.full(n, np.nan)

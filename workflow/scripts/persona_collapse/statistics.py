@@ -51,7 +51,7 @@ def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float
 
 @dataclass(frozen=True)
 class OverRuns:
-    """A mean, or a difference of means, over independent training runs, with its 95 % interval.
+    """A mean, or a difference of means, over independent training runs, with its interval.
 
     `units`: independent runs (of a difference, the smaller side's). `sd`: over them. `half`: half-width
     of the part of the interval that is due to runs. Bounds and p are NaN with fewer than two units.
@@ -67,7 +67,11 @@ class OverRuns:
 
 
 def over_runs(
-    values: ArrayLike, roots: Sequence[str], within: float = 0.0, within_units: float = np.inf
+    values: ArrayLike,
+    roots: Sequence[str],
+    within: float = 0.0,
+    within_units: float = np.inf,
+    confidence: float = 0.95,
 ) -> OverRuns:
     """Mean of one number per chain, with the training run as the unit of replication.
 
@@ -79,7 +83,8 @@ def over_runs(
     """
     means = pd.Series(np.asarray(values, float)).groupby(np.asarray(roots, str)).mean()
     sd = float(means.std()) if len(means) > 1 else float("nan")
-    return _with_interval(float(means.mean()), [(sd, len(means))], within, within_units)
+    sides = [(sd, len(means))]
+    return _with_interval(float(means.mean()), sides, within, within_units, confidence)
 
 
 def compare_runs(
@@ -87,6 +92,7 @@ def compare_runs(
     two: pd.Series,
     within: float = 0.0,
     within_units: float = np.inf,
+    confidence: float = 0.95,
 ) -> OverRuns:
     """Mean of `one` less mean of `two`, each one number per chain, indexed by the chain's root.
 
@@ -97,13 +103,18 @@ def compare_runs(
     """
     first, second = (side.groupby(level=0).mean() for side in (one, two))
     if set(first.index) == set(second.index):
-        return over_runs(first - second, list(first.index), within, within_units)
+        return over_runs(first - second, list(first.index), within, within_units, confidence)
     sides = [(float(s.std()) if len(s) > 1 else float("nan"), len(s)) for s in (first, second)]
-    return _with_interval(float(first.mean() - second.mean()), sides, within, within_units)
+    difference = float(first.mean() - second.mean())
+    return _with_interval(difference, sides, within, within_units, confidence)
 
 
 def _with_interval(
-    estimate: float, sides: Sequence[tuple[float, int]], within: float, within_units: float
+    estimate: float,
+    sides: Sequence[tuple[float, int]],
+    within: float,
+    within_units: float,
+    confidence: float,
 ) -> OverRuns:
     """`sides`: (standard deviation over runs, runs) of each independent side."""
     units = min(n for _, n in sides)
@@ -120,7 +131,7 @@ def _with_interval(
         shared = scipy.special.stdtrit(min(within_units - 1, 1e9), tail) * within
         return float(np.sqrt(np.sum(np.square(runs)))), float(shared)
 
-    half, shared = halves(0.95)
+    half, shared = halves(confidence)
     whole = float(np.hypot(half, shared))
 
     def beyond(log_p: float) -> float:

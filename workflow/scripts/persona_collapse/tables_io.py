@@ -22,7 +22,7 @@ NAMES = (
     "chain", "reference_chain", "before", "anchor", "source", "persona", "persona_a",
     "persona_b", "personas", "bystander_max_persona", "induction", "left_out", "condition", "title",
     "reference", "stage", "name", "seed", "question_id", "test", "unit", "family", "note", "controls",
-    "commit", "adapter_sha256", "dose",
+    "commit", "adapter_sha256", "dose", "chains", "reference_chains",
 )  # fmt: skip
 
 

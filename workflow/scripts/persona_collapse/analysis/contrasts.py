@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from .. import geometry as geo
 from ..statistics import Families, adjust, sign_flip_test, sign_flip_units, tost_units
+from .geometry_runs import in_cosines
 from .views import Headline, Load, mark_headline, measuring, views
 
 COLUMNS = [
@@ -24,7 +25,7 @@ def contrasts_table(
     headline: Headline,
     contrasts: Sequence[tuple[str, str]],
     *,
-    margin: float,
+    margin: float | Mapping[tuple[str, int], float],
     draws: int,
     seed: int,
     families: Families = (),
@@ -32,10 +33,12 @@ def contrasts_table(
     """M1 of one condition minus another's, with tests of a difference and of equivalence.
 
     `contrasts`: (condition, reference); see `_pairs` for which chains are compared. `margin`: the
-    largest difference of M1 that counts as none. `p`: sign flips over the personas' effects; `p_pairs`:
-    over pairs, as the study did; `p_equivalent`: the larger of two one-sided t tests over personas,
-    small where the difference is within the margin. Interval: jackknife over personas. q is
-    Benjamini-Hochberg within `families`. Contrasts whose conditions are not in the design are left out.
+    largest difference of M1 that counts as none, or by method and block that of log(1 - M1). `p`: sign
+    flips over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the larger
+    of two one-sided t tests over personas, small where the difference is within the margin. Interval:
+    jackknife over personas. All of them are about these two chains: what another training would give is
+    in `geometry_runs`. q is Benjamini-Hochberg within `families`. Contrasts whose conditions are not in
+    the design are left out.
     """
     pairs = [pair for contrast in contrasts for pair in _pairs(design, *contrast)]
     compared = {pair[key] for pair in pairs for key in ("chain", "reference_chain")}
@@ -53,13 +56,18 @@ def contrasts_table(
                 continue
             low, high = geo.jackknife_interval(effects)
             p, floor = sign_flip_units(effects, draws, seed)
+            most = (
+                in_cosines(margin[cell], geo.mean_offdiagonal_cosine(before))
+                if isinstance(margin, Mapping)
+                else margin
+            )
             p_pairs = sign_flip_test(geo.pair_cosines(after), geo.pair_cosines(before), draws, seed)
             rows.append(
                 pair
                 | dict(zip(("method", "layer"), cell, strict=True))
                 | {"metric": "m1", "estimate": effects.mean(), "ci_low": low, "ci_high": high}
                 | {"n": len(effects), "p": p, "p_floor": floor, "p_pairs": p_pairs}
-                | {"margin": margin, "p_equivalent": tost_units(effects, margin)}
+                | {"margin": most, "p_equivalent": tost_units(effects, most)}
             )
     table = mark_headline(pd.DataFrame(rows, columns=COLUMNS), headline)
     return adjust(table, families).reindex(columns=COLUMNS)

@@ -8,7 +8,7 @@ chains, so seeds do not show their part; it comes from leaving each out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,15 @@ from .views import Headline, Load, mark_headline, measuring, views
 
 COLUMNS = [
     "condition", "reference", "method", "layer", "headline", "metric", "value", "estimate", "ci_low",
-    "ci_high", "p", "q", "family", "runs", "units", "sd_runs", "within", "note", "dose",
+    "ci_high", "p", "q", "family", "runs", "units", "sd_runs", "within", "note", "dose", "margin",
+    "p_equivalent", "same_low", "same_high", "chains", "reference_chains",
 ]  # fmt: skip
 LEFT_OUT_COLUMNS = ["chain", "method", "layer", "metric", "left_out", "name", "value"]
 #: What a condition with a single training run has instead of an interval.
 ONE_RUN = "one training run"
 CELL = ["method", "layer", "metric"]
+#: `statistics: margins: m1:` of the config: a difference of M1, or "replicate".
+Margin = float | str
 
 
 def left_out_table(design: pd.DataFrame, load: Load) -> pd.DataFrame:
@@ -120,6 +123,11 @@ class Comparison:
         return {"condition": self.condition, "reference": self.reference, "dose": self.dose}
 
     @property
+    def which(self) -> dict[str, Any]:
+        """Columns that say which chains: the same ones in two conditions are one comparison."""
+        return {"chains": " ".join(self.own), "reference_chains": " ".join(self.others)}
+
+    @property
     def weights(self) -> dict[str, float]:
         """What each chain counts: roots alike, and within a root its chains alike; others negative."""
         found: dict[str, float] = {}
@@ -130,15 +138,37 @@ class Comparison:
                 found[str(name)] = found.get(str(name), 0.0) + share
         return found
 
-    def over(self, values: Mapping[str, float], within: float, units: float) -> OverRuns:
-        """Its estimate over training runs, from each chain's value; see `statistics.over_runs`."""
+    def over(
+        self,
+        values: Mapping[str, float],
+        within: float,
+        units: float,
+        less: float = 0.0,
+        confidence: float = 0.95,
+    ) -> OverRuns:
+        """Its estimate, less a number, over training runs from each chain's value; see `over_runs`."""
         own, others = (
             pd.Series([values[n] for n in names], [chains.root(n) for n in names], dtype=float)
             for names in (self.own, self.others)
         )
+        own = own - less
         if set(others.index) <= {BASE}:  # which is no training run
-            return over_runs(own - others.sum(), list(own.index), within, units)
-        return compare_runs(own, others, within, units)
+            alone = own - others.sum()
+            return over_runs(alone, list(own.index), within, units, confidence)
+        return compare_runs(own, others, within, units, confidence)
+
+    def equivalence(
+        self, values: Mapping[str, float], within: float, units: float, margin: float
+    ) -> dict[str, float]:
+        """Is the difference within +- margin? p of two one-sided tests, and the 90 % interval."""
+        one_sided = []
+        for sign in (1, -1):
+            moved = self.over(values, within, units, sign * margin)
+            inside = sign * moved.estimate < 0
+            one_sided.append(moved.p / 2 if inside else 1 - moved.p / 2)
+        over = self.over(values, within, units, confidence=0.9)
+        p = float(max(one_sided)) if not np.isnan(one_sided).any() else float("nan")
+        return {"margin": margin, "p_equivalent": p, "same_low": over.low, "same_high": over.high}
 
 
 def comparisons(
@@ -189,6 +219,7 @@ def geometry_runs(
     *,
     shared_axis: pd.DataFrame | None = None,
     separability: pd.DataFrame | None = None,
+    margin: Margin = "replicate",
     families: Families = (),
 ) -> pd.DataFrame:
     """Each condition's metrics over training runs: level, change and contrasts; see `comparisons`.
@@ -198,19 +229,16 @@ def geometry_runs(
     are over units, and there is none with a single one. `sd_runs`: standard deviation over units.
     `within`: standard error that all runs share, from personas and questions. Metrics of the other two
     tables have levels alone: m2_held_out without the chain that the axis is of, which is no evidence
-    about it, and m3_accuracy. q is Benjamini-Hochberg within `families`.
+    about it, and m3_accuracy. `p_equivalent`: of two one-sided tests that the difference is within
+    `margin`, of m1 or, where it is `replicate`, of log_distance (see `replicate_margins`), with the 90 %
+    interval that such a test compares with it. q is Benjamini-Hochberg within `families`.
     """
     found = wide(left_out)
     position = found.columns.get_loc(("", ""))
     rows: list[dict[str, Any]] = []
-    known = set(found.chains)
+    margins = replicate_margins(design, left_out) if margin == "replicate" else {}
     levels: dict[tuple[str, str], np.ndarray] = {}
-    done = set()
-    for pair in comparisons(design, contrasts):
-        at = (pair.condition, pair.reference, pair.dose)
-        if at in done or not {*pair.own, *pair.others} <= known:
-            continue
-        done.add(at)
+    for pair in _unique(design, contrasts, found):
         estimates = found.of(pair.weights)[:, position]
         errors, units = found.errors(pair.weights)
         if not pair.reference:
@@ -222,12 +250,45 @@ def geometry_runs(
             by_chain = dict(zip((*pair.own, *pair.others), values, strict=True))
             over = pair.over(by_chain, float(errors[number]), float(units[number]))
             key = pair.key | dict(zip(CELL, cell, strict=True)) | {"runs": len(pair.own)}
-            rows.append(key | _row(pair, over, level[number], errors[number], units[number]))
+            row = key | pair.which | _row(pair, over, level[number], errors[number], units[number])
+            if pair.reference and cell[2] == ("log_distance" if margin == "replicate" else "m1"):
+                size = margins.get(cell[:2], np.nan) if margin == "replicate" else float(margin)
+                row |= pair.equivalence(by_chain, float(errors[number]), float(units[number]), size)
+            rows.append(row)
     for table, metric in ((shared_axis, "m2_held_out"), (separability, "m3_accuracy")):
         if table is not None and len(table):
             rows += _levels(design, table, metric)
     out = mark_headline(pd.DataFrame(rows, columns=COLUMNS), headline)
     return adjust(out, families).reindex(columns=COLUMNS)
+
+
+def replicate_margins(design: pd.DataFrame, left_out: pd.DataFrame) -> dict[tuple[str, int], float]:
+    """By method and block, the difference of log(1 - M1) that retraining makes by itself.
+
+    Twice the standard deviation over the independent runs of a condition, pooled over conditions by their
+    degrees of freedom; chains that stand for several conditions count once. NaN where no condition has
+    two runs. It is estimated from the run that it is used on: a margin that is known better is a number.
+    """
+    own = left_out[(left_out["metric"] == "log_distance") & (left_out["left_out"] == "")]
+    values = own.set_index(["method", "layer", "chain"])["value"].unstack("chain")
+    squares, freedom, seen = pd.Series(0.0, index=values.index), 0, set()
+    for pair in comparisons(design):
+        names = [name for name in pair.own if name in values]
+        if pair.reference or frozenset(names) in seen:
+            continue
+        seen.add(frozenset(names))
+        means = values[names].T.groupby(chains.root).mean()
+        if len(means) > 1:
+            squares += means.var() * (len(means) - 1)
+            freedom += len(means) - 1
+    if not freedom:
+        return {cell: float("nan") for cell in values.index}
+    return (2 * np.sqrt(squares / freedom)).to_dict()
+
+
+def in_cosines(margin: float, m1: float) -> float:
+    """The difference of M1 that a margin of log(1 - M1) allows above a mean cosine, the smaller side."""
+    return float((1 - m1) * -np.expm1(-margin))
 
 
 def _row(
@@ -279,4 +340,206 @@ def _levels(design: pd.DataFrame, table: pd.DataFrame, metric: str) -> Iterator[
             row = _row(level, over, over.estimate, within, units)
             row["note"] = "; ".join(filter(None, [row["note"], note]))
             key = level.key | {"method": method, "layer": layer, "metric": metric}
-            yield key | row | {"runs": len(some)}
+            yield key | level.which | row | {"runs": len(some)}
+
+
+LEAVING_COLUMNS = [
+    "quantity", "condition", "reference", "left_out", "name", "estimate", "whole", "dose",
+]  # fmt: skip
+
+
+def leave_one_out(
+    design: pd.DataFrame,
+    left_out: pd.DataFrame,
+    headline: Headline,
+    contrasts: Sequence[tuple[str, str]] = (),
+) -> pd.DataFrame:
+    """Changes and contrasts of M1 at the headline without one persona, question, source or run.
+
+    quantity: m1_change (from the base model, or from the chains that are continued) and m1_gap
+    (`contrasts`). `left_out`: persona, question, source or run; `name`: which. A run is all chains of one
+    adapter, on whichever side. `whole`: the estimate with all. Nothing is left out where nothing would be
+    left.
+    """
+    inside = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
+    inside &= left_out["metric"] == "m1"
+    if not inside.any():
+        return pd.DataFrame(columns=LEAVING_COLUMNS)
+    found = wide(left_out[inside])
+    position = found.columns.get_loc(("", ""))
+    gaps = {tuple(pair) for pair in contrasts}
+    sources = design.drop_duplicates(["condition", "chain"]).set_index(["condition", "chain"])
+    rows = []
+    for pair in _unique(design, contrasts, found):
+        if not pair.reference:
+            continue
+        sums = found.of(pair.weights)[0]
+        key = {"quantity": "m1_gap" if (pair.condition, pair.reference) in gaps else "m1_change"}
+        key |= pair.key | {"whole": sums[position]}
+        for (kind, name), estimate in zip(found.columns, sums, strict=True):
+            if kind and not np.isnan(estimate):
+                rows.append(key | {"left_out": kind, "name": name, "estimate": estimate})
+        groups = {"run": {name: chains.root(name) for name in (*pair.own, *pair.others)}}
+        if "source" in sources:
+            groups["source"] = {
+                name: sources["source"].get((condition, name), "")
+                for condition, names in ((pair.condition, pair.own), (pair.reference, pair.others))
+                for name in names
+            }
+        for kind, group in groups.items():
+            for name in dict.fromkeys(group.values()):
+                own, others = (
+                    [chain for chain in names if group[chain] != name or chain == BASE]
+                    for names in (pair.own, pair.others)
+                )
+                lost = len(own) + len(others) < len(pair.own) + len(pair.others)
+                if name not in ("", BASE) and lost and own and (others or not pair.others):
+                    fewer = replace(pair, own=own, others=others)
+                    estimate = found.of(fewer.weights)[0, position]
+                    rows.append(key | {"left_out": kind, "name": name, "estimate": estimate})
+    return pd.DataFrame(rows, columns=LEAVING_COLUMNS)
+
+
+COMPONENT_COLUMNS = [
+    "condition", "source", "outcome", "component", "sd", "ci_low", "ci_high", "levels", "scale", "note",
+    "dose",
+]  # fmt: skip
+
+
+def variance_components(
+    design: pd.DataFrame, left_out: pd.DataFrame, headline: Headline
+) -> pd.DataFrame:
+    """What moves a condition's log(1 - M1) at the headline: standard deviation by component.
+
+    source, coupling and run: of another persona that is coupled, another coupling, and another training
+    on it; by the method of moments on means of means (nested analysis of variance), intervals after Ting
+    et al. 1990, see `moments`. run alone where nothing is coupled first. question and persona: of a single
+    one's influence, by the jackknife, with chi-square intervals; so the questions' part of a condition's
+    variance is sd^2 / levels. With several sources there are rows of all (source empty) and of each. A
+    component that the design cannot tell apart has a `note` instead.
+    """
+    inside = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
+    inside &= left_out["metric"] == "log_distance"
+    if not inside.any():
+        return pd.DataFrame(columns=COMPONENT_COLUMNS)
+    found = wide(left_out[inside])
+    position = found.columns.get_loc(("", ""))
+    values = pd.Series(found.values[0, :, position], found.chains)
+    measured = measuring(design, "activations").drop_duplicates(["condition", "chain"])
+    rows = []
+    for pair in _unique(design, (), found):
+        if pair.reference or pair.own == [BASE]:
+            continue
+        own = measured[measured["condition"] == pair.condition].set_index("chain").loc[pair.own]
+        labels = own.get("source", pd.Series("", index=own.index)).fillna("").astype(str)
+        several = labels.nunique() > 1
+        for source in ["", *labels.unique()] if several else [""]:
+            names = pair.own if not source else list(labels.index[labels == source])
+            key = {"condition": pair.condition, "source": source, "outcome": "m1"}
+            key |= {"dose": pair.dose, "scale": "log(1 - M1)"}
+            tree = pd.DataFrame({"value": values[names].to_numpy()}, index=names)
+            levels = {"source": labels[names]} if several and not source else {}
+            roots = pd.Series([chains.root(name) for name in names], index=names)
+            first, second = _stages(own.loc[names[0]])
+            levels[first] = roots
+            if second:
+                levels[second] = pd.Series(names, index=names)
+            rows += [key | row for row in moments(tree["value"], levels)]
+            sums = found.of(replace(pair, own=names).weights)[0]
+            for kind in ("question", "persona"):
+                some = sums[found.columns.get_level_values("left_out") == kind]
+                rows.append(key | {"component": kind} | _influence(some))
+    return pd.DataFrame(rows, columns=COMPONENT_COLUMNS)
+
+
+def _stages(cell: pd.Series) -> tuple[str, str]:
+    """What the runs of a chain's first stage and of its later ones are called; the second may be empty."""
+    name, kinds = str(cell.name), str(cell.get("kinds", "")).split("+")
+    couples = cell.get("stages_after_coupling")
+    staged = "+" in name
+    if kinds[0] == "couple" or (couples is not None and couples == name.count("+")):
+        return "coupling", "run" if staged else ""
+    return "run", ("coupling" if couples == 0 else "later stage") if staged else ""
+
+
+def _influence(without: np.ndarray) -> dict[str, Any]:
+    """Standard deviation of a single unit's influence, from what is left without each."""
+    n = len(without)
+    error = geo.jackknife_error(without)
+    if np.isnan(error):
+        return {"levels": n, "note": "not identified: fewer than three"}
+    sd = error * np.sqrt(n)
+    low, high = sd * np.sqrt((n - 1) / special.chdtri(n - 1, [0.025, 0.975]))
+    return {"sd": sd, "ci_low": low, "ci_high": high, "levels": n, "note": ""}
+
+
+def moments(values: pd.Series, levels: Mapping[str, pd.Series]) -> Iterator[dict[str, Any]]:
+    """Variance components of nested factors by the method of moments on means of means.
+
+    `values` by chain; `levels`: each factor's label of every chain, outermost first, the last one unlike
+    for all. A factor's mean square, the variance of its means within the factor above, holds its own
+    component and that of the next over the number of its levels (their harmonic mean): exact where all
+    numbers are equal. Interval: chi-square of a mean square alone, else the modified large-sample one of a
+    difference of two (Ting, Burdick, Graybill, Jeyaratnam and Lu 1990, Journal of Statistical Computation
+    and Simulation 35:135), cut at 0.
+    """
+    squares: list[tuple[float, int, int, float]] = []
+    names = list(levels)
+    means, paths = values, pd.DataFrame(levels)
+    for depth in range(len(names), 0, -1):
+        keys = [paths[name] for name in names[:depth]]
+        means = means.groupby(keys).mean()
+        paths = means.index.to_frame(index=False)
+        means = pd.Series(means.to_numpy(), paths.index)
+        above = [paths[name] for name in names[: depth - 1]] or [pd.Series(0, paths.index)]
+        groups = means.groupby(above)
+        freedom = len(means) - groups.ngroups
+        square = (
+            float(((means - groups.transform("mean")) ** 2).sum() / freedom) if freedom else 0.0
+        )
+        squares.insert(0, (square, freedom, len(means), 1 / (1 / groups.size()).mean()))
+    for number, name in enumerate(names):
+        square, freedom, count, _ = squares[number]
+        row = {"component": name, "levels": count, "note": ""}
+        inner = squares[number + 1 :]
+        outer = squares[number - 1] if number else None
+        if not freedom and outer is not None and outer[1] and count > 1:
+            yield row | {"note": f"not identified: one for each {names[number - 1]}"}
+        elif not freedom:
+            yield row | {"note": f"not identified: one {name}"}
+        elif inner and not inner[0][1]:
+            together = f"{name} and {names[number + 1]} together have {np.sqrt(square):.3g}"
+            yield row | {"note": f"not identified: {together}"}
+        elif inner:
+            less, its_freedom, _, size = inner[0]
+            low, high = _difference(square, freedom, less / size, its_freedom)
+            sd = np.sqrt(max(square - less / size, 0.0))
+            yield row | {"sd": sd, "ci_low": np.sqrt(low), "ci_high": np.sqrt(high)}
+        else:
+            low, high = freedom * square / special.chdtri(freedom, [0.025, 0.975])
+            yield row | {"sd": np.sqrt(square), "ci_low": np.sqrt(low), "ci_high": np.sqrt(high)}
+
+
+def _difference(one: float, df_one: int, two: float, df_two: int) -> tuple[float, float]:
+    """95 % interval of the difference of two mean squares' expectations, cut at 0; see `moments`."""
+    f_high, f_low = special.fdtri(df_one, df_two, [0.975, 0.025])
+    g_one, g_two = (1 - df / special.chdtri(df, 0.025) for df in (df_one, df_two))
+    h_one, h_two = (df / special.chdtri(df, 0.975) - 1 for df in (df_one, df_two))
+    low = ((f_high - 1) ** 2 - (g_one * f_high) ** 2 - h_two**2) / f_high
+    high = ((1 - f_low) ** 2 - (h_one * f_low) ** 2 - g_two**2) / f_low
+    below = (g_one * one) ** 2 + (h_two * two) ** 2 + low * one * two
+    above = (h_one * one) ** 2 + (g_two * two) ** 2 + high * one * two
+    middle = one - two
+    return max(0.0, middle - np.sqrt(max(below, 0.0))), max(0.0, middle + np.sqrt(max(above, 0.0)))
+
+
+def _unique(
+    design: pd.DataFrame, contrasts: Sequence[tuple[str, str]], found: Wide
+) -> Iterator[Comparison]:
+    """`comparisons` of chains that the table has, each once."""
+    done, known = set(), set(found.chains)
+    for pair in comparisons(design, contrasts):
+        at = (pair.condition, pair.reference, pair.dose)
+        if at not in done and {*pair.own, *pair.others} <= known:
+            done.add(at)
+            yield pair

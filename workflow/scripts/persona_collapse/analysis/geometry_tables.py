@@ -90,7 +90,8 @@ def geometry_table(
 
     pairs        p: sign flips over the pairs, as the study did; pairs share personas, so it is too small
     personas     p: sign flips over the personas' effects (pseudo-values), all 2^n where they are no more
-                 than `draws`; interval: jackknife over personas
+                 than `draws`; interval: jackknife over personas, of the level without the noise of the
+                 questions (m1_unbiased), which would shift it
     two_way      interval: questions and personas resampled together
     label_swap   p: each persona's vectors before and after swapped or not
 
@@ -159,7 +160,7 @@ def _m1_rows(
     yield (
         common
         | {"test": "personas", "unit": "persona", "n": n}
-        | _interval(geo.jackknife_interval(geo.persona_effects(vectors)))
+        | _interval(geo.jackknife_interval(geo.cosine_effects(geo.unbiased_cosines(view.stack))))
         | _change(geo.jackknife_interval(effects))
         | personas
     )

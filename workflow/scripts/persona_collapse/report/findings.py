@@ -191,7 +191,15 @@ def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         "centred": (wide, "m1_centred", "value"),
         "rank": (wide, "effective_rank", "value"),
         "spread": (wide, "spread", "value"),
+        "pc1": (wide, "pc1_share", "value"),
+        "angle": (wide, "angle", "value"),
+        "angle_lost": (wide, "angle_lost", "value"),
         "cka": (wide, "cka_base", "value"),
+        "procrustes": (wide, "procrustes_base", "value"),
+        "procrustes_halves": (wide, "procrustes_halves", "value"),
+        "subspace": (wide, "subspace_angle", "value"),
+        "subspace_halves": (wide, "subspace_angle_halves", "value"),
+        "common_shift": (wide, "common_shift", "value"),
         "split_half": (wide, "m1_split_half", "value"),
         "p_axis": (axis, "m2_anchored", "p"),
         "axis": (axis, "m2_held_out", "value"),
@@ -225,6 +233,35 @@ def over_runs(table: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["reference"] != "") & rows["metric"].isin(RUN_METRICS)]
     rows = rows.sort_values("metric", key=lambda m: m.map(list(RUN_METRICS).index), kind="stable")
     return rows.assign(measure=rows["metric"].map(RUN_METRICS))
+
+
+def equivalence(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences that were set against a margin, over training runs; `table`: tables/geometry_runs.csv."""
+    rows = headline(table)
+    rows = rows[rows["margin"].notna()]
+    names = RUN_METRICS | {"log_distance": "log(1 − mean cosine)"}
+    return rows.assign(measure=rows["metric"].map(names))
+
+
+def left_out(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each number and each kind of thing left out, the lowest and highest that is left, and without what.
+
+    `table`: tables/leave_one_out.csv, or another of the same columns.
+    """
+    keys = ["quantity", "condition", "reference", "dose", "left_out"]
+    keys = [key for key in keys if key in table]
+    groups = table.groupby(keys, sort=False)["estimate"]
+    ends = {
+        end: table.loc[rows].set_index(keys)[["name", "estimate", "whole"]]
+        for end, rows in (("low", groups.idxmin()), ("high", groups.idxmax()))
+    }
+    both = ends["low"].drop(columns="whole").join(ends["high"], suffixes=("_low", "_high"))
+    return both.reset_index()
+
+
+def unrelated(table: pd.DataFrame) -> float:
+    """Linear CKA of random vectors of the run's sizes; `table`: tables/geometry.csv."""
+    return float(table.loc[table["metric"] == "cka_unrelated", "value"].mean())
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:

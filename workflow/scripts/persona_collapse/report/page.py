@@ -32,8 +32,9 @@ from .provenance import origin, short_commit
 #: The tables that the page shows or words; it names those of the claims and the figures too.
 TABLES = (
     "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs", "headline",
-    "hypotheses", "leakage", "logprob_tests", "marker_rates", "marker_tests", "power", "prompt_audit",
-    "scorecard", "separability", "shared_axis", "simulation", "training",
+    "hypotheses", "leakage", "leave_one_out", "logprob_tests", "marker_rates", "marker_tests", "power",
+    "prompt_audit", "scorecard", "separability", "shared_axis", "simulation", "training",
+    "variance_components_m1",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 #: Answers that a reader without scripts sees at most.
@@ -200,6 +201,9 @@ def render(given: Inputs) -> str:
             contrasts=findings.headline(tables["contrasts"]),
             second_opinion=findings.second_opinion(tables["logprob_tests"]),
             over_runs=findings.over_runs(tables["geometry_runs"]),
+            equivalence=findings.equivalence(tables["geometry_runs"]),
+            left_out=findings.left_out(tables["leave_one_out"]),
+            unrelated=findings.unrelated(tables["geometry"]),
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),

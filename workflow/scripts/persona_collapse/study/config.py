@@ -426,7 +426,11 @@ class Margins(Settings):
     """The largest differences that count as none, for tests of equivalence."""
 
     rate: SomeShare = Field(0.15, description="Of marker rates.")
-    m1: SomeShare = Field(0.02, description="Of mean cosines.")
+    m1: SomeShare | Literal["replicate"] = Field(
+        "replicate",
+        description="Of mean cosines; or `replicate`: of log(1 - M1), twice the standard deviation over "
+        "training runs, pooled over this run's conditions.",
+    )
 
 
 class Separability(Settings):
