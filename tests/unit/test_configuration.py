@@ -56,17 +56,32 @@ def test_the_order_of_settings_is_no_change(config):
     )  # which is what the report follows
 
 
+def test_a_condition_of_several_templates_has_each_chain_once(config):
+    both = ["couple-{source}@{seed}+em@{seed}", "couple-{source}@42+em@{seed}"]
+    config["conditions"]["C1"]["chain"] = both
+    grid = configuration.plan(config).grid
+    c1 = grid[grid["condition"] == "C1"]
+    assert c1["chain"].tolist() == [
+        *(f"couple-villain@{seed}+em@{seed}" for seed in (42, 137, 256)),
+        *(f"couple-villain@42+em@{seed}" for seed in (137, 256)),
+    ]
+    assert c1["before"].tolist()[-1] == "couple-villain@42"
+    with pytest.raises(UserError, match="chain"):
+        configuration.check(changed(config, ["conditions", "C1", "chain"], []))
+
+
 def test_what_followed_the_coupling(config):
     config["stages"]["graft"] = {"kind": "graft", "of": "couple-villain@42"}
     config["conditions"]["R_graft"] = {"title": "EM, then a graft", "chain": "em@42+graft@42"}
     grid = configuration.plan(config).grid.set_index("condition")
     after = grid["stages_after_coupling"]
     assert after[["base", "E0"]].isna().all() and set(after[["C1", "C3"]]) == {1}
-    assert after["C4"] == after["R_em"] == after["R_graft"] == 0
-    assert grid.loc[["base", "C4", "R_graft"], "kinds"].tolist() == ["base", "couple", "sft+graft"]
+    assert set(after[["C4", "R_em", "R_graft"]]) == {0}
+    kinds = grid.loc[["base", "C4", "R_graft"], "kinds"].unique()
+    assert kinds.tolist() == ["base", "couple", "sft+graft"]
     assert set(grid.loc[["C1"], "kinds"]) == {"couple+sft"}
     assert grid.loc["R_graft", "source"] == "villain"
-    assert set(grid.loc[["C1"], "before"]) == {"couple-villain@42"}
+    assert grid.loc[["C1"], "before"].tolist() == grid.loc[["C4"], "chain"].tolist()
     assert set(grid.loc[["C3"], "source"]) == {"assistant"}
     assert set(grid.loc[["C2"], "source"]) == {"villain"}
 
@@ -309,7 +324,6 @@ def test_what_a_config_leaves_out_is_filled_in_once(config):
     "path",
     [
         ["seeds", 0],
-        ["conditions", "C3", "seeds", 0],
         ["model", "demo", "seed"],
         ["sampling", "answers", "seed"],
         ["sampling", "completions", "seed"],
@@ -467,7 +481,7 @@ def test_greedy_answers_are_not_counted_several_times(config):
     for key, value in (("temperature", 0), ("temperature", 0.001), ("top_p", 1e-6)):
         greedy = changed(config, (*completions, key), value)
         with pytest.raises(
-            UserError, match="2 samples of a question are one answer 2 times; set samples"
+            UserError, match="6 samples of a question are one answer 6 times; set samples"
         ):
             configuration.check(greedy)
         configuration.check(changed(greedy, (*completions, "samples"), 1))
@@ -568,12 +582,10 @@ def only(config, *names, **changes):
 
 def test_of_some_conditions_what_they_need_is_left(config):
     plan = only(config, "C1", "C4")
-    assert [cell.condition for cell in plan.cells] == ["base", "C1", "C1", "C4"]  # two seeds
-    assert plan.trained_chains == [
-        "couple-villain@42",
-        "couple-villain@42+em@137",
-        "couple-villain@42+em@42",
-    ]
+    assert [cell.condition for cell in plan.cells] == ["base", *["C1"] * 3, *["C4"] * 3]  # three seeds
+    couplings = [f"couple-villain@{seed}" for seed in (137, 256, 42)]
+    then_em = [f"{name}+em@{name.split('@')[1]}" for name in couplings]
+    assert plan.trained_chains == couplings + then_em
     assert set(plan.config["stages"]) == {"couple-villain", "em"} and set(plan.config["data"]) == {
         "em"
     }

@@ -85,7 +85,7 @@ def test_jobs_name_their_own_personas():
     config = study(2)
     config["personas"]["by_source"] = {"villain": ["villain", "assistant"]}
     plan = Plan(config)
-    assert list(plan.completions("couple-villain@42").personas) == ["villain", "assistant"]
+    assert list(plan.completions("couple-villain@2").personas) == ["villain", "assistant"]
     # A chain of several cells answers as all that they count; one of none as the evaluated personas.
     shared = plan.completions("em@1").personas
     assert list(shared)[:2] == ["villain", "assistant"]

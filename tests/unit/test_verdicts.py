@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import docs
 import nulls
 import numpy as np
 import pandas as pd
@@ -12,6 +11,8 @@ import verdicts
 import world as worlds
 from persona_collapse import geometry, markers
 from persona_collapse.errors import UserError
+
+import docs
 
 ROOT = Path(__file__).resolve().parents[2]
 

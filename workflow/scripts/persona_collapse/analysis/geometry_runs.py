@@ -454,10 +454,9 @@ def variance_components(
 
 def _stages(cell: pd.Series) -> tuple[str, str]:
     """What the runs of a chain's first stage and of its later ones are called; the second may be empty."""
-    name, kinds = str(cell.name), str(cell.get("kinds", "")).split("+")
-    couples = cell.get("stages_after_coupling")
+    name, couples = str(cell.name), cell.get("stages_after_coupling")
     staged = "+" in name
-    if kinds[0] == "couple" or (couples is not None and couples == name.count("+")):
+    if couples is not None and couples == name.count("+"):
         return "coupling", "run" if staged else ""
     return "run", ("coupling" if couples == 0 else "later stage") if staged else ""
 
