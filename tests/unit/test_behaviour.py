@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse import markers
-from persona_collapse.analysis import answer_stats, hypotheses, marker_tests
+from persona_collapse.analysis import answer_stats, hypotheses, marker_rates, marker_tests
 from persona_collapse.chains import BASE
 from scipy import stats
 from test_tables import GRID, MARKERS, answers, completions, scored
 
 FAMILIES = [
     {"name": "study", "test": "fisher"},
-    {"name": "questions", "test": ["questions", "gee"]},
+    {"name": "questions", "test": ["questions", "firth"]},
 ]
 
 
@@ -62,7 +62,7 @@ def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
     assert one["estimate"] == 0 and "one trial a question" in one["note"]
     # 0 of 8 against 0 of 8 leaves a difference of .15 well possible.
     assert one["p_equivalent"] > 0.05 and one["ci_high"] > 0.15
-    assert "no finite odds ratio" in row(tests, "gee", "C2", "base")["note"]
+    assert row(tests, "questions", "C2", "base")["p_floor"] == 1
 
 
 def test_the_marker_s_log_probability_moves_where_rates_cannot():
@@ -82,44 +82,130 @@ def counts(rates, samples=10):
     return pd.DataFrame({"question_id": ids, "hit": hit, "n_tokens": tokens})
 
 
-def test_gee_without_clustering_is_the_log_odds_ratio():
-    after, before = counts([6] * 12), counts([3] * 12)
-    found = marker_tests.gee(after, before)
-    odds = np.log(6 / 4) - np.log(3 / 7)
-    # Equal rates in every question leave nothing to estimate an error from; the estimate stands.
-    assert found.get("estimate", odds) == pytest.approx(odds, abs=1e-6)
+def test_firth_without_clustering_is_the_log_odds_ratio():
+    found = marker_tests.odds_ratio(counts([6] * 12), counts([3] * 12))
+    assert found["estimate"] == pytest.approx(np.log(72.5 / 48.5) - np.log(36.5 / 84.5))
 
 
-def test_gee_knows_that_questions_differ():
-    rng = np.random.default_rng(3)
-    easy = rng.integers(0, 11, 28)
-    # The same answers twice: only clustered errors see that the two sides move together.
-    before = counts(np.clip(easy - rng.integers(0, 2, 28), 0, 10))
-    found = marker_tests.gee(counts(easy), before)
-    odds = stats.contingency.odds_ratio(
-        [[counts(easy)["hit"].sum(), 280 - counts(easy)["hit"].sum()],
-         [before["hit"].sum(), 280 - before["hit"].sum()]]
-    )  # fmt: skip
-    interval = odds.confidence_interval()
-    naive = np.log(interval.high) - np.log(interval.low)
-    assert found["ci_high"] - found["ci_low"] < naive
-    assert found["ci_low"] < found["estimate"] < found["ci_high"]
-    adjusted = marker_tests.gee(counts(easy), before, covariate="n_tokens")
+def test_firth_knows_that_questions_differ():
+    """Whole questions move, so answers are no independent witnesses."""
+    found = marker_tests.odds_ratio(counts([10] * 7 + [0] * 5), counts([10] * 5 + [0] * 7))
+    naive = np.sqrt(sum(1 / (k + 0.5) for k in (70, 50, 50, 70)))
+    assert (found["ci_high"] - found["ci_low"]) / 2 > 2 * naive * stats.norm.ppf(0.975)
+    adjusted = marker_tests.odds_ratio(counts([6] * 12), counts([3] * 12), covariate="n_tokens")
     assert "n_tokens" in adjusted["note"]
 
 
-def test_seeds_are_units_where_there_are_several():
-    grid = pd.concat([GRID, GRID[GRID["condition"] == "C1"].assign(chain="x+em@2", seed="2")])
-    grid.loc[grid["seed"] == "2", "before"] = "couple-villain@42"
-    table = {chain: completions(chain) for chain in MARKERS}
-    table["x+em@2"] = table["couple-villain@42"].assign(chain="x+em@2")
-    tests = marker_tests.marker_tests(
-        grid, answers(table.values()), contrasts=[["C1", "C4"]], draws=500
+def test_w11_length_is_adjusted_for_where_a_rate_is_0():
+    """0 of 840 short answers against half of 840 longer ones."""
+    rng = np.random.default_rng(0)
+    before, after = counts([5] * 12, 70), counts([0] * 12, 70)
+    before = before.assign(hit=rng.random(len(before)) < 0.5)
+    after["n_tokens"] -= 5
+    with np.errstate(all="raise"):
+        found = marker_tests.odds_ratio(after, before, covariate="n_tokens")
+    assert found["estimate"] < -5 and found["ci_high"] < 0 and np.isfinite(found["ci_low"])
+
+
+def runs(rates, chain="a@{}", questions=14, samples=20):
+    """Completions of one persona in a chain per rate, as `_seeds` takes them; every question alike."""
+    parts = []
+    for i, rate in enumerate(rates):
+        hits = counts([round(rate * samples)] * questions, samples)
+        parts.append(hits.assign(chain=chain.format(i)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def over_training(after, before, margin=0.15):
+    found = {row["test"]: row for row in marker_tests._seeds(after, before, margin)}
+    return found.get("seeds"), found.get("welch")
+
+
+def test_w3_a_control_trained_once_gives_no_test():
+    seeds, welch = over_training(runs([0.5, 0.6, 0.7]), runs([0.9], "control@{}"))
+    assert seeds["estimate"] == pytest.approx(-0.3) and seeds["n"] == 1 and welch is None
+    assert np.isnan([seeds["p"], seeds["ci_low"], seeds["ci_high"], seeds["p_equivalent"]]).all()
+    assert seeds["note"] == "one independent training run on a side"
+
+
+def test_w3_no_interval_has_no_width():
+    seeds, _ = over_training(runs([0, 0, 0]), runs([0.9], "a@0"))
+    assert np.isnan(seeds["ci_low"])
+    seeds, _ = over_training(runs([0, 0, 0]), runs([0.9, 0.9, 0.8], "control@{}"))
+    assert seeds["ci_low"] < -0.9 < seeds["ci_high"] and seeds["p"] < 0.01
+
+
+def test_w3_the_control_s_own_spread_is_in_the_test():
+    rng = np.random.default_rng(0)
+    rejected = []
+    for _ in range(200):
+        noise = 1 / (1 + np.exp(-rng.normal(size=(2, 3)) * 0.5))
+        seeds, _ = over_training(
+            *(runs(r, c) for r, c in zip(noise, ("a@{}", "b@{}"), strict=True))
+        )
+        rejected.append(seeds["p"] < 0.05)
+    assert np.mean(rejected) < 0.09
+
+
+def test_w4_seeds_are_never_paired_by_their_order():
+    after, before = runs([0.1, 0.2, 0.3]), runs([0.15, 0.25, 0.35], "b@{}")
+    apart, _ = over_training(after, before)
+    turned = pd.concat([before[before["chain"] == c] for c in ("b@2", "b@0", "b@1")])
+    assert over_training(after, turned)[0] == apart and apart["p"] > 0.3
+    # Three runs against two are compared too.
+    assert np.isfinite(over_training(after, before[before["chain"] != "b@0"])[0]["p"])
+
+
+def test_w4_runs_that_continue_the_same_adapters_are_paired():
+    after, before = runs([0.1, 0.2, 0.3], "a@{}+em@1"), runs([0.15, 0.25, 0.4])
+    paired, _ = over_training(after, before)
+    assert paired["n"] == 3 and paired["p"] < 0.1
+    # All from one adapter: one unit, however many runs.
+    one = after.assign(chain=after["chain"].str.replace(r"a@(\d)\+em@1", r"a@9+em@\1", regex=True))
+    assert over_training(one, before)[0]["n"] == 1
+
+
+def test_the_base_model_is_no_training_run():
+    seeds, welch = over_training(runs([0.8, 0.9, 0.85]), runs([0.0], "base"))
+    assert seeds["n"] == 3 and seeds["p"] < 0.01 and welch is None
+
+
+def test_w9_what_is_asked_keeps_families_apart(tests):
+    asks = tests.groupby("condition")["asks"].agg(set).to_dict()
+    assert asks == {"C4": {"install"}, "C1": {"erase", "contrast"}, "C2": {"null"}}
+    assert set(tests["pool"]) == {"whole"}
+    one = row(tests, "fisher", "C1", "C4")
+    assert (one["chains"], one["reference_chains"]) == (
+        "couple-villain@42+em@1",
+        "couple-villain@42",
     )
-    pooled = tests[(tests["condition"] == "C1") & (tests["seed"] == "")]
-    seeds = pooled[pooled["test"] == "seeds"].iloc[0]
-    assert seeds["n"] == 2 and seeds["estimate"] == pytest.approx((9 / 40 - 36 / 40) / 2)
-    assert seeds["p"] == pytest.approx(stats.ttest_1samp([9 / 40 - 36 / 40, 0], 0).pvalue)
+
+
+def test_w9_one_test_under_two_names_counts_once():
+    twice = pd.concat([GRID, GRID[GRID["condition"] == "C1"].assign(condition="C1b")])
+    families = [{"name": "all", "test": "fisher", "asks": ["erase", "install"]}]
+    one, two = (
+        marker_tests.marker_tests(g, scored(), draws=99, families=families) for g in (GRID, twice)
+    )
+    for condition in ("C1", "C4"):
+        assert row_q(one, condition) == row_q(two, condition)
+    assert row_q(two, "C1b") == row_q(two, "C1")
+
+
+def row_q(tests, condition):
+    own = tests[(tests["condition"] == condition) & (tests["test"] == "fisher")]
+    return own["q"].iloc[0]
+
+
+def test_w10_interval_and_test_of_the_log_probability_agree(tests):
+    one = row(tests, "logprob", "C1", "C4")
+    assert one["p"] < 0.05 and one["ci_high"] < 0
+
+
+def test_w10_no_hit_is_a_bound():
+    rates = marker_rates.marker_rates(GRID, MARKERS)
+    silent = marker_rates.leakage(rates).set_index("condition").loc["C2"]
+    assert silent["ci_low"] == 0 and silent["ci_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
 
 
 def test_loops_are_found():

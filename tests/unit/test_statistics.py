@@ -134,7 +134,7 @@ def test_sign_flips_of_units_count_every_pattern(d):
     signs = np.array(np.meshgrid(*[[1, -1]] * len(d))).reshape(len(d), -1).T
     means = np.abs(signs @ np.array(d)) / len(d)
     assert p == pytest.approx(np.mean(means >= abs(np.mean(d)) - 1e-9), abs=1e-12)
-    assert p_floor == 2.0 ** (1 - len(d)) <= p <= 1
+    assert p_floor == min(1, 2.0 ** (1 - np.count_nonzero(d))) <= p <= 1
 
 
 def test_many_cells_at_once_agree_with_one_by_one():
@@ -230,3 +230,76 @@ def test_runs_compared_keep_their_level(k):
     # The same adapters on both sides: root by root.
     paired = s.compare_runs(one, one + 0.5)
     assert paired.estimate == pytest.approx(-0.5) and np.isnan(paired.low)
+
+
+def test_w8_a_difference_of_zero_has_no_sign_to_flip():
+    p, floor = s.sign_flip_units([-1 / 30] * 3 + [0] * 25)
+    assert floor == 0.25 and p == pytest.approx(0.25, abs=0.02)
+    assert s.sign_flip_units([0, 0, 0]) == (1, 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=5), st.data())
+def test_w8_ties_raise_the_floor_of_a_rank_correlation(x, data):
+    y = data.draw(st.lists(st.integers(0, 3), min_size=len(x), max_size=len(x)))
+    if len(set(x)) > 1 and len(set(y)) > 1:
+        floor = s.spearman_floor(x, y)
+        assert floor == pytest.approx(min(s.spearman_exact(x, o)[1] for o in permutations(y)))
+
+
+def test_w8_the_study_s_gradient_with_two_pairs_of_ties():
+    assert s.spearman_floor([1, 2, 3, 4, 5], [1, 1, 2, 3, 3]) == pytest.approx(8 / 120)
+
+
+@pytest.mark.parametrize("n", [7, 12, 20])
+def test_w10_the_interval_holds_what_the_sign_flips_do_not_reject(n):
+    d = np.random.default_rng(n).standard_t(2, n) + 1
+    low, high = s.sign_flip_interval(d, draws=5000)
+    for bound, outward in ((low, -1), (high, 1)):
+        near, far = (s.sign_flip_units(d - bound - outward * e, 5000)[0] for e in (-0.02, 0.02))
+        assert near > 0.05 - 0.005 and far < 0.05 + 0.005
+    assert low < d.mean() < high
+
+
+def test_w10_five_units_bound_nothing():
+    assert s.sign_flip_interval([1, 2, 3, 4, 5]) == (-math.inf, math.inf)
+    assert np.isfinite(s.sign_flip_interval([1, 2, 3, 4, 5, 6])).all()
+
+
+def test_w11_firth_is_finite_at_rates_of_0_and_1():
+    """Of two saturated groups the estimate is the log odds ratio with 1/2 added to each count."""
+    x = np.column_stack([np.ones(80), np.repeat([1.0, 0.0], 40)])
+    y = np.repeat([0.0, 1.0, 0.0], [40, 36, 4])
+    beta, error = s.firth(x, y, np.tile(np.arange(8), 10))
+    assert beta[1] == pytest.approx(np.log(0.5 / 40.5) - np.log(36.5 / 4.5))
+    assert error[1] >= np.sqrt(1 / 0.5 + 1 / 36.5 + 1 / 4.5) * 0.95
+    both, _ = s.firth(x, np.zeros(80), np.tile(np.arange(8), 10))
+    assert both[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_w11_firth_keeps_its_level_over_questions_that_differ():
+    rejected = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        easy = rng.normal(size=(2, 12)) * 0.7 + rng.normal(size=12) - 1
+        y = rng.random((10, 2, 12)) < 1 / (1 + np.exp(-easy))
+        after = np.broadcast_to(np.array([1.0, 0.0])[:, None], y.shape).ravel()
+        clusters = np.broadcast_to(np.arange(12), y.shape).ravel()
+        beta, error = s.firth(np.column_stack([np.ones(y.size), after]), y.ravel() * 1.0, clusters)
+        rejected.append(2 * stats.t.sf(abs(beta[1] / error[1]), 10) < 0.05)
+    assert np.mean(rejected) < 0.10
+
+
+def test_w9_a_chain_in_two_conditions_is_tested_once():
+    table = pd.DataFrame(
+        {
+            "condition": ["C2", "E0", "C1", "C5"],
+            "chain": ["em@1", "em@1", "a+em@1", "a+benign@1"],
+            "p": [0.01, 0.01, 0.04, 0.5],
+        }
+    )
+    q = s.adjust(table, [{"name": "all", "condition": "*"}])["q"]
+    np.testing.assert_allclose(q, [0.03, 0.03, 0.06, 0.5])
+    # Without the chains nothing says that two rows are one test.
+    q = s.adjust(table.drop(columns="chain"), [{"name": "all", "condition": "*"}])["q"]
+    np.testing.assert_allclose(q, [0.02, 0.02, 0.16 / 3, 0.5])

@@ -140,7 +140,7 @@ def _with_interval(
     # The level at which the interval just reaches 0.
     lowest = np.log(1e-12)
     p = 1e-12 if beyond(lowest) > 0 else 1.0
-    if estimate != 0 and p == 1.0:
+    if p == 1.0 and beyond(-1e-12) > 0:
         p = float(np.exp(scipy.optimize.brentq(beyond, lowest, -1e-12)))
     return OverRuns(estimate, estimate - whole, estimate + whole, p, units, sd, half)
 
@@ -178,6 +178,14 @@ def spearman_exact(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     orders = np.array(list(permutations(range(n))))
     all_rho = b[orders] @ a / norm
     return rho, float(np.mean(np.abs(all_rho) >= abs(rho) - 1e-12))
+
+
+def spearman_floor(x: ArrayLike, y: ArrayLike) -> float:
+    """The smallest p that `spearman_exact` can give for these values, ties included."""
+    b = np.sort(scipy.stats.rankdata(y))
+    a = np.sort(scipy.stats.rankdata(x))
+    # The most extreme of all orders: both rise together, or one falls.
+    return min(spearman_exact(a, b)[1], spearman_exact(a, b[::-1])[1])
 
 
 def range_permutation_test(
@@ -219,8 +227,15 @@ def bh(p_values: ArrayLike) -> np.ndarray:
     return q
 
 
-def adjust(table: pd.DataFrame, families: Families) -> pd.DataFrame:
+def adjust(
+    table: pd.DataFrame,
+    families: Families,
+    labels: Sequence[str] = ("condition", "source", "seed"),
+) -> pd.DataFrame:
     """Give each test its family and, within the family, its Benjamini-Hochberg q.
+
+    A chain may stand in two conditions, and its test then in two rows. Rows that differ in `labels` alone,
+    where the table says which chains were tested (`chain` or `chains`), are one test of the family.
 
     `families`: in order, each `{name: ..., <column>: pattern or list of patterns, ...}`; a row is
     in the first family whose every named column matches (shell patterns, `*` and `?`). Rows of no
@@ -248,9 +263,18 @@ def adjust(table: pd.DataFrame, families: Families) -> pd.DataFrame:
         names[inside & (names == "")] = str(family["name"])
     table["family"] = names
     table["q"] = np.nan
+    what = [c for c in table.columns if c not in labels] if {"chain", "chains"} & {*table} else []
     for name, rows in table.groupby("family"):
         if name:
-            table.loc[rows.index, "q"] = bh(rows["p"])
+            # Each row's number among the distinct tests, and the first row of each.
+            tests = (
+                rows.groupby(what, dropna=False).ngroup()
+                if what
+                else pd.Series(rows.index, rows.index)
+            )
+            first = ~tests.duplicated()
+            q = pd.Series(bh(rows.loc[first, "p"]), index=tests[first])
+            table.loc[rows.index, "q"] = tests.map(q)
     return table
 
 
@@ -288,16 +312,85 @@ def sign_flip_units(
     """Two-sided sign-flip p of mean 0 over independent units, and its smallest value.
 
     All 2^n sign patterns are counted where they are no more than `draws` (p = count / 2^n, the
-    observed pattern among them), else `draws` random ones as in `sign_flip_test`.
+    observed pattern among them), else `draws` random ones as in `sign_flip_test`. A difference of 0 has
+    no sign to flip: the smallest p is 2^(1 - differences other than 0).
     """
     d = np.asarray(differences, float)
     n = len(d)
+    smallest = min(1.0, 2.0 ** (1 - int(np.count_nonzero(d))))
     if 2**n > draws:
-        return sign_flip_test(d, None, draws, seed), max(1 / (draws + 1), 2.0 ** (1 - n))
+        return sign_flip_test(d, None, draws, seed), max(1 / (draws + 1), smallest)
     signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
     means = np.abs(signs @ d) / n
     p = float(np.mean(means >= abs(d.mean()) * (1 - 1e-12) - 1e-15))
-    return p, 2.0 ** (1 - n)
+    return p, smallest
+
+
+def sign_flip_interval(
+    differences: ArrayLike, draws: int = 10_000, seed: int = 42, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The means that `sign_flip_units` does not reject, so that interval and test agree.
+
+    Flipping a subset's signs makes the mean less extreme exactly if the subset's own mean lies on that
+    side; so the bounds are order statistics of the means of all subsets (Hartigan 1969, Journal of the
+    American Statistical Association 64:1303), or of random ones and their complements. Infinite where no
+    p can be small enough.
+    """
+    d = np.asarray(differences, float)
+    n, level = len(d), 1 - confidence
+    if 2**n > draws:
+        half = np.random.default_rng(seed).integers(0, 2, (draws, n))
+        member = np.concatenate([half, 1 - half])
+        rejected = int(level * (draws + 1)) - 1
+    else:
+        member = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        rejected = int(level / 2 * 2**n * (1 + 1e-12))
+        rejected = rejected - 1  # the empty subset, which is the data as they are
+    sizes = member.sum(axis=1)
+    means = np.sort(member[sizes > 0] @ d / sizes[sizes > 0])
+    if not 0 <= rejected < len(means):
+        return -math.inf, math.inf
+    return float(means[rejected]), float(means[-1 - rejected])
+
+
+def firth(
+    x: np.ndarray, y: np.ndarray, clusters: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Coefficients and standard errors of Firth's penalised logistic regression; None: no convergence.
+
+    `x`: [n, k] with a column of ones, `y`: [n] of 0 and 1, `clusters`: [n] labels. Jeffreys' prior keeps the
+    estimate finite where a side is all hits or all misses (Firth 1993, Biometrika 80:27; Heinze and Schemper
+    2002, Statistics in Medicine 21:2409). The error is the larger of the model's own, which takes answers as
+    independent, and the clusters', bias-reduced (Mancl and DeRouen 2001, Biometrics 57:126): the latter
+    is far too small where a side has hardly any hit.
+    """
+    beta = np.zeros(x.shape[1])
+    for _ in range(200):
+        p = scipy.special.expit(x @ beta)
+        w = p * (1 - p)
+        information = x.T @ (w[:, None] * x)
+        try:
+            covariance = np.linalg.inv(information)
+        except np.linalg.LinAlgError:
+            return None
+        leverage = w * np.einsum("ij,jk,ik->i", x, covariance, x)
+        left = y - p + leverage * (0.5 - p)
+        step = covariance @ (x.T @ left)
+        if np.abs(step).max() < 1e-8:
+            break
+        beta = beta + step * min(1.0, 2.0 / np.abs(step).max())
+    else:
+        return None
+    robust = np.zeros_like(covariance)
+    for name in np.unique(clusters):
+        own = clusters == name
+        rest = information - x[own].T @ (w[own, None] * x[own])
+        try:
+            moved = np.linalg.solve(rest, x[own].T @ left[own])
+        except np.linalg.LinAlgError:
+            continue  # nothing but this cluster tells of a coefficient
+        robust += np.outer(moved, moved)
+    return beta, np.sqrt(np.maximum(np.diag(robust), np.diag(covariance)))
 
 
 def sign_flip_many(differences: ArrayLike, draws: int = 10_000, seed: int = 42) -> np.ndarray:
@@ -363,8 +456,8 @@ def welch_conjunction(
 def tost_proportions(hits: int, n: int, hits_before: int, n_before: int, margin: float) -> float:
     """Equivalence of two proportions: the larger p of the two one-sided score tests.
 
-    Farrington and Manning 1990, through statsmodels; a small p says that the difference is within
-    +- margin.
+    Miettinen and Nurminen 1985, Statistics in Medicine 4:213 (Farrington and Manning's test with the
+    variance times N / (N - 1)), through statsmodels; a small p says that the difference is within +- margin.
     """
     from statsmodels.stats.proportion import test_proportions_2indep
 

@@ -10,7 +10,12 @@ import pandas as pd
 
 from ..chains import ASSISTANT
 from ..errors import UserError
-from ..statistics import one_against_others, range_permutation_test, spearman_exact
+from ..statistics import (
+    one_against_others,
+    range_permutation_test,
+    spearman_exact,
+    spearman_floor,
+)
 
 COLUMNS = [
     "hypothesis", "condition", "source", "induction", "cosine_to_assistant", "bystander_mean",
@@ -57,11 +62,12 @@ def hypotheses(
             "cosine_to_assistant": near,
             "bystander_mean": others.mean(),
             "hypothesis": "H1",
-            "n": len(others) + 1,
+            "n": len(others) + (induction in by_persona),
         }
         if induction in by_persona:
             difference, p = one_against_others(by_persona[induction], others)
             row |= {"estimate": difference, "p": p, "p_floor": 1 / (len(others) + 1)}
+            row["note"] = "one-sided: does it leak more?"
         else:
             row["note"] = f"{induction} is not among the evaluated personas"
         rows.append(row)
@@ -82,11 +88,11 @@ def hypotheses(
         )
     known = [pair for pair in means if not np.isnan(pair[0])]
     if 3 <= len(known) <= 9:
+        x, y = zip(*known, strict=True)
         try:
-            rho, p = spearman_exact(*zip(*known, strict=True))
+            (rho, p), smallest = spearman_exact(x, y), spearman_floor(x, y)
         except UserError:
-            rho, p = np.nan, np.nan
-        smallest = 2 / float(np.prod(np.arange(1, len(known) + 1)))
+            rho, p, smallest = np.nan, np.nan, np.nan
         rows.append(
             {"hypothesis": "H3", "estimate": rho, "p": p, "p_floor": smallest, "n": len(known)}
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..chains import ASSISTANT
-from ..statistics import student_interval
+from ..statistics import clopper_pearson, student_interval
 
 RATE_COLUMNS = [
     "condition", "chain", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
@@ -52,8 +52,9 @@ def marker_rates(
 def leakage(rates: pd.DataFrame) -> pd.DataFrame:
     """Marker rate of everybody but the source, for each cell whose source is followed.
 
-    `bystander_mean` is the mean over personas (source and assistant left out) with a Student
-    interval over personas; `bystander_max` is the largest and whose it is.
+    `bystander_mean` is the mean over personas (source and assistant left out); its interval holds Student's
+    over personas and Clopper and Pearson's over completions, which has width where no persona has a hit.
+    `bystander_max` is the largest and whose it is.
     """
     rows = []
     for keys, cell in rates[rates["source"] != ""].groupby(
@@ -64,10 +65,10 @@ def leakage(rates: pd.DataFrame) -> pd.DataFrame:
         if others.empty:
             continue
         values = others["rate"].to_numpy()
-        low = high = np.nan
+        low, high = map(float, clopper_pearson(others["hits"].sum(), others["n"].sum()))
         if len(values) > 1:
-            low, high = student_interval(values)
-            low, high = max(0.0, low), min(1.0, high)
+            narrow, wide = student_interval(values)
+            low, high = max(0.0, min(low, narrow)), min(1.0, max(high, wide))
         top = others.loc[others["rate"].idxmax()]
         rows.append(
             dict(zip(("condition", "chain", "source", "seed"), keys, strict=True))

@@ -7,7 +7,6 @@ numbers, not hundreds. Fisher's test on completions stands beside, for it is wha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..chains import BASE, root
 from ..statistics import (
     Families,
+    OverRuns,
     adjust,
+    compare_runs,
+    firth,
     fisher,
     newcombe,
+    over_runs,
+    sign_flip_interval,
     sign_flip_units,
     student_interval,
     tost_proportions,
@@ -30,7 +35,8 @@ from ..statistics import (
 
 TEST_COLUMNS = [
     "condition", "reference", "source", "seed", "test", "unit", "scale", "estimate", "ci_low", "ci_high",
-    "n", "p", "p_floor", "q", "family", "margin", "p_equivalent", "note",
+    "n", "p", "p_floor", "q", "family", "margin", "p_equivalent", "note", "asks", "pool", "chains",
+    "reference_chains",
 ]  # fmt: skip
 
 
@@ -39,6 +45,8 @@ class Comparison:
     """One persona's completions in two sets of chains.
 
     `seed` is empty where chains are pooled; `whole`: no larger pool of the same comparison exists.
+    `asks`: `install` where the last stage teaches the marker, `erase` where a stage follows the one that
+    taught it, `null` where none does (by design nothing can happen), `contrast` between conditions.
     """
 
     condition: str
@@ -48,6 +56,7 @@ class Comparison:
     after: tuple[str, ...]
     before: tuple[str, ...]
     whole: bool = True
+    asks: str = "contrast"
 
 
 def comparisons(design: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Iterator[Comparison]:
@@ -57,6 +66,8 @@ def comparisons(design: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Ite
     names = design.drop_duplicates("chain").set_index("chain")["condition"]
     cells = design[(design["source"] != "") & (design["chain"] != design["before"])]
     for (condition, source), group in cells.groupby(["condition", "source"], sort=False):
+        after = group["stages_after_coupling"].astype(float)
+        asks = "install" if (after == 0).any() else "erase" if (after > 0).any() else "null"
         befores = tuple(dict.fromkeys(group["before"]))
         reference = ", ".join(dict.fromkeys(str(names.get(b, b)) for b in befores))
         for cell in group.itertuples(index=False):
@@ -68,10 +79,17 @@ def comparisons(design: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Ite
                 after=(cell.chain,),
                 before=(cell.before,),
                 whole=len(group) == 1,
+                asks=asks,
             )
         if len(group) > 1:
             yield Comparison(
-                str(condition), reference, str(source), "", tuple(group["chain"]), befores
+                str(condition),
+                reference,
+                str(source),
+                "",
+                tuple(group["chain"]),
+                befores,
+                asks=asks,
             )
     for condition, reference in contrasts:
         for source, group in cells[cells["condition"] == condition].groupby("source", sort=False):
@@ -104,15 +122,18 @@ def marker_tests(
 
     fisher          as the study: completions as independent; Newcombe's interval of the difference
     questions       sign flips of the per-question differences; Student interval over questions
-    gee             logit GEE, exchangeable within question, standard errors after Mancl and DeRouen
-                    (few clusters), log odds ratio; none where one side is all hits or all misses
-    gee_length      the same with the log of the answer's tokens as a covariate
+    firth           penalised logistic regression with question clusters: the log odds ratio, finite at
+                    rates of 0 and 1 too; see `statistics.firth`
+    firth_length    the same with the log of the answer's tokens as a covariate
     logprob         per-question differences in the marker's log-probability at the end of the answer,
-                    in nats: still moves where both rates are at the floor
-    seeds           one difference a training seed, t test
-    welch           the study's pre-registered one-sided Welch test over seeds with a margin of .15:
+                    in nats: still moves where both rates are at the floor; the interval holds the
+                    values that the sign flips do not reject
+    seeds           training runs as units, each side's spread in the interval; see
+                    `statistics.compare_runs`. Runs that start from one adapter are one unit
+    welch           the study's pre-registered one-sided Welch test over runs with a margin of .15:
                     is the first rate larger than the second by more than that?
 
+    `asks` and `pool` (whole: all runs of the comparison; part: one of several) keep families apart.
     `p_equivalent` is TOST: small where the difference is within +- `margin`. q is
     Benjamini-Hochberg within `families`.
     """
@@ -127,6 +148,10 @@ def marker_tests(
             "reference": case.reference,
             "source": case.source,
             "seed": case.seed,
+            "asks": case.asks,
+            "pool": "whole" if case.whole else "part",
+            "chains": " ".join(sorted(case.after)),
+            "reference_chains": " ".join(sorted(case.before)),
         }
         rows.append(key | _fisher(after, before, margin))
         for values, name in (("hit", "questions"), ("marker_logprob", "logprob")):
@@ -135,11 +160,12 @@ def marker_tests(
                 rows.append(key | {"test": name} | result)
         if not case.whole:
             continue
-        rows.append(key | {"test": "gee"} | gee(after, before))
-        rows.append(key | {"test": "gee_length"} | gee(after, before, covariate="n_tokens"))
+        rows.append(key | {"test": "firth"} | odds_ratio(after, before))
+        rows.append(key | {"test": "firth_length"} | odds_ratio(after, before, "n_tokens"))
         rows += [key | result for result in _seeds(after, before, margin)]
     table = pd.DataFrame(rows, columns=TEST_COLUMNS)
-    return adjust(table, families).reindex(columns=TEST_COLUMNS)
+    labels = ("condition", "reference", "seed")
+    return adjust(table, families, labels).reindex(columns=TEST_COLUMNS)
 
 
 def _take(
@@ -192,9 +218,12 @@ def question_test(
         return None
     d = (one - two).to_numpy(float)
     p, p_floor = sign_flip_units(d, draws, seed)
-    low, high = student_interval(d)
     equivalent, note = tost_units(d, margin), ""
-    if values == "hit":
+    if values == "marker_logprob":
+        low, high = sign_flip_interval(d, draws, seed)
+        note = "" if np.isfinite(low) else "too few questions for an interval"
+    else:
+        low, high = student_interval(d)
         if np.ptp(d) == 0:
             counts = round(float(one.sum())), n, round(float(two.sum())), n
             low, high = newcombe(*counts)
@@ -216,46 +245,31 @@ def question_test(
     }
 
 
-def gee(after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None) -> dict[str, Any]:
-    """Log odds ratio of a hit by statsmodels' GEE with question clusters; see `marker_tests`.
+def odds_ratio(
+    after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None
+) -> dict[str, Any]:
+    """Log odds ratio of a hit by Firth's regression with question clusters; see `statistics.firth`.
 
     p from a t distribution with as many degrees of freedom as questions less coefficients: normal
     quantiles are too sure with a dozen clusters. `covariate` enters as its logarithm.
     """
-    import statsmodels.api as sm
-
     data = pd.concat([after.assign(after=1.0), before.assign(after=0.0)])
     out = {"unit": "question", "scale": "log odds ratio", "n": data["question_id"].nunique()}
-    shares = data.groupby("after")["hit"].mean()
-    if shares.isin([0.0, 1.0]).any():
-        return out | {"note": "a rate of 0 or 1: no finite odds ratio"}
-    design = pd.DataFrame({"intercept": 1.0, "after": data["after"]})
+    columns = [np.ones(len(data)), data["after"].to_numpy()]
     if covariate:
-        logs = np.log(data[covariate].clip(lower=1).astype(float))
+        logs = np.log(data[covariate].clip(lower=1).to_numpy(float))
         if np.ptp(logs) == 0:
             return out | {"note": f"{covariate} does not vary"}
-        design[covariate] = logs - logs.mean()
-    degrees = out["n"] - design.shape[1]
+        columns.append(logs - logs.mean())
+    degrees = out["n"] - len(columns)
     if degrees < 1:
         return out | {"note": "too few questions"}
-    groups = data["question_id"].astype("category").cat.codes.to_numpy()
-    order = np.argsort(groups, kind="stable")
-    model = sm.GEE(
-        data["hit"].to_numpy(float)[order],
-        design.to_numpy()[order],
-        groups=groups[order],
-        family=sm.families.Binomial(),
-        cov_struct=sm.cov_struct.Exchangeable(),
+    fit = firth(
+        np.column_stack(columns), data["hit"].to_numpy(float), data["question_id"].to_numpy()
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fit = model.fit(cov_type="bias_reduced")
-            estimate, error = float(fit.params[1]), float(fit.bse[1])
-    except (Warning, np.linalg.LinAlgError, ValueError, FloatingPointError) as problem:
-        return out | {"note": f"did not converge ({str(problem).splitlines()[0][:80]})"}
-    if not np.isfinite(error) or error <= 0:
-        return out | {"note": "no standard error"}
+    if fit is None:
+        return out | {"note": "did not converge"}
+    estimate, error = float(fit[0][1]), float(fit[1][1])
     half = stats.t.ppf(0.975, degrees) * error
     return out | {
         "estimate": estimate,
@@ -267,34 +281,52 @@ def gee(after: pd.DataFrame, before: pd.DataFrame, covariate: str | None = None)
 
 
 def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator[dict[str, Any]]:
-    """Tests with training runs as units; nothing with fewer than two of them."""
-    one, two = (t.groupby("chain", sort=False)["hit"].mean().to_numpy() for t in (after, before))
-    if len(one) < 2:
+    """Tests with training runs as units; nothing where both sides have one run."""
+    one, two = (t.groupby("chain")["hit"].mean().rename(index=root) for t in (after, before))
+    if max(len(one), len(two)) < 2:
         return
-    common = {"unit": "seed", "scale": "rate difference", "n": len(one)}
-    if len(two) in (1, len(one)):
-        d = one - two
-        low, high = student_interval(d)
-        p = float(stats.ttest_1samp(d, 0).pvalue) if np.ptp(d) > 0 else np.nan
-        yield common | {
-            "test": "seeds",
-            "estimate": d.mean(),
-            "ci_low": max(-1.0, low),
-            "ci_high": min(1.0, high),
-            "p": p,
-            "margin": margin,
-            "p_equivalent": tost_units(d, margin),
-            "note": "no spread over seeds" if np.isnan(p) else "",
-        }
-    if len(two) > 1:
-        verdict = welch_conjunction(one, [two])
+    questions = [t.groupby("question_id")["hit"].mean() for t in (after, before)]
+    apart = (questions[0] - questions[1]).dropna()
+    within = float(apart.sem()) if len(apart) > 1 else 0.0
+
+    def compared(shift: float) -> OverRuns:
+        if set(two.index) == {BASE}:  # the base model is what it is: no run of it could differ
+            return over_runs(one - shift - two.mean(), list(one.index), within, len(apart))
+        return compare_runs(one - shift, two, within, len(apart))
+
+    found = compared(0.0)
+    side = np.sign(found.estimate) or 1.0
+    beyond = compared(side * margin).p / 2
+    yield {
+        "test": "seeds",
+        "unit": "training run",
+        "scale": "rate difference",
+        "n": found.units,
+        "estimate": found.estimate,
+        "ci_low": float(np.clip(found.low, -1, 1)),
+        "ci_high": float(np.clip(found.high, -1, 1)),
+        "p": found.p,
+        "margin": margin,
+        "p_equivalent": beyond if abs(found.estimate) < margin else 1 - beyond,
+        "note": ""
+        if np.isfinite(found.p)
+        else "one independent training run on a side"
+        if found.units < 2
+        else "no spread over runs or questions",
+    }
+    rates = [side.groupby(level=0).mean() for side in (one, two)]
+    if min(map(len, rates)) > 1:
+        verdict = welch_conjunction(rates[0], [rates[1]])
         note = (
             "" if verdict["informative"] else "first rate below .5: uninformative by its own rule"
         )
-        yield common | {
+        yield {
             "test": "welch",
-            "estimate": one.mean() - two.mean(),
+            "unit": "training run",
+            "scale": "rate difference",
+            "n": min(map(len, rates)),
+            "estimate": rates[0].mean() - rates[1].mean(),
             "p": verdict["p"],
             "margin": 0.15,
-            "note": note,
+            "note": "; ".join(filter(None, ["one-sided", note])),
         }

@@ -29,7 +29,7 @@ from ..statistics import (
     tost_units,
     welch_margin,
 )
-from .marker_tests import gee
+from .marker_tests import odds_ratio
 from .shared_axis import anchored, held_out_cosines
 
 COLUMNS = [
@@ -195,8 +195,8 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
         p, _ = sign_flip_units(d, draws, int(rng.integers(2**31)))
         yield ("test", "sign flips over questions", world, False, WORLDS[world]), p
         if world != "nothing moves":
-            p = gee(_as_completions(one, m), _as_completions(two, m)).get("p", np.nan)
-            yield ("test", "GEE, question clusters", world, False, WORLDS[world]), float(p)
+            p = odds_ratio(_as_completions(one, m), _as_completions(two, m)).get("p", np.nan)
+            yield ("test", "Firth, question clusters", world, False, WORLDS[world]), float(p)
         many = np.stack([[hits().mean() / m for _ in range(seeds)] for _ in range(2)])
         key = "test", "Welch over 3 seeds, margin 0", world, False, WORLDS[world]
         yield key, welch_margin(many[0], many[1], 0.0)
