@@ -242,10 +242,12 @@ class Drawn:
         own = scale * rng.normal(size=(size[0], size[1], 1, v.hidden))
         own -= own.mean(axis=1, keepdims=True)
         by_question = v.question * scale * rng.normal(size=(size[0], 1, size[2], v.hidden))
-        directions = {
-            name: _unit(rng.normal(size=(size[0], 1, 1, v.hidden)))
-            for name in dict.fromkeys(s.direction for s in v.shifts.values())
-        } | {"common": common / v.common}
+        named = list(dict.fromkeys(["common", *(s.direction for s in v.shifts.values())]))
+        random = rng.normal(size=(size[0], v.hidden, len(named)))
+        random[:, :, 0] = common[:, 0, 0]
+        # Orthogonal to each other and to the common part; the first is that part's own.
+        bases = np.linalg.qr(random)[0].transpose(2, 0, 1)[:, :, None, None]
+        directions = dict(zip(named, bases, strict=True)) | {"common": common / v.common}
         noise = {
             str(prefix): self._retraining(size, scale)
             for chain in self.plan.trained_chains

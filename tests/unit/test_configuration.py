@@ -582,7 +582,11 @@ def only(config, *names, **changes):
 
 def test_of_some_conditions_what_they_need_is_left(config):
     plan = only(config, "C1", "C4")
-    assert [cell.condition for cell in plan.cells] == ["base", *["C1"] * 3, *["C4"] * 3]  # three seeds
+    assert [cell.condition for cell in plan.cells] == [
+        "base",
+        *["C1"] * 3,
+        *["C4"] * 3,
+    ]  # three seeds
     couplings = [f"couple-villain@{seed}" for seed in (137, 256, 42)]
     then_em = [f"{name}+em@{name.split('@')[1]}" for name in couplings]
     assert plan.trained_chains == couplings + then_em

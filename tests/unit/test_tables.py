@@ -347,8 +347,8 @@ def test_what_a_design_cannot_tell_apart_it_does_not_name():
     cells += [("C5", "couple@2+benign@1", "v", "1"), ("E0", "em@1", "", "1")]
     m1 = {name: 0.4 + 0.01 * i for i, (_, name, _, _) in enumerate(cells)} | {"base": 0.3}
     grid, table = runs_of(*cells, m1=m1)
-    grid["kinds"] = ["couple+sft" if "+" in c else "couple" for c in grid["chain"]]
-    grid.loc[grid["condition"] == "E0", "kinds"] = "sft"
+    after = [c.count("+") if c.startswith("couple") else np.nan for c in grid["chain"]]
+    grid["stages_after_coupling"] = after
     rows = geometry_runs.variance_components(grid, table.assign(metric="log_distance"), HEADLINE)
     assert list(rows.columns) == geometry_runs.COMPONENT_COLUMNS
     rows = rows.set_index(["condition", "component"])

@@ -27,8 +27,8 @@ COLUMNS = [
 REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date"]
 #: The tables that readers read.
 TABLES = (
-    "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "geometry_runs",
-    "shared_axis", "separability", "correlations",
+    "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry",
+    "geometry_runs", "shared_axis", "separability", "correlations",
 )  # fmt: skip
 #: Keys of `expect`.
 BARS = ("min", "max", "near", "tolerance", "hits")
