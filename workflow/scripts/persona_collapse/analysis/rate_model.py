@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from .. import chains, hierarchy
 from ..chains import ASSISTANT, BASE
@@ -48,6 +49,7 @@ def rate_tables(
     assistant: str = ASSISTANT,
     seed: int = 42,
     personas: bool = True,
+    points: int = 1024,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Estimates of the model (COLUMNS), and the spread of what it is made of (COMPONENT_COLUMNS).
 
@@ -55,9 +57,11 @@ def rate_tables(
     (where a condition has several), coupling, run and question; `difference` of two conditions' rates (each
     with what it continues, and `contrasts`), `p` two-sided: the posterior's tail beyond 0, twice; `survival`:
     the share of training runs whose rate is above SURVIVES, with Clopper and Pearson's interval over units.
+    `overdispersion`: variance of the runs' counts over a binomial's, source by source, with its chi-square p.
     `value` is the posterior's median. `personas`: also the assistant and every bystander, a fit each.
+    `points`: of the posterior, a power of 2; fewer are faster and coarser.
     """
-    table, fit = _counts(design, scored, assistant), _Fits(seed)
+    table, fit = _counts(design, scored, assistant), _Fits(seed, points)
     rows: list[dict[str, Any]] = []
     components: list[dict[str, Any]] = []
     for condition, group in table.groupby("condition", sort=False):
@@ -71,6 +75,7 @@ def rate_tables(
                 rows.append(key | row)
                 if role == "source":
                     rows.append(key | _survival(part))
+                    rows.append(key | _overdispersion(part))
                     components += _components(key, part, own, posterior, model, fit)
                 if role == "bystander":
                     for persona, alone in part.groupby("persona", sort=False):
@@ -159,8 +164,8 @@ class _Model:
 class _Fits:
     """Fits of the model, each made once: many personas have the same counts, none at all."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, points: int):
+        self.seed, self.points = seed, points
         self.known: dict[tuple[object, ...], hierarchy.Posterior] = {}
 
     def __call__(self, counts: hierarchy.Counts) -> hierarchy.Posterior:
@@ -172,7 +177,7 @@ class _Fits:
             *(a.tobytes() for a in arrays),
         )
         if key not in self.known:
-            self.known[key] = hierarchy.fit(counts, seed=self.seed)
+            self.known[key] = hierarchy.fit(counts, self.points, self.seed)
         return self.known[key]
 
 
@@ -312,6 +317,31 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
     one_sided = float(clopper_pearson(units.any().sum(), total, 0.9)[1])
     note = f"runs above {SURVIVES:g}; one-sided 95 % bound {one_sided:.3f}"
     return row | {"value": above["above"].mean(), "ci_low": low, "ci_high": high, "note": note}
+
+
+def _overdispersion(table: pd.DataFrame) -> dict[str, Any]:
+    """The row of the runs' spread against that of independent answers: chi-square over its degrees.
+
+    Above 1, a run's rate varies more than its answers explain: pooling the answers of runs is too sure.
+    Questions that differ make counts vary less than a binomial's, so the p errs to the safe side.
+    """
+    runs = (
+        table[table["chain"] != BASE].groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
+    )
+    pooled = runs.groupby(level=0).transform("sum")
+    degrees = len(runs) - runs.index.get_level_values(0).nunique()
+    row = {"quantity": "overdispersion"} | _common(table)
+    rate = pooled["hits"] / pooled["n"]
+    expected = runs["n"] * rate * (1 - rate)
+    if degrees < 1 or not (expected > 0).any():
+        return row | {"note": "one run" if degrees < 1 else "all hits or none"}
+    known = expected > 0
+    chi2 = float(((runs["hits"] - runs["n"] * rate)[known] ** 2 / expected[known]).sum())
+    return row | {
+        "value": chi2 / degrees,
+        "p": float(stats.chi2.sf(chi2, degrees)),
+        "note": f"chi-square {chi2:.1f}, {degrees} df",
+    }
 
 
 def _components(
