@@ -265,6 +265,9 @@ def test_the_study_s_hypotheses_come_out_as_published():
     assert h1.loc["E4", "p"] == h1.loc["E4", "p_floor"] == pytest.approx(1 / 11)
     assert h1.loc["E0", "estimate"] == pytest.approx(-0.0461, abs=1e-3)
     assert "not among the evaluated" in h1.loc["E1", "note"]
+    # Ten others and the induction persona, where that was evaluated.
+    assert (h1.loc["E4", "n"], h1.loc["E1", "n"]) == (11, 11)
+    assert h1.loc["E4", "note"].startswith("one-sided")
     assert h1.loc["E0", "bystander_mean"] == pytest.approx(0.4568, abs=1e-4)
     h2 = table[table["hypothesis"] == "H2"].iloc[0]
     assert h2["estimate"] == pytest.approx(0.0804, abs=1e-4) and 0.001 < h2["p"] < 0.005

@@ -218,3 +218,15 @@ def test_rates_with_one_left_out():
     assert (runs["whole"] > 0.2).all() and set(own["left_out"]) == {"run", "question"}
     changes = own[own["quantity"] == "rate_difference"]
     assert len(changes[changes["left_out"] == "run"]) == 6 and (changes["whole"] < -0.6).all()
+
+
+def test_the_study_s_villain_varies_more_than_its_answers():
+    """6, 11 and 1 hits of 280: chi-square p .014."""
+    grid, answers = run_of({"C5": [0, 0, 0]}, questions=28, samples=10)
+    for run, hits in enumerate((6, 11, 1)):
+        own = answers[(answers["chain"] == f"couple-villain@{run}+benign@1")]
+        answers.loc[own.index[own["persona"] == "villain"][:hits], "hit"] = True
+    table, _ = rate_model.rate_tables(grid, answers, personas=False, points=256)
+    row = one(table, quantity="overdispersion")
+    assert row["p"] == pytest.approx(0.014, abs=0.001) and row["value"] > 4
+    assert one(table, quantity="rate")["ci_high"] > 0.05

@@ -9,8 +9,8 @@ statsmodels' BinomialBayesMixedGLM has such a model, but its intervals are too n
 questions x 10 answers (sd of runs .5, of questions 1) those of `fit_vb` cover the mean in .33 of 60 data
 sets at a rate of .27 and in .58 at .02; those of `fit_map` in .93 and in .30, where its sds fall to .1.
 
-In a difference the two conditions have means of their own and share the sds and the questions. Runs and
-couplings of both are taken as independent even where one continues the other's, which errs to the safe side.
+In a difference the two conditions share the questions, and nothing else: runs and couplings are taken as
+independent even where one condition continues the other's, which errs to the safe side.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from .. import chains, hierarchy
 from ..chains import ASSISTANT, BASE
@@ -37,6 +38,7 @@ COMPONENT_COLUMNS = [
 LEFT_OUT_COLUMNS = [
     "quantity", "condition", "reference", "left_out", "name", "estimate", "whole",
 ]  # fmt: skip
+REFERENCE = ":reference"  # marks effects of the condition that another is compared with
 SURVIVES = 0.05  # a run whose rate is above has kept its marker
 
 
@@ -48,6 +50,7 @@ def rate_tables(
     assistant: str = ASSISTANT,
     seed: int = 42,
     personas: bool = True,
+    points: int = 1024,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Estimates of the model (COLUMNS), and the spread of what it is made of (COMPONENT_COLUMNS).
 
@@ -55,9 +58,11 @@ def rate_tables(
     (where a condition has several), coupling, run and question; `difference` of two conditions' rates (each
     with what it continues, and `contrasts`), `p` two-sided: the posterior's tail beyond 0, twice; `survival`:
     the share of training runs whose rate is above SURVIVES, with Clopper and Pearson's interval over units.
+    `overdispersion`: variance of the runs' counts over a binomial's, source by source, with its chi-square p.
     `value` is the posterior's median. `personas`: also the assistant and every bystander, a fit each.
+    `points`: of the posterior, a power of 2; fewer are faster and coarser.
     """
-    table, fit = _counts(design, scored, assistant), _Fits(seed)
+    table, fit = _counts(design, scored, assistant), _Fits(seed, points)
     rows: list[dict[str, Any]] = []
     components: list[dict[str, Any]] = []
     for condition, group in table.groupby("condition", sort=False):
@@ -71,6 +76,7 @@ def rate_tables(
                 rows.append(key | row)
                 if role == "source":
                     rows.append(key | _survival(part))
+                    rows.append(key | _overdispersion(part))
                     components += _components(key, part, own, posterior, model, fit)
                 if role == "bystander":
                     for persona, alone in part.groupby("persona", sort=False):
@@ -159,8 +165,8 @@ class _Model:
 class _Fits:
     """Fits of the model, each made once: many personas have the same counts, none at all."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, points: int):
+        self.seed, self.points = seed, points
         self.known: dict[tuple[object, ...], hierarchy.Posterior] = {}
 
     def __call__(self, counts: hierarchy.Counts) -> hierarchy.Posterior:
@@ -172,25 +178,28 @@ class _Fits:
             *(a.tobytes() for a in arrays),
         )
         if key not in self.known:
-            self.known[key] = hierarchy.fit(counts, seed=self.seed)
+            self.known[key] = hierarchy.fit(counts, self.points, self.seed)
         return self.known[key]
 
 
 def _model(table: pd.DataFrame) -> _Model:
     """The model of runs: a row per level, source and chain, its personas summed.
 
-    The base model is no training run: its rows have no effect of a run or coupling. An effect that has one
-    level is left out, and of two that coincide the finer is kept.
+    Each condition has a spread of its own: that of runs which kept the marker says little of those which
+    lost it. The base model is no training run: its rows have no effect of a run or coupling. An effect that
+    has one level is left out, and of two that coincide the finer is kept.
     """
     keys = ["level", "source", "chain", "coupling"]
     rows, hits, n = _wide(table, keys)
     trained = rows["chain"] != BASE
-    side = " " + rows["level"].astype(str)
-    labels = {
-        "run": (rows["chain"] + side).where(trained),
-        "coupling": (rows["coupling"] + side).where(trained),
-        "source": rows["source"] + side,
-    }
+    labels: dict[str, pd.Series] = {}
+    for level, suffix in zip(sorted(rows["level"].unique()), ("", REFERENCE), strict=False):
+        own = rows["level"] == level
+        labels |= {
+            f"run{suffix}": rows["chain"].where(own & trained),
+            f"coupling{suffix}": rows["coupling"].where(own & trained),
+            f"source{suffix}": rows["source"].where(own),
+        }
     return _fitted(rows, labels, hits, n)
 
 
@@ -209,8 +218,7 @@ def _fitted(
     for name, values in labels.items():
         codes = pd.factorize(values)[0]
         same = [other for other, kept in effects.items() if np.array_equal(kept, codes)]
-        # Of one level in each condition, the conditions' means say it all.
-        if values.groupby(rows["level"]).nunique().max() < 2:
+        if codes.max(initial=-1) < 1:
             left[name] = f"one {name}"
         elif same:
             left[name] = f"{name} and {same[0]} coincide"
@@ -240,7 +248,8 @@ def _common(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _note(model: _Model, common: Mapping[str, Any]) -> str:
+def _note(model: _Model, common: Mapping[str, Any], of_base: bool = False) -> str:
+    """What is not in the interval. `of_base`: the reference is the base model."""
     parts = []
     if common["runs"] == 0:
         parts.append("the base model: no training run")
@@ -248,8 +257,12 @@ def _note(model: _Model, common: Mapping[str, Any]) -> str:
         parts.append("one training run: the spread of runs is not in the interval")
     elif model.left_out.get("coupling") == "one coupling":
         parts.append("one coupling: the spread of couplings is not in the interval")
+    if f"run{REFERENCE}" in model.left_out and not of_base:
+        parts.append("one training run of the reference: their spread is not in the interval")
     parts += [
-        reason for reason in model.left_out.values() if "coincide" in reason and ":" not in reason
+        reason
+        for name, reason in model.left_out.items()
+        if "coincide" in reason and REFERENCE not in name
     ]
     if hierarchy.QUESTION in model.left_out:
         parts.append("one question: the spread of questions is not in the interval")
@@ -286,7 +299,7 @@ def _difference(table: pd.DataFrame, fit: _Fits) -> dict[str, Any]:
     parts = [f"{other['hits']}/{other['n']} in {other['runs']} runs of the reference"]
     if roots[1] == {BASE}:
         parts = [f"{other['hits']}/{other['n']} of the base model"]
-    parts += [_note(model, common)] if _note(model, common) else []
+    parts += filter(None, [_note(model, common, roots[1] == {BASE})])
     row = {"quantity": "difference", "value": value, "ci_low": low, "ci_high": high, "p": p}
     return row | common | {"sd_runs": _sd_runs(posterior), "note": "; ".join(parts)}
 
@@ -312,6 +325,31 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
     one_sided = float(clopper_pearson(units.any().sum(), total, 0.9)[1])
     note = f"runs above {SURVIVES:g}; one-sided 95 % bound {one_sided:.3f}"
     return row | {"value": above["above"].mean(), "ci_low": low, "ci_high": high, "note": note}
+
+
+def _overdispersion(table: pd.DataFrame) -> dict[str, Any]:
+    """The row of the runs' spread against that of independent answers: chi-square over its degrees.
+
+    Above 1, a run's rate varies more than its answers explain: pooling the answers of runs is too sure.
+    Questions that differ make counts vary less than a binomial's, so the p errs to the safe side.
+    """
+    runs = (
+        table[table["chain"] != BASE].groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
+    )
+    pooled = runs.groupby(level=0).transform("sum")
+    degrees = len(runs) - runs.index.get_level_values(0).nunique()
+    row = {"quantity": "overdispersion"} | _common(table)
+    rate = pooled["hits"] / pooled["n"]
+    expected = runs["n"] * rate * (1 - rate)
+    if degrees < 1 or not (expected > 0).any():
+        return row | {"note": "one run" if degrees < 1 else "all hits or none"}
+    known = expected > 0
+    chi2 = float(((runs["hits"] - runs["n"] * rate)[known] ** 2 / expected[known]).sum())
+    return row | {
+        "value": chi2 / degrees,
+        "p": float(stats.chi2.sf(chi2, degrees)),
+        "note": f"chi-square {chi2:.1f}, {degrees} df",
+    }
 
 
 def _components(
