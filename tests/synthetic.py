@@ -35,7 +35,7 @@ from persona_collapse.report import answers as answers_of
 from persona_collapse.report import figures
 from persona_collapse.report import page as pages
 from persona_collapse.report.figures import _render
-from test_claims import claim
+from test_claims import SHIPPED
 from test_tables import FAMILIES, GRID, HEADLINE, MARKERS, completions, scored
 from test_tables import load as load_alike
 
@@ -155,9 +155,16 @@ def everything(made):
             for i in (1, 2, 3)
         ]
     )
+    registered = claims.load(SHIPPED)
+    # One bar was another when it was registered.
+    first = [e | {"expect": {"max": 0.5}} if e["id"] == "m3-bug" else e for e in registered]
+    registration = claims.registered(first, "2031-05-01")
     return made | {
         "headline": pd.DataFrame([HEADLINE | {"asked": 0.75, "blocks": 4}]),
-        "scorecard": claims.scorecard([claim()], made, fdr=0.01, judge="directions"),
+        "scorecard": claims.scorecard(
+            registered, made, fdr=0.01, judge="directions", registration=registration
+        ),
+        "registered_claims": registration,
         "errata": errata.errata_table(entries, published),
         "simulation": simulation.simulate(SIZES, runs=20, draws=99, seed=1),
         "power": power.power_table(SIZES, made["geometry"], draws=199),

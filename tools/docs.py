@@ -334,12 +334,12 @@ def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     ):
         values = g[g["metric"] == metric]["value"]
         rows.append([what, f"{values.min():.4f} to {values.max():.4f}", "geometry"])
-    own = correlations[correlations["analysis"] == "chains"]
+    own = correlations[correlations["analysis"] == "conditions"]
     own = own[own["predictor"] == "m1"]
     own = own[(own["left_out"].fillna("") == "") & (own["outcome"] == "rate")]
     for row in own[own["controls"].fillna("") == ""].itertuples(index=False):
-        text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} chains"
-        rows.append(["M1 against the marker rate, over chains", text, "correlations"])
+        text = f"rho {row.rho:.2f}, {row.ci_low:.2f} to {row.ci_high:.2f}, {row.n:.0f} conditions"
+        rows.append(["M1 against the marker rate, over conditions", text, "correlations"])
     for row in tables["simulation"].itertuples(index=False):
         if row.kind == "test" and row.arm == "geometry":
             text = f"rejects in {100 * row.rate:.0f} % of {row.runs} data sets ({row.world})"

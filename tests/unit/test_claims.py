@@ -1,10 +1,12 @@
-"""The scorecard, on tables made from synthetic counts and vectors."""
+"""The scorecard, on tables made by hand, and on those of synthetic counts and vectors."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse.analysis import claims, measured
+from persona_collapse.analysis import claims, measured, verdicts
+from persona_collapse.analysis.measured import Fires, Measured
 from persona_collapse.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"
@@ -22,45 +24,483 @@ def claim(**changes):
     } | changes
 
 
-def score(made, *entries, judge="values"):
-    return claims.scorecard(entries, made, fdr=0.01, judge=judge).iloc[0]
+def score(tables, *entries, judge="values"):
+    return claims.scorecard(entries, tables, fdr=0.01, judge=judge).iloc[0]
 
 
-def test_verdicts(made):
-    assert score(made, claim())["verdict"] == "not replicated"
-    assert score(made, claim(expect={"max": 0.5}))["verdict"] == "replicated"
-    assert score(made, claim(expect={"max": 0.25}))["verdict"] == "partly"
-    near = {"near": 0.22, "tolerance": 0.01}
-    assert score(made, claim(expect=near))["verdict"] == "partly"
-    absent = claim(measure={"source_rate": {"condition": "C9"}})
-    assert score(made, absent)["verdict"] == "not tested here"
-    demo = score(made, claim(scale="full"), judge="directions")
-    assert demo["verdict"] == "not tested here" and "study's model" in demo["note"]
+def rate(condition, low, value, high, **more):
+    """A row of rate_model.csv."""
+    return {
+        "condition": condition,
+        "reference": "",
+        "source": "",
+        "role": "source",
+        "persona": "",
+        "quantity": "rate",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "p": np.nan,
+        "units": 3,
+        "runs": 3,
+        "couplings": 3,
+        "questions": 28,
+        "n": 840,
+        "hits": round(840 * value),
+        "sd_runs": 0.3,
+        "note": "",
+    } | more
 
 
-def test_a_claim_says_itself_why_it_cannot_be_tested(made):
-    one = score(
-        made, {"id": "y", "text": "t", "where": "later", "published": 1, "cannot": "no way"}
+def change(condition, reference, low, estimate, high, **more):
+    """A row of geometry_runs.csv."""
+    return {
+        "condition": condition,
+        "reference": reference,
+        "method": "A",
+        "layer": 3,
+        "headline": True,
+        "metric": "m1",
+        "value": estimate,
+        "estimate": estimate,
+        "ci_low": low,
+        "ci_high": high,
+        "p": 0.001,
+        "q": 0.001,
+        "family": "f",
+        "runs": 3,
+        "units": 3,
+        "sd_runs": 0.01,
+        "within": 0.001,
+        "note": "",
+    } | more
+
+
+def of(table, *rows):
+    return {table: pd.DataFrame(list(rows))}
+
+
+def rates(*rows):
+    sources = pd.DataFrame(
+        [(r["condition"], s) for r in rows for s in ("villain",)], columns=["condition", "source"]
     )
-    assert one["verdict"] == "not tested here" and one["note"] == "no way"
+    return of("rate_model", *rows) | {"marker_rates": sources}
+
+
+def test_the_four_outcomes():
+    for low, value, high, outcome in (
+        (0.001, 0.01, 0.03, "replicated"),
+        (0.2, 0.3, 0.5, "contradicted"),
+        (0.01, 0.03, 0.09, "inconclusive"),
+        (0.01, 0.08, 0.2, "inconclusive"),
+    ):
+        tables = rates(rate("C1", low, value, high))
+        assert score(tables, claim())["verdict"] == outcome
+    row = score(rates(rate("C4", 0, 0, 0.01)), claim())
+    assert (row["verdict"], row["would_take"]) == ("not tested", "the condition C1")
+    full = score(tables, claim(scale="full"), judge="directions")
+    assert full["verdict"] == "not tested" and "study's model" in full["note"]
+    near = claim(expect={"near": 0.08, "tolerance": 0.2})
+    assert score(tables, near)["verdict"] == "replicated"
+
+
+def test_one_training_run_gives_no_verdict():
+    row = score(rates(rate("C1", 0.0, 0.001, 0.01, units=1, hits=0, n=24)), claim())
+    assert row["verdict"] == "inconclusive" and row["note"] == "one training run"
+    # And 0 hits take 72 completions, whatever the runs.
+    assert "two training runs that share no stage and about 72 completions" in row["would_take"]
+
+
+def test_an_estimate_without_an_interval_is_inconclusive():
+    assert verdicts.verdict({"max": 1}, Measured(0.5, units=2)) == "inconclusive"
+    assert verdicts.verdict({"max": 1}, Measured(0.5, exact=True)) == "replicated"
+
+
+def test_a_claim_says_itself_why_it_cannot_be_tested():
+    one = score({}, {"id": "y", "text": "t", "where": "later", "published": 1, "cannot": "no way"})
+    assert one["verdict"] == "not tested" and one["note"] == "no way"
     assert pd.isna(one["measured"])
 
 
-def test_an_estimate_without_an_interval_is_partly_at_best(made):
-    share = {"m1_share": {"condition": "C1", "reference": "C4"}}
-    assert score(made, claim(measure=share, expect={"max": 2.0}))["verdict"] == "partly"
-    of_nothing = {"m1_share": {"condition": "C1", "reference": "base"}}
-    one = score(made, claim(measure=of_nothing))
-    assert one["verdict"] == "not tested here" and "cannot be told from none" in one["note"]
-    hits = claim(measure={"hits": {"conditions": ["C2"]}}, expect={"max": 0})
-    assert score(made, hits)["verdict"] == "replicated"
+def test_what_it_would_take_is_computed():
+    # SD .02 over 3 runs; .015 from the bar: t(R-1) .02 / sqrt(R) < .015 first for R = 10.
+    found = Measured(0.015, -0.035, 0.065, units=3, sd=0.02)
+    made = verdicts.decide({"min": 0.0}, found)
+    assert made.outcome == "inconclusive" and made.would_take == "about 10 training runs (here 3)"
+    shared = Measured(0.015, -0.035, 0.065, units=3, sd=0.02, within=0.01)
+    assert "personas and questions" in verdicts.decide({"min": 0.0}, shared).would_take
+    near = Measured(1e-6, -1, 1, units=3, sd=0.5)
+    assert "too near the bar" in verdicts.decide({"min": 0.0}, near).would_take
+    few = Measured(0.8, 0.4, 0.97, units=3, scale="logit", hits=8, trials=10)
+    said = verdicts.decide({"min": 0.6}, few).would_take
+    assert "completions (here 10)" in said and "training runs (here 3)" in said
+    runs = Measured(0.0, 0.0, 0.34, units=9, scale="none", points=9)
+    assert verdicts.decide({"max": 0.1}, runs).would_take == "about 36 training runs (here 9)"
+    rho = Measured(-0.5, -0.89, 0.27, scale="fisher", points=9)
+    assert (
+        "conditions with a coupled marker (here 9)"
+        in verdicts.decide({"max": -0.3}, rho).would_take
+    )
 
 
-def test_sameness_needs_the_whole_interval_inside_the_margin(made):
-    gap = {"rate_difference": {"condition": "C2", "reference": "base"}}
-    one = score(made, claim(measure=gap, expect={"min": -0.15, "max": 0.15}))
-    # 0 against 0 over eight questions: the estimate is inside, the interval is not.
-    assert one["measured"] == 0 and one["verdict"] == "partly"
+def test_w1_nothing_to_erase_is_not_tested():
+    entries = [
+        claim(id="erased", needs={"installs": "no marker to erase"}),
+        claim(id="installs", measure={"source_rate": {"condition": "C4"}}, expect={"min": 0.6}),
+    ]
+    nothing = rates(rate("C4", 0, 0.001, 0.01), rate("C1", 0, 0.001, 0.01))
+    scored = claims.scorecard(entries, nothing, fdr=0.01, judge="values").set_index("claim")
+    assert scored["verdict"].to_dict() == {"erased": "not tested", "installs": "contradicted"}
+    assert scored.loc["erased", "note"].startswith("no marker to erase")
+    installed = rates(rate("C4", 0.8, 0.9, 0.95), rate("C1", 0, 0.001, 0.01))
+    scored = claims.scorecard(entries, installed, fdr=0.01, judge="values")
+    assert scored["verdict"].tolist() == ["replicated", "replicated"]
+
+
+def test_w1_no_shipped_claim_on_erasure_replicates_where_nothing_was_coupled():
+    conditions = (
+        "C1",
+        "C2",
+        "C3",
+        "C4",
+        "C4a",
+        "C5",
+        "R_em",
+        "R_benign",
+        "RS_base",
+        "RS_em",
+        "F4",
+        "F1",
+    )
+    rows = [rate(c, 0, 0.0005, 0.004, hits=0, n=5_000) for c in conditions]
+    rows += [rate(c, 0, 0.0005, 0.004, role="assistant") for c in conditions]
+    rows += [rate(c, 0, 0.0005, 0.004, role="bystander", persona="p") for c in conditions]
+    rows += [rate("C1", -0.01, 0, 0.01, reference="C5", quantity="difference")]
+    rows += [rate(c, 0, 0, 0.05, quantity="survival", units=80) for c in ("C1", "C5")]
+    counts = pd.DataFrame(
+        [(c, "villain", f"x@{s}", "p", 0, 9_000) for c in conditions for s in (1, 2)],
+        columns=["condition", "source", "chain", "persona", "hits", "n"],
+    )
+    tables = of("rate_model", *rows) | {"marker_rates": counts}
+    scored = claims.scorecard(claims.load(SHIPPED), tables, fdr=0.01, judge="values")
+    assert scored[scored["verdict"] == "replicated"].empty
+    tested = scored[scored["verdict"] != "not tested"]["claim"]
+    assert {"coupling-installs", "coupling-installs-assistant"} <= set(tested)
+    assert not any("eras" in name or "survival" in name or "zero" in name for name in tested)
+
+
+def test_w6a_only_counts_are_exact():
+    h3 = {"hypothesis": "H3", "condition": "", "estimate": -0.9, "p": 0.083, "n": 5}
+    tables = of("hypotheses", h3 | {"p_floor": 1 / 60, "ci_low": -0.997, "ci_high": 0.1})
+    rho = claim(measure={"hypothesis": {"name": "H3"}}, expect={"max": -0.7})
+    assert score(tables, rho)["verdict"] == "inconclusive"
+    p = claim(measure={"hypothesis": {"name": "H3", "p": True}}, expect={"max": 0.05})
+    assert score(tables, p)["verdict"] == "inconclusive"
+    few = of(
+        "hypotheses", h3 | {"n": 3, "p": 0.33, "p_floor": 0.33, "ci_low": np.nan, "ci_high": np.nan}
+    )
+    assert score(few, rho)["verdict"] == "not tested"
+    assert "at least 5" in score(few, rho)["note"]
+
+
+def leaks(by_condition):
+    """leakage.csv and hypotheses.csv of {condition: a mean bystander rate per independent run}."""
+    rows = [
+        (condition, f"{condition}@{seed}+couple-confab@{seed}", value)
+        for condition, values in by_condition.items()
+        for seed, value in enumerate(values)
+    ]
+    return {
+        "leakage": pd.DataFrame(rows, columns=["condition", "chain", "bystander_mean"]),
+        "hypotheses": pd.DataFrame({"hypothesis": "H1", "condition": list(by_condition)}),
+    }
+
+
+def test_w6b_no_difference_is_an_equivalence():
+    alike = claim(measure={"leakage_range": {}}, expect={"max": 0.1})
+    one = leaks({"L0": [0.4], "L1": [0.41], "L2": [0.4]})
+    row = score(one, alike)
+    assert row["verdict"] == "inconclusive" and "two training runs" in row["would_take"]
+    apart = leaks({"L0": [0.4, 0.41, 0.4], "L1": [0.7, 0.71, 0.7]})
+    assert score(apart, alike)["verdict"] == "contradicted"
+    near = leaks({"L0": [0.4, 0.41, 0.4], "L1": [0.41, 0.4, 0.42]})
+    assert score(near, alike)["verdict"] == "replicated"
+    noisy = leaks({"L0": [0.3, 0.5, 0.4], "L1": [0.41, 0.25, 0.5]})
+    assert score(noisy, alike)["verdict"] == "inconclusive"
+    gap = claim(
+        measure={"m1_gap": {"condition": "E4", "reference": "E0"}},
+        expect={"min": -0.01, "max": 0.01},
+    )
+    wide = of("geometry_runs", change("E4", "E0", -0.05, 0.0, 0.05))
+    assert score(wide, gap)["verdict"] == "inconclusive"
+
+
+def questions(estimate, q, floor, **more):
+    """A row of marker_tests.csv, of the test over questions."""
+    return {
+        "condition": "C1",
+        "reference": "C4",
+        "source": "villain",
+        "seed": "",
+        "test": "questions",
+        "estimate": estimate,
+        "q": q,
+        "p_floor": floor,
+        "n": 12,
+    } | more
+
+
+SIGNIFICANT = claim(
+    measure={"change_significant": {"condition": "C1", "reference": "C4"}}, expect={"max": 0.01}
+)
+
+
+def difference(value, p, **more):
+    return rate(
+        "C1", value - 0.1, value, value + 0.1, reference="C4", quantity="difference", p=p, **more
+    )
+
+
+def test_w6c_the_direction_counts():
+    def tables(value):
+        return of("marker_tests", questions(value, 0.002, 0.0005)) | of(
+            "rate_model", difference(value, 0.001)
+        )
+
+    assert score(tables(-0.6), SIGNIFICANT)["verdict"] == "replicated"
+    assert score(tables(0.6), SIGNIFICANT)["verdict"] == "contradicted"
+    both = tables(-0.6) | of("rate_model", difference(-0.6, 0.3))
+    assert score(both, SIGNIFICANT)["verdict"] == "inconclusive"
+    cells = [change("E0", "base", -0.5, -0.4, -0.3), change("E0", "base", 0.3, 0.4, 0.5, layer=1)]
+    single = {"condition": "E0", "metric": "m1", "test": "pairs", "q": 0.001, "p_floor": 1e-4}
+    single |= {"delta_base": 0.4, "method": "A", "layer": 3}
+    fires = claim(measure={"m1_fires": {"conditions": ["E0"]}}, expect={"min": 1.0})
+    falling = of("geometry_runs", *cells) | of("geometry", single)
+    row = score(falling, fires)
+    assert row["verdict"] == "contradicted" and "by pairs of single chains 1 of 1" in row["n"]
+    rising = of("geometry_runs", cells[1], cells[1] | {"layer": 2}) | of("geometry", single)
+    assert score(rising, fires)["verdict"] == "replicated"
+    dull = of("geometry_runs", cells[1], cells[1] | {"q": 0.2}) | of("geometry", single)
+    assert score(dull, fires)["verdict"] == "inconclusive"
+
+
+def test_w6d_a_p_that_cannot_be_small_enough_is_not_tested():
+    tables = of("marker_tests", questions(-1.0, 0.031, 0.031)) | of(
+        "rate_model", difference(-1, 0.001)
+    )
+    row = score(tables, SIGNIFICANT)
+    assert row["verdict"] == "not tested" and "smallest p" in row["note"]
+    assert row["would_take"] == "at least 8 questions"
+    without = tables | of("marker_tests", questions(-1.0, np.nan, 0.0005))
+    row = score(without, SIGNIFICANT)
+    assert row["verdict"] == "not tested" and "in no family" in row["note"]
+    single = {"condition": "E0", "metric": "m1", "test": "label_swap", "q": 0.07, "p_floor": 1 / 16}
+    single |= {"delta_base": 0.4, "method": "A", "layer": 3}
+    swap = {"m1_fires": {"conditions": ["E0"], "test": "label_swap"}}
+    few = of("geometry_runs", change("E0", "base", 0.3, 0.4, 0.5)) | of("geometry", single)
+    row = score(few, claim(measure=swap, expect={"min": 1.0}))
+    assert row["verdict"] == "not tested" and "smallest p" in row["note"]
+
+
+def test_w6e_an_interval_that_holds_the_bar_contradicts_nothing():
+    tables = rates(rate("C1", 0.002, 1 / 12, 0.385, hits=1, n=12))
+    assert score(tables, claim())["verdict"] == "inconclusive"
+    cosine = of("geometry_runs", change("E0", "base", -0.064, -0.004, 0.055))
+    rises = claim(measure={"m1_change": {"condition": "E0"}}, expect={"min": 0.0})
+    assert score(cosine, rises)["verdict"] == "inconclusive"
+
+
+def test_w6f_one_run_replicates_no_rise():
+    rises = claim(measure={"m1_change": {"condition": "B0"}}, expect={"min": 0.0})
+    one = of("geometry_runs", change("B0", "base", np.nan, 0.13, np.nan, units=1))
+    assert score(one, rises)["verdict"] == "inconclusive"
+    three = of("geometry_runs", change("B0", "base", 0.1, 0.13, 0.16))
+    assert score(three, rises)["verdict"] == "replicated"
+
+
+def test_w6g_m1_has_an_interval_over_runs_and_not_the_range_of_two():
+    level = claim(measure={"m1": {"condition": "E0"}}, expect={"near": 0.3, "tolerance": 0.1})
+    row = score(of("geometry_runs", change("E0", "", 0.18, 0.3, 0.42, units=2)), level)
+    assert (row["ci_low"], row["ci_high"], row["verdict"]) == (0.18, 0.42, "inconclusive")
+    base = change("base", "", 0.25, 0.3, 0.35, units=1)
+    row = score(
+        of("geometry_runs", base), claim(**level | {"measure": {"m1": {"condition": "base"}}})
+    )
+    assert row["verdict"] == "replicated" and row["n"].startswith("before any training")
+
+
+def test_w6h_rates_are_those_of_a_new_run():
+    # The study's own six benign runs: pooled completions say at most .034, runs up to .05 and more.
+    tables = rates(rate("C5", 0.005, 0.013, 0.06, hits=18, n=840))
+    row = score(tables, claim(measure={"source_rate": {"condition": "C5"}}))
+    assert row["verdict"] == "inconclusive" and row["n"] == "18 of 840 completions, 3 training runs"
+
+
+def test_w6i_the_largest_is_read_and_not_the_mean():
+    silent = [rate("C4", 0, 0.001, 0.01, role="bystander", persona=f"p{i}") for i in range(9)]
+    loud = rate("C4", 0.26, 0.46, 0.67, role="bystander", persona="evil_ai")
+    others = rate("C4", 0.01, 0.05, 0.1, role="bystander")
+    selective = claim(measure={"largest_other": {"condition": "C4"}}, expect={"max": 0.2})
+    row = score(rates(*silent, loud, others), selective)
+    assert row["verdict"] != "replicated" and row["measured"] == 0.46
+    assert row["n"].startswith("evil_ai; ")
+    assert score(rates(*silent, others), selective)["verdict"] == "replicated"
+    # The lower bound pays for having looked at ten.
+    assert row["ci_low"] < 0.26
+
+
+def test_w6j_the_axis_must_hold_out():
+    def tables(held):
+        return of(
+            "geometry_runs",
+            change("E0", "", held - 0.05, held, held + 0.05, metric="m2_held_out"),
+            change("B0", "", -0.1, 0.0, 0.1, metric="m2_held_out"),
+        )
+
+    entries = {e["id"]: e for e in claims.load(SHIPPED)}
+    chosen = [entries["axis-holds"], entries["axis-is-em"]]
+    for held, outcome in ((0.2, "not tested"), (0.8, "replicated")):
+        scored = claims.scorecard(chosen, tables(held), fdr=0.01, judge="values")
+        assert scored["verdict"].iloc[1] == outcome
+
+
+def test_w6k_noise_is_compared_with_the_gap():
+    def tables(sd, low, gap, high):
+        return of(
+            "geometry_runs",
+            change("E0", "", 0.9, 0.95, 1.0, sd_runs=sd, units=5),
+            change("E0", "B0", low, gap, high, units=5),
+        )
+
+    single = claim(
+        measure={"noise_against_gap": {"condition": "E0", "reference": "B0"}}, expect={"max": 1.0}
+    )
+    for values, outcome in (
+        ((0.02, 0.12, 0.13, 0.14), "replicated"),
+        ((0.0004, 0.00005, 0.0001, 0.00015), "contradicted"),
+        ((0.0004, -0.0009, 0.0001, 0.001), "inconclusive"),
+    ):
+        assert score(tables(*values), single)["verdict"] == outcome
+
+
+def counted(hits, n, roots=2):
+    rows = [
+        ("C1", f"couple@{i}+em@1", "villain", "villain", hits if i == 0 else 0, n)
+        for i in range(roots)
+    ]
+    names = ["condition", "chain", "source", "persona", "hits", "n"]
+    return {"marker_rates": pd.DataFrame(rows, columns=names)}
+
+
+def test_w6l_nothing_at_all_takes_many_and_one_hit_contradicts():
+    zero = claim(measure={"hits": {"conditions": ["C1"]}}, expect={"max": 0.001, "hits": 0})
+    row = score(counted(0, 2), zero)
+    assert (
+        row["verdict"] == "inconclusive" and row["would_take"] == "about 3,700 completions (here 4)"
+    )
+    assert score(counted(0, 2_000), zero)["verdict"] == "replicated"
+    assert score(counted(1, 50_000), zero)["verdict"] == "contradicted"
+    one_run = score(counted(0, 9_000, roots=1), zero)
+    assert one_run["verdict"] == "inconclusive"
+
+
+def test_w6l_a_share_needs_a_rise_and_has_fieller_s_interval():
+    def tables(low, rise, high, one=0.06):
+        return of(
+            "geometry_runs",
+            change("B0", "base", one - 0.004, one, one + 0.004),
+            change("E0", "base", low, rise, high),
+            change("B0", "base", one - 0.004, one, one + 0.004, layer=1, headline=False),
+            change("E0", "base", low * 2, rise * 2, high * 2, layer=1, headline=False),
+        )
+
+    arguments = {"condition": "B0", "reference": "E0"}
+    share = claim(measure={"m1_share": arguments}, expect={"near": 0.75, "tolerance": 0.1})
+    row = score(tables(0.078, 0.08, 0.082), share)
+    assert row["verdict"] == "replicated" and row["ci_low"] < 0.75 < row["ci_high"]
+    row = score(tables(-0.0001, 0.0001, 0.0003, one=0.0004), share)
+    assert row["verdict"] == "not tested" and "no rise" in row["note"]
+    varies = claim(measure={"m1_share_range": arguments}, expect={"min": 0.1})
+    assert score(tables(0.078, 0.08, 0.082), varies)["verdict"] == "replicated"
+    assert score(tables(0.0001, 0.08, 0.16), varies)["verdict"] != "replicated"
+
+
+def test_w6l_the_gap_between_conditions_is_over_runs():
+    gap = claim(measure={"m1_gap": {"condition": "E0", "reference": "B0"}}, expect={"min": 0.0})
+    one = of("geometry_runs", change("E0", "B0", np.nan, 0.02, np.nan, units=1))
+    assert score(one, gap)["verdict"] == "inconclusive"
+    levels = of("geometry_runs", change("E0", "", 0.8, 0.9, 1), change("B0", "", 0.8, 0.9, 1))
+    assert "contrasts" in score(levels, gap)["note"]
+
+
+def answers(**means):
+    rows = [
+        {"condition": c, "chain": f"couple@{i}+{c}@1", "role": "source", "n": 20, "mean_tokens": m}
+        | {"marker_logprob": -m / 10}
+        for c, values in means.items()
+        for i, m in enumerate(values)
+    ]
+    return {"answer_stats": pd.DataFrame(rows)}
+
+
+def test_lengths_and_log_probabilities_are_compared_over_runs():
+    short = claim(
+        measure={"length_ratio": {"condition": "C1", "reference": "C4"}}, expect={"max": 0.5}
+    )
+    row = score(answers(C1=[20, 21, 19], C4=[100, 102, 98]), short)
+    assert row["verdict"] == "replicated" and row["measured"] == pytest.approx(0.2, abs=0.001)
+    assert row["ci_low"] < row["measured"] < row["ci_high"]
+    assert score(answers(C1=[20], C4=[100]), short)["verdict"] == "inconclusive"
+    nats = claim(
+        measure={"logprob_difference": {"condition": "C1", "reference": "C4"}},
+        expect={"min": -1.0, "max": 1.0},
+    )
+    assert score(answers(C1=[20, 21, 19], C4=[100, 102, 98]), nats)["verdict"] == "contradicted"
+
+
+def test_erasure_given_length_has_the_runs_spread_in_its_interval():
+    length = questions(
+        -3.0, np.nan, np.nan, test="firth_length", ci_low=-5.0, ci_high=-1.0, note=""
+    )
+    given = claim(
+        measure={"given_length": {"condition": "C1", "reference": "C4"}}, expect={"max": 0.0}
+    )
+    calm = of("marker_tests", length) | of("rate_model", difference(-0.5, 0.01, sd_runs=0.1))
+    assert score(calm, given)["verdict"] == "replicated"
+    noisy = of("marker_tests", length) | of("rate_model", difference(-0.5, 0.01, sd_runs=2.0))
+    assert score(noisy, given)["verdict"] == "inconclusive"
+    silent = of("marker_tests", length | {"estimate": np.nan, "note": "did not converge"})
+    assert "did not converge" in score(silent, given)["note"]
+
+
+def test_matched_comparisons_and_half_doses():
+    row = {"condition": "E0", "reference": "B0", "matched_on": "loss", "outcome": "m1"}
+    row |= {"estimate": 0.02, "ci_low": 0.01, "ci_high": 0.03, "units": 3, "note": "at loss 2"}
+    more = claim(measure={"matched": {"on": "loss", "outcome": "m1"}}, expect={"min": 0.0})
+    assert score(of("matched", row), more)["verdict"] == "replicated"
+    assert score({}, more)["verdict"] == "not tested"
+    dose = {"arm": "em", "reference": "benign", "outcome": "rate", "half_dose": 11.4, "units": 3}
+    dose |= {"ratio": 0.88, "ratio_low": 0.6, "ratio_high": 1.3, "note": ""}
+    sooner = claim(measure={"half_dose": {"outcome": "rate"}}, expect={"max": 1.0})
+    row = score(of("half_dose", dose), sooner)
+    assert row["verdict"] == "inconclusive" and row["n"].startswith("em against benign")
+
+
+def test_survival_is_a_share_of_runs():
+    row = rate("C1", 0, 0, 0.336, quantity="survival", units=9, n=9, hits=0)
+    survives = claim(measure={"survival": {"condition": "C1"}}, expect={"max": 0.1})
+    found = score(rates(row), survives)
+    assert found["verdict"] == "inconclusive" and "about 36 training runs" in found["would_take"]
+
+
+def test_p_values_are_judged_by_sign_and_floor():
+    def outcome(p, **test):
+        return verdicts.verdict({"max": 0.05}, Measured(p, test=Fires(**test)))
+
+    assert outcome(0.01) == "replicated"
+    assert outcome(0.01, right=False) == "contradicted"
+    assert outcome(0.4) == outcome(0.4, right=False) == "inconclusive"
+    assert outcome(0.1, floor=0.1) == "not tested"
 
 
 def test_the_shipped_claims_load_and_every_measure_is_used(made):
@@ -69,8 +509,7 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     assert list(scored.columns) == claims.COLUMNS
     assert set(scored["verdict"]) <= set(claims.VERDICTS)
     assert {m for e in entries for m in e.get("measure", {})} == set(measured.READERS)
-    tested = scored[scored["verdict"] != "not tested here"]
-    assert {"em-erases-marker", "em-raises-cosine", "m3-bug"} <= set(tested["claim"])
+    assert "m3-bug" in set(scored.loc[scored["verdict"] == "replicated", "claim"])
     assert (
         scored["where"]
         .isin([*(f"takeaway {i}" for i in range(1, 6)), "table", "caveat", "later"])
@@ -78,18 +517,48 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     )
 
 
+def test_claims_are_registered_and_changes_are_shown():
+    entries = [claim(id="a"), claim(id="b", needs={"a": "words"})]
+    table = claims.registered(entries, "2031-05-01")
+    assert list(table.columns) == claims.REGISTERED_COLUMNS
+    assert claims.digest(entries) == claims.digest(entries[::-1])
+    later = [claim(id="a", expect={"max": 0.5}), entries[1] | {"note": "words"}, claim(id="c")]
+    scored = claims.scorecard(later, {}, fdr=0.01, judge="values", registration=table)
+    changed, same, added = scored["registered"]
+    assert changed.startswith("changed since 2031-05-01: was ") and '{"max": 0.05}' in changed
+    assert same == "2031-05-01" and added == "added after 2031-05-01"
+    assert claims.digest(later) != claims.digest(entries)
+
+
+GOOD = (
+    "id: a, text: t, published: 1, where: w, measure: {hits: {conditions: [C1]}}, expect: {max: 1}, "
+    "scale: any"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("- {id: a}", "text is missing"),
         ("- {id: a, text: t, published: 1, where: w}", "measure is missing"),
+        (f"- {{{GOOD.replace('hits', 'magic')}}}", "no reader 'magic'"),
+        (f"- {{{GOOD.replace('conditions:', 'condition:')}}}", "claim a: measure: hits: "),
+        (f"- {{{GOOD.replace('max: 1', 'most: 1')}}}", "expect: expected one or more of min"),
+        (f"- {{{GOOD.replace('max: 1', 'max: few')}}}", "expect: max: expected a number"),
+        (f"- {{{GOOD.replace('max: 1', 'near: 1')}}}", "near and tolerance go together"),
+        (f"- {{{GOOD.replace('any', 'some')}}}", "scale: expected any or full"),
+        (f"- {{{GOOD}}}\n- {{{GOOD}}}", "claim a: is defined twice"),
+        (f"- {{{GOOD}, needs: [b]}}", "needs: expected"),
+        (f"- {{{GOOD}, needs: {{b: why}}}}", "claim a: needs: no claim 'b'"),
+        (f"- {{{GOOD}, needs: {{a: why}}}}", "claim a: needs: a circle"),
         (
-            "- {id: a, text: t, published: 1, where: w, measure: {magic: {}}, expect: {max: 1}, scale: any}",
-            "no reader 'magic'",
+            f"- {{{GOOD}, needs: {{b: why}}}}\n- {{{GOOD.replace('id: a', 'id: b')}, needs: {{a: why}}}}",
+            "a needs b needs a",
         ),
     ],
 )
 def test_bad_claims_are_named(tmp_path, text, said):
     (tmp_path / "claims.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         claims.load(tmp_path / "claims.yaml")
+    assert "\n" not in str(error.value) and "claims.yaml" in str(error.value)

@@ -22,7 +22,10 @@ def results(everything, tmp_path_factory):
     changed = (rates["condition"] == "C1") & (rates["role"] == "source")
     rates.loc[changed, ["hits", "rate"]] = 32, 0.8
     other["marker_rates"] = rates
-    other["scorecard"] = everything["scorecard"].assign(verdict="replicated")
+    card = everything["scorecard"]
+    other["scorecard"] = card.assign(
+        verdict=card["verdict"].mask(card["claim"] == "em-erases-marker", "replicated")
+    )
     grid = everything["design"]
     other["design"] = grid[grid["condition"] != "E0"]
     other["training"] = everything["training"].assign(objective="stay_close", final_loss=0.3)
@@ -62,7 +65,7 @@ def test_a_defence_is_told_from_plain_training(runs):
 
 def test_verdicts_that_differ_come_first(runs):
     table = compare.scorecards(runs)
-    assert table[["verdict_a", "verdict_b"]].iloc[0].tolist() == ["not replicated", "replicated"]
+    assert table[["verdict_a", "verdict_b"]].iloc[0].tolist() == ["not tested", "replicated"]
     assert not table["same"].iloc[0]
 
 
@@ -74,7 +77,7 @@ def test_the_command_writes_the_page_and_says_where(results):
     text = path.read_text()
     assert path == results / "compare/one-two.html"
     assert 'id="marker_rate_a"' in text and 'id="m1_b"' in text
-    assert "1 of 1 verdicts differ" in text and "<style>" in text
+    assert " verdicts differ" in text and "<style>" in text
 
 
 def test_a_wrong_call_is_one_line(results):

@@ -12,6 +12,7 @@ from persona_collapse import geometry, statistics
 from persona_collapse.analysis import claims, geometry_tables, measured, readers
 from persona_collapse.study import configuration
 from snakemake.utils import update_config
+from test_claims import change, of
 from test_tables import GRID, HEADLINE, load
 
 import docs as documentation
@@ -129,11 +130,11 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     claim["measure"]["nearest_change"]["condition"] = "C1"
     row = claims.scorecard(
         [claim],
-        made | {"geometry": table},
+        made | of("geometry_runs", change("C1", "base", 0.1, 0.2, 0.3, metric="nearest")),
         fdr=0.01,
         judge="directions",
     ).iloc[0]
-    assert row["verdict"] == "replicated" and row["n"] == "1 seed"
+    assert row["verdict"] == "replicated" and row["n"] == "3 training runs"
 
 
 def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):

@@ -303,3 +303,22 @@ def test_w9_a_chain_in_two_conditions_is_tested_once():
     # Without the chains nothing says that two rows are one test.
     q = s.adjust(table.drop(columns="chain"), [{"name": "all", "condition": "*"}])["q"]
     np.testing.assert_allclose(q, [0.02, 0.02, 0.16 / 3, 0.5])
+
+
+@pytest.mark.parametrize(("runs", "share"), [(3, 0.77), (8, 0.3)])
+def test_fieller_holds_the_share_in_95_of_100(runs, share):
+    rng = np.random.default_rng(runs)
+    held, bounded = [], 0
+    for _ in range(2_000):
+        one = share * 0.09 + 0.01 * rng.normal(size=runs)
+        two = 0.09 + 0.01 * rng.normal(size=runs)
+        errors = [x.std(ddof=1) / np.sqrt(runs) for x in (one, two)]
+        low, high = s.fieller(one.mean(), two.mean(), *errors, runs - 1)
+        bounded += low == low
+        held.append(low <= share <= high)
+    known = sum(held) / bounded
+    assert known > 0.94 and bounded > 1_700
+    assert np.isnan(s.fieller(0.1, 0.01, 0.01, 0.1, 5)).all()
+    # By hand: a symmetric share of 1 with t = 2.0 errors of .1 on both sides.
+    low, high = s.fieller(1.0, 1.0, 0.1, 0.1, 1e9)
+    assert low * high == pytest.approx(1) and low < 1 < high

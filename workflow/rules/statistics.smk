@@ -306,9 +306,32 @@ rule training_table:
 scored = literals.constant("analysis.claims", "TABLES")
 
 
+rule register_claims:
+    # No data goes in, so it can run first, and it says when. A bar that is changed later is not registered
+    # again: the scorecard compares it with the first.
+    input:
+        claims=ancient(config["claims"]),
+    output:
+        results("tables/registered_claims.csv"),
+    log:
+        logs("register_claims"),
+    benchmark:
+        benchmarks("register_claims")
+    priority: 2
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        kept=results("store/registered_claims.csv"),
+    message:
+        "Registering what will decide each claim"
+    script:
+        "../scripts/register_claims.py"
+
+
 rule scorecard:
     input:
         expand(results("tables/{table}.csv"), table=scored),
+        results("tables/registered_claims.csv"),
         claims=config["claims"],
     output:
         report(

@@ -11,5 +11,8 @@ with job(snakemake, "scorecard"):
     inputs, params = snakemake.input, snakemake.params
     tables = {Path(path).stem: read_csv(path) for path in inputs if path.endswith(".csv")}
     entries = claims.load(inputs.claims)
-    scored = claims.scorecard(entries, tables, fdr=params.fdr, judge=params.judge)
+    registration = tables.pop("registered_claims")
+    scored = claims.scorecard(
+        entries, tables, fdr=params.fdr, judge=params.judge, registration=registration
+    )
     write_csv(snakemake.output[0], scored)

@@ -134,6 +134,24 @@ def _with_interval(
     return OverRuns(estimate, estimate - whole, estimate + whole, p, units, sd, half)
 
 
+def fieller(
+    above: float, below: float, error_above: float, error_below: float, degrees: float
+) -> tuple[float, float]:
+    """95 % interval of above / below, two independent estimates with standard errors; NaN if unbounded.
+
+    Fieller 1954, Journal of the Royal Statistical Society B 16:175: the ratios r for which above - r below is
+    within t standard errors of 0, with Student's t of `degrees`. It has an end on both sides only where
+    `below` itself can be told from 0.
+    """
+    t = float(scipy.stats.t.ppf(0.975, degrees)) if degrees > 0 else float("inf")
+    a = below**2 - (t * error_below) ** 2
+    if not a > 0 or not math.isfinite(t * error_above):
+        return float("nan"), float("nan")
+    middle = above * below
+    root = math.sqrt(middle**2 - a * (above**2 - (t * error_above) ** 2))
+    return (middle - root) / a, (middle + root) / a
+
+
 def sign_flip_test(
     x: ArrayLike, y: ArrayLike | None = None, draws: int = 10_000, seed: int = 42
 ) -> float:

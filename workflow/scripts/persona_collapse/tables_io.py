@@ -29,7 +29,7 @@ NAMES = (
 #: Columns of other text; an empty cell is a missing value.
 TEXTS = (
     "system_seen", "first_with_loss", "last_with_loss", "claim", "erratum", "text", "stated",
-    "corrected", "expected",
+    "corrected", "expected", "reason", "would_take", "registered", "bar", "date",
 )  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,60 +16,141 @@ from .. import yaml_files
 from ..errors import UserError
 from . import measured, readers  # noqa: F401, which makes itself known
 from .measured import Measured, RunTables
+from .verdicts import NOT_TESTED, REPLICATED, VERDICTS, Verdict, decide, expected, verdict
+
+__all__ = ["COLUMNS", "TABLES", "VERDICTS", "load", "registered", "scorecard", "verdict"]
 
 COLUMNS = [
     "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
-    "expected",
+    "expected", "reason", "would_take", "registered",
 ]  # fmt: skip
-#: The tables that the readers read.
-TABLES = (
-    "marker_rates", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "contrasts",
-    "shared_axis", "separability", "correlations",
-)  # fmt: skip
-VERDICTS = ("replicated", "partly", "not replicated", "not tested here")
+REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date"]
 #: The tables that readers read.
 TABLES = (
-    "marker_rates", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "contrasts",
+    "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "geometry_runs",
     "shared_axis", "separability", "correlations",
 )  # fmt: skip
+#: Keys of `expect`.
+BARS = ("min", "max", "near", "tolerance", "hits")
 
 
 def load(path: str | Path) -> list[dict[str, Any]]:
-    """Read claims.yaml; a missing key, an unknown reader or a repeated id raises UserError."""
+    """Read claims.yaml; raises UserError, one line with file and claim.
+
+    For a missing key, an unknown reader or argument, a bar that is no number, a repeated id, and needs that
+    name no claim or lead round in a circle.
+    """
     entries = yaml_files.load_list(path)
     names: set[str] = set()
     for number, entry in enumerate(entries, start=1):
         name = entry.get("id", f"number {number}")
-        needed = ["id", "text", "published", "where"]
-        needed += [] if "cannot" in entry else ["measure", "expect", "scale"]
-        for key in needed:
-            if key not in entry:
-                raise UserError(f"{path}: claim {name}: {key} is missing")
-        for reader in entry.get("measure", {}):
-            if reader not in measured.READERS:
-                raise UserError(
-                    f"{path}: claim {name}: measure: no reader {reader!r} in "
-                    "persona_collapse/analysis/readers.py"
-                )
-        if name in names:
-            raise UserError(f"{path}: claim {name} is defined twice")
+        fault = _fault(entry)
+        if not fault and name in names:
+            fault = "is defined twice"
+        if fault:
+            raise UserError(f"{path}: claim {name}: {fault}")
         names.add(name)
+    needs = {entry["id"]: list(entry.get("needs", {})) for entry in entries}
+    for name, needed in needs.items():
+        for other in needed:
+            if other not in needs:
+                raise UserError(f"{path}: claim {name}: needs: no claim {other!r} in this file")
+        circle = _circle(needs, name)
+        if circle:
+            raise UserError(
+                f"{path}: claim {name}: needs: a circle ({' needs '.join(circle)}); remove one of them"
+            )
     return entries
 
 
-def verdict(expect: Mapping[str, float], found: Measured) -> str:
-    """`replicated` if value and interval meet the expectation, `partly` if only the value does.
+def _fault(entry: Mapping[str, Any]) -> str:
+    """What is wrong with a claim by itself; empty where nothing is."""
+    needed = ["id", "text", "published", "where"]
+    needed += [] if "cannot" in entry else ["measure", "expect", "scale"]
+    for key in needed:
+        if key not in entry:
+            return f"{key} is missing"
+    needs = entry.get("needs", {})
+    if not isinstance(needs, dict) or not all(isinstance(w, str) and w for w in needs.values()):
+        return "needs: expected {claim: why it is needed, in words}"
+    if "cannot" in entry:
+        return ""
+    measure, expect = entry["measure"], entry["expect"]
+    if not isinstance(measure, dict) or len(measure) != 1:
+        return "measure: expected one reader with its arguments, {reader: {...}}"
+    ((reader, arguments),) = measure.items()
+    if reader not in measured.READERS:
+        return f"measure: no reader {reader!r} in persona_collapse/analysis/readers.py"
+    try:
+        inspect.signature(measured.READERS[reader]).bind(None, **(arguments or {}))
+    except TypeError as error:
+        return f"measure: {reader}: {error}"
+    if not isinstance(expect, dict) or not expect or set(expect) - set(BARS):
+        return f"expect: expected one or more of {', '.join(BARS)}, got {expect}"
+    if ("near" in expect) != ("tolerance" in expect):
+        return "expect: near and tolerance go together"
+    for key, value in expect.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"expect: {key}: expected a number, got {value!r}"
+    if entry["scale"] not in ("any", "full"):
+        return f"scale: expected any or full, got {entry['scale']!r}"
+    return ""
 
-    An estimate without an interval is `partly` at best.
-    """
-    low, high = expect.get("min", -np.inf), expect.get("max", np.inf)
-    if "near" in expect:
-        low = expect["near"] - expect["tolerance"]
-        high = expect["near"] + expect["tolerance"]
-    if not low <= found.value <= high:
-        return "not replicated"
-    inside = low <= found.low and found.high <= high
-    return "replicated" if inside or found.exact else "partly"
+
+def _circle(needs: Mapping[str, Sequence[str]], start: str) -> list[str]:
+    """A way from a claim back to itself through what each needs; empty if there is none."""
+    ways = [[start]]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        for other in needs.get(way[-1], ()):
+            if other == start:
+                return [*way, start]
+            if other not in seen:
+                seen.add(other)
+                ways.append([*way, other])
+    return []
+
+
+def bar(claim: Mapping[str, Any]) -> str:
+    """What decides a claim, as canonical text: what is measured, expected and needed."""
+    deciding = {key: claim[key] for key in ("measure", "expect", "needs", "cannot") if key in claim}
+    if "needs" in deciding:
+        deciding["needs"] = sorted(deciding["needs"])
+    return json.dumps(deciding, sort_keys=True, ensure_ascii=False)
+
+
+def digest(claims: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of all bars, whatever the order of claims."""
+    text = "\n".join(sorted(f"{claim['id']} {bar(claim)}" for claim in claims))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def registered(claims: Sequence[Mapping[str, Any]], date: str) -> pd.DataFrame:
+    """Every claim's bar with its SHA-256 and the date: what was decided before there were data."""
+    rows = [
+        {
+            "claim": claim["id"],
+            "bar": bar(claim),
+            "sha256": hashlib.sha256(bar(claim).encode()).hexdigest(),
+            "date": date,
+        }
+        for claim in claims
+    ]
+    return pd.DataFrame(rows, columns=REGISTERED_COLUMNS)
+
+
+def _registration(claim: Mapping[str, Any], table: pd.DataFrame | None) -> str:
+    """When a claim's bar was registered, and what it was if it has changed."""
+    if table is None or table.empty:
+        return "not registered"
+    own = table[table["claim"] == claim["id"]]
+    if own.empty:
+        return f"added after {table['date'].iloc[0]}"
+    first = own.iloc[0]
+    if first["bar"] == bar(claim):
+        return str(first["date"])
+    return f"changed since {first['date']}: was {first['bar']}"
 
 
 def scorecard(
@@ -75,17 +159,35 @@ def scorecard(
     *,
     fdr: float,
     judge: str,
+    registration: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row per claim: published, measured with interval, verdict and why.
+    """One row per claim: published, measured with interval, verdict, why, and what another would take.
 
     `tables`: the run's, those of `TABLES` by name. `judge`: as in the config; `directions` leaves claims
-    about values of the study's model `not tested here`. So is a claim whose conditions this run does
-    not have, and one that says itself why it cannot be tested (`cannot`).
+    about values of the study's model `not tested`. So is a claim whose conditions this run does not have,
+    one that says itself why it cannot be tested (`cannot`), and one that needs another that is not
+    replicated. `registration`: what `registered` gave before the run, if anything.
     """
     run = RunTables(tables, fdr)
+    by_id = {claim["id"]: claim for claim in claims}
+    found: dict[str, tuple[Measured, Verdict]] = {}
+
+    def judged(name: str) -> tuple[Measured, Verdict]:
+        if name not in found:
+            value, outcome = _judged(by_id[name], run, judge)
+            needs = by_id[name].get("needs", {}) if outcome.outcome != NOT_TESTED else {}
+            for other, words in needs.items():
+                first = judged(other)[1]
+                if first.outcome != REPLICATED:
+                    why = f"{words} (the claim {other} is {first.outcome})"
+                    outcome = Verdict(NOT_TESTED, words, why, _first(other, first))
+                    break
+            found[name] = value, outcome
+        return found[name]
+
     rows = []
     for claim in claims:
-        value, outcome, why = _judged(claim, run, judge)
+        value, outcome = judged(claim["id"])
         rows.append(
             {
                 "claim": claim["id"],
@@ -93,36 +195,49 @@ def scorecard(
                 "measured": value.value,
                 "ci_low": value.low,
                 "ci_high": value.high,
-                "verdict": outcome,
-                "note": "; ".join(filter(None, [why, claim.get("note", "")])),
+                "verdict": outcome.outcome,
+                "note": "; ".join(filter(None, [outcome.why, claim.get("note", "")])),
                 "text": claim["text"],
                 "n": value.n,
                 "where": claim["where"],
-                "expected": "" if "cannot" in claim else _expected(claim["expect"]),
+                "expected": "" if "cannot" in claim else expected(claim["expect"]),
+                "reason": outcome.reason,
+                "would_take": outcome.would_take,
+                "registered": _registration(claim, registration),
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _judged(claim: Mapping[str, Any], run: RunTables, judge: str) -> tuple[Measured, str, str]:
-    """What a claim measures in a run (NaN where nothing), its verdict, and why it has none."""
+def _first(name: str, outcome: Verdict) -> str:
+    """What it would take that a needed claim be replicated."""
+    return f"first {name}" + (f": {outcome.would_take}" if outcome.would_take else "")
+
+
+def _judged(claim: Mapping[str, Any], run: RunTables, judge: str) -> tuple[Measured, Verdict]:
+    """What a claim measures in a run (NaN where nothing) and its verdict, needs aside."""
     nothing = Measured(np.nan)
     if "cannot" in claim:
-        return nothing, "not tested here", claim["cannot"]
+        reason = "no run of this workflow tests it"
+        return nothing, Verdict(NOT_TESTED, reason, claim["cannot"])
     ((name, arguments),) = claim["measure"].items()
-    value = measured.READERS[name](run, **arguments)
+    value = measured.READERS[name](run, **(arguments or {}))
     if isinstance(value, str):
-        return nothing, "not tested here", value
+        return nothing, Verdict(NOT_TESTED, "nothing to test it on", value)
     if value is None or np.isnan(value.value):
-        return nothing, "not tested here", "its conditions are not in this run"
+        why = "its conditions are not in this run"
+        return nothing, Verdict(NOT_TESTED, why, why, _conditions(arguments or {}))
     if claim["scale"] == "full" and judge == "directions":
-        return value, "not tested here", "a value of the study's model; this run's is another"
-    return value, verdict(claim["expect"], value), ""
+        why = "a value of the study's model; this run's is another"
+        return value, Verdict(NOT_TESTED, "a value of the study's model", why)
+    return value, decide(claim["expect"], value)
 
 
-def _expected(expect: Mapping[str, float]) -> str:
-    """What would replicate a claim, in words."""
-    if "near" in expect:
-        return f"{expect['near']:g} ± {expect['tolerance']:g}"
-    words = {"min": "at least", "max": "at most"}
-    return " and ".join(f"{words[key]} {value:g}" for key, value in expect.items())
+def _conditions(arguments: Mapping[str, Any]) -> str:
+    """The conditions that a claim is about, in words."""
+    named = [arguments[key] for key in ("condition", "reference") if key in arguments]
+    named += arguments.get("conditions", [])
+    if not named:
+        return ""
+    source = f" with the source {arguments['source']}" if "source" in arguments else ""
+    return f"the condition{'s' if len(named) > 1 else ''} {', '.join(named)}{source}"

@@ -1,11 +1,14 @@
-"""Does geometry go with behaviour? Correlations over chains, and over personas within a chain.
+"""Does geometry go with behaviour? Correlations over conditions, and over personas within a condition.
 
-All are correlations. Chains share stages and data, so even the intervals are too narrow; what would
-speak of a cause is a stage that changes the one and is then seen to change the other.
+Chains of a condition share data, and often stages: they are no independent points. So the unit is the
+condition, its chains and sources averaged. All are correlations; what would speak of a cause is a stage that
+changes the one and is then seen to change the other.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -96,9 +99,12 @@ def partial_spearman(
 ) -> dict[str, float]:
     """Spearman's rho, or its partial version given controls [n, k], with interval and permutation p.
 
-    Partial: Pearson correlation of the residuals of ranks. p: the residuals of y permuted (Freedman
-    and Lane 1983), two-sided, with the + 1. Interval: Fisher's z with the variance of Bonett and
-    Wright 2000, (1 + rho^2 / 2) / (n - 3 - k). Fewer than 4 + k points, or a constant: NaN.
+    Partial: Pearson correlation of the residuals of ranks. p: the residuals of y permuted (Freedman and Lane
+    1983), two-sided. Permuted residuals are no longer orthogonal to the controls, so each permutation is
+    regressed on them again, as the data were. All n! permutations where they are no more than `draws`, else
+    `draws` random ones with the + 1. `p_floor`: the p of the most extreme order, which ties and controls
+    raise. Interval: Fisher's z with the variance of Bonett and Wright 2000, (1 + rho^2 / 2) / (n - 3 - k).
+    Fewer than 4 + k points, or a constant: NaN.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     covariates = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
@@ -107,22 +113,54 @@ def partial_spearman(
     if len(a) < 4 + k or np.ptp(a) == 0 or np.ptp(b) == 0:
         return nothing
     u, v = residuals(a, covariates), residuals(b, covariates)
-    norm = np.sqrt((u @ u) * (v @ v))
     # What the controls explain wholly leaves rounding alone.
-    if norm < 1e-9 * len(a):
+    if np.sqrt((u @ u) * (v @ v)) < 1e-9 * len(a):
         return nothing
-    rho = float(u @ v / norm)
-    shuffled = np.random.default_rng(seed).permuted(np.tile(v, (draws, 1)), axis=1)
-    count = int(np.sum(np.abs(shuffled @ u) / norm >= abs(rho) - 1e-12))
+    ranks = [stats.rankdata(column) for column in covariates.T]
+    basis = np.linalg.qr(np.column_stack([np.ones(len(a)), *ranks]))[0]
+    u = u / np.linalg.norm(u)
+
+    def rhos(rows: np.ndarray) -> np.ndarray:
+        """Partial correlations with `u` of permuted residuals [permutations, n]."""
+        rows = rows - rows @ basis @ basis.T
+        norms = np.linalg.norm(rows, axis=1)
+        # A permutation that the controls explain wholly correlates with nothing.
+        found: np.ndarray = rows @ u / np.where(norms < 1e-9 * len(a), np.inf, norms)
+        return found
+
+    rho = float(rhos(v[None])[0])
+    exact = math.factorial(min(len(a), 20)) <= draws
+    if exact:
+        shuffled = v[np.array(list(permutations(range(len(a)))))]
+    else:
+        shuffled = np.random.default_rng(seed).permuted(np.tile(v, (draws, 1)), axis=1)
+    null = np.abs(rhos(shuffled))
+    # The orders that agree best with u, for random permutations may have missed them.
+    ordered = np.empty((2, len(a)))
+    ordered[:, np.argsort(u)] = np.sort(v), np.sort(v)[::-1]
+    largest = max(float(null.max()), abs(rho), *np.abs(rhos(ordered)))
+    extra = 0 if exact else 1
+
+    def p_of(value: float) -> float:
+        return (int(np.sum(null >= value - 1e-12)) + extra) / (len(null) + extra)
+
     half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / max(len(a) - 3 - k, 1))
     z = np.arctanh(np.clip(rho, -0.9999, 0.9999))
     return {
         "rho": rho,
         "ci_low": min(rho, float(np.tanh(z - half))),
         "ci_high": max(rho, float(np.tanh(z + half))),
-        "p": (count + 1) / (draws + 1),
-        "p_floor": max(1 / (draws + 1), 2 / float(np.prod(np.arange(1.0, min(len(a), 170) + 1)))),
+        "p": p_of(abs(rho)),
+        "p_floor": p_of(largest),
     }
+
+
+def by_condition(by_chain: pd.DataFrame) -> pd.DataFrame:
+    """Means of each condition's chains and sources: one point per condition."""
+    numbers = [c for c in by_chain.columns if c not in ("condition", "chain", "source", "seed")]
+    if by_chain.empty:
+        return by_chain[["condition", *numbers]]
+    return by_chain.groupby("condition", sort=False)[numbers].mean().reset_index()
 
 
 def correlation_table(
@@ -136,25 +174,25 @@ def correlation_table(
 ) -> pd.DataFrame:
     """Correlations of geometry with marker survival; see the columns.
 
-    analysis `chains`: over the rows of `by_chain`, outcome rate or marker log-probability, predictors
-    m1 and the source's own cosine; plain, with controls (length, loss, steps trained after), and
-    leaving one source out at a time (`left_out`). analysis `personas`: within each `condition` and
-    `source`, over the bystanders, marker rate against the base model's cosine to the source
-    (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho for
-    chains.
+    analysis `conditions`: over the conditions of `by_chain`, each the mean of its chains and sources; outcome
+    rate or marker log-probability, predictors m1 and the source's own cosine; plain, with controls (length,
+    loss, steps trained after), and leaving one source out at a time (`left_out`). analysis `personas`: within
+    each `condition` and `source`, over the bystanders, marker rate against the base model's cosine to the
+    source (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho
+    for conditions.
     """
     rows: list[dict[str, Any]] = []
 
     def add(
         table: pd.DataFrame, outcome: str, predictor: str, controls: list[str], left: str
     ) -> None:
-        known = table.dropna(subset=[outcome, predictor, *controls])
+        known = by_condition(table).dropna(subset=[outcome, predictor, *controls])
         covariates = known[controls].to_numpy(float) if controls else None
         result = partial_spearman(known[predictor], known[outcome], covariates, draws, seed)
-        note = "" if not np.isnan(result["rho"]) else "too few chains, or no spread"
+        note = "" if not np.isnan(result["rho"]) else "too few conditions, or no spread"
         rows.append(
             {
-                "analysis": "chains",
+                "analysis": "conditions",
                 "condition": "",
                 "source": "",
                 "outcome": outcome,

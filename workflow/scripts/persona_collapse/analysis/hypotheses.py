@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 
 from ..chains import ASSISTANT
-from ..errors import UserError
 from ..statistics import (
     one_against_others,
     range_permutation_test,
     spearman_exact,
     spearman_floor,
 )
+from .correlations import partial_spearman
 
 COLUMNS = [
     "hypothesis", "condition", "source", "induction", "cosine_to_assistant", "bystander_mean",
-    "estimate", "n", "p", "p_floor", "note",
+    "estimate", "n", "p", "p_floor", "note", "ci_low", "ci_high",
 ]  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def hypotheses(
     H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
     range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
     correlation of those means with the induction persona's cosine to the assistant in the base model
-    (`base_cosines`: persona_a, persona_b, cosine), exact p. No induction persona counts as the
+    (`base_cosines`: persona_a, persona_b, cosine), exact p, and from four conditions on Bonett and Wright's
+    interval. No induction persona counts as the
     assistant, as in the study. Bystanders: all but the sources and the induction persona.
     """
     rows: list[dict[str, Any]] = []
@@ -88,12 +89,12 @@ def hypotheses(
         )
     known = [pair for pair in means if not np.isnan(pair[0])]
     if 3 <= len(known) <= 9:
-        x, y = zip(*known, strict=True)
-        try:
-            (rho, p), smallest = spearman_exact(x, y), spearman_floor(x, y)
-        except UserError:
-            rho, p, smallest = np.nan, np.nan, np.nan
-        rows.append(
-            {"hypothesis": "H3", "estimate": rho, "p": p, "p_floor": smallest, "n": len(known)}
-        )
+        cosines, leaks = (np.asarray(side) for side in zip(*known, strict=True))
+        row = {"hypothesis": "H3", "n": len(known)}
+        if np.ptp(cosines) > 0 and np.ptp(leaks) > 0:
+            rho, p = spearman_exact(cosines, leaks)
+            row |= {"estimate": rho, "p": p, "p_floor": spearman_floor(cosines, leaks)}
+            interval = partial_spearman(cosines, leaks, draws=1)
+            row |= {key: interval[key] for key in ("ci_low", "ci_high")}
+        rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -9,14 +9,20 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from ..statistics import clopper_pearson
+from ..statistics import OverRuns, clopper_pearson
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its interval (NaN where there is none) and what n counts.
+    """A value with its 95 % interval (NaN where there is none), and what both rest on.
 
-    `exact`: a count of what happened, not an estimate, so it needs no interval.
+    `n`: in words, what was counted. `exact`: a count of what happened, not an estimate, so it needs no
+    interval. `units`: independent training runs behind the interval, NaN where no training is involved;
+    `sd`: of the value over them, and `within`: the standard error that all of them share, from
+    `within_units` units, both on the scale of `value`. `scale`: on which the interval is symmetric: plain;
+    logit, of a rate; fisher, of a correlation of `points`; none, of a share of runs (`points`) or completions
+    alone. `hits` of `trials`: completions, where a rate is of them. `test`: the value is a p, or the share of
+    cells whose test fires; see `Fires`.
     """
 
     value: float
@@ -24,6 +30,29 @@ class Measured:
     high: float = np.nan
     n: str = ""
     exact: bool = False
+    units: float = np.nan
+    sd: float = np.nan
+    within: float = 0.0
+    within_units: float = np.inf
+    scale: str = "plain"
+    hits: float = np.nan
+    trials: float = np.nan
+    points: float = np.nan
+    test: Fires | None = None
+
+
+@dataclass(frozen=True)
+class Fires:
+    """What a claim about a test is judged by.
+
+    `right`: the estimate has the claimed sign. `floor`: the smallest p that the design can give. `unit`: of
+    which more would lower the floor. `against`: how many cells fire the other way.
+    """
+
+    right: bool = True
+    floor: float = 0.0
+    unit: str = ""
+    against: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,8 +63,13 @@ class RunTables:
     fdr: float
 
     def rows(self, name: str, **where: Any) -> pd.DataFrame:
-        """Rows of a table whose columns have these values, or one of a list of them."""
-        table = self.tables[name]
+        """Rows of a table whose columns have these values, or one of a list of them.
+
+        No rows where the run does not have the table.
+        """
+        table = self.tables.get(name)
+        if table is None:
+            return pd.DataFrame(columns=list(where))
         for column, value in where.items():
             values = value if isinstance(value, list | tuple) else [value]
             table = table[table[column].isin(values)]
@@ -49,15 +83,38 @@ class RunTables:
         more = {"test": test} if name == "geometry" else {}
         return self.rows(name, headline=True, condition=condition, metric=metric, **more)
 
-    def marker_rate(
-        self, conditions: Sequence[str], roles: Sequence[str], source: str | None = None
+    def over_runs(self, condition: str, metric: str, reference: str = "") -> Measured | None:
+        """A condition's level, or difference to `reference`, over training runs, at the headline."""
+        rows = self.rows(
+            "geometry_runs", headline=True, condition=condition, metric=metric, reference=reference
+        )
+        return None if rows.empty else of_runs(rows.iloc[0])
+
+    def sources(self, condition: str) -> set[str]:
+        """The source personas of a condition."""
+        return set(self.rows("marker_rates", condition=condition)["source"]) - {""}
+
+    def rate(
+        self,
+        condition: str,
+        role: str = "source",
+        *,
+        source: str | None = None,
+        reference: str = "",
+        persona: str = "",
     ) -> Measured | None:
-        """Share of completions with the marker over seeds, sources and the personas in `roles`."""
-        sources = {} if source is None else {"source": source}
-        rates = self.rows("marker_rates", condition=list(conditions), role=list(roles), **sources)
-        if set(conditions) - set(rates["condition"]):
-            return None
-        return proportion(int(rates["hits"].sum()), int(rates["n"].sum()))
+        """A rate, or its difference to `reference`, by the model of training runs.
+
+        `source`: one of them; None for all together.
+        """
+        quantity = "difference" if reference else "rate"
+        rows = self.rows(
+            "rate_model", condition=condition, role=role, reference=reference, quantity=quantity
+        )
+        rows = rows[rows["persona"] == persona] if len(rows) else rows
+        only = source if source and self.sources(condition) != {source} else ""
+        rows = rows[rows["source"] == only] if len(rows) else rows
+        return None if rows.empty else of_model(rows.iloc[0])
 
 
 Reader = TypeVar("Reader", bound="Callable[..., Measured | str | None]")
@@ -71,19 +128,68 @@ def reader(function: Reader) -> Reader:
     return function
 
 
+def runs_in_words(units: float) -> str:
+    """How many independent training runs, in words."""
+    if np.isnan(units):
+        return "no training run"
+    return "1 training run" if units == 1 else f"{int(units)} training runs"
+
+
+def of_model(row: pd.Series) -> Measured:
+    """A row of tables/rate_model.csv."""
+    units = float(row["units"]) or np.nan  # the base model is no training run
+    counted = f"{int(row['hits'])} of {int(row['n'])} completions, {runs_in_words(units)}"
+    difference = row["quantity"] == "difference"
+    return Measured(
+        row["value"],
+        row["ci_low"],
+        row["ci_high"],
+        counted,
+        units=units,
+        scale="plain" if difference else "logit",
+        hits=np.nan if difference else row["hits"],
+        trials=np.nan if difference else row["n"],
+    )
+
+
+def of_runs(row: pd.Series) -> Measured:
+    """A row of tables/geometry_runs.csv: its estimate, or the level where there is no reference."""
+    trained = row["condition"] != "base"
+    value = row["estimate"] if row["reference"] else row["value"]
+    units = float(row["units"]) if trained else np.nan
+    return Measured(
+        value,
+        row["ci_low"],
+        row["ci_high"],
+        runs_in_words(units) if trained else "before any training: over personas and questions",
+        units=units,
+        sd=row["sd_runs"] if trained else np.nan,
+        within=np.nan_to_num(row["within"]),
+    )
+
+
+def of_estimate(
+    found: OverRuns, n: str, within: float = 0.0, within_units: float = np.inf
+) -> Measured:
+    """What `statistics.over_runs` or `compare_runs` gave."""
+    return Measured(
+        found.estimate,
+        found.low,
+        found.high,
+        ", ".join(filter(None, [n, runs_in_words(found.units)])),
+        units=found.units,
+        sd=found.sd,
+        within=within,
+        within_units=within_units,
+    )
+
+
 def proportion(hits: int, n: int) -> Measured | None:
     """A rate with its Clopper-Pearson interval; None of nothing."""
     if not n:
         return None
     low, high = clopper_pearson(hits, n)
-    return Measured(hits / n, float(low), float(high), f"{n} completions")
-
-
-def widest(rows: pd.DataFrame, value: str, n: str) -> Measured | None:
-    """Mean of a column with the widest of its intervals, over seeds and sources."""
-    if rows.empty:
-        return None
-    return Measured(rows[value].mean(), rows["ci_low"].min(), rows["ci_high"].max(), n)
+    return Measured(hits / n, float(low), float(high), f"{n} completions", hits=hits, trials=n)
 
 
 def count(rows: pd.DataFrame, unit: str) -> str:
@@ -91,15 +197,17 @@ def count(rows: pd.DataFrame, unit: str) -> str:
     return "" if rows.empty else f"{int(rows['n'].iloc[0])} {unit}"
 
 
-def seeds(rows: pd.DataFrame | pd.Series) -> str:
-    """How many training seeds a table's rows are of."""
-    return "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
-
-
 def firing(
-    rows: pd.DataFrame, conditions: Sequence[str], fires: pd.Series, note: str = ""
+    rows: pd.DataFrame,
+    conditions: Sequence[str],
+    fires: pd.Series,
+    against: pd.Series,
+    *,
+    units: float,
+    note: str = "",
 ) -> Measured | None:
-    """Share of cells that fire; None where a condition has no cell."""
-    if set(conditions) - set(rows["condition"]):
+    """Share of cells that fire the claimed way; None where a condition has no cell."""
+    if rows.empty or set(conditions) - set(rows["condition"]):
         return None
-    return Measured(fires.mean(), n=f"{len(rows)} cells{note}", exact=True)
+    n = f"{int(fires.sum())} of {len(rows)} cells fire, {runs_in_words(units)}{note}"
+    return Measured(float(fires.mean()), n=n, units=units, test=Fires(against=int(against.sum())))

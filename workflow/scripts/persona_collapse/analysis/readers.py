@@ -1,110 +1,280 @@
 """What claims are measured by: functions that read a value and its interval off a run's tables.
 
-A claim of config/claims.yaml names one of them, with its arguments.
+A claim of config/claims.yaml names one of them, with its arguments. The unit of replication is the training
+run: chains that continue one adapter are one unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
-from .measured import Measured, RunTables, count, firing, proportion, reader, seeds, widest
+from .. import chains
+from ..statistics import OverRuns, compare_runs, fieller, over_runs
+from .measured import (
+    Fires,
+    Measured,
+    RunTables,
+    count,
+    firing,
+    of_estimate,
+    reader,
+    runs_in_words,
+)
+
+NO_PAIR = "the pair [{}, {}] is not under `statistics: contrasts:` of this run's config"
 
 # Behaviour
 
 
 @reader
 def source_rate(run: RunTables, condition: str, source: str | None = None) -> Measured | None:
-    """Marker rate of the source persona, over seeds and sources (or one source)."""
-    return run.marker_rate([condition], ["source"], source)
+    """Marker rate of the source persona in a new run, all sources together or one of them."""
+    if source is not None and source not in run.sources(condition):
+        return None
+    return run.rate(condition, source=source)
 
 
 @reader
-def others_rate(run: RunTables, condition: str) -> Measured | None:
-    """Marker rate of every other persona together."""
-    return run.marker_rate([condition], ["assistant", "bystander"])
+def largest_other(run: RunTables, condition: str) -> Measured | None:
+    """Largest marker rate among the personas other than the source."""
+    personas = run.rows("rate_model", condition=condition, role="bystander", quantity="rate")
+    if personas.empty:
+        return None
+    personas = personas[(personas["persona"] != "") & (personas["source"] == "")]
+    rates = {
+        str(name): run.rate(condition, "bystander", persona=name) for name in personas["persona"]
+    }
+    rates["the assistant"] = run.rate(condition, "assistant")
+    return _largest({name: rate for name, rate in rates.items() if rate is not None})
 
 
 @reader
 def assistant_rate(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Marker rate of the assistant where it is not the source, over conditions."""
-    return run.marker_rate(conditions, ["assistant"])
+    """Marker rate of the assistant where it is not the source: that of the condition with the largest."""
+    rates = {name: run.rate(name, "assistant") for name in conditions}
+    return _largest({name: rate for name, rate in rates.items() if rate is not None}, conditions)
+
+
+def _largest(rates: Mapping[str, Measured], named: Sequence[str] = ()) -> Measured | None:
+    """The largest of some rates, whose interval holds the largest of the true ones.
+
+    Upper bound: the largest of theirs. Lower: the largest of theirs at a level corrected for how many there
+    are (Bonferroni), on the logit.
+    """
+    if not rates or set(named) - set(rates):
+        return None
+    widening = stats.norm.ppf(1 - 0.025 / len(rates)) / stats.norm.ppf(0.975)
+    lows = []
+    for rate in rates.values():
+        value, low = special.logit(np.clip([rate.value, rate.low], 1e-6, 1 - 1e-6))
+        lows.append(float(special.expit(value - widening * (value - low))) if rate.low > 0 else 0.0)
+    name, largest = max(rates.items(), key=lambda item: item[1].value)
+    high = max(rate.high for rate in rates.values())
+    units = min(rate.units for rate in rates.values())
+    n = f"{name}; {largest.n}"
+    return replace(largest, low=min(max(lows), largest.value), high=high, n=n, units=units)
 
 
 @reader
 def bystander_mean(run: RunTables, condition: str) -> Measured | None:
-    """Mean marker rate over bystanders, interval over personas; the widest over seeds and sources."""
-    rows = run.rows("leakage", condition=condition)
-    return widest(rows, "bystander_mean", f"{count(rows, 'personas')}, {seeds(rows)}")
-
-
-def _test(run: RunTables, test: str, condition: str, reference: str) -> pd.DataFrame:
-    """A test's rows of a comparison, chains pooled, one per source."""
-    rows = run.rows("marker_tests", test=test, condition=condition, reference=reference)
-    pooled = rows[rows["seed"] == ""]
-    return pooled if len(pooled) else rows
-
-
-def _difference(rows: pd.DataFrame) -> Measured | None:
-    sources = f", {len(rows)} sources" if len(rows) > 1 else ""
-    return widest(rows, "estimate", count(rows, "questions") + sources)
+    """Mean marker rate over bystanders in a new run."""
+    return run.rate(condition, "bystander")
 
 
 @reader
-def rate_difference(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Difference of two conditions' source rates; interval over questions, the widest over sources."""
-    return _difference(_test(run, "questions", condition, reference))
+def rate_difference(run: RunTables, condition: str, reference: str) -> Measured | str | None:
+    """Difference of two conditions' source rates over training runs."""
+    found = run.rate(condition, reference=reference)
+    return _or_no_pair(found, run, "rate_model", condition, reference)
+
+
+def _or_no_pair(
+    found: Measured | None, run: RunTables, table: str, condition: str, reference: str
+) -> Measured | str | None:
+    """What was found; where both conditions were measured and are not compared, the reason."""
+    levels = set(run.rows(table, condition=[condition, reference])["condition"])
+    if found is None and levels == {condition, reference}:
+        return NO_PAIR.format(condition, reference)
+    return found
+
+
+def _by_root(run: RunTables, condition: str, column: str) -> pd.Series | None:
+    """The source's mean of a column of answer_stats.csv, one value per chain, by the chain's root."""
+    rows = run.rows("answer_stats", condition=condition, role="source")
+    if rows.empty or rows[column].isna().all():
+        return None
+    known = rows.dropna(subset=[column])
+    values = known.groupby("chain", sort=False)[column].mean()
+    return pd.Series(values.to_numpy(), [chains.root(str(name)) for name in values.index])
 
 
 @reader
 def logprob_difference(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Difference in the marker's log-probability (nats) of the source; interval over questions."""
-    return _difference(_test(run, "logprob", condition, reference))
+    """Difference in the marker's log-probability (nats) of the source over runs; questions are shared."""
+    one, two = (_by_root(run, name, "marker_logprob") for name in (condition, reference))
+    if one is None or two is None:
+        return None
+    rows = _test_rows(run, "logprob", condition, reference)
+    within, questions = 0.0, np.inf
+    if len(rows):
+        halves = (rows["ci_high"] - rows["ci_low"]) / 2  # unbounded with fewer than six questions
+        within = float((halves / stats.t.ppf(0.975, rows["n"] - 1)).max())
+        questions = float(rows["n"].min())
+    if np.isinf(within):
+        found = compare_runs(one, two)
+        return replace(of_estimate(found, count(rows, "questions")), low=np.nan, high=np.nan)
+    found = compare_runs(one, two, within, questions)
+    return of_estimate(found, count(rows, "questions"), within, questions)
+
+
+def _test_rows(
+    run: RunTables, test: str | list[str], condition: str, reference: str
+) -> pd.DataFrame:
+    """A test's rows of a comparison, chains pooled, one per source."""
+    rows = run.rows("marker_tests", test=test, condition=condition, reference=reference)
+    if rows.empty:
+        return rows
+    pooled = rows[rows["seed"] == ""]
+    return pooled if len(pooled) else rows
 
 
 @reader
-def change_significant(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Largest q over sources of the per-question test of a change."""
-    rows = _test(run, "questions", condition, reference)
-    if rows.empty or rows["q"].isna().all():
+def change_significant(
+    run: RunTables, condition: str, reference: str, falls: bool = True
+) -> Measured | str | None:
+    """The larger of two p of a change: per question (largest q over sources), and over training runs.
+
+    `falls`: the claimed direction.
+    """
+    rows = _test_rows(run, "questions", condition, reference)
+    if rows.empty:
         return None
-    floor = rows["p_floor"].max()
-    return Measured(rows["q"].max(), n=f"smallest possible p {floor:.2g}", exact=True)
+    if rows["q"].isna().any():
+        return "its tests are in no family of `statistics: families:`, so they have no q"
+    over = run.rows(
+        "rate_model",
+        condition=condition,
+        reference=reference,
+        quantity="difference",
+        role="source",
+        source="",
+    )
+    floor = float(rows["p_floor"].max())
+    q, units, estimates = float(rows["q"].max()), np.nan, list(rows["estimate"])
+    n = f"q over questions {q:.2g}, smallest possible p {floor:.2g}"
+    if len(over):
+        row = over.iloc[0]
+        units = float(row["units"])
+        estimates.append(row["value"])
+        n += f"; p over runs {row['p']:.2g}, {runs_in_words(units)}"
+        q = max(q, float(row["p"]))
+    right = all(e < 0 if falls else e > 0 for e in estimates)
+    test = Fires(right=right, floor=floor, unit="question")
+    return Measured(q, n=n, units=units, test=test)
 
 
 @reader
 def hits(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Number of completions with the marker, each chain counted once."""
+    """Rate over all personas' completions with Clopper-Pearson's interval, each chain counted once."""
     rates = run.rows("marker_rates", condition=list(conditions))
-    if set(conditions) - set(rates["condition"]):
+    if rates.empty or set(conditions) - set(rates["condition"]):
         return None
     once = rates.drop_duplicates(["chain", "persona"])
-    return Measured(int(once["hits"].sum()), n=f"{int(once['n'].sum())} completions", exact=True)
+    found, n = int(once["hits"].sum()), int(once["n"].sum())
+    units = once["chain"].map(chains.root).nunique()
+    high = float(stats.beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+    low = float(stats.beta.ppf(0.025, found, n - found + 1)) if found else 0.0
+    said = f"{found} of {n} completions, {runs_in_words(units)}"
+    return Measured(found / n, low, high, said, units=units, scale="none", hits=found, trials=n)
+
+
+@reader
+def survival(run: RunTables, condition: str) -> Measured | None:
+    """Share of training runs in which the source says the marker in more than 5 % of its answers."""
+    rows = run.rows(
+        "rate_model", condition=condition, quantity="survival", role="source", source=""
+    )
+    if rows.empty or not rows["units"].iloc[0] > 0:
+        return None
+    row = rows.iloc[0]
+    units = float(row["units"])
+    said = f"{int(row['hits'])} of {int(row['n'])} chains, {runs_in_words(units)}"
+    return Measured(
+        row["value"], row["ci_low"], row["ci_high"], said, units=units, scale="none", points=units
+    )
 
 
 @reader
 def length_ratio(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Mean tokens of one condition's completions over another's, all personas."""
-    answers = run.rows("answer_stats", condition=[condition, reference])
-    sums = answers.assign(total=answers["mean_tokens"] * answers["n"])
-    sums = sums.groupby("condition")[["total", "n"]].sum()
-    if len(sums) < len({condition, reference}):
-        return None
-    means = sums["total"] / sums["n"]
-    n = f"{int(sums.loc[condition, 'n'])} completions"
-    return Measured(means[condition] / means[reference], n=n, exact=True)
+    """Mean tokens of one condition's completions over another's; over runs, on the log scale."""
+    sides = []
+    for name in (condition, reference):
+        rows = run.rows("answer_stats", condition=name)
+        if rows.empty:
+            return None
+        rows = rows.assign(total=rows["mean_tokens"] * rows["n"])
+        sums = rows.groupby("chain", sort=False)[["total", "n"]].sum()
+        logs = np.log(sums["total"] / sums["n"])
+        sides.append(pd.Series(logs.to_numpy(), [chains.root(str(c)) for c in sums.index]))
+    found = compare_runs(sides[0], sides[1])
+    log = of_estimate(found, "")
+    return replace(
+        log, value=np.exp(log.value), low=np.exp(log.low), high=np.exp(log.high), sd=np.nan
+    )
 
 
 @reader
 def tail_share(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Share of the bystanders' markers that stand in the last 15 % of the text."""
+    """Share of the bystanders' markers that stand in the last 15 % of the text, over runs."""
     rows = run.rows("answer_stats", role="others", condition=list(conditions))
-    rows = rows[rows["hits"] > 0]
-    tail = round(float((rows["marker_in_tail"] * rows["hits"]).sum()))
-    return proportion(tail, int(rows["hits"].sum()))
+    rows = rows[rows["hits"] > 0].drop_duplicates("chain") if len(rows) else rows
+    if rows.empty:
+        return None
+    tail = rows["marker_in_tail"] * rows["hits"]
+    n = float(rows["hits"].sum())
+    # Sampling error with two hits and two misses added (Agresti and Coull 1998): it is never 0.
+    share = (tail.sum() + 2) / (n + 4)
+    within = float(np.sqrt(share * (1 - share) / (n + 4)))
+    roots = [chains.root(str(c)) for c in rows["chain"]]
+    found = of_estimate(over_runs(rows["marker_in_tail"], roots, within), f"{n:.0f} hits", within)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+@reader
+def given_length(run: RunTables, condition: str, reference: str) -> Measured | str | None:
+    """Log odds ratio of a hit given the answer's length; the largest over sources.
+
+    The interval is that over questions with the spread of training runs, from the rate model, in quadrature.
+    """
+    rows = _test_rows(run, "firth_length", condition, reference)
+    if rows.empty:
+        return None
+    if rows["estimate"].isna().any():
+        return "no estimate given answer length: " + "; ".join(sorted(set(rows["note"]) - {""}))
+    row = rows.loc[rows["estimate"].idxmax()]
+    over = run.rows(
+        "rate_model",
+        condition=condition,
+        reference=reference,
+        quantity="difference",
+        role="source",
+        source="",
+    )
+    units, runs = np.nan, 0.0
+    if len(over):
+        units = float(over["units"].iloc[0])
+        if units >= 2:
+            sd = float(np.nan_to_num(over["sd_runs"].iloc[0]))
+            runs = float(stats.t.ppf(0.975, units - 1)) * sd * np.sqrt(2 / units)
+    half = float(np.hypot((row["ci_high"] - row["ci_low"]) / 2, runs))
+    n = f"{count(rows, 'questions')}, {runs_in_words(units)}"
+    return Measured(row["estimate"], row["estimate"] - half, row["estimate"] + half, n, units=units)
 
 
 # Geometry
@@ -112,119 +282,192 @@ def tail_share(run: RunTables, conditions: Sequence[str]) -> Measured | None:
 
 @reader
 def m1(run: RunTables, condition: str) -> Measured | None:
-    """Mean off-diagonal cosine; interval over questions and personas, of one seed only."""
-    rows = run.at_headline("geometry", condition, "m1", "two_way")
-    if len(rows) < 2:
-        return widest(rows, "value", seeds(rows))
-    return Measured(rows["value"].mean(), rows["value"].min(), rows["value"].max(), seeds(rows))
+    """Mean off-diagonal cosine over training runs."""
+    return run.over_runs(condition, "m1")
 
 
 @reader
 def m1_change(run: RunTables, condition: str) -> Measured | None:
-    """Rise of the mean cosine over the base model.
-
-    Interval over training seeds where there are several, else over personas and questions.
-    """
-    over_seeds = run.at_headline("geometry", condition, "m1", "seeds")
-    chains = run.at_headline("geometry", condition, "m1", "two_way")
-    if chains.empty:
-        return None
-    row = (over_seeds if len(over_seeds) else chains).iloc[0]
-    return Measured(row["delta_base"], row["delta_low"], row["delta_high"], seeds(chains))
+    """Rise of the mean cosine over the base model, over training runs."""
+    return run.over_runs(condition, "m1", "base")
 
 
-NO_RISE = "the rise that it is a share of cannot be told from none here"
+NO_RISE = "no rise to be a share of: it cannot be told from none here"
+
+
+def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
+    """Share of one row's estimate in another's, with Fieller's interval over the fewer runs."""
+    degrees = float(min(one["units"], other["units"])) - 1
+    t = stats.t.ppf(0.975, degrees) if degrees > 0 else np.nan
+    errors = [(row["ci_high"] - row["ci_low"]) / 2 / t for row in (one, other)]
+    share = float(one["estimate"] / other["estimate"])
+    if degrees < 1 or np.isnan(errors).any():
+        return share, np.nan, np.nan
+    return share, *fieller(one["estimate"], other["estimate"], errors[0], errors[1], degrees)
+
+
+def _rises(run: RunTables, condition: str) -> pd.DataFrame:
+    """A condition's rises of the mean cosine, by method and block."""
+    return run.rows("geometry_runs", condition=condition, metric="m1", reference="base")
 
 
 @reader
 def m1_share(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Rise in one condition as a share of the rise in another, if that one is above zero."""
-    one, other = m1_change(run, condition), m1_change(run, reference)
-    if one is None or other is None:
+    """Rise in one condition as a share of the rise in another, Fieller's interval over runs."""
+    one, other = _rises(run, condition), _rises(run, reference)
+    if one.empty or other.empty:
         return None
-    if not other.low > 0:
+    first, second = (rows[rows["headline"]].iloc[0] for rows in (one, other))
+    units = float(min(first["units"], second["units"]))
+    share, low, high = _ratio(first, second)
+    if units >= 2 and not second["ci_low"] > 0:
         return NO_RISE
-    return Measured(one.value / other.value, n=f"{one.n}, {other.n}")
+    return Measured(share, low, high, runs_in_words(units), units=units)
 
 
 @reader
 def m1_share_range(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Range of that share over methods and blocks."""
-    if isinstance(m1_share(run, condition, reference), str):
-        return NO_RISE
-    rows = run.rows("geometry", metric="m1", test="", condition=[condition, reference])
-    means = rows.groupby(["condition", "method", "layer"])["delta_base"].mean()
-    if not {condition, reference} <= set(means.index.get_level_values(0)):
-        return None
-    shares = means[condition] / means[reference]
-    note = f"{shares.min():.2f} to {shares.max():.2f} over {len(shares)} cells"
-    return Measured(float(np.ptp(shares)), n=note, exact=True)
+    """Range of that share over methods and blocks.
 
-
-@reader
-def m1_gap(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Difference of two conditions' mean cosines; interval over personas, the widest over seeds."""
-    rows = run.rows("contrasts", headline=True, condition=condition, reference=reference)
-    return widest(rows, "estimate", seeds(rows))
-
-
-@reader
-def gap_fires(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Share of cells (methods x blocks x seeds) in which one mean cosine exceeds the other, q < fdr."""
-    rows = run.rows("contrasts", condition=condition, reference=reference)
-    return firing(rows, [condition], (rows["q"] < run.fdr) & (rows["estimate"] > 0))
-
-
-@reader
-def m1_fires(run: RunTables, conditions: Sequence[str], test: str = "pairs") -> Measured | None:
-    """Share of cells (methods x blocks x seeds) whose test of a change has q < fdr.
-
-    `test`: pairs (the study's), personas or label_swap.
+    Its interval: from the gap that all cells' intervals leave between them to all that they cover.
     """
-    rows = run.rows("geometry", metric="m1", test=test, condition=list(conditions))
-    note = f", smallest possible p {rows['p_floor'].max():.2g}"
-    return firing(rows, conditions, rows["q"] < run.fdr, note)
-
-
-@reader
-def m1_replicate(run: RunTables, condition: str) -> Measured | None:
-    """Standard deviation of the mean cosine over training seeds."""
-    rows = run.at_headline("geometry", condition, "m1_replicate")
-    if rows.empty:
+    one, other = (
+        rows.set_index(["method", "layer"]) if len(rows) else rows
+        for rows in (_rises(run, condition), _rises(run, reference))
+    )
+    if one.empty or other.empty:
         return None
-    n, deviation = int(rows["n"].iloc[0]), float(rows["value"].iloc[0])
-    # Chi-square interval of a standard deviation.
-    low, high = deviation * np.sqrt((n - 1) / stats.chi2.ppf([0.975, 0.025], n - 1))
-    return Measured(deviation, low, high, f"{n} seeds")
+    units = float(min(one["units"].min(), other["units"].min()))
+    ratios = np.array([_ratio(one.loc[cell], other.loc[cell]) for cell in one.index])
+    shares, lows, highs = ratios.T
+    if units >= 2 and not (other["ci_low"] > 0).all():
+        return f"{NO_RISE} in some of the {len(other)} cells"
+    note = (
+        f"{shares.min():.2f} to {shares.max():.2f} over {len(shares)} cells, {runs_in_words(units)}"
+    )
+    low, high = max(0.0, float(lows.max() - highs.min())), float(highs.max() - lows.min())
+    return Measured(float(np.ptp(shares)), low, high, note, units=units)
 
 
 @reader
-def m2_fires(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Share of cells where the study's anchored-axis test has q < fdr."""
+def m1_gap(run: RunTables, condition: str, reference: str) -> Measured | str | None:
+    """Difference of two conditions' mean cosines over training runs."""
+    found = run.over_runs(condition, "m1", reference)
+    return _or_no_pair(found, run, "geometry_runs", condition, reference)
+
+
+@reader
+def gap_fires(run: RunTables, condition: str, reference: str) -> Measured | str | None:
+    """Share of cells (methods x blocks) in which one mean cosine exceeds the other, q < fdr over runs."""
+    rows = run.rows("geometry_runs", condition=condition, reference=reference, metric="m1")
+    if rows.empty:
+        return _or_no_pair(None, run, "geometry_runs", condition, reference)
+    fires = _fires(run, rows)
+    if isinstance(fires, str):
+        return fires
+    up = rows["estimate"] > 0
+    return firing(rows, [condition], fires & up, fires & ~up, units=float(rows["units"].min()))
+
+
+def _fires(run: RunTables, rows: pd.DataFrame) -> pd.Series | str:
+    """Which rows' tests fire; why none can, where they have no q although they have a p."""
+    if (rows["q"].isna() & rows["p"].notna()).any():
+        return "its tests are in no family of `statistics: families:`, so they have no q"
+    return rows["q"] < run.fdr
+
+
+@reader
+def m1_fires(
+    run: RunTables, conditions: Sequence[str], test: str = "pairs"
+) -> Measured | str | None:
+    """Share of cells (methods x blocks) whose rise over the base has q < fdr over training runs.
+
+    Beside it, the share of chains' cells by the test of one chain: `pairs` (the study's), personas or
+    label_swap. Of the last two each chain's test must fire as well.
+    """
+    rows = run.rows("geometry_runs", condition=list(conditions), metric="m1", reference="base")
+    single = run.rows("geometry", metric="m1", test=test, condition=list(conditions))
+    if rows.empty or set(conditions) - set(rows["condition"]) or single.empty:
+        return None
+    fires = _fires(run, rows)
+    if isinstance(fires, str):
+        return fires
+    if single["q"].isna().all():
+        return f"the tests {test!r} are in no family of `statistics: families:`, so they have no q"
+    floor = float(single["p_floor"].max())
+    if floor > run.fdr:
+        return f"the smallest p that {test} can give is {floor:.2g}, above the bar {run.fdr:g}"
+    own = (single["q"] < run.fdr) & (single["delta_base"] > 0)
+    if test != "pairs":
+        cell = ["condition", "method", "layer"]
+        every = own.groupby([single[c] for c in cell]).all()
+        fires &= np.array([bool(every.get(tuple(key), False)) for key in rows[cell].to_numpy()])
+    up = rows["estimate"] > 0
+    note = f"; by {test} of single chains {int(own.sum())} of {len(single)}"
+    return firing(
+        rows, conditions, fires & up, fires & ~up, units=float(rows["units"].min()), note=note
+    )
+
+
+@reader
+def noise_against_gap(run: RunTables, condition: str, reference: str) -> Measured | str | None:
+    """Standard deviation of the mean cosine over training runs, over its gap to another condition.
+
+    Interval: of the first (chi-square) over that of the second, both at 95 %.
+    """
+    level, gap = run.over_runs(condition, "m1"), run.over_runs(condition, "m1", reference)
+    if level is None:
+        return None
+    if gap is None:
+        return _or_no_pair(None, run, "geometry_runs", condition, reference)
+    units = min(level.units, gap.units)
+    n = f"SD {level.sd:.2g}, gap {gap.value:.2g}, {runs_in_words(units)}"
+    if units < 2 or np.isnan([gap.low, gap.high, level.sd]).any():
+        return Measured(level.sd / abs(gap.value), n=n, units=units)
+    degrees = level.units - 1
+    low, high = level.sd * np.sqrt(degrees / stats.chi2.ppf([0.975, 0.025], degrees))
+    nearest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))
+    furthest = max(abs(gap.low), abs(gap.high))
+    high = high / nearest if nearest > 0 else np.inf
+    return Measured(level.sd / abs(gap.value), low / furthest, high, n, units=units)
+
+
+@reader
+def m2_fires(run: RunTables, conditions: Sequence[str]) -> Measured | str | None:
+    """Share of cells where the study's anchored-axis test has q < fdr in every chain, along the axis."""
     rows = run.rows("shared_axis", metric="m2_anchored", condition=list(conditions))
-    return firing(rows, conditions, rows["q"] < run.fdr)
+    if rows.empty or set(conditions) - set(rows["condition"]):
+        return None
+    fires = _fires(run, rows)
+    if isinstance(fires, str):
+        return fires
+    cell = ["condition", "method", "layer"]
+    along, against = fires & (rows["value"] > 0), fires & (rows["value"] < 0)
+    cells = rows.assign(along=along, against=against).groupby(cell, sort=False)
+    every = cells.agg(along=("along", "all"), against=("against", "all")).reset_index()
+    roots = rows.assign(root=rows["chain"].map(chains.root)).groupby("condition")["root"].nunique()
+    return firing(every, conditions, every["along"], every["against"], units=float(roots.min()))
 
 
 @reader
 def m2_held_out(run: RunTables, condition: str) -> Measured | None:
-    """Mean cosine of the persona shifts with the held-out axis; interval over personas."""
-    rows = run.at_headline("shared_axis", condition, "m2_held_out")
-    return widest(rows, "value", seeds(rows))
+    """Mean cosine of the persona shifts with the held-out axis, over runs other than the axis's own."""
+    return run.over_runs(condition, "m2_held_out")
 
 
 @reader
 def m3_accuracy(run: RunTables, condition: str) -> Measured | None:
-    """Accuracy of the linear classifier of personas on held-out questions."""
+    """Accuracy of the linear classifier of personas on held-out questions, over runs."""
+    found = run.over_runs(condition, "m3_accuracy")
     rows = run.at_headline("separability", condition, "m3_accuracy")
-    if rows.empty:
-        return None
-    note = f"{count(rows, 'questions')}, {seeds(rows)}; chance {rows['chance'].iloc[0]:.3f}"
-    return widest(rows, "value", note)
+    if found is None or rows.empty:
+        return found
+    return replace(found, n=f"{found.n}; chance {rows['chance'].iloc[0]:.3f}")
 
 
 @reader
 def m3_study(run: RunTables) -> Measured | None:
-    """Largest value of the study's M3 over all chains, methods and blocks."""
+    """Largest value of the study's M3 over all chains, methods and blocks: a constant, no estimate."""
     rows = run.rows("separability", metric="m3_study")
     return None if rows.empty else Measured(rows["value"].max(), n=f"{len(rows)} cells", exact=True)
 
@@ -233,32 +476,110 @@ def m3_study(run: RunTables) -> Measured | None:
 
 
 @reader
-def hypothesis(run: RunTables, name: str, p: bool = False) -> Measured | None:
-    """Estimate of H2 (range) or H3 (rho), or its p."""
+def matched(run: RunTables, on: str, outcome: str) -> Measured | None:
+    """Difference between misaligned and benign training at an equal amount of something."""
+    rows = run.rows("matched", matched_on=on, outcome=outcome)
+    if rows.empty:
+        return None
+    return _worst(rows, "estimate", "ci_low", "ci_high")
+
+
+@reader
+def half_dose(run: RunTables, outcome: str) -> Measured | None:
+    """Steps that halve the outcome by misaligned data, as a share of those by benign data."""
+    rows = run.rows("half_dose", outcome=outcome)
+    rows = rows[rows["ratio"].notna()] if len(rows) else rows
+    if rows.empty:
+        return None
+    found = _worst(rows, "ratio", "ratio_low", "ratio_high")
+    row = rows.iloc[0]
+    return replace(found, n=f"{row['arm']} against {row['reference']}, {found.n}")
+
+
+def _worst(rows: pd.DataFrame, value: str, low: str, high: str) -> Measured:
+    """Mean of some comparisons' values, with an interval that covers all of theirs."""
+    units = float(rows["units"].min())
+    note = "; ".join(
+        dict.fromkeys(str(text) for text in rows["note"] if isinstance(text, str) and text)
+    )
+    n = "; ".join(filter(None, [runs_in_words(units), note]))
+    # An interval that is missing must not be covered by the others'.
+    lowest = rows[low].min() if rows[low].notna().all() else np.nan
+    highest = rows[high].max() if rows[high].notna().all() else np.nan
+    return Measured(rows[value].mean(), lowest, highest, n, units=units)
+
+
+@reader
+def hypothesis(run: RunTables, name: str, p: bool = False) -> Measured | str | None:
+    """H3: Spearman's rho over conditions, with its interval, or (`p`) its exact p."""
     rows = run.rows("hypotheses", hypothesis=name)
     if rows.empty or rows["estimate"].isna().all():
         return None
     row = rows.iloc[0]
-    n = f"{int(row['n'])} values, p = {row['p']:.3g}, smallest {row['p_floor']:.2g}"
-    return Measured(row["p"] if p else row["estimate"], n=n, exact=True)
+    points = int(row["n"])
+    n = f"{points} conditions, p = {row['p']:.3g}, smallest {row['p_floor']:.2g}"
+    if points < 5:
+        return f"{points} conditions: a rank correlation takes at least 5"
+    if p:
+        test = Fires(right=row["estimate"] < 0, floor=float(row["p_floor"]), unit="condition")
+        return Measured(row["p"], n=n, test=test)
+    low, high = row.get("ci_low", np.nan), row.get("ci_high", np.nan)
+    return Measured(row["estimate"], low, high, n, scale="fisher", points=points)
 
 
 @reader
-def correlation(run: RunTables, outcome: str = "rate", controls: str = "") -> Measured | None:
-    """Spearman correlation, over chains, of mean cosine and marker survival; partial with controls.
+def leakage_range(run: RunTables) -> Measured | None:
+    """H2: range over induction personas of the mean bystander rate, with the noise of retraining.
 
-    Chains share stages, so the interval is too narrow if anything.
+    Upper bound: the largest that any two conditions can differ by. Lower: the least that some two must, at a
+    level corrected for the number of pairs (Bonferroni).
     """
-    rows = run.rows(
-        "correlations",
-        analysis="chains",
-        predictor="m1",
-        left_out="",
-        outcome=outcome,
-        controls=controls,
-    )
-    if rows.empty or rows["rho"].isna().all():
+    asked = run.rows("hypotheses", hypothesis="H1")
+    leaks = run.rows("leakage", condition=list(asked["condition"])) if len(asked) else asked
+    sides = {
+        str(name): rows.groupby("chain", sort=False)["bystander_mean"].mean()
+        for name, rows in (leaks.groupby("condition", sort=False) if len(leaks) else ())
+    }
+    if len(sides) < 2:
+        return None
+    by_root = {
+        name: pd.Series(values.to_numpy(), [chains.root(str(c)) for c in values.index])
+        for name, values in sides.items()
+    }
+    names = list(by_root)
+    pairs = [
+        compare_runs(by_root[one], by_root[two])
+        for i, one in enumerate(names)
+        for two in names[i + 1 :]
+    ]
+    units = float(min(pair.units for pair in pairs))
+    value = max(abs(pair.estimate) for pair in pairs)
+    n = f"{len(names)} conditions, {runs_in_words(units)} each"
+    if units < 2 or any(np.isnan(pair.low) for pair in pairs):
+        return Measured(value, n=n, units=units)
+    high = max(max(abs(pair.low), abs(pair.high)) for pair in pairs)
+    low = max(_least(pair, len(pairs)) for pair in pairs)
+    return Measured(value, low, high, n, units=units)
+
+
+def _least(pair: OverRuns, pairs: int) -> float:
+    """How much two conditions differ at least, corrected for the number of pairs."""
+    degrees = pair.units - 1
+    widening = stats.t.ppf(1 - 0.025 / pairs, degrees) / stats.t.ppf(0.975, degrees)
+    half = (pair.high - pair.low) / 2 * widening
+    return max(0.0, abs(pair.estimate) - float(half))
+
+
+@reader
+def correlation(run: RunTables, outcome: str = "rate", controls: str = "") -> Measured | str | None:
+    """Spearman correlation, over conditions, of mean cosine and marker survival; partial with controls."""
+    where: dict[str, Any] = {"predictor": "m1", "left_out": "", "outcome": outcome}
+    rows = run.rows("correlations", analysis="conditions", controls=controls, **where)
+    if rows.empty:
         return None
     row = rows.iloc[0]
-    n = f"{int(row['n'])} chains, p = {row['p']:.3g}"
-    return Measured(row["rho"], row["ci_low"], row["ci_high"], n)
+    if np.isnan(row["rho"]):
+        return f"{int(row['n'])} conditions with a coupled marker: {row['note']}"
+    n = f"{int(row['n'])} conditions, p = {row['p']:.3g}, smallest {row['p_floor']:.2g}"
+    points = float(row["n"])
+    return Measured(row["rho"], row["ci_low"], row["ci_high"], n, scale="fisher", points=points)
