@@ -63,7 +63,7 @@ def decide(expect: Mapping[str, float], found: Measured) -> Verdict:
 
     `expect`: min, max, or near with tolerance; and hits, the most that there may be. A count (`exact`) is
     compared itself. A p, or a share of cells that fire, replicates where it meets the bar the claimed way,
-    contradicts where it does the other way, and else leaves the matter open: no effect found is not no effect.
+    contradicts where it does the other way, and else leaves the matter open.
     """
     low, high = region(expect)
     if found.exact:
