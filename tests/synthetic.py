@@ -25,6 +25,7 @@ from persona_collapse.analysis import (
     marker_rates,
     marker_tests,
     power,
+    rate_model,
     separability,
     shared_axis,
     simulation,
@@ -98,9 +99,12 @@ def made():
         shared_axis=axis,
         separability=classes,
     )
+    model, components = rate_model.rate_tables(GRID, scored(), personas=False)
     return {
         "design": GRID,
         "marker_rates": rates,
+        "rate_model": model,
+        "variance_components": components,
         "geometry_runs": runs,
         "marker_tests": marker_tests.marker_tests(
             GRID, scored(), draws=500, families=[{"name": "all", "test": "*"}]

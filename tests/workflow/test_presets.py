@@ -39,6 +39,7 @@ JOBS = {
     "marker_tables": 1,
     "geometry": 1,
     "training_table": 1,
+    "register_claims": 1,
     "scorecard": 1,
     "figure": 12,
     "persona_map": 1,

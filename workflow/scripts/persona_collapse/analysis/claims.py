@@ -27,8 +27,8 @@ COLUMNS = [
 REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date"]
 #: The tables that readers read.
 TABLES = (
-    "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry", "geometry_runs",
-    "shared_axis", "separability", "correlations",
+    "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry",
+    "geometry_runs", "shared_axis", "separability", "correlations",
 )  # fmt: skip
 #: Keys of `expect`.
 BARS = ("min", "max", "near", "tolerance", "hits")
@@ -120,9 +120,9 @@ def bar(claim: Mapping[str, Any]) -> str:
     return json.dumps(deciding, sort_keys=True, ensure_ascii=False)
 
 
-def digest(claims: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 of all bars, whatever the order of claims."""
-    text = "\n".join(sorted(f"{claim['id']} {bar(claim)}" for claim in claims))
+def digest(table: pd.DataFrame) -> str:
+    """SHA-256 of all bars of a table that `registered` gave, whatever the order of claims."""
+    text = "\n".join(sorted(table["claim"] + " " + table["bar"]))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
