@@ -104,7 +104,7 @@ def test_the_four_outcomes():
     assert score(tables, near)["verdict"] == "replicated"
 
 
-def test_one_training_run_gives_no_verdict():
+def test_w6m_one_training_run_gives_no_verdict_and_zero_hits_take_72():
     row = score(rates(rate("C1", 0.0, 0.001, 0.01, units=1, hits=0, n=24)), claim())
     assert row["verdict"] == "inconclusive" and row["note"] == "one training run"
     # And 0 hits take 72 completions, whatever the runs.
