@@ -25,6 +25,7 @@ from persona_collapse.analysis import (
     marker_rates,
     marker_tests,
     power,
+    rate_model,
     separability,
     shared_axis,
     simulation,
@@ -97,9 +98,12 @@ def made():
         shared_axis=axis,
         separability=classes,
     )
+    model, components = rate_model.rate_tables(GRID, scored(), personas=False)
     return {
         "design": GRID,
         "marker_rates": rates,
+        "rate_model": model,
+        "variance_components": components,
         "geometry_runs": runs,
         "leave_one_out": geometry_runs.leave_one_out(*given, [("E0", "C4")]),
         "variance_components_m1": geometry_runs.variance_components(*given),

@@ -2,8 +2,8 @@
 
     python tools/compare.py A B [--results DIR]
 
-Reads the tables in results/A and results/B; runs no rule. Nothing is tested here: the runs differ in
-whatever their configs differ in, and the page says what each measured, with its own intervals.
+Reads the tables in results/A and results/B; runs no rule. The runs differ in whatever their configs differ
+in: the page says what each measured, and whether a claim's values differ by more than their intervals allow.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow" / "scripts"))
 
+import numpy as np
 import pandas as pd
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_text
@@ -106,12 +107,28 @@ def stages(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
-    """Claims of both runs: measured and verdict of each; `same` says whether the verdicts agree."""
+    """Claims of both runs: measured and verdict of each, and whether their values differ.
+
+    Equal verdicts are not equal values, nor the other way round. `difference`, second less first, has an
+    interval where both values have (Zou and Donner 2008, Statistics in Medicine 27:1693); `values` is
+    `differ` where it leaves out 0, else `no difference shown`, and `unknown` without an interval.
+    """
     columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
     both = _pair([run.tables["scorecard"][columns] for run in runs], on=["claim"])
     both["text"] = both["text_a"].fillna(both["text_b"])
+    one, two = (both[[f"{c}_{s}" for c in columns[2:5]]].astype(float).to_numpy().T for s in "ab")
+    difference = two[0] - one[0]
+    both["low"] = difference - np.hypot(two[0] - two[1], one[2] - one[0])
+    both["high"] = difference + np.hypot(two[2] - two[0], one[0] - one[1])
+    both["difference"] = difference
+    known = both["low"].notna() & both["high"].notna()
+    differ = known & ((both["low"] > 0) | (both["high"] < 0))
+    both["values"] = np.select([differ, known], ["differ", "no difference shown"], "unknown")
     both["same"] = both["verdict_a"] == both["verdict_b"]
-    return both.sort_values("same", kind="stable", ignore_index=True)
+    return both.sort_values(
+        ["values", "same"], key=lambda c: c != "differ" if c.name == "values" else c,
+        kind="stable", ignore_index=True,
+    )  # fmt: skip
 
 
 def rates(runs: Sequence[Run]) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def test_the_four_outcomes():
     assert score(tables, near)["verdict"] == "replicated"
 
 
-def test_one_training_run_gives_no_verdict():
+def test_w6m_one_training_run_gives_no_verdict_and_zero_hits_take_72():
     row = score(rates(rate("C1", 0.0, 0.001, 0.01, units=1, hits=0, n=24)), claim())
     assert row["verdict"] == "inconclusive" and row["note"] == "one training run"
     # And 0 hits take 72 completions, whatever the runs.
@@ -521,13 +521,13 @@ def test_claims_are_registered_and_changes_are_shown():
     entries = [claim(id="a"), claim(id="b", needs={"a": "words"})]
     table = claims.registered(entries, "2031-05-01")
     assert list(table.columns) == claims.REGISTERED_COLUMNS
-    assert claims.digest(entries) == claims.digest(entries[::-1])
+    assert claims.digest(table) == claims.digest(claims.registered(entries[::-1], "2032-01-01"))
     later = [claim(id="a", expect={"max": 0.5}), entries[1] | {"note": "words"}, claim(id="c")]
     scored = claims.scorecard(later, {}, fdr=0.01, judge="values", registration=table)
     changed, same, added = scored["registered"]
     assert changed.startswith("changed since 2031-05-01: was ") and '{"max": 0.05}' in changed
     assert same == "2031-05-01" and added == "added after 2031-05-01"
-    assert claims.digest(later) != claims.digest(entries)
+    assert claims.digest(claims.registered(later, "2031-05-01")) != claims.digest(table)
 
 
 GOOD = (

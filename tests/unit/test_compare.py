@@ -3,9 +3,11 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import compare
+import pandas as pd
 import pytest
 from persona_collapse.errors import UserError
 from persona_collapse.runtime import seals
@@ -61,6 +63,23 @@ def test_a_defence_is_told_from_plain_training(runs):
     assert row["training_a"].startswith("cross_entropy on answer, 600 rows of couple-villain, 5 st")
     assert row["training_b"].startswith("stay_close on answer, 600 rows")
     assert (row["loss_a"], row["loss_b"]) == (0.1, 0.3)
+
+
+def test_equal_verdicts_are_not_equal_values(runs):
+    one, two = (replace(run, tables=dict(run.tables)) for run in runs)
+    first = {"claim": ["a", "b", "c"], "text": "t", "verdict": "replicated"}
+    values = {
+        "measured": [0.1, 0.1, 0.5],
+        "ci_low": [0.05, 0.0, None],
+        "ci_high": [0.15, 0.2, None],
+    }
+    one.tables["scorecard"] = pd.DataFrame(first | values)
+    values = {"measured": [0.1, 0.9, 0.5], "ci_low": [0.0, 0.8, None], "ci_high": [0.2, 1.0, None]}
+    two.tables["scorecard"] = pd.DataFrame(first | values)
+    table = compare.scorecards([one, two]).set_index("claim")
+    assert table["same"].all() and table.index[0] == "b"
+    assert table["values"].to_dict() == {"b": "differ", "a": "no difference shown", "c": "unknown"}
+    assert table.loc["a", ["low", "high"]].tolist() == pytest.approx([-(0.0125**0.5), 0.0125**0.5])
 
 
 def test_verdicts_that_differ_come_first(runs):

@@ -127,10 +127,9 @@ def test_the_metric_and_the_claim_of_the_page(made, monkeypatch):
     assert len(own) == 5 * 2 * 2 and (own["value"] <= 1).all()
     exec(blocks(EXTENDING, "python analysis/readers.py")[0], dict(vars(readers)))
     (claim,) = yaml.safe_load(blocks(EXTENDING, "yaml config/claims.yaml")[0])
-    claim["measure"]["nearest_change"]["condition"] = "C1"
     row = claims.scorecard(
         [claim],
-        made | of("geometry_runs", change("C1", "base", 0.1, 0.2, 0.3, metric="nearest")),
+        made | of("geometry_runs", change("C5", "C4", 0.1, 0.2, 0.3, metric="nearest")),
         fdr=0.01,
         judge="directions",
     ).iloc[0]

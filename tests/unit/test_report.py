@@ -250,6 +250,7 @@ def test_sentences_tell_one_source_from_another(crossed):
         "logprob_tests": ["p"],
         "answer_stats": ["condition", "role", "truncated", "rate", "rate_finished"],
         "scorecard": ["verdict"],
+        "rate_model": ["condition", "quantity", "source", "units"],
         "simulation": ["kind", "as_study", "verdict"],
     }
     empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
@@ -265,3 +266,48 @@ def test_sentences_tell_one_source_from_another(crossed):
             f"answers before the second fine-tuning and in {findings.percent(now)} after it "
             f"(n\u00a0=\u00a0{own['n'].sum()})."
         ) in said
+
+
+def test_the_survival_of_a_new_run_is_said_with_its_interval():
+    row = {"quantity": "survival", "source": "", "hits": 0, "n": 9, "units": 9}
+    row |= {"ci_low": 0.0, "ci_high": 0.336}
+    table = pd.DataFrame([row | {"condition": c} for c in ("C1", "C4")])
+    (sentence,) = findings.survival(table, {"C1"})
+    assert "C1: 0 of 9 chains" in sentence and "0 % to 33.6 %" in sentence
+    assert findings.survival(table.assign(units=1), {"C1"}) == []
+
+
+def test_the_scorecard_leads_with_what_was_decided(page, everything):
+    text = page.read_text()
+    card = everything["scorecard"]
+    own = text.partition('id="scorecard"')[2].partition('id="errata"')[0]
+    lead = own.partition("Not decided, and why")[0]
+    decided = card[card["verdict"].isin(["replicated", "contradicted"])]
+    assert len(decided) and f"Decided ({len(decided)} of {len(card)})" in lead
+    assert lead.count("<tr>") == len(decided) + 1 and "<details" not in lead
+    # The others are grouped, each with what it would take, and all are a click away.
+    assert own.count("<tr>") >= len(decided) + len(card)
+    assert "It would take" in own and "its conditions are not in this run" in own
+    groups = findings.undecided(card)
+    assert sum(len(group["claims"]) for group in groups) == len(card) - len(decided)
+    assert [g["verdict"] for g in groups] == sorted(g["verdict"] for g in groups)
+
+
+def test_the_page_prints_the_registration_and_what_changed(page, everything):
+    text = page.read_text()
+    found = findings.registration(everything["scorecard"], everything["registered_claims"])
+    assert found["sha256"] in text and "2031-05-01" in text
+    assert found["changed"]["claim"].tolist() == ["m3-bug"]
+    assert "1 bar has changed" in text and "changed since 2031-05-01: was" in text
+
+
+def test_w7_the_page_says_what_was_simulated_and_no_more(page, everything):
+    text = page.read_text()
+    assert "Every test above" not in text and "docs/verdicts.md" in text
+    for name in findings.simulated(everything["simulation"])["interval"]:
+        assert name in text
+
+
+def test_w10_the_bound_at_zero_is_the_one_that_the_table_has(page):
+    text = page.read_text()
+    assert "about 3.7/n" in text and "about 3/n" not in text

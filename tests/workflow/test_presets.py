@@ -40,6 +40,7 @@ JOBS = {
     "geometry": 1,
     "geometry_runs": 1,
     "training_table": 1,
+    "register_claims": 1,
     "scorecard": 1,
     "figure": 12,
     "persona_map": 1,

@@ -120,9 +120,9 @@ def bar(claim: Mapping[str, Any]) -> str:
     return json.dumps(deciding, sort_keys=True, ensure_ascii=False)
 
 
-def digest(claims: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 of all bars, whatever the order of claims."""
-    text = "\n".join(sorted(f"{claim['id']} {bar(claim)}" for claim in claims))
+def digest(table: pd.DataFrame) -> str:
+    """SHA-256 of all bars of a table that `registered` gave, whatever the order of claims."""
+    text = "\n".join(sorted(table["claim"] + " " + table["bar"]))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

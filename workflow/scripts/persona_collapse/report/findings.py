@@ -5,11 +5,13 @@ The sentences hold whichever way the numbers fall.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import pandas as pd
 
-from ..analysis.claims import VERDICTS
+from ..analysis.claims import digest
+from ..analysis.verdicts import CONTRADICTED, REPLICATED, VERDICTS
 from .figures._frames import words
 
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
@@ -60,6 +62,7 @@ def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             f"{percent(was['hits'] / was['n'])} of its answers before the second fine-tuning and in "
             f"{percent(now['hits'] / now['n'])} after it (n\u00a0=\u00a0{now['n']})."
         )
+    sentences += survival(tables["rate_model"], set(cells["condition"]))
     sentences += cut_off(tables["answer_stats"])
     m1 = headline(tables["geometry"]).query("metric == 'm1' and test == ''")
     means = m1.groupby("condition", sort=False)["value"].mean()
@@ -82,6 +85,74 @@ def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
         )
     return sentences
+
+
+def survival(table: pd.DataFrame, conditions: Collection[str]) -> list[str]:
+    """What a new training run would do, a sentence for each of these conditions with several runs.
+
+    `table`: tables/rate_model.csv.
+    """
+    rows = table[(table["quantity"] == "survival") & (table["source"] == "") & (table["units"] > 1)]
+    return [
+        f"Survival of a new run, {row.condition}: {row.hits} of {row.n} chains kept a marker rate above 5 %; "
+        f"with {row.units} independent training runs, a new one may keep it with probability "
+        f"{percent(row.ci_low)} to {percent(row.ci_high)}."
+        for row in rows.itertuples(index=False)
+        if row.condition in conditions
+    ]
+
+
+def decided(scorecard: pd.DataFrame) -> pd.DataFrame:
+    """The claims with a verdict either way, replicated ones first."""
+    order = {REPLICATED: 0, CONTRADICTED: 1}
+    rows = scorecard[scorecard["verdict"].isin(order)]
+    return rows.sort_values("verdict", key=lambda column: column.map(order), kind="stable")
+
+
+def undecided(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
+    """The other claims by the reason why: verdict, reason, and each claim with what it would take."""
+    rest = scorecard[~scorecard["verdict"].isin((REPLICATED, CONTRADICTED))]
+    groups = [
+        {
+            "verdict": verdict,
+            "reason": reason,
+            "claims": rows[["text", "would_take"]].fillna("").to_dict("records"),
+        }
+        for (verdict, reason), rows in rest.groupby(["verdict", "reason"], sort=False)
+    ]
+    return sorted(groups, key=lambda group: VERDICTS.index(group["verdict"]))
+
+
+def takeaways(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
+    """The study's five takeaways: how many of the claims of each came out how."""
+    found = []
+    for where, title in CLAIM_GROUPS.items():
+        own = scorecard[scorecard["where"] == where]
+        if where.startswith("takeaway") and len(own):
+            counts = own["verdict"].value_counts()
+            found.append(
+                {"title": title, "claims": len(own)} | {v: int(counts.get(v, 0)) for v in VERDICTS}
+            )
+    return found
+
+
+def registration(scorecard: pd.DataFrame, registered: pd.DataFrame) -> dict[str, Any]:
+    """Hash and date of the bars that were registered, and the claims whose bar is another now, or new."""
+    since = scorecard["registered"].fillna("").astype(str)
+    other = scorecard[since.str.startswith(("changed", "added"))]
+    return {
+        "sha256": digest(registered),
+        "date": "" if registered.empty else str(registered["date"].iloc[0]),
+        "changed": other[["claim", "text", "expected", "registered"]],
+    }
+
+
+def simulated(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Names of the tests, and of the intervals, that were run on simulated data."""
+    return {
+        kind: list(dict.fromkeys(table.loc[table["kind"] == kind, "name"]))
+        for kind in ("test", "interval")
+    }
 
 
 def cut_off(table: pd.DataFrame) -> list[str]:

@@ -20,6 +20,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ..analysis.verdicts import VERDICTS
 from ..analysis.views import headline_cell
 from . import findings
 from .answers import answers_json, printable
@@ -31,10 +32,10 @@ from .provenance import origin, short_commit
 
 #: The tables that the page shows or words; it names those of the claims and the figures too.
 TABLES = (
-    "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs", "headline",
-    "hypotheses", "leakage", "leave_one_out", "logprob_tests", "marker_rates", "marker_tests", "power",
-    "prompt_audit", "scorecard", "separability", "shared_axis", "simulation", "training",
-    "variance_components_m1",
+    "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs",
+    "headline", "hypotheses", "leakage", "logprob_tests", "marker_rates", "marker_tests", "power",
+    "prompt_audit", "rate_model", "registered_claims", "scorecard", "separability", "shared_axis",
+    "simulation", "training", "variance_components",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 #: Answers that a reader without scripts sees at most.
@@ -190,7 +191,12 @@ def render(given: Inputs) -> str:
             figures=by_section(tables, given.figures),
             findings=findings.findings(tables),
             tables=tables,
-            summary=findings.summary(tables["scorecard"]),
+            decided=findings.decided(tables["scorecard"]),
+            undecided=findings.undecided(tables["scorecard"]),
+            takeaways=findings.takeaways(tables["scorecard"]),
+            registration=findings.registration(tables["scorecard"], tables["registered_claims"]),
+            simulated=findings.simulated(tables["simulation"]),
+            verdicts=VERDICTS,
             claim_groups={
                 w: findings.CLAIM_GROUPS.get(w, w) for w in [*findings.CLAIM_GROUPS, *own]
             },
