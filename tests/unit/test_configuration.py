@@ -270,6 +270,11 @@ def test_a_chain_is_trained_and_measured_once(config):
             "families: metric: m1_label_swap is now metric: m1, test: label_swap",
         ),
         (
+            ["statistics", "families"],
+            [{"name": "x", "table": "geometry", "test": "seeds"}],
+            "families: M1 over seeds is now table: geometry_runs, metric: m1",
+        ),
+        (
             ["data", "benign", "from"],
             {"demo": "other"},
             "from: demo: expected one of 'wrong_advice', got",

@@ -232,9 +232,14 @@ def test_w3_one_control_run_gives_no_interval():
 def test_chains_stopped_at_other_steps_are_no_replicates():
     m1 = {"base": 0.3, "em@1~3": 0.4, "em@2~3": 0.41, "em@1~6": 0.6, "em@2~6": 0.61}
     cells = [("D", f"em@{s}~{d}", "", str(s)) for d in (3, 6) for s in (1, 2)]
-    rows = over(*runs_of(*cells, m1=m1)).loc[("D", "base")]
+    cells += [("E0", f"benign@{s}", "", str(s)) for s in (1, 2)]
+    table = over(*runs_of(*cells, m1=m1 | {"benign@1": 0.5, "benign@2": 0.51}), ("D", "E0"))
+    rows = table.loc[("D", "base")]
     assert rows.set_index("dose")["estimate"].to_dict() == pytest.approx({"3": 0.105, "6": 0.305})
     assert (rows["units"] == 2).all()
+    # Each against the other condition, which has one dose.
+    gaps = table.loc[("D", "E0")].set_index("dose")["estimate"].to_dict()
+    assert gaps == pytest.approx({"3": -0.1, "6": 0.1})
 
 
 def test_an_anchor_is_no_evidence_for_its_own_axis():
@@ -260,7 +265,7 @@ def test_an_anchor_is_no_evidence_for_its_own_axis():
     assert "the axis is this chain's own" in alone.loc["E0", "note"]
 
 
-def test_a_margin_from_replicates_and_its_equivalence():
+def test_w12_a_margin_from_replicates_and_its_equivalence():
     """Runs alike but for retraining: no difference within twice what retraining makes."""
     rng = np.random.default_rng(1)
     names = [f"{kind}@{seed}" for kind in ("em", "benign") for seed in range(40)]

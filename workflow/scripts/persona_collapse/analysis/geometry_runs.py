@@ -179,7 +179,8 @@ def comparisons(
     The change is that from the base model, unless the condition's chains go on from a trained one. Then
     it is that from the chains that they go on from, under the condition that these are of; and, where the
     adapters that they go on from are several, from the base model as well. Chains stopped at different
-    steps are no replicates: a condition with doses has rows for each.
+    steps are no replicates: a condition with doses has rows for each, against the same dose where the
+    other condition has several.
     """
     cells = measuring(design, "activations").drop_duplicates(["condition", "chain"])
     cells = cells.assign(
@@ -205,9 +206,13 @@ def comparisons(
             if name is not None:
                 yield Comparison(condition, name, dose, own, before)
         for one, other in contrasts:
-            references = cells[(cells["condition"] == other) & (cells["dose"] == dose)]
+            if one != condition:
+                continue
+            references = cells[cells["condition"] == other]
+            if references["dose"].nunique() > 1:
+                references = references[references["dose"] == dose]
             others = list(references["chain"])
-            if one == condition and others and set(others) != set(own) and others != [BASE]:
+            if others and set(others) != set(own) and others != [BASE]:
                 yield Comparison(condition, other, dose, own, others)
 
 

@@ -10,7 +10,6 @@ TABLES = {"link": "correlations", "axis": "shared_axis"}
 TESTS = {
     "m1_by_persona": "personas",
     "m1_label_swap": "label_swap",
-    "m1_over_seeds": "seeds",
     "m1_two_way": "two_way",
 }
 
@@ -26,5 +25,7 @@ def check_families(config: Any) -> None:
         table, metric = family.get("table"), family.get("metric")
         if isinstance(table, str) and table in TABLES:
             raise UserError(f"{where}table: {table} is now called {TABLES[table]}")
+        if metric == "m1_over_seeds" or (table, family.get("test")) == ("geometry", "seeds"):
+            raise UserError(f"{where}M1 over seeds is now table: geometry_runs, metric: m1")
         if isinstance(metric, str) and metric in TESTS:
             raise UserError(f"{where}metric: {metric} is now metric: m1, test: {TESTS[metric]}")
