@@ -242,6 +242,24 @@ def test_chains_stopped_at_other_steps_are_no_replicates():
     assert gaps == pytest.approx({"3": -0.1, "6": 0.1})
 
 
+def test_w9_the_same_chains_in_two_conditions_are_one_test_of_a_family():
+    m1 = {"base": 0.3, "em@1": 0.4, "em@2": 0.43, "benign@1": 0.35, "benign@2": 0.36}
+    cells = [
+        (condition, f"{stage}@{seed}", "", str(seed))
+        for condition, stage in (("C2", "em"), ("E0", "em"), ("B0", "benign"))
+        for seed in (1, 2)
+    ]
+    grid, table = runs_of(*cells, m1=m1)
+
+    def q(design):
+        family = [{"name": "all", "metric": "m1", "reference": "?*"}]
+        runs = geometry_runs.geometry_runs(design, table, HEADLINE, families=family)
+        return runs[runs["reference"] == "base"].set_index("condition")["q"]
+
+    twice, once = q(grid), q(grid[grid["condition"] != "C2"])
+    assert twice["C2"] == twice["E0"] == once["E0"] and twice["B0"] == once["B0"]
+
+
 def test_an_anchor_is_no_evidence_for_its_own_axis():
     grid, left_out = runs_of(
         *[("E0", f"em@{s}", "", str(s)) for s in (1, 2, 3)],
