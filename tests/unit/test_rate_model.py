@@ -201,9 +201,12 @@ def test_runs_of_one_coupling_are_one_unit():
 
 
 def test_a_grid_of_one_run_each_says_so():
-    table, components = rate_model.rate_tables(GRID, scored())
+    table, components = rate_model.rate_tables(GRID, scored(), contrasts=[["C1", "C4"]])
     row = one(table, condition="C1", quantity="rate", role="source")
     assert row["note"].startswith("one training run") and np.isnan(row["sd_runs"])
+    # What is a contrast and what a condition continues may be the same: counted once.
+    change = one(table, condition="C1", quantity="difference")
+    assert (change["hits"], change["n"]) == (9, 40) and change["note"].startswith("36/40 in 1 run ")
     base = one(table, condition="C2", quantity="difference")
     assert base["reference"] == "base" and "of the base model" in base["note"]
     assert len(components)

@@ -39,6 +39,7 @@ JOBS = {
     "marker_tables": 1,
     "geometry": 1,
     "geometry_runs": 1,
+    "rate_model": 1,
     "training_table": 1,
     "register_claims": 1,
     "scorecard": 1,

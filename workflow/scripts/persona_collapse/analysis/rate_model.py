@@ -150,7 +150,9 @@ def _pairs(
                     rows = rows.drop_duplicates(["question_id"])
                     parts.append(rows.assign(source=case.source, level=level, role="source"))
         if parts:
-            yield pair, pd.concat(parts, ignore_index=True)
+            # A condition may be compared with another both as what it continues and as a contrast.
+            both = pd.concat(parts, ignore_index=True)
+            yield pair, both.drop_duplicates(["level", "source", "chain", "question_id"])
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,9 @@ def _difference(table: pd.DataFrame, fit: _Fits) -> dict[str, Any]:
     roots = [set(side["chain"].map(chains.root)) for side in (one, two)]
     if roots[0] != roots[1] and roots[1] != {BASE}:
         common["units"] = min(common["units"], other["units"])
-    parts = [f"{other['hits']}/{other['n']} in {other['runs']} runs of the reference"]
+    parts = [
+        f"{other['hits']}/{other['n']} in {other['runs']} run{'s' * (other['runs'] != 1)} of the reference"
+    ]
     if roots[1] == {BASE}:
         parts = [f"{other['hits']}/{other['n']} of the base model"]
     parts += filter(None, [_note(model, common, roots[1] == {BASE})])
