@@ -525,7 +525,10 @@ def test_claims_are_registered_and_changes_are_shown():
     later = [claim(id="a", expect={"max": 0.5}), entries[1] | {"note": "words"}, claim(id="c")]
     scored = claims.scorecard(later, {}, fdr=0.01, judge="values", registration=table)
     changed, same, added = scored["registered"]
-    assert changed.startswith("changed since 2031-05-01: was ") and '{"max": 0.05}' in changed
+    assert changed == "changed since 2031-05-01: was at most 0.05"
+    other = claim(id="a", measure={"hits": {"conditions": ["C1"]}})
+    scored = claims.scorecard([other], {}, fdr=0.01, judge="values", registration=table)
+    assert '"source_rate": {"condition": "C1"}' in scored["registered"].iloc[0]
     assert same == "2031-05-01" and added == "added after 2031-05-01"
     assert claims.digest(claims.registered(later, "2031-05-01")) != claims.digest(table)
 
