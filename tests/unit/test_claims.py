@@ -476,14 +476,24 @@ def test_erasure_given_length_has_the_runs_spread_in_its_interval():
 def test_matched_comparisons_and_half_doses():
     row = {"condition": "E0", "reference": "B0", "matched_on": "loss", "outcome": "m1"}
     row |= {"estimate": 0.02, "ci_low": 0.01, "ci_high": 0.03, "units": 3, "note": "at loss 2"}
-    more = claim(measure={"matched": {"on": "loss", "outcome": "m1"}}, expect={"min": 0.0})
+    more = claim(
+        measure={"matched": {"condition": "E0", "reference": "B0", "on": "loss", "outcome": "m1"}},
+        expect={"min": 0.0},
+    )
     assert score(of("matched", row), more)["verdict"] == "replicated"
     assert score({}, more)["verdict"] == "not tested"
-    dose = {"arm": "em", "reference": "benign", "outcome": "rate", "half_dose": 11.4, "units": 3}
+    apart = score(of("matched", row | {"estimate": np.nan, "note": "add doses"}), more)
+    assert apart["verdict"] == "not tested" and "add doses" in apart["note"]
+    dose = {"arm": "C1", "reference": "C5", "outcome": "rate", "half_dose": 11.4, "units": 3}
     dose |= {"ratio": 0.88, "ratio_low": 0.6, "ratio_high": 1.3, "note": ""}
-    sooner = claim(measure={"half_dose": {"outcome": "rate"}}, expect={"max": 1.0})
+    sooner = claim(
+        measure={"half_dose": {"condition": "C1", "reference": "C5", "outcome": "rate"}},
+        expect={"max": 1.0},
+    )
     row = score(of("half_dose", dose), sooner)
-    assert row["verdict"] == "inconclusive" and row["n"].startswith("em against benign")
+    assert row["verdict"] == "inconclusive" and row["n"] == "3 training runs"
+    never = score(of("half_dose", dose | {"ratio": np.nan, "note": "no marker to halve"}), sooner)
+    assert never["verdict"] == "not tested" and "no marker to halve" in never["note"]
 
 
 def test_survival_is_a_share_of_runs():
@@ -525,7 +535,10 @@ def test_claims_are_registered_and_changes_are_shown():
     later = [claim(id="a", expect={"max": 0.5}), entries[1] | {"note": "words"}, claim(id="c")]
     scored = claims.scorecard(later, {}, fdr=0.01, judge="values", registration=table)
     changed, same, added = scored["registered"]
-    assert changed.startswith("changed since 2031-05-01: was ") and '{"max": 0.05}' in changed
+    assert changed == "changed since 2031-05-01: was at most 0.05"
+    other = claim(id="a", measure={"hits": {"conditions": ["C1"]}})
+    scored = claims.scorecard([other], {}, fdr=0.01, judge="values", registration=table)
+    assert '"source_rate": {"condition": "C1"}' in scored["registered"].iloc[0]
     assert same == "2031-05-01" and added == "added after 2031-05-01"
     assert claims.digest(claims.registered(later, "2031-05-01")) != claims.digest(table)
 

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from persona_collapse.analysis import claims
 from persona_collapse.report import answers as answers_of
 from persona_collapse.report import costs, findings, provenance
 from persona_collapse.report import page as pages
@@ -311,3 +313,13 @@ def test_w7_the_page_says_what_was_simulated_and_no_more(page, everything):
 def test_w10_the_bound_at_zero_is_the_one_that_the_table_has(page):
     text = page.read_text()
     assert "about 3.7/n" in text and "about 3/n" not in text
+
+
+def test_every_table_that_the_page_reads_is_asked_for():
+    """The rule gives the report no other tables than these."""
+    folder = Path(pages.__file__).parent
+    texts = [folder / "page.py", folder / "findings.py", pages.RESOURCES / "report.html.j2"]
+    text = "".join(path.read_text() for path in texts)
+    read = set(re.findall(r'\btables(?:\["|\.)(\w+)', text))
+    assert {"scorecard", "rate_model", "leave_one_out"} <= read
+    assert read <= {*pages.TABLES, *claims.TABLES}

@@ -150,7 +150,11 @@ def _registration(claim: Mapping[str, Any], table: pd.DataFrame | None) -> str:
     first = own.iloc[0]
     if first["bar"] == bar(claim):
         return str(first["date"])
-    return f"changed since {first['date']}: was {first['bar']}"
+    was, now = json.loads(first["bar"]), json.loads(bar(claim))
+    alone = {**was, "expect": 0} == {**now, "expect": 0}  # nothing but the expectation
+    return (
+        f"changed since {first['date']}: was {expected(was['expect']) if alone else first['bar']}"
+    )
 
 
 def scorecard(

@@ -476,37 +476,35 @@ def m3_study(run: RunTables) -> Measured | None:
 
 
 @reader
-def matched(run: RunTables, on: str, outcome: str) -> Measured | None:
-    """Difference between misaligned and benign training at an equal amount of something."""
-    rows = run.rows("matched", matched_on=on, outcome=outcome)
+def matched(
+    run: RunTables, condition: str, reference: str, on: str, outcome: str
+) -> Measured | str | None:
+    """Difference of two conditions at an equal amount of something, over training runs."""
+    rows = run.rows(
+        "matched", condition=condition, reference=reference, matched_on=on, outcome=outcome
+    )
     if rows.empty:
         return None
-    return _worst(rows, "estimate", "ci_low", "ci_high")
+    row = rows.iloc[0]
+    if np.isnan(row["estimate"]):
+        return f"no comparison at equal {on.replace('_', ' ')}: {row['note']}"
+    n = "; ".join(filter(None, [str(row["note"]), runs_in_words(row["units"])]))
+    return Measured(row["estimate"], row["ci_low"], row["ci_high"], n, units=float(row["units"]))
 
 
 @reader
-def half_dose(run: RunTables, outcome: str) -> Measured | None:
-    """Steps that halve the outcome by misaligned data, as a share of those by benign data."""
-    rows = run.rows("half_dose", outcome=outcome)
-    rows = rows[rows["ratio"].notna()] if len(rows) else rows
+def half_dose(
+    run: RunTables, condition: str, reference: str, outcome: str
+) -> Measured | str | None:
+    """Steps that halve an outcome in one condition, as a share of those in another, over training runs."""
+    rows = run.rows("half_dose", arm=condition, reference=reference, outcome=outcome)
     if rows.empty:
         return None
-    found = _worst(rows, "ratio", "ratio_low", "ratio_high")
     row = rows.iloc[0]
-    return replace(found, n=f"{row['arm']} against {row['reference']}, {found.n}")
-
-
-def _worst(rows: pd.DataFrame, value: str, low: str, high: str) -> Measured:
-    """Mean of some comparisons' values, with an interval that covers all of theirs."""
-    units = float(rows["units"].min())
-    note = "; ".join(
-        dict.fromkeys(str(text) for text in rows["note"] if isinstance(text, str) and text)
-    )
-    n = "; ".join(filter(None, [runs_in_words(units), note]))
-    # An interval that is missing must not be covered by the others'.
-    lowest = rows[low].min() if rows[low].notna().all() else np.nan
-    highest = rows[high].max() if rows[high].notna().all() else np.nan
-    return Measured(rows[value].mean(), lowest, highest, n, units=units)
+    if np.isnan(row["ratio"]):
+        return f"no half-dose on both sides: {row['note']}"
+    n = "; ".join(filter(None, [str(row["note"]), runs_in_words(row["units"])]))
+    return Measured(row["ratio"], row["ratio_low"], row["ratio_high"], n, units=float(row["units"]))
 
 
 @reader

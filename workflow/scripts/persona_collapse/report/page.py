@@ -33,9 +33,10 @@ from .provenance import origin, short_commit
 #: The tables that the page shows or words; it names those of the claims and the figures too.
 TABLES = (
     "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs",
-    "headline", "hypotheses", "leakage", "logprob_tests", "marker_rates", "marker_tests", "power",
-    "prompt_audit", "rate_model", "registered_claims", "scorecard", "separability", "shared_axis",
-    "simulation", "training", "variance_components",
+    "headline", "hypotheses", "leakage", "leave_one_out", "logprob_tests", "marker_rates",
+    "marker_tests", "power", "prompt_audit", "rate_model", "registered_claims", "scorecard",
+    "separability", "shared_axis", "simulation", "training", "variance_components",
+    "variance_components_m1",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 #: Answers that a reader without scripts sees at most.
