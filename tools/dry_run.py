@@ -67,7 +67,8 @@ def jobs(target: str, configfiles: Sequence[str], changes: dict[str, Any]) -> li
         overlay.write_text(yaml.safe_dump(changes), encoding="utf-8")
         code = "import dry_run, sys; dry_run.write(*sys.argv[1:3], sys.argv[3:])"
         command = [sys.executable, "-c", code, str(found), target, *configfiles, str(overlay)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if not found.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1]
