@@ -481,6 +481,8 @@ def matched(run: RunTables, on: str, outcome: str) -> Measured | None:
     rows = run.rows("matched", matched_on=on, outcome=outcome)
     if rows.empty:
         return None
+    # Controls that have no such amount in common say nothing beside one that has.
+    rows = rows[rows["estimate"].notna()] if rows["estimate"].notna().any() else rows
     return _worst(rows, "estimate", "ci_low", "ci_high")
 
 
