@@ -21,10 +21,13 @@ COLUMNS = [
 INSTALLED = 0.05
 
 
-def log_logistic(steps: ArrayLike, hits: ArrayLike, n: ArrayLike) -> float:
+def log_logistic(
+    steps: ArrayLike, hits: ArrayLike, n: ArrayLike, start: float | None = None
+) -> float:
     """Steps that halve a rate: h of rate = top / (1 + (steps / h) ^ slope), by maximum likelihood.
 
-    Three doses beside step 0 at least, else NaN. Step 0 says what top is.
+    Three doses beside step 0 at least, else NaN. Step 0 says what top is. `start`: a half-dose to search
+    from; by default six are tried.
     """
     x, k, total = (np.asarray(v, float) for v in (steps, hits, n))
     dosed = x[x > 0]
@@ -41,7 +44,8 @@ def log_logistic(steps: ArrayLike, hits: ArrayLike, n: ArrayLike) -> float:
 
     low, high = np.log(dosed.min()) - 3, np.log(dosed.max()) + 3
     bounds = [(-8.0, 12.0), (low, high), (-1.5, 3.0)]
-    starts = [(special.logit(rates.max()), half, 0.5) for half in np.linspace(low + 2, high - 2, 6)]
+    halves = np.linspace(low + 2, high - 2, 6) if start is None else [np.log(start)]
+    starts = [(special.logit(rates.max()), half, 0.5) for half in halves]
     fits = [optimize.minimize(surprise, s, method="L-BFGS-B", bounds=bounds) for s in starts]
     return float(np.exp(min(fits, key=lambda fit: fit.fun).x[1]))
 
