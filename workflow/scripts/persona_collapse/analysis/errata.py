@@ -169,8 +169,8 @@ def em_against_benign(p: Published) -> Corrected:
     fire = int((bh(values) < 0.01).sum())
     return (
         f"{fire} of {len(values)} cells fire by the study's own criterion (Benjamini-Hochberg, q < .01); the "
-        f"other has p = {values.max():.2f}. In {int((values == 0).sum())} cells none of the 10,000 draws was as "
-        "extreme",
+        f"other has p = {values.max():.2f}. In {int((values == 0).sum())} cells none of the 10,000 draws was "
+        "as extreme",
         float(fire),
     )
 

@@ -79,7 +79,8 @@ def _of_run(run: Run, steps: pd.Series, found: Outcomes, outcome: str) -> tuple[
         return np.nan, "fewer than three doses"
     if float(clopper_pearson(*counts[0])[0]) < INSTALLED:
         return np.nan, "no marker to halve"
-    value = log_logistic(*zip(*known, strict=True))
+    dosed, hits, n = zip(*known, strict=True)
+    value = log_logistic(dosed, hits, n)
     if value > max(doses):
         return np.nan, f"not halved within {max(doses):.0f} steps"
     return value, ""
