@@ -252,6 +252,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         ),
         (["data", "em", "from"], {"url": "ftp://me:secret@x/y"}, "got an address with a user name"),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
+        (["statistics", "matched"], [["C1", "C9"]], "matched: pair 1: no condition 'C9'"),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
             ["statistics", "families"],
@@ -601,6 +602,7 @@ def test_of_some_conditions_what_they_need_is_left(config):
     statistics = plan.config["statistics"]
     assert statistics["contrasts"] == [] and "axis" not in statistics
     assert only(config, "E0", "B0").config["statistics"]["contrasts"] == [["E0", "B0"]]
+    assert only(config, "E0", "B0").config["statistics"]["matched"] == [["E0", "B0"]]
     assert only(config, "E0").config["statistics"]["axis"] == "E0"
     # Every other condition is as it was.
     whole = configuration.plan(config)

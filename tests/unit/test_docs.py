@@ -161,37 +161,17 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     assert names and all(name in shipped for name in names[2:] if "unit" not in name)
 
 
-def test_the_small_model_s_table_is_its_files_numbers():
-    folder = ROOT / "docs/smollm2"
-    table = pd.read_csv(folder / "answer_stats.csv")
-    cosines = pd.read_csv(folder / "m1_by_layer.csv").query(
-        "method == 'A' and layer == 21 and metric == 'm1'"
-    )
+def test_the_small_model_s_tables_are_their_files_numbers():
     page = (ROOT / "docs/smollm2.md").read_text()
-    rows = re.findall(r"^\| (\w+)(?:: [^|]+)? \| (\d+) \|(.*)\|$", page, re.M)
-    assert {name for name, *_ in rows} == set(table["condition"]) - {"C2"}  # C2 is E0 again
-    for name, chains, cells in rows:
-        own = table[table["condition"] == name]
-        source, others = (own[own["role"] == role] for role in ("source", "others"))
-        main = source if len(source) else others
-        values = [source["rate"], source["rate_finished"], others["rate"], main["truncated"]]
-        shown = ["" if v.empty else f"{v.mean():.2f}" for v in values]
-        shown += [f"{main['mean_tokens'].mean():.0f}", f"{main['marker_logprob'].mean():.1f}"]
-        shown.append(f"{cosines[cosines['condition'] == name]['value'].mean():.3f}")
-        assert [cell.strip() for cell in cells.split("|")] == shown
-        assert int(chains) == len(main)
+    assert documentation.with_small_tables(page) == page
 
 
-def test_the_small_model_s_doses_are_their_file_s_numbers():
-    page = (ROOT / "docs/smollm2.md").read_text()
-    table = pd.read_csv(ROOT / "docs/smollm2/dose_answer_stats.csv")
-    own = table[table["role"] == "source"].set_index("chain")
-    stages = {"false answers (EM)": "em", "true answers, same questions": "em-control"}
-    for name, stage in {**stages, "benign": "benign"}.items():
-        whole = f"couple-villain@42+{stage}@42"
-        chains = ["couple-villain@42", *(f"{whole}~{dose}" for dose in (3, 10, 30, 100)), whole]
-        shown = [
-            f"{row.rate:.2f} ({row.rate_finished:.2f}), {row.mean_tokens:.0f}"
-            for row in own.loc[chains].itertuples()
-        ]
-        assert f"| {name} | {' | '.join(shown)} |" in page
+def test_every_rate_of_the_small_model_has_an_interval():
+    for made in (documentation.small_table(), documentation.small_doses()):
+        for line in made.splitlines()[2:]:
+            for cell in line.strip("| ").split(" | ")[2:]:
+                assert not cell or "to" in cell or "one run" in cell
+    line = next(t for t in documentation.small_table().splitlines() if t.startswith("| C4: "))
+    assert "0.61 (0.55 to 0.67)" in line
+    line = next(t for t in documentation.small_table().splitlines() if t.startswith("| C1: "))
+    assert "0.00 (0.00 to 0.004)" in line

@@ -51,7 +51,17 @@ def test_corrected_words(table):
     assert "sarcastic 219/280 = 78.2 %" in table.loc["pre-rates", "corrected"]
     assert "0.774 at A, block 20" in table.loc["share", "corrected"]
     assert 0.001 < table.loc["h2", "value"] < 0.005
-    assert "40 of 50" in table.loc["em-benign-gap", "corrected"]
+    assert "49 of 50 cells fire" in table.loc["em-benign-gap", "corrected"]
+    assert "In 40 cells none" in table.loc["em-benign-gap", "corrected"]
+    assert "one-sided 95 %: 0.12 %" in table.loc["zero-bound", "corrected"]
+    assert "0 of 9 training runs: up to 34 %" in table.loc["zero-bound", "corrected"]
+
+
+def test_the_dose_erratum_shows_every_seed_and_half_doses_that_overlap(table):
+    said = table.loc["dose", "corrected"]
+    assert "EM 166, 124, 153; benign 113, 147" in said and "one run each" in said
+    assert "EM 11.4 (" in said and "benign 13.0 (" in said
+    assert "SD 0.31" in said and "SD 0.35" in said
 
 
 def test_missing_numbers_are_named(published):

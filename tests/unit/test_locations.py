@@ -71,7 +71,7 @@ def test_snakemake_runs_from_any_folder(tmp_path):
     (tmp_path / "my.yaml").write_text(
         "personas: {file: mine.yaml}\ndata: {em: null, benign: null}\n"
         "stages: {em: null, benign: null}\nconditions: {C1: null, C5: null}\n"
-        "statistics: {contrasts: []}\n"
+        "statistics: {contrasts: [], matched: []}\n"
     )
     command = [sys.executable, "-m", "snakemake", "-n", "-s", str(ROOT / "Snakefile")]
     overlays = [str(ROOT / "tests/workflow/tiny.yaml"), "my.yaml"]

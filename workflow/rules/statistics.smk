@@ -284,6 +284,57 @@ rule errata:
         "../scripts/errata.py"
 
 
+rule updates:
+    input:
+        manifests=expand(
+            results("models/{chain}/manifest.json"),
+            chain=plan.trained_chains,
+        ),
+        weights=expand(
+            results("models/{chain}/{file}"),
+            chain=plan.trained_chains,
+            file=["adapter_model.safetensors", "adapter_config.json"],
+        ),
+    output:
+        results("tables/updates.csv"),
+    log:
+        logs("updates"),
+    benchmark:
+        benchmarks("updates")
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Size and overlap of the LoRA updates"
+    script:
+        "../scripts/updates.py"
+
+
+rule matched:
+    input:
+        design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
+        updates=results("tables/updates.csv"),
+        left_out=results("tables/geometry_left_out.parquet"),
+        answers=results_of("markers/{chain}.parquet", "markers"),
+    output:
+        matched=results("tables/matched.csv"),
+        half_dose=results("tables/half_dose.csv"),
+    log:
+        logs("matched"),
+    benchmark:
+        benchmarks("matched")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        pairs=statistics["matched"],
+    message:
+        "Misaligned against benign training, matched; half-doses"
+    script:
+        "../scripts/matched.py"
+
+
 rule training_table:
     input:
         expand(

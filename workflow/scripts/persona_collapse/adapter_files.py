@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
 from .files import read_json, sha256
+
+if TYPE_CHECKING:  # what only reads hashes does not wait for it
+    import numpy as np
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -26,3 +32,36 @@ def content_hash(directories: Sequence[str | Path]) -> str:
         weights = named or sha256(directory / WEIGHTS)
         digest.update((directory / CONFIG).read_bytes() + weights.encode())
     return digest.hexdigest()[:16]
+
+
+def effective_scale(config: Mapping[str, Any]) -> float:
+    """Factor on B A: alpha / sqrt(r) with rank-stabilised LoRA, alpha / r without.
+
+    rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
+    """
+    rank = config["r"]
+    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
+def arrays(directory: str | Path) -> tuple[float, dict[str, np.ndarray]]:
+    """An adapter's factor on B A, and its float32 arrays by name, without PyTorch.
+
+    A damaged file raises UserError.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    path = Path(directory) / WEIGHTS
+    try:
+        tensors = deserialize(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged or missing ({error}); delete it and rerun") from error
+    found = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] == "BF16":  # the upper half of a float32
+            numbers = (np.frombuffer(tensor["data"], "<u2").astype("<u4") << 16).view("<f4")
+        else:
+            kind = {"F32": "<f4", "F16": "<f2"}[tensor["dtype"]]
+            numbers = np.frombuffer(tensor["data"], kind).astype("<f4")
+        found[name] = numbers.reshape(tensor["shape"])
+    return effective_scale(read_json(Path(directory) / CONFIG)), found

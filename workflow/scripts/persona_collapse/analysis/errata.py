@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
 from .. import yaml_files
 from ..errors import UserError
 from ..geometry import leave_one_out_as_the_study
-from ..statistics import clopper_pearson, fisher, range_permutation_test, spearman_exact
+from ..statistics import bh, clopper_pearson, fisher, range_permutation_test, spearman_exact
+from .half_dose import log_logistic
 
 COLUMNS = ["erratum", "text", "stated", "corrected", "value", "how", "note"]
 SECOND_STAGE = ("C1", "C2", "C3", "C5")
@@ -81,14 +82,24 @@ def benign_hits(p: Published) -> Corrected:
 
 
 def em_upper(p: Published) -> Corrected:
-    """Upper 95 % bound of the source's rate after EM (C1), all sources and seeds."""
+    """Upper bounds of the source's rate after EM (C1): over completions, and of the share of runs."""
     total = [
         p.hits(part="forward", condition="C1", source=s, persona=s)
         for s in ("villain", "sarcastic", "evil_ai")
     ]
     hits, n = (sum(t[i] for t in total) for i in (0, 1))
-    _, high = clopper_pearson(hits, n)
-    return f"{hits} of {n:,}; at most {100 * float(high):.2f} % (95 %)", float(high)
+    high, one_sided = (float(clopper_pearson(hits, n, c)[1]) for c in (0.95, 0.90))
+    runs = p.rows(part="forward", condition="C1")[["source", "seed", "persona", "hits"]]
+    runs = runs[runs["persona"] == runs["source"]]
+    survived = int((runs["hits"] > 0).sum())
+    survive = [float(clopper_pearson(survived, len(runs), c)[1]) for c in (0.95, 0.90)]
+    return (
+        f"{hits} of {n:,} completions: at most {100 * high:.2f} % (upper end of the two-sided 95 % interval; "
+        f"one-sided 95 %: {100 * one_sided:.2f} %), as if completions were independent; {survived} of "
+        f"{len(runs)} training runs: up to {100 * survive[0]:.0f} % of runs may keep the marker (one-sided: "
+        f"{100 * survive[1]:.0f} %)",
+        high,
+    )
 
 
 def rates_before(p: Published) -> Corrected:
@@ -153,11 +164,14 @@ def base_cosine(p: Published) -> Corrected:
 
 
 def em_against_benign(p: Published) -> Corrected:
-    """EM against benign: the published p values of the 50 cells."""
+    """EM against benign: the published p values of the 50 cells, by the study's criterion (BH, q < .01)."""
     values = p.cosines["p_benign"].dropna()
+    fire = int((bh(values) < 0.01).sum())
     return (
-        f"{int((values == 0).sum())} of {len(values)} below 1e-4; largest {values.max():.2f}",
-        float(values.max()),
+        f"{fire} of {len(values)} cells fire by the study's own criterion (Benjamini-Hochberg, q < .01); the "
+        f"other has p = {values.max():.2f}. In {int((values == 0).sum())} cells none of the 10,000 draws was "
+        "as extreme",
+        float(fire),
     )
 
 
@@ -230,18 +244,54 @@ def reversed_order(p: Published) -> Corrected:
     )
 
 
+#: Parametric bootstrap draws of a half-dose.
+DRAWS = 100
+
+
+def _half_dose(rows: pd.DataFrame, scatter: float) -> tuple[float, float, float]:
+    """Half-dose over all runs, and its 95 % interval when each run's logit scatters by retraining."""
+    steps = rows["condition"].str.extract(r"(\d+) steps")[0].astype(float)
+    hits, n = rows["hits"].to_numpy(float), rows["n"].to_numpy(float)
+    value = log_logistic(steps, hits, n)
+    rng = np.random.default_rng(42)
+    logits = special.logit((hits + 0.5) / (n + 1))
+    drawn = [
+        log_logistic(steps, rng.binomial(rows["n"], special.expit(moved)), n, start=value)
+        for moved in logits + rng.normal(0, scatter, (DRAWS, len(rows)))
+    ]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return value, float(low), float(high)
+
+
 def dose(p: Published) -> Corrected:
-    """EM against benign below saturation: evil_ai's marker after 25 and 50 steps."""
-    parts, smallest = [], 1.0
+    """EM against benign below saturation: evil_ai's marker, all seeds at 10 steps, half-dose by arm."""
+    counts = p.rows(part="dose")
+    parts, halves, tails = [], [], []
+    for arm in ("EM", "benign"):
+        own = counts[counts["condition"] == f"{arm} 10 steps"]
+        logits = special.logit((own["hits"] / own["n"]).to_numpy(float))
+        parts.append(f"{arm} {', '.join(map(str, own['hits']))}")
+        dosed = counts[
+            counts["condition"].str.startswith(arm) | (counts["condition"] == "EM 0 steps")
+        ]
+        value, low, high = _half_dose(dosed, float(np.std(logits, ddof=1)))
+        sd = np.std(logits, ddof=1)
+        halves.append(
+            f"{arm} {value:.1f} ({low:.1f} to {high:.1f}; retraining SD {sd:.2f} on the logit)"
+        )
+    smallest = 1.0
     for steps in (25, 50):
         em = p.hits(part="dose", condition=f"EM {steps} steps", seed="42")
         benign = p.hits(part="dose", condition=f"benign {steps} steps", seed="42")
         value = fisher(*em, *benign)[0]
         smallest = min(smallest, value)
-        parts.append(
-            f"{steps} steps: EM {em[0]}/{em[1]}, benign {benign[0]}/{benign[1]}, p = {value:.0e}"
-        )
-    return "; ".join(parts), smallest
+        tails.append(f"{steps} steps: EM {em[0]}, benign {benign[0]}, p = {value:.0e}")
+    return (
+        f"10 steps, all seeds, of {int(own['n'].iloc[0])} each: {'; '.join(parts)}: the order depends on the "
+        f"seed. Half-dose in steps: {'; '.join(halves)}. {'; '.join(tails)}: one run each, so these p values "
+        "know nothing of retraining",
+        smallest,
+    )
 
 
 def separability_bug(p: Published) -> Corrected:

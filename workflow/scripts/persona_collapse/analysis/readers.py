@@ -485,11 +485,11 @@ def matched(
     )
     if rows.empty:
         return None
-    row = rows.iloc[0]
-    if np.isnan(row["estimate"]):
-        return f"no comparison at equal {on.replace('_', ' ')}: {row['note']}"
-    n = "; ".join(filter(None, [str(row["note"]), runs_in_words(row["units"])]))
-    return Measured(row["estimate"], row["ci_low"], row["ci_high"], n, units=float(row["units"]))
+    # Controls that have no such amount in common say nothing beside one that has.
+    known = rows[rows["estimate"].notna()]
+    if known.empty:
+        return f"no comparison at equal {on.replace('_', ' ')}: {rows['note'].iloc[0]}"
+    return _worst(known, "estimate", "ci_low", "ci_high")
 
 
 @reader

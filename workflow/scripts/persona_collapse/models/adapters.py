@@ -11,12 +11,12 @@ base weights on disk.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapter_files import CONFIG, WEIGHTS
+from ..adapter_files import effective_scale as effective_scale
 from ..errors import UserError
 from ..files import atomic, read_json, sha256, write_json
 from .loading import blocks_of
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 #: What PEFT puts before a module's path in an adapter file.
 PREFIX = "base_model.model."
-
-
-def effective_scale(config: Mapping[str, Any]) -> float:
-    """Factor on B A: alpha / sqrt(r) with rank-stabilised LoRA, alpha / r without.
-
-    rsLoRA: Kalajdzievski 2023, arXiv 2312.03732.
-    """
-    rank = config["r"]
-    return float(config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank))
 
 
 #: Module by its path: its projection's name, and its block; None for the output head, which is in none.

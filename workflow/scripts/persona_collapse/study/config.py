@@ -489,6 +489,11 @@ class Statistics(Settings):
     contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
         [], description="Pairs of conditions compared with each other."
     )
+    matched: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        [],
+        description="Pairs of conditions, misaligned and benign, compared at equal loss, trained tokens, "
+        "size of the update and answer length, and by their half-doses.",
+    )
     axis: str | None = Field(
         None, description="Condition whose first chain gives the axis of M2. Default: no axis."
     )

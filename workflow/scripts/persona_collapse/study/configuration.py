@@ -161,8 +161,9 @@ def _check_statistics(config: Config) -> None:
     conditions = set(config["conditions"])
     named = [("axis", [settings["axis"]] if "axis" in settings else [])]
     named.append(("hypotheses", settings["hypotheses"]))
-    for number, pair in enumerate(settings["contrasts"], start=1):
-        named.append((f"contrasts: pair {number}", pair))
+    for key in ("contrasts", "matched"):
+        for number, pair in enumerate(settings[key], start=1):
+            named.append((f"{key}: pair {number}", pair))
     for key, names in named:
         for name in names:
             if name not in conditions:

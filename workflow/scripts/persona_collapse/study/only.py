@@ -60,7 +60,10 @@ def _statistics(statistics: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[
     """What is said of other conditions left out."""
     out = {
         **statistics,
-        "contrasts": [pair for pair in statistics["contrasts"] if set(pair) <= set(kept)],
+        **{
+            key: [pair for pair in statistics[key] if set(pair) <= set(kept)]
+            for key in ("contrasts", "matched")
+        },
         "hypotheses": [name for name in statistics["hypotheses"] if name in kept],
         "families": [family for family in statistics["families"] if _about(family, kept)],
     }

@@ -1,0 +1,88 @@
+"""Sizes and overlaps of LoRA updates."""
+
+import numpy as np
+import pytest
+from persona_collapse import adapter_files
+from persona_collapse.analysis import updates
+from persona_collapse.models import adapters
+
+RNG = np.random.default_rng(0)
+
+
+def update(a, b):
+    return updates.Update({"m": (np.asarray(b, float), np.asarray(a, float))})
+
+
+def drawn(rank=4, d=32, out=64):
+    return update(RNG.normal(size=(rank, d)), RNG.normal(size=(out, rank)))
+
+
+def test_the_norm_needs_no_product():
+    one = drawn()
+    b, a = one.modules["m"]
+    assert one.norm == pytest.approx(np.linalg.norm(b @ a))
+
+
+def test_equal_updates_overlap_wholly_and_orthogonal_ones_not_at_all():
+    one = drawn()
+    same = updates.overlap(one, one)
+    assert [same[key] for key in ("cosine", "overlap_a", "overlap_b")] == pytest.approx([1, 1, 1])
+    axes = np.eye(32)
+    first, second = update(axes[:4], axes[:, :4]), update(axes[4:8], axes[:, 4:8])
+    none = updates.overlap(first, second)
+    assert [none[key] for key in ("cosine", "overlap_a", "overlap_b")] == pytest.approx([0, 0, 0])
+    # The scale of a space's directions is no part of its overlap.
+    b, a = one.modules["m"]
+    assert updates.overlap(one, update(3 * a, b))["overlap_a"] == pytest.approx(1)
+
+
+def test_random_updates_overlap_as_the_baseline_says():
+    found = [updates.overlap(drawn(4), drawn(8)) for _ in range(200)]
+    for side, d in (("a", 32), ("b", 64)):
+        assert found[0][f"baseline_{side}"] == 8 / d
+        assert np.mean([f[f"overlap_{side}"] for f in found]) == pytest.approx(8 / d, rel=0.03)
+    assert abs(np.mean([f["cosine"] for f in found])) < 0.02
+
+
+def test_an_update_of_zero_has_no_directions():
+    none = update(np.ones((4, 32)), np.zeros((64, 4)))
+    found = updates.overlap(none, drawn())
+    assert none.norm == 0 and np.isnan(found["cosine"]) and np.isnan(found["overlap_b"])
+
+
+def test_an_adapter_on_disk_is_read_with_its_scale(make_adapter):
+    folder = make_adapter(1, 4, True)
+    _, tensors = adapters.load(folder)
+    scale = adapter_files.arrays(folder)[0]
+    total = 0.0
+    for name, a in tensors.items():
+        if ".lora_A." in name:
+            b = tensors[name.replace(".lora_A.", ".lora_B.")]
+            total += float(((b.double() @ a.double()) ** 2).sum())
+    read = updates.read(folder)
+    assert read.norm == pytest.approx(scale * np.sqrt(total), rel=1e-6)
+
+
+def test_which_pairs_are_compared():
+    names = ["c@1", "c@2", "c@1+em@1", "c@2+em@2", "c@1+em@1~3"]
+    found = list(updates.pairs(names))
+    assert ("c@1", "c@2", "seeds") in found and ("c@1+em@1", "c@2+em@2", "seeds") in found
+    assert ("c@1+em@1~3", "c@1", "stages") in found and len(found) == 5
+
+
+def test_the_table_says_what_a_stage_trained_on():
+    manifest = {
+        "rows_seen": 10,
+        "supervised_tokens": 250,
+        "loss": [1],
+        "final_loss": 0.5,
+        "steps": 5,
+    }
+    grafted = manifest | {"rows_seen": 0, "loss": [], "supervised_tokens": 0}
+    chains = {"em@1": manifest, "em@2": manifest, "g@1": grafted}
+    made = {name: drawn() for name in chains}
+    table = updates.updates_table(chains, made.get).set_index(["chain", "other"])
+    row = table.loc[("em@1", "")]
+    assert (row["answer_length"], row["tokens"], row["loss"]) == (25, 250, 0.5)
+    assert np.isnan(table.loc[("g@1", ""), "loss"]) and table.loc[("g@1", ""), "update_norm"] > 0
+    assert table.loc[("em@1", "em@2"), "pair"] == "seeds"

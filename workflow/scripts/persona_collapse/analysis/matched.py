@@ -1,0 +1,246 @@
+"""Misaligned against benign training at an equal amount of what both have more or less of.
+
+Training differs in more than what the data say. So outcomes are compared where both kinds of training
+have the same loss, trained tokens, size of the update or answer length. Chains that are stopped early are
+points on their run's way; between them outcomes are interpolated in the logarithm of that amount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import chains
+from ..statistics import OverRuns, compare_runs
+from .geometry_runs import Wide, wide
+from .views import Headline, measuring
+
+COLUMNS = [
+    "condition", "reference", "matched_on", "outcome", "estimate", "ci_low", "ci_high", "units", "note", "at",
+]  # fmt: skip
+#: What is made equal: column of `updates`, by its name in the table.
+MATCHED_ON = {
+    "loss": "loss",
+    "tokens": "tokens",
+    "update_norm": "update_norm",
+    "answer_length": "answer_length",
+}
+#: Amounts this far apart count as equal.
+WITHIN = 1.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: the chain before its last stage, and its chains, stopped early and whole."""
+
+    source: str
+    before: str
+    members: tuple[str, ...]
+
+    @property
+    def root(self) -> str:
+        """Runs of one root are one unit."""
+        return chains.root(self.members[-1])
+
+
+def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
+    """A condition's training runs, each with the chains of the whole design that are stops on its way.
+
+    A chain that is not measured by `measure` is left out.
+    """
+    cells = measuring(design, measure).drop_duplicates(["chain", "source"])
+    series = cells["chain"].str.partition("~")[0]
+    found = []
+    own = design[(design["condition"] == condition) & (design["chain"] != chains.BASE)]
+    for name, source in dict.fromkeys(
+        zip(own["chain"].str.partition("~")[0], own["source"], strict=True)
+    ):
+        at = cells[(series == name) & (cells["source"] == source)]["chain"]
+        members = sorted(at, key=lambda n: chains.parse(n).last.stop or np.inf)
+        if members:
+            found.append(Run(source, str(chains.parse(name).prefix), tuple(members)))
+    return found
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What chains show: `m1` by chain, as `geometry_runs.wide` of the headline's cell; `hits` [question] by
+    (chain, persona): mean over samples; `completions` of each.
+    """
+
+    m1: Wide
+    hits: Mapping[tuple[str, str], pd.Series]
+    completions: Mapping[tuple[str, str], tuple[int, int]]
+
+    def m1_of(self, chain: str) -> float:
+        """Mean cosine of a chain at the headline."""
+        return float(self.m1.of({chain: 1.0})[0, 0])
+
+
+def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) -> Outcomes:
+    """Outcomes from a `geometry_runs.left_out_table` and markers' rows, one per answer."""
+    cell = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
+    by_question = answers.groupby(["chain", "persona", "question_id"])["hit"].agg(
+        ["mean", "sum", "size"]
+    )
+    grouped = by_question.groupby(level=["chain", "persona"])
+    hits = {key: rows["mean"].droplevel([0, 1]) for key, rows in grouped}
+    counts = {key: (int(rows["sum"].sum()), int(rows["size"].sum())) for key, rows in grouped}
+    return Outcomes(wide(left_out[cell & (left_out["metric"] == "m1")]), hits, counts)
+
+
+def _weights(amounts: Sequence[float], at: float) -> np.ndarray:
+    """Weight of each point in the value interpolated at an amount, on the logarithm."""
+    order = np.argsort(amounts)
+    x = np.log(np.asarray(amounts, float)[order])
+    weights = np.zeros(len(x))
+    for place, unit in zip(order, np.eye(len(x)), strict=True):
+        weights[place] = np.interp(np.log(at), x, unit)
+    return weights
+
+
+def common(amounts: Sequence[Sequence[float]], least: bool) -> float | None:
+    """The largest amount (`least`: the smallest) that every run has or nearly has; None: there is none.
+
+    `amounts`: of each run's points. A run reaches from its smallest to its largest amount, and a tenth
+    beyond, so that whole runs of about the same amount can be compared without doses.
+    """
+    low = max(min(own) / WITHIN for own in amounts)
+    high = min(max(own) * WITHIN for own in amounts)
+    if low > high:
+        return None
+    wanted = max(map(min, amounts)) if least else min(map(max, amounts))
+    return float(np.clip(wanted, low, high))
+
+
+Weighted = list[tuple[Run, dict[str, float]]]
+
+
+def _arm(weighted: Weighted) -> Iterator[tuple[Run, dict[str, float], float]]:
+    """Runs with their weights and their share in the arm's mean: roots alike, runs of one root alike."""
+    roots = [run.root for run, _ in weighted]
+    for run, weights in weighted:
+        yield run, weights, 1 / (len(set(roots)) * roots.count(run.root))
+
+
+def _m1(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
+    """Difference of the arms' changes of M1 from the chains before the last stage."""
+    sides, total = [], dict[str, float]()
+    for sign, arm in zip((1, -1), arms, strict=True):
+        values = []
+        for run, weights, share in _arm(arm):
+            change = {**weights, run.before: weights.get(run.before, 0.0) - 1}
+            values.append(sum(w * found.m1_of(name) for name, w in change.items()))
+            for name, w in change.items():
+                total[name] = total.get(name, 0.0) + sign * share * w
+        sides.append(pd.Series(values, [run.root for run, _ in arm]))
+    within, units = found.m1.errors(total)
+    return compare_runs(sides[0], sides[1], within=float(within[0]), within_units=float(units[0]))
+
+
+def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
+    """Difference of the arms' marker rates of the source.
+
+    All runs share the questions. Their standard error is at least that of the completions with one hit and
+    one miss added, for questions without any hit have no spread.
+    """
+    sides, least, total = [], 0.0, 0.0
+    for sign, arm in zip((1, -1), arms, strict=True):
+        values, hits, n = [], 0.0, 0
+        for run, weights, share in _arm(arm):
+            rates = sum(w * found.hits[name, run.source] for name, w in weights.items())
+            values.append(float(np.mean(rates)))
+            total = total + sign * share * rates
+            own = [found.completions[name, run.source] for name, w in weights.items() if w]
+            size = min(count for _, count in own)
+            hits, n = hits + values[-1] * size, n + size
+        p = (hits + 1) / (n + 2)
+        least += p * (1 - p) / n
+        sides.append(pd.Series(values, [run.root for run, _ in arm]))
+    by_question = pd.Series(total).dropna()
+    units = len(by_question)
+    error = float(by_question.sem()) if units > 1 else 0.0
+    return compare_runs(
+        sides[0], sides[1], within=max(error, float(np.sqrt(least))), within_units=max(units, 2)
+    )
+
+
+def _reach(amounts: Sequence[Sequence[float]]) -> str:
+    flat = [value for own in amounts for value in own]
+    low, high = f"{min(flat):.3g}", f"{max(flat):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def matched_table(
+    design: pd.DataFrame,
+    updates: pd.DataFrame,
+    found: Outcomes,
+    pairs: Sequence[tuple[str, str]],
+) -> pd.DataFrame:
+    """One row per pair of conditions, outcome and what is made equal; `updates`: see `updates_table`.
+
+    outcome: `m1`, the change of the headline's mean cosine by the last stage; `rate`, the source's marker
+    rate, where a source is followed. estimate: first condition less second, at the amount `at`: the largest
+    that both have, of loss the smallest. ci: over training runs, see `statistics.compare_runs`.
+    """
+    sizes = updates[updates["other"] == ""].set_index("chain")
+    rows = []
+    for one, two in pairs:
+        for outcome, measure in (("m1", "activations"), ("rate", "markers")):
+            both = [runs(design, name, measure) for name in (one, two)]
+            if outcome == "m1":  # a change from what was not measured is not known
+                both = [[run for run in arm if run.before in found.m1.chains] for arm in both]
+            if not all(both) or (outcome == "rate" and not all(r.source for b in both for r in b)):
+                continue
+            for name, column in MATCHED_ON.items():
+                key = {"condition": one, "reference": two, "matched_on": name, "outcome": outcome}
+                rows.append(key | _matched(found, both, sizes[column], outcome, name, (one, two)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _matched(
+    found: Outcomes,
+    both: Sequence[Sequence[Run]],
+    sizes: pd.Series,
+    outcome: str,
+    on: str,
+    names: tuple[str, str],
+) -> dict[str, Any]:
+    """The columns that are not its key of a row of `matched_table`."""
+    known = [
+        [(run, [m for m in run.members if sizes.get(m, np.nan) > 0]) for run in arm] for arm in both
+    ]
+    amounts = [
+        [[float(sizes[m]) for m in members] for _, members in arm if members] for arm in known
+    ]
+    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "at"), np.nan) | {
+        "units": min(len({run.root for run in arm}) for arm in both)
+    }
+    if not all(amounts):
+        return nothing | {"note": "not known of these chains"}
+    at = common([own for arm in amounts for own in arm], on == "loss")
+    if at is None:
+        reach = ", ".join(f"{n} {_reach(own)}" for n, own in zip(names, amounts, strict=True))
+        return nothing | {"note": f"{reach}: no common value; add doses"}
+    arms = [
+        [
+            (run, dict(zip(members, _weights([sizes[m] for m in members], at), strict=True)))
+            for run, members in arm
+            if members
+        ]
+        for arm in known
+    ]
+    over = (_m1 if outcome == "m1" else _rate)(found, arms)
+    note = "" if over.units > 1 else "one training run"
+    return {
+        "estimate": over.estimate,
+        "ci_low": over.low,
+        "ci_high": over.high,
+        "units": over.units,
+        "note": "; ".join(filter(None, [f"at {on.replace('_', ' ')} {at:.3g}", note])),
+        "at": at,
+    }

@@ -1,0 +1,134 @@
+"""What training did to the weights: size of each stage's LoRA update, and how far two updates overlap.
+
+An update is W' - W = s B A with A [rank, inputs] and B [outputs, rank]; no product of that size is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import adapter_files, chains
+
+COLUMNS = [
+    "chain", "other", "pair", "update_norm", "cosine", "overlap_a", "overlap_b", "baseline_a", "baseline_b",
+    "modules", "tokens", "loss", "steps", "answer_length",
+]  # fmt: skip
+#: Singular values below this share of the largest are rounding.
+RANK = 1e-6
+
+
+@dataclass(frozen=True)
+class Update:
+    """A stage's update by module: (s B, A), float64."""
+
+    modules: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the update of all modules together."""
+        return float(np.sqrt(max(inner(self, self), 0.0)))
+
+    @cached_property
+    def bases(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By module, orthonormal rows that span what A reads from and what B writes to."""
+        return {name: (_basis(a), _basis(b.T)) for name, (b, a) in self.modules.items()}
+
+
+def _basis(rows: np.ndarray) -> np.ndarray:
+    _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
+    out: np.ndarray = directions[sizes > RANK * max(sizes[0], np.finfo(float).tiny)]
+    return out
+
+
+def inner(one: Update, two: Update) -> float:
+    """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B."""
+    total = 0.0
+    for name in one.modules.keys() & two.modules.keys():
+        (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
+        total += float(np.sum((a1 @ a2.T) * (b1.T @ b2)))
+    return total
+
+
+def overlap(one: Update, two: Update) -> dict[str, float]:
+    """How far two updates share directions; means over the modules of both.
+
+    overlap_a, overlap_b: ||Q1 Q2'||^2 / min(r1, r2), where Q are orthonormal rows that span the row space of
+    A and the column space of B: 0 for orthogonal spaces, 1 where one holds the other. baseline_a and
+    baseline_b: its expectation for random spaces, max(r1, r2) / d. cosine: of the two whole updates, with
+    0 as its expectation. NaN where nothing is shared or an update is 0.
+    """
+    shared = sorted(one.modules.keys() & two.modules.keys())
+    found: dict[str, list[float]] = {key: [] for key in COLUMNS[5:9]}
+    for name in shared:
+        for side, p, q in zip("ab", one.bases[name], two.bases[name], strict=True):
+            ranks = len(p), len(q)
+            if min(ranks):
+                found[f"overlap_{side}"].append(float(np.sum((p @ q.T) ** 2)) / min(ranks))
+                found[f"baseline_{side}"].append(max(ranks) / p.shape[1])
+    norms = one.norm * two.norm
+    cosine = inner(one, two) / norms if norms else np.nan
+    means = {key: float(np.mean(values)) if values else np.nan for key, values in found.items()}
+    return {"cosine": cosine, **means, "modules": len(shared)}
+
+
+def read(folder: str | Path) -> Update:
+    """A stage's update from the files of its adapter; see `adapter_files.arrays`."""
+    scale, arrays = adapter_files.arrays(folder)
+    modules = {}
+    for name, a in arrays.items():
+        path, _, rest = name.rpartition(".lora_A.")
+        if path:
+            b = arrays[f"{path}.lora_B.{rest}"]
+            modules[path] = (scale * b.astype(float), a.astype(float))
+    return Update(modules)
+
+
+def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(chain, other, kind) of what is compared.
+
+    stages: a chain and each chain that it continues. seeds: two chains of the same stages, stopped at the
+    same steps, of other seeds.
+    """
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name in names:
+        chain = chains.parse(name)
+        for before in chain.prefixes[:-1]:
+            yield name, str(before), "stages"
+        alike.setdefault(tuple((s.name, s.stop) for s in chain.stages), []).append(name)
+    for group in alike.values():
+        for one, two in combinations(group, 2):
+            yield one, two, "seeds"
+
+
+def updates_table(
+    manifests: Mapping[str, Mapping[str, Any]], load: Callable[[str], Update]
+) -> pd.DataFrame:
+    """One row per trained chain (`other` empty), about its last stage, and one per pair of `pairs`.
+
+    `manifests`: by chain. tokens: with loss, in all that the stage trained on; answer_length: of them in a
+    row; loss: of its last steps. A grafted stage trained on nothing, so it has none of these.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, manifest in manifests.items():
+        seen, losses = manifest["rows_seen"], manifest["loss"]
+        own = {
+            "tokens": manifest["supervised_tokens"] if seen else np.nan,
+            "answer_length": manifest["supervised_tokens"] / seen if seen else np.nan,
+            "loss": manifest["final_loss"] if losses else np.nan,
+            "steps": manifest["steps"] if seen else np.nan,
+        }
+        update = load(name)
+        modules = len(update.modules)
+        key = {"chain": name, "other": "", "pair": "", "update_norm": update.norm}
+        rows.append(key | {"modules": modules} | own)
+    for one, two, kind in pairs(list(manifests)):
+        rows.append({"chain": one, "other": two, "pair": kind} | overlap(load(one), load(two)))
+    return pd.DataFrame(rows, columns=COLUMNS)
