@@ -38,6 +38,10 @@ class Named(list[Any]):
         """Names with their values."""
         yield from self.names.items()
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A named value, or the default."""
+        return self.names.get(name, default)
+
     def __getitem__(self, key: Any) -> Any:
         return self.names[key] if isinstance(key, str) else super().__getitem__(key)
 

@@ -10,6 +10,7 @@ one row per world, design and claim, with the share of each outcome.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import runpy
 import sys
@@ -54,7 +55,13 @@ REDUCED: dict[str, Any] = {
     "statistics": {"draws": 2000, "separability": {"folds": 4, "shuffles": 5}},
 }
 #: What a world writes; the jobs that make it in a run are left out.
-WRITTEN = ("completions/", "activations/", "tables/headline.csv", "tables/training.csv")
+WRITTEN = (
+    "completions/",
+    "activations/",
+    "tables/headline.csv",
+    "tables/training.csv",
+    "tables/updates.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,10 @@ class Design:
     name: str
     config: dict[str, Any]
     jobs: list[dry_run.Job]
+
+
+#: Jobs by config: most worlds have the same.
+_JOBS: dict[str, list[dry_run.Job]] = {}
 
 
 def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +89,10 @@ def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any
 def design(name: str, configfiles: Sequence[str], changes: dict[str, Any]) -> Design:
     """A config's jobs that are not done by what a world writes."""
     target = f"results/{RUN}/tables/scorecard.csv"
-    found = dry_run.jobs(target, configfiles, changes)
+    key = json.dumps([configfiles, changes], sort_keys=True)
+    if key not in _JOBS:
+        _JOBS[key] = dry_run.jobs(target, configfiles, changes)
+    found = _JOBS[key]
     makers = {path: job for job in found for path in job.output}
     needed, todo = set(), [target]
     while todo:

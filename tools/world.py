@@ -15,6 +15,7 @@ import pandas as pd
 import pydantic
 from persona_collapse import activation_files, chains, yaml_files
 from persona_collapse.activation_files import Activations
+from persona_collapse.analysis.updates import COLUMNS
 from persona_collapse.data.questions import load_questions
 from persona_collapse.errors import UserError
 from persona_collapse.parquet_files import write_parquet
@@ -273,16 +274,25 @@ class Drawn:
         own = sd.own_drift * scale * rng.normal(size=(size[0], size[1], 1, size[3]))
         return sd.common * float(rng.normal()), sd.own * float(rng.normal()), drift + own
 
-    def training(self) -> pd.DataFrame:
-        """A record of every training; nothing in a world depends on it."""
-        rows = []
+    def training(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """A record of every training, and of its update: all alike, and nothing depends on them."""
+        rows, updates = [], []
         for chain in self.plan.trained_chains:
             last = chains.parse(chain).last
-            kind = self.plan.stages[last.name].kind
-            loss = 1.0 + 0.1 * float(self.rng.normal())
+            kind, steps = self.plan.stages[last.name].kind, last.stop or 100
+            near = np.exp(0.02 * self.rng.normal(size=3))
             row = {"chain": chain, "stage": last.name, "kind": kind, "seed": last.seed}
-            rows.append(row | {"steps": last.stop or 100, "final_loss": loss, "name": last.name})
-        return pd.DataFrame(rows)
+            rows.append(row | {"steps": steps, "final_loss": near[0], "name": last.name})
+            update = {
+                "chain": chain,
+                "other": "",
+                "pair": "",
+                "update_norm": near[1],
+                "loss": near[0],
+            }
+            update |= {"tokens": 1000 * steps, "steps": steps, "answer_length": 60 * near[2]}
+            updates.append(update)
+        return pd.DataFrame(rows), pd.DataFrame(updates, columns=COLUMNS)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -306,4 +316,5 @@ def write(drawn: Drawn, folder: Path, layers: list[int]) -> None:
         "blocks": 4,
     }
     write_csv(folder / "tables/headline.csv", pd.DataFrame([row]))
-    write_csv(folder / "tables/training.csv", drawn.training())
+    for name, table in zip(("training", "updates"), drawn.training(), strict=True):
+        write_csv(folder / f"tables/{name}.csv", table)

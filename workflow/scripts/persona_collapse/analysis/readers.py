@@ -489,7 +489,11 @@ def matched(
     known = rows[rows["estimate"].notna()]
     if known.empty:
         return f"no comparison at equal {on.replace('_', ' ')}: {rows['note'].iloc[0]}"
-    return _worst(known, "estimate", "ci_low", "ci_high")
+    units, notes = float(known["units"].min()), dict.fromkeys(known["note"].astype(str))
+    n = "; ".join(filter(None, [*notes, runs_in_words(units)]))
+    # Of several controls the interval that holds all theirs.
+    bounds = known["ci_low"].min(), known["ci_high"].max()
+    return Measured(known["estimate"].mean(), *bounds, n, units=units)
 
 
 @reader
