@@ -211,7 +211,7 @@ def main() -> None:
     shipped = sorted(map(str, TOOLS.glob("worlds/*.yaml")))
     parser.add_argument("--world", nargs="+", default=shipped, help="default: all of tools/worlds")
     parser.add_argument(
-        "--configfile", nargs="+", help="a design; default: the demo's, and tools/designs"
+        "--configfile", nargs="+", help="a design; default: those of tools/designs"
     )
     parser.add_argument("--runs", type=int, default=200, help="synthetic runs of each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
@@ -221,8 +221,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    designs = {path.stem: [str(path)] for path in TOOLS.glob("designs/*.yaml")}
-    designs = {"demo": [], **designs}
+    designs = {path.stem: [str(path)] for path in sorted(TOOLS.glob("designs/*.yaml"))}
     if given.configfile:
         designs = {Path(given.configfile[-1]).stem: given.configfile}
     try:
