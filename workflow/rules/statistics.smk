@@ -371,6 +371,7 @@ rule register_claims:
         logs("register_claims"),
     benchmark:
         benchmarks("register_claims")
+    localrule: True
     priority: 2
     conda:
         "../../envs/analysis.yaml"
