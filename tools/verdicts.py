@@ -18,7 +18,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -157,22 +157,27 @@ def _execute(job: dry_run.Job, config: dict[str, Any], streams: tuple[Any, Any])
             sys.stdout, sys.stderr = streams
 
 
+def start(pool: Executor, made: Design, world: worlds.World, runs: int) -> list[Future[Any]]:
+    """Start `runs` synthetic runs of a world and a design."""
+    return [pool.submit(run_once, made, world, number) for number in range(runs)]
+
+
 def calibrate(
-    made: Design, name: str, world: worlds.World, runs: int, processes: int
+    made: Design, name: str, world: worlds.World, started: Sequence[Future[Any]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Share of each outcome per claim over `runs` synthetic runs (`COLUMNS`), and a null world's nulls."""
+    """Share of each outcome per claim over synthetic runs (`COLUMNS`), and a null world's nulls."""
     counted: list[Counted] = []
     counts: dict[str, Counter[str]] = {}
     takes: dict[str, Counter[str]] = {}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        repeated = [made] * runs, [world] * runs, range(runs)
-        for card, tested in pool.map(run_once, *repeated):
-            counted.append(tested)
-            for row in card:
-                counts.setdefault(row["claim"], Counter())[row["verdict"]] += 1
-                if row["verdict"] in ("inconclusive", "not tested"):
-                    said = row.get("would_take") or row["note"]
-                    takes.setdefault(row["claim"], Counter())[said] += 1
+    runs = len(started)
+    for future in started:
+        card, tested = future.result()
+        counted.append(tested)
+        for row in card:
+            counts.setdefault(row["claim"], Counter())[row["verdict"]] += 1
+            if row["verdict"] in ("inconclusive", "not tested"):
+                said = row.get("would_take") or row["note"]
+                takes.setdefault(row["claim"], Counter())[said] += 1
     rows = []
     for claim, found in counts.items():
         truth = "holds" if claim in world.holds else "fails" if claim in world.fails else ""
@@ -193,6 +198,10 @@ def calibrate(
 ENOUGH = 0.8
 
 
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
 def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataFrame:
     """Claims that a plan would not find replicated although they hold; columns as `calibrate`.
 
@@ -201,7 +210,9 @@ def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataF
     would take.
     """
     world = worlds.load(TOOLS / "worlds/study.yaml")
-    found, _ = calibrate(design("plan", configfiles, REDUCED), "study", world, runs, processes)
+    made = design("plan", configfiles, REDUCED)
+    with _pool(processes) as pool:
+        found, _ = calibrate(made, "study", world, start(pool, made, world, runs))
     return found[(found["truth"] == "holds") & (found["replicated"] < ENOUGH)]
 
 
@@ -210,9 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     shipped = sorted(map(str, TOOLS.glob("worlds/*.yaml")))
     parser.add_argument("--world", nargs="+", default=shipped, help="default: all of tools/worlds")
-    parser.add_argument(
-        "--configfile", nargs="+", help="a design; default: those of tools/designs"
-    )
+    parser.add_argument("--configfile", nargs="+", help="a design; default: those of tools/designs")
     parser.add_argument("--runs", type=int, default=200, help="synthetic runs of each")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
     parser.add_argument("--out", default="docs/verdicts.csv", help="other worlds' rows in it stay")
@@ -225,13 +234,17 @@ def main() -> None:
     if given.configfile:
         designs = {Path(given.configfile[-1]).stem: given.configfile}
     try:
-        for path in given.world:
-            world = worlds.load(path)
-            for label, configfiles in designs.items():
-                changes = worlds.overlay(world, merged(configfiles, {}))
-                update_config(changes, REDUCED)
-                made = design(label, configfiles, changes)
-                found, tests = calibrate(made, Path(path).stem, world, given.runs, given.jobs)
+        found_worlds = {Path(path).stem: worlds.load(path) for path in given.world}
+        with _pool(given.jobs) as pool:
+            groups = []
+            for name, world in found_worlds.items():
+                for label, configfiles in designs.items():
+                    changes = worlds.overlay(world, merged(configfiles, {}))
+                    update_config(changes, REDUCED)
+                    made = design(label, configfiles, changes)
+                    groups.append((made, name, world, start(pool, made, world, given.runs)))
+            for group in groups:
+                found, tests = calibrate(*group)
                 _merge(given.out, found, ["world", "design", "claim"])
                 if len(tests):
                     _merge(given.nulls, tests, ["world", "design", "table", "name", "kind"])
