@@ -52,7 +52,7 @@ LAYERS = [10, 20]
 #: Smaller where it costs time and decides nothing.
 REDUCED: dict[str, Any] = {
     "run": RUN,
-    "statistics": {"draws": 2000, "separability": {"folds": 4, "shuffles": 5}},
+    "statistics": {"draws": 1000, "separability": {"folds": 4, "shuffles": 5}},
 }
 #: What a world writes; the jobs that make it in a run are left out.
 WRITTEN = (
