@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import vl_convert
+from persona_collapse import statistics
 from persona_collapse.errors import UserError
 from persona_collapse.report import figures, page
 from persona_collapse.report.figures import _render, _style
@@ -341,25 +342,20 @@ def test_matrices_are_means_over_a_condition_s_chains(crossed):
     assert {cell["condition"] for cell in few} == {"C0", "D"}
 
 
-def test_a_line_of_doses_is_one_chain_s_and_one_source_s(crossed):
+def test_a_line_of_doses_is_one_training_s_and_one_source_s(crossed):
     figure, rows, chart = shown("dose_response", crossed)
-    rates = crossed["marker_rates"].drop_duplicates(["chain", "persona"])
-    rates = rates.set_index(["chain", "persona"])["rate"]
     points = marks(chart, "symbol")
     assert len({p["at"] for p in points}) == len(points)
-    for point in points:
-        value = rates[point["chain"], point["source"]]
-        assert float(point["value"]) == pytest.approx(value, rel=1e-5)
     assert not rows.duplicated(["series", "outcome", "steps"]).any()
     doses = rows[rows["metric"] == "rate"].groupby("series")["steps"].apply(sorted).to_dict()
     assert doses == {
-        "couple-villain@42+em@1": [0, 3, 6, 10],
-        "couple-evil_ai@42+em@1": [0, 3, 6, 10],
-        "em@1 (villain)": [0, 3, 10],  # before it stands the base model, who follows nobody
-        "em@1 (evil ai)": [0, 10],
+        "couple-villain+em": [0, 3, 6, 10],
+        "couple-evil_ai+em": [0, 3, 6, 10],
+        "em (villain)": [0, 3, 10],  # before it stands the base model, who follows nobody
+        "em (evil ai)": [0, 10],
     }
     # villain's coupling has no activations: its line starts at the first dose.
-    own = rows[(rows["metric"] == "m1") & (rows["series"] == "couple-villain@42+em@1")]
+    own = rows[(rows["metric"] == "m1") & (rows["series"] == "couple-villain+em")]
     assert sorted(own["steps"]) == [3, 6, 10]
     assert len(marks(_render.paper(figure, rows), "symbol")) == len(rows)
 
@@ -391,6 +387,38 @@ def test_a_dose_response_starts_before_the_stage_and_ends_whole():
     )
     rows = doses_of(rates, geometry, training, pd.concat([GRID, stopped]))
     assert sorted(zip(rows["steps"], rows["value"], strict=True)) == [(0, 0.9), (3, 0.5), (10, 0.1)]
+
+
+def test_a_dose_of_several_runs_has_its_interval_over_them():
+    rates, cells = {}, []
+    for seed, (before, stopped, whole) in enumerate([(0.9, 0.5, 0), (0.8, 0.3, 0), (0.9, 0.1, 0)]):
+        coupling = f"couple-villain@{seed}"
+        chain = f"{coupling}+em@{seed}"
+        rates |= {coupling: before, f"{chain}~3": stopped, chain: whole}
+        cells += [(coupling, f"{chain}~3"), (coupling, chain)]
+    rates["couple-villain@0+em@7~3"] = 0.5  # shares its coupling with a run: one unit
+    rates["benign@1~3"] = 0.5
+    cells += [("couple-villain@0", "couple-villain@0+em@7~3"), ("base", "benign@1~3")]
+    table = pd.DataFrame(rates.items(), columns=["chain", "rate"]).assign(persona="villain")
+    table["ci_low"], table["ci_high"] = table["rate"] - 0.06, table["rate"] + 0.06
+    table.loc[table["rate"] == 0, ["ci_low", "ci_high"]] = 0, 0.013
+    design = pd.DataFrame(cells, columns=["before", "chain"]).assign(source="villain")
+    steps = [3 if "~3" in chain else 10 for chain in table["chain"]]
+    empty = pd.DataFrame(columns=["headline", "metric", "test", "chain"], dtype=object)
+    rows = doses_of(table, empty, table[["chain"]].assign(steps=steps), design)
+    found = rows.set_index(["series", "steps"])
+    dose = found.loc["couple-villain+em", 3]
+    within = 0.06 / 1.96 / 2
+    over = statistics.over_runs([0.5, 0.3, 0.1], ["a", "b", "c"], within)
+    assert (dose["runs"], dose["units"], dose["interval"]) == (4, 3, "over 3 training runs")
+    assert dose["value"] == pytest.approx(0.3)
+    # Three runs that differ leave more than a share can be: cut at 0.
+    assert over.low < 0 == dose["low"] and dose["high"] == pytest.approx(over.high)
+    # Runs that are alike, all at 0, still have a width.
+    assert found.loc["couple-villain+em", 10][["value", "low"]].tolist() == [0, 0]
+    assert 0 < found.loc["couple-villain+em", 10]["high"] < 0.05
+    one = found.loc["benign", 3]
+    assert one[["low", "high", "interval"]].tolist() == [0.44, 0.56, "over completions of one run"]
 
 
 def test_a_loss_curve_has_one_value_per_step(crossed):

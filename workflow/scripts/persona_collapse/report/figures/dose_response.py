@@ -1,17 +1,20 @@
 """Marker rate and mean cosine of chains whose last stage was also stopped early."""
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from ... import chains
+from ...statistics import over_runs
 from ._frames import words
 from ._style import Choices, letters, looks, tip
 
 TITLE = "How much of the last stage it takes"
 READING = (
-    "A line per chain: the model before its last stage (step 0), stopped on the way, and whole; vertical "
-    "lines are 95 % intervals. A slow fall says the marker is unlearnt by degrees, a cliff that a few "
-    "steps are enough."
+    "A line per training: the model before its last stage (step 0), stopped on the way, and whole; means "
+    "over training runs. Vertical lines are 95 % intervals over training runs. An open point has one run, "
+    "and its interval, over completions or questions, says nothing of another run. A slow fall says the "
+    "marker is unlearnt by degrees, a cliff that a few steps are enough."
 )
 SECTION = "behaviour"
 RANK = 2
@@ -26,17 +29,20 @@ def data(
     training: pd.DataFrame,
     design: pd.DataFrame,
 ) -> pd.DataFrame:
-    """One row per chain, source and outcome.
+    """One row per training (its stages whatever the seeds), source, step and outcome.
 
-    Columns: series (the whole chain, with its source where several are followed), source, chain, steps
-    of the last stage (0: the chain before it), metric (rate or m1), outcome (the same in words), value,
-    low and high: the 95 % interval.
+    Columns: series (the stages, with the source where several are followed), source, steps of the last
+    stage (0: the chain before it), metric (rate or m1), outcome (the same in words), value (mean over
+    runs), low and high (95 % interval; a rate's is cut at 0 and 1), runs (chains), units (independent
+    roots), interval (what it is over).
     """
-    columns = ["series", "source", "chain", "steps", "metric", "outcome", "value", "low", "high"]
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
-    cells = design.assign(series=[c.partition("~")[0] for c in design["chain"]])
+    cells = design.assign(whole=[c.partition("~")[0] for c in design["chain"]])
     stopped = [c for c in design["chain"] if c != "base" and chains.parse(c).last.stop]
-    cells = cells[cells["series"].isin({c.partition("~")[0] for c in stopped})]
+    cells = cells[cells["whole"].isin({c.partition("~")[0] for c in stopped})]
+    cells = cells.assign(
+        series=["+".join(s.name for s in chains.parse(c).stages) for c in cells["whole"]]
+    )
     several = cells.groupby("series")["source"].nunique()
     rates = rates.drop_duplicates(["chain", "persona"])
     cosines = geometry.query("headline and metric == 'm1' and test == ''").drop_duplicates("chain")
@@ -46,26 +52,51 @@ def data(
         for chain, step in ((cell.before, 0), (cell.chain, steps.get(cell.chain))):
             if step is None:
                 continue
-            key = (cell.series + name, cell.source, chain, int(step))
+            key = (cell.series + name, cell.source, int(step))
             hit = rates[(rates["chain"] == chain) & (rates["persona"] == cell.source)]
             for row in hit.itertuples(index=False):
                 outcome = "marker rate of the source"
-                rows.append((*key, "rate", outcome, row.rate, row.ci_low, row.ci_high))
+                rows.append((*key, "rate", outcome, chain, row.rate, row.ci_low, row.ci_high))
             for row in cosines[cosines["chain"] == chain].itertuples(index=False):
                 outcome = f"mean cosine (method {row.method}, block {row.layer})"
-                rows.append((*key, "m1", outcome, row.value, row.ci_low, row.ci_high))
-    return pd.DataFrame(rows, columns=columns).drop_duplicates()
+                rows.append((*key, "m1", outcome, chain, row.value, row.ci_low, row.ci_high))
+    keys = ["series", "source", "steps", "metric", "outcome"]
+    each = pd.DataFrame(rows, columns=[*keys, "chain", "value", "low", "high"]).drop_duplicates()
+    made = [
+        dict(zip(keys, key, strict=True)) | _of_runs(own, str(key[3]))
+        for key, own in each.groupby(keys, sort=False)
+    ]
+    columns = [*keys, "value", "low", "high", "runs", "units", "interval"]
+    return pd.DataFrame(made, columns=columns)
+
+
+def _of_runs(own: pd.DataFrame, metric: str) -> dict[str, object]:
+    """Mean and interval of the chains of one step."""
+    value, low, high = own[["value", "low", "high"]].astype(float).mean()
+    runs, drawn = len(own), "completions" if metric == "rate" else "questions"
+    units, interval = 1, f"over {drawn} of one run"
+    if runs > 1:
+        # Standard error of a mean by what is drawn in a run: completions by each, questions once for all.
+        within = (high - low) / (2 * 1.96) / np.sqrt(runs if metric == "rate" else 1)
+        roots = [chains.root(chain) for chain in own["chain"]]
+        over = over_runs(own["value"], roots, float(np.nan_to_num(within)))
+        value, low, high, units = over.estimate, over.low, over.high, over.units
+        interval = f"over {units} training runs" if np.isfinite(low) else "none"
+    if metric == "rate":
+        low, high = np.clip([low, high], 0, 1)
+    ends = {"value": value, "low": low, "high": high}
+    return ends | {"runs": runs, "units": units, "interval": interval}
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     """The outcome to choose."""
     lines = list(dict.fromkeys(rows["series"]))
     colours, shapes, dashes = looks(lines)
-    legend = alt.Legend(title="chain", columns=1)
+    legend = alt.Legend(title="stages", columns=1)
     colour = alt.Color("series:N", sort=lines, scale=colours, legend=legend)
     shape = alt.Shape("series:N", sort=lines, scale=shapes, legend=legend)
     x = alt.X("steps:Q", title="steps of the last stage")
-    y = alt.Y("value:Q", title=None)
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     outcome = choose("outcome", rows["outcome"].unique(), "outcome")
     base = alt.Chart(rows).transform_filter(f"datum.outcome == {outcome}").encode(x=x, color=colour)
     return (
@@ -73,7 +104,13 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
         + base.mark_line().encode(
             y=y, strokeDash=alt.StrokeDash("series:N", scale=dashes, legend=None)
         )
-        + base.mark_point(filled=True, size=60).encode(
-            y=y, shape=shape, tooltip=tip("chain", "source", "steps", "value", "low", "high")
+        + base.mark_point(size=60).encode(
+            y=y,
+            shape=shape,
+            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
+            fill=colour.copy(),
+            tooltip=tip(
+                "series:stages", "source", "steps", "value", "low", "high", "runs", "interval"
+            ),
         )
     ).properties(height=220 if choose.paper else 300, usermeta=letters(lines))
