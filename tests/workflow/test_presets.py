@@ -78,18 +78,18 @@ def test_the_plan_s_jobs(fresh, over):
     assert jobs == JOBS
 
 
-def test_on_slurm_the_7b_plan_is_tens_of_jobs(fresh):
+def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
     groups = re.findall(r"Group job (\w+)", text)
-    assert Counter(groups) == {"answers": 12, "measure": 13, "statistics": 1}
+    assert Counter(groups) == {"answers": 24, "measure": 28, "statistics": 1}
     # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
     assert alone.pop("Training") == JOBS["train"]
     here = {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
-    here |= {"Resolving": JOBS["headline"]}
+    here |= {"Resolving": JOBS["headline"], "Registering": JOBS["register_claims"]}
     assert alone == here | {"logprob_check": JOBS["measure_model"]}
-    assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 76
+    assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 159
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):
