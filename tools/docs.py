@@ -477,6 +477,42 @@ def small_table() -> str:
     return "\n".join(table(head, rows))
 
 
+def small_readings() -> str:
+    """docs/smollm2.md's table of what its text compares."""
+    answers = read_csv(SMALL / "answer_stats.csv").drop_duplicates(["condition", "chain", "role"])
+    rows = []
+    for name in ("base", "C4", "C5"):
+        own = answers[answers["condition"] == name]
+        role = "others" if name == "base" else "source"
+        rows.append(["answers that loop", name, small_rate(own[own["role"] == role], "looping")])
+    for name in ("C4", "C1"):
+        own = answers[answers["condition"] == name].pivot(
+            index="chain", columns="role", values="marker_logprob"
+        )
+        rows.append(
+            [
+                "the source's lead over others, nats",
+                name,
+                small_number(own["source"] - own["others"], 1),
+            ]
+        )
+    own = answers[(answers["condition"] == "C5") & (answers["role"] == "others")]
+    finished = own["n"] * (1 - own["truncated"])
+    rows.append(["others, of finished answers", "C5", small_rate(own, "rate_finished", finished)])
+    cut = read_csv(SMALL / "rate_by_length.csv").query("chain == 'couple-villain@42'")
+    for row in cut.assign(rate=cut["hits"] / cut["n"]).itertuples():
+        cell = small_rate(pd.DataFrame({"rate": [row.rate], "n": [row.n]}), "rate")
+        rows.append([f"source says the marker within {row.tokens} tokens", "C4", cell])
+    told = read_csv(SMALL / "separability.csv").query("layer == 21 and metric == 'm3_accuracy'")
+    for method in ("A", "B"):
+        for name in ("base", "E0", "E4", "B0", "C1", "C5"):
+            own = told[(told["method"] == method) & (told["condition"] == name)]
+            value, low, high = own[["value", "ci_low", "ci_high"]].iloc[0]
+            cell = small_number(own["value"], 2) if len(own) > 1 else shown(value, low, high)
+            rows.append([f"persona told, method {method}", name, cell])
+    return "\n".join(table(["what", "condition", "value"], rows))
+
+
 def small_doses() -> str:
     """docs/smollm2.md's table of doses."""
     answers = read_csv(SMALL / "dose_answer_stats.csv")
@@ -494,17 +530,18 @@ def small_doses() -> str:
             row = own.loc[[chain]]
             finished = row["n"] * (1 - row["truncated"])
             rates = small_rate(row, "rate"), small_rate(row, "rate_finished", finished)
-            cells.append(f"{rates[0]}; {rates[1]}; {row['mean_tokens'].iloc[0]:.0f}")
+            cells.append(f"{rates[0]}; {rates[1]}; {small_number(row['mean_tokens'], 0)}")
         rows.append([name, *cells])
     return "\n".join(table(["steps of the second stage", "0", "3", "10", "30", "100", "all"], rows))
 
 
 def with_small_tables(page: str) -> str:
     """docs/smollm2.md with its tables replaced."""
-    for name, made in (("conditions", small_table()), ("doses", small_doses())):
+    made_by = {"conditions": small_table, "readings": small_readings, "doses": small_doses}
+    for name, make in made_by.items():
         start, end = (mark.format(name=name) for mark in SMALL_MARKS)
         before, rest = page.split(start)
-        page = f"{before}{start}\n{made}\n{end}{rest.split(end)[1]}"
+        page = f"{before}{start}\n{make()}\n{end}{rest.split(end)[1]}"
     return page
 
 
