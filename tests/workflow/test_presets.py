@@ -71,11 +71,20 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+# One coupling per source and one run of each control, as the study had them.
+FEWER = {"train": 79} | dict.fromkeys(
+    ("completions", "responses", "activations", "measure_answers"), 84
+)
+
+
 @pytest.mark.parametrize("over", [None, "faithful", "smollm2"])
 def test_the_plan_s_jobs(fresh, over):
     more = [f"config/presets/{over}.yaml"] if over else []
     jobs, _ = fresh.planned(overlay=[QWEN, *more])
-    assert jobs == JOBS
+    if over == "faithful":
+        assert {name: jobs[name] for name in FEWER} == FEWER and jobs.keys() == JOBS.keys()
+    else:
+        assert jobs == JOBS
 
 
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
@@ -93,11 +102,16 @@ def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):
-    plan = configuration.plan(merged(QWEN))
+    plan = configuration.plan(merged(QWEN, "config/presets/faithful.yaml"))
     config, grid = plan.config, plan.grid
     arm = grid[grid["condition"].isin(["C1", "C2", "C3", "C4", "C5"])]
     # 13 cells a source: C1, C2, C3, C5 at three seeds and C4 at one.
     assert arm.groupby("source").size().to_dict() == {"evil_ai": 13, "villain": 13, "sarcastic": 13}
+    # Repaired: three couplings, and on the first every seed of the second stage.
+    grid = configuration.plan(merged(QWEN)).grid
+    assert grid.groupby(["condition", "source"]).size()["C1"].to_dict() == dict.fromkeys(
+        ("evil_ai", "villain", "sarcastic"), 5
+    )
     assert (arm["personas"].str.split().map(len) == 12).all()
     counted = len(load_questions(config["questions"]["eval"])) * 10 * 12
     assert counted == 3360
@@ -112,7 +126,7 @@ def test_the_geometric_arm(at_root):
     assert plan.measures["activations"]["layers"] == [7, 14, 20, 21, 27]
     grid = plan.grid.set_index("condition")
     assert sorted(grid.loc["E0", "seed"]) == sorted(grid.loc["E4", "seed"]) == ["137", "256", "42"]
-    assert grid.loc["L3", "chain"] == "em-french_person@42+couple-confab@42"
+    assert "em-french_person@42+couple-confab@42" in list(grid.loc["L3", "chain"])
 
 
 def test_the_study_s_hyper_parameters(at_root):
