@@ -68,6 +68,15 @@ def test_equal_training_gives_equal_outcomes_and_an_interval():
     assert rows.loc[("loss", "rate"), "at"] == pytest.approx(1 / 101)
 
 
+def test_a_difference_of_rates_is_never_beyond_one():
+    """Of all answers against of none, with an interval that would reach further."""
+    for rates, bound in (((1.0, 0.0), "ci_high"), ((0.0, 1.0), "ci_low")):
+        own = [lambda s, rate=rate: rate for rate in rates]
+        row = table(*made(own, (log_rise, log_rise))).loc[("tokens", "rate")]
+        assert abs(row["estimate"]) == 1 and row[bound] == row["estimate"]
+        assert 0.5 < abs(row["ci_low"] + row["ci_high"]) / 2 < 1
+
+
 def test_twice_the_tokens_a_step_are_matched_by_interpolation():
     """Benign with half the tokens a step goes as far at 100 of its steps as the other at 50 of its own."""
     rise = [lambda s: 0.02 * np.log(s), lambda s: 0.02 * np.log(s) - 0.005]

@@ -8,7 +8,7 @@ points on their run's way; between them outcomes are interpolated in the logarit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
     """Difference of the arms' marker rates of the source.
 
     All runs share the questions. Their standard error is at least that of the completions with one hit and
-    one miss added, for questions without any hit have no spread.
+    one miss added, for questions without any hit have no spread. Bounds stay within [-1, 1].
     """
     sides, least, total = [], 0.0, 0.0
     for sign, arm in zip((1, -1), arms, strict=True):
@@ -164,9 +164,11 @@ def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
     by_question = pd.Series(total).dropna()
     units = len(by_question)
     error = float(by_question.sem()) if units > 1 else 0.0
-    return compare_runs(
+    over = compare_runs(
         sides[0], sides[1], within=max(error, float(np.sqrt(least))), within_units=max(units, 2)
     )
+    low, high = np.clip([over.low, over.high], -1, 1)
+    return replace(over, low=float(low), high=float(high))
 
 
 def _reach(amounts: Sequence[Sequence[float]]) -> str:
