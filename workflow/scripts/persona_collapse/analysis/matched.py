@@ -171,9 +171,13 @@ def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
     return replace(over, low=float(low), high=float(high))
 
 
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _reach(amounts: Sequence[Sequence[float]]) -> str:
     flat = [value for own in amounts for value in own]
-    low, high = f"{min(flat):.3g}", f"{max(flat):.3g}"
+    low, high = _amount(min(flat)), _amount(max(flat))
     return low if low == high else f"{low} to {high}"
 
 
@@ -243,6 +247,6 @@ def _matched(
         "ci_low": over.low,
         "ci_high": over.high,
         "units": over.units,
-        "note": "; ".join(filter(None, [f"at {on.replace('_', ' ')} {at:.3g}", note])),
+        "note": "; ".join(filter(None, [f"at {on.replace('_', ' ')} {_amount(at)}", note])),
         "at": at,
     }
