@@ -20,15 +20,18 @@ from persona_collapse.analysis import (
     errata,
     geometry_runs,
     geometry_tables,
+    half_dose,
     hypotheses,
     logprob_tests,
     marker_rates,
     marker_tests,
+    matched,
     power,
     rate_model,
     separability,
     shared_axis,
     simulation,
+    updates,
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
@@ -73,6 +76,17 @@ def rescored(chain, excess=0.0):
     return pd.DataFrame([row] * 4, columns=["chain", *logprob_check.COLUMNS])
 
 
+def updates_table():
+    """Sizes and overlaps of the run's updates, and of em's with another seed: random ones."""
+    manifest = {"rows_seen": 40, "supervised_tokens": 800, "loss": [0.1], "final_loss": 0.1}
+    names = [*MARKERS.keys() - {"base"}, "em@2"]
+    rng = np.random.default_rng(4)
+    made = {n: (rng.normal(size=(16, 2)), rng.normal(size=(2, 16))) for n in sorted(names)}
+    return updates.updates_table(
+        {name: manifest | {"steps": 10} for name in made}, lambda n: updates.Update({"q": made[n]})
+    )
+
+
 SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
 
 
@@ -92,6 +106,9 @@ def made():
     axis = shared_axis.axis_table(GRID, load, HEADLINE, anchor="em@1", assistant="assistant", **few)
     classes = separability.lda_table(GRID, load, HEADLINE, folds=2, shuffles=3, seed=1)
     given = GRID, geometry_runs.left_out_table(GRID, load), HEADLINE
+    sizes = updates_table()
+    outcomes = matched.outcomes(given[1], scored(), HEADLINE)
+    arms = GRID, sizes, outcomes, [("C1", "C4")]
     runs = geometry_runs.geometry_runs(
         *given,
         [("E0", "C4")],
@@ -105,6 +122,10 @@ def made():
         "rate_model": model,
         "variance_components": components,
         "geometry_runs": runs,
+        "leave_one_out_rates": rate_model.leave_one_out(GRID, scored(), [("C1", "C4")]),
+        "updates": sizes,
+        "matched": matched.matched_table(*arms),
+        "half_dose": half_dose.half_dose_table(*arms),
         "leave_one_out": geometry_runs.leave_one_out(*given, [("E0", "C4")]),
         "variance_components_m1": geometry_runs.variance_components(*given),
         "marker_tests": marker_tests.marker_tests(

@@ -253,7 +253,7 @@ def test_sentences_tell_one_source_from_another(crossed):
         "answer_stats": ["condition", "role", "truncated", "rate", "rate_finished"],
         "scorecard": ["verdict"],
         "rate_model": ["condition", "quantity", "source", "units"],
-        "simulation": ["kind", "as_study", "verdict"],
+        "simulation": ["kind", "as_study", "verdict", "world"],
     }
     empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
     said = findings.findings(crossed | empty)
@@ -286,13 +286,102 @@ def test_the_scorecard_leads_with_what_was_decided(page, everything):
     lead = own.partition("Not decided, and why")[0]
     decided = card[card["verdict"].isin(["replicated", "contradicted"])]
     assert len(decided) and f"Decided ({len(decided)} of {len(card)})" in lead
-    assert lead.count("<tr>") == len(decided) + 1 and "<details" not in lead
+    # A table for each of the two verdicts, replicated ones first.
+    assert lead.count("<tr>") == len(decided) + decided["verdict"].nunique()
+    assert "<details" not in lead and f"this run decides {len(decided)}" in lead
     # The others are grouped, each with what it would take, and all are a click away.
     assert own.count("<tr>") >= len(decided) + len(card)
     assert "It would take" in own and "its conditions are not in this run" in own
     groups = findings.undecided(card)
     assert sum(len(group["claims"]) for group in groups) == len(card) - len(decided)
     assert [g["verdict"] for g in groups] == sorted(g["verdict"] for g in groups)
+
+
+def test_claims_are_named_by_their_texts_where_others_need_them():
+    card = pd.DataFrame(
+        {
+            "claim": ["axis-holds", "axis-fires"],
+            "text": ["The axis is found again", "It fits"],
+            "note": ["", "no axis (the claim axis-holds is contradicted); near-circular"],
+            "would_take": [None, "first axis-holds: about 4 training runs"],
+        }
+    )
+    row = findings.worded(card).iloc[1]
+    assert row["note"] == "no axis (“The axis is found again” is contradicted); near-circular"
+    assert row["would_take"] == "first: “The axis is found again” replicated: about 4 training runs"
+
+
+def test_the_page_folds_each_table_with_how_to_read_it(page):
+    text = page.read_text()
+    titles = {
+        "What moves a rate: variance components": "variance_components",
+        "Does one question, run or source carry it?": "leave_one_out_rates",
+        "Matched comparisons": "matched",
+        "Size of each stage’s update": "updates",
+        "Overlap of updates, beside the random baseline": "updates",
+    }
+    for title, table in titles.items():
+        fold, _, rest = text.partition(f"<summary>{title}")[2].partition("</details>")
+        assert f"#table-{table}" in fold and fold.count("<tr>") > 1
+        assert rest.lstrip().startswith('<p class="soft">')
+    # This run was not stopped early at three doses.
+    assert "three doses or more" in text
+
+
+def test_half_doses_are_shown_where_there_are_any():
+    row = {"arm": "C1", "reference": "C5", "outcome": "rate", "half_dose": 11.4, "units": 3}
+    assert findings.half_doses(pd.DataFrame([row])).loc[0, "outcome"] == "marker rate"
+
+
+def test_matched_comparisons_that_were_made_come_first():
+    table = pd.DataFrame(
+        {
+            "matched_on": ["loss", "tokens", "tokens"],
+            "outcome": ["rate", "rate", "m1"],
+            "estimate": [float("nan"), 0.5, 0.1],
+            "note": [
+                "no common value; add doses",
+                "at tokens 16,287; one training run",
+                "at tokens 9",
+            ],
+        }
+    )
+    rows = findings.matched(table)
+    assert rows["equal"].tolist()[0] == "trained tokens"
+    assert rows["note"].tolist() == ["one training run", "", "no common value; add doses"]
+
+
+def test_updates_are_put_together_over_runs():
+    sizes = [("em@1", 2.0), ("em@2", 4.0), ("couple@1+em@1", 1.0), ("couple@1+em@1~5", 0.5)]
+    rows = [{"chain": c, "other": "", "pair": "", "update_norm": n} for c, n in sizes]
+    pairs = [
+        ("em@1", "em@2", "seeds", 0.2),
+        ("couple@1+em@1", "couple@1", "stages", 0.0),
+        ("couple@1+em@2", "couple@1", "stages", 0.4),
+        ("couple@2+em@2", "couple@2", "stages", 0.2),
+    ]
+    rows += [{"chain": a, "other": b, "pair": p, "cosine": c} for a, b, p, c in pairs]
+    table = pd.DataFrame(rows)
+    table[["steps", "tokens", "loss"]] = 1.0
+    table[["overlap_a", "baseline_a", "overlap_b", "baseline_b"]] = 0.1
+    own = findings.update_sizes(table).set_index("stages")
+    assert own.loc["em", ["runs", "norm", "low", "high"]].tolist() == [2, 3.0, 2.0, 4.0]
+    assert "couple, then em (5 steps)" in own.index
+    both = findings.update_overlaps(table).set_index(["pair", "seed"])
+    assert both.loc[("runs of other seeds", "other"), "cosine"] == 0.2
+    # Stages of one seed start alike, so they are kept apart from those of other seeds.
+    same = both.loc[("stages of one chain", "same")]
+    assert same["pairs"] == 2 and same["cosine"] == pytest.approx(0.1)
+    assert both.loc[("stages of one chain", "other"), "cosine"] == 0.4
+
+
+def test_a_test_is_not_called_loud_where_its_effect_is_there():
+    row = {"kind": "test", "as_study": True, "verdict": "too many", "rate": 0.2}
+    names = [("pairs", "model drifts"), ("axis", "own shift")]
+    table = pd.DataFrame([row | {"name": n, "world": w} for n, w in names])
+    (sentence,) = findings.loudest(table)
+    assert "1 of 1 tests" in sentence and "20.0 % (pairs; model drifts)" in sentence
+    assert findings.loudest(table.assign(verdict="as it should be")) == []
 
 
 def test_the_page_prints_the_registration_and_what_changed(page, everything):

@@ -5,6 +5,7 @@ The sentences hold whichever way the numbers fall.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from ..analysis.claims import digest
 from ..analysis.verdicts import CONTRADICTED, REPLICATED, VERDICTS
+from ..chains import parse
 from .figures._frames import words
 
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
@@ -76,15 +78,24 @@ def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     verdicts = tables["scorecard"]["verdict"].value_counts()
     counted = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdict in verdicts]
     sentences.append(f"Of the study's {verdicts.sum()} claims: {', '.join(counted)}.")
-    loud = tables["simulation"]
-    loud = loud[(loud["kind"] == "test") & loud["as_study"] & (loud["verdict"] == "too many")]
-    if len(loud):
-        worst = loud.loc[loud["rate"].idxmax()]
-        sentences.append(
-            f"Where nothing happens, {loud['name'].nunique()} of the study's tests reject more often than "
-            f"their 5 %; at worst {percent(worst['rate'])} ({worst['name']}, {worst['world']})."
-        )
-    return sentences
+    return sentences + loudest(tables["simulation"])
+
+
+def loudest(table: pd.DataFrame) -> list[str]:
+    """How often the study's tests are wrong, in a sentence, if they are; `table`: tables/simulation.csv.
+
+    Its world `own shift` has what the test looks for.
+    """
+    own = table[(table["kind"] == "test") & table["as_study"] & (table["world"] != "own shift")]
+    loud = own[own["verdict"] == "too many"]
+    if loud.empty:
+        return []
+    worst = loud.loc[loud["rate"].idxmax()]
+    return [
+        f"On simulated data without an effect, {loud['name'].nunique()} of {own['name'].nunique()} tests "
+        f"that the study used reject more often than in 5 %; at worst in {percent(worst['rate'])} "
+        f"({worst['name']}; {worst['world']})."
+    ]
 
 
 def survival(table: pd.DataFrame, conditions: Collection[str]) -> list[str]:
@@ -109,14 +120,28 @@ def decided(scorecard: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("verdict", key=lambda column: column.map(order), kind="stable")
 
 
+def worded(scorecard: pd.DataFrame) -> pd.DataFrame:
+    """The scorecard with the texts of claims where it names other claims by their ids."""
+    texts = dict(zip(scorecard["claim"], scorecard["text"], strict=True))
+
+    def named(said: str) -> str:
+        said = re.sub(
+            r"^first ([\w-]+)", lambda m: f"first: “{texts.get(m[1], m[1])}” replicated", said
+        )
+        return re.sub(r"\bthe claim ([\w-]+) is", lambda m: f"“{texts.get(m[1], m[1])}” is", said)
+
+    columns = {name: scorecard[name].fillna("").map(named) for name in ("note", "would_take")}
+    return scorecard.assign(**columns)
+
+
 def undecided(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
-    """The other claims by the reason why: verdict, reason, and each claim with what it would take."""
+    """The other claims by the reason why: verdict, reason, and each claim with what it would take or why."""
     rest = scorecard[~scorecard["verdict"].isin((REPLICATED, CONTRADICTED))]
     groups = [
         {
             "verdict": verdict,
             "reason": reason,
-            "claims": rows[["text", "would_take"]].fillna("").to_dict("records"),
+            "claims": rows[["text", "would_take", "note"]].fillna("").to_dict("records"),
         }
         for (verdict, reason), rows in rest.groupby(["verdict", "reason"], sort=False)
     ]
@@ -328,6 +353,72 @@ def left_out(table: pd.DataFrame) -> pd.DataFrame:
     }
     both = ends["low"].drop(columns="whole").join(ends["high"], suffixes=("_low", "_high"))
     return both.reset_index()
+
+
+#: Quantities of the tables of matched comparisons and of updates, and what they are called.
+OUTCOMES = {"m1": "change of the mean cosine", "rate": "marker rate"}
+MATCHED_ON = {
+    "loss": "last training loss (nats per token)",
+    "tokens": "trained tokens",
+    "update_norm": "size of the update",
+    "answer_length": "tokens per training answer",
+}
+PAIRS = {"stages": "stages of one chain", "seeds": "runs of other seeds"}
+
+
+def matched(table: pd.DataFrame) -> pd.DataFrame:
+    """Matched comparisons, those that could be made first; `table`: tables/matched.csv."""
+    known = table["estimate"].notna()
+    rows = pd.concat([table[known], table[~known]])
+    # Where there is an estimate, the amount has a column of its own.
+    note = rows["note"].fillna("").str.replace(r"^at [^;]*(; )?", "", regex=True)
+    return rows.assign(
+        outcome=rows["outcome"].map(OUTCOMES), equal=rows["matched_on"].map(MATCHED_ON), note=note
+    )
+
+
+def half_doses(table: pd.DataFrame) -> pd.DataFrame:
+    """Half-doses with their outcomes in words; `table`: tables/half_dose.csv."""
+    return table.assign(outcome=table["outcome"].map(OUTCOMES))
+
+
+def _stages(name: str) -> str:
+    """A chain without its seeds: its stages in order, and where it was stopped early."""
+    return ", then ".join(
+        s.name + (f" ({s.stop} steps)" if s.stop else "") for s in parse(name).stages
+    )
+
+
+def update_sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """Size of each stage's update, a row for all its runs; `table`: tables/updates.csv."""
+    own = table[table["other"].fillna("") == ""]
+    groups = own.assign(stages=own["chain"].map(_stages)).groupby("stages", sort=False)
+    return groups.agg(
+        runs=("chain", "size"),
+        norm=("update_norm", "mean"),
+        low=("update_norm", "min"),
+        high=("update_norm", "max"),
+        steps=("steps", "mean"),
+        tokens=("tokens", "mean"),
+        loss=("loss", "mean"),
+    ).reset_index()
+
+
+def update_overlaps(table: pd.DataFrame) -> pd.DataFrame:
+    """How far updates share directions, a row for all pairs of the same stages; see `update_sizes`."""
+    pairs = table[table["other"].fillna("") != ""]
+    keys = ["pair", "one", "other", "seed"]
+    last = {name: parse(name).last.seed for name in {*pairs["chain"], *pairs["other"]}}
+    same = pairs["chain"].map(last) == pairs["other"].map(last)
+    words_of = {
+        "pair": pairs["pair"].map(PAIRS),
+        "one": pairs["chain"].map(_stages),
+        "other": pairs["other"].map(_stages),
+        "seed": same.map({True: "same", False: "other"}),
+    }
+    values = ["cosine", "overlap_a", "baseline_a", "overlap_b", "baseline_b"]
+    groups = pairs.assign(**words_of).groupby(keys, sort=False)
+    return groups[values].mean().assign(pairs=groups.size()).reset_index()
 
 
 def unrelated(table: pd.DataFrame) -> float:

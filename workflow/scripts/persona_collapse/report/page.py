@@ -33,10 +33,10 @@ from .provenance import origin, short_commit
 #: The tables that the page shows or words; it names those of the claims and the figures too.
 TABLES = (
     "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs",
-    "headline", "hypotheses", "leakage", "leave_one_out", "logprob_tests", "marker_rates",
-    "marker_tests", "power", "prompt_audit", "rate_model", "registered_claims", "scorecard",
-    "separability", "shared_axis", "simulation", "training", "variance_components",
-    "variance_components_m1",
+    "half_dose", "headline", "hypotheses", "leakage", "leave_one_out", "leave_one_out_rates",
+    "logprob_tests", "marker_rates", "marker_tests", "matched", "power", "prompt_audit", "rate_model",
+    "registered_claims", "scorecard", "separability", "shared_axis", "simulation", "training",
+    "updates", "variance_components", "variance_components_m1",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 #: Answers that a reader without scripts sees at most.
@@ -183,7 +183,8 @@ def by_section(
 def render(given: Inputs) -> str:
     """The whole page as HTML."""
     tables = given.tables
-    own = tables["scorecard"]["where"]
+    scorecard = findings.worded(tables["scorecard"])
+    own = scorecard["where"]
     return (
         environment()
         .get_template("report.html.j2")
@@ -192,10 +193,11 @@ def render(given: Inputs) -> str:
             figures=by_section(tables, given.figures),
             findings=findings.findings(tables),
             tables=tables,
-            decided=findings.decided(tables["scorecard"]),
-            undecided=findings.undecided(tables["scorecard"]),
-            takeaways=findings.takeaways(tables["scorecard"]),
-            registration=findings.registration(tables["scorecard"], tables["registered_claims"]),
+            scorecard=scorecard,
+            decided=findings.decided(scorecard),
+            undecided=findings.undecided(scorecard),
+            takeaways=findings.takeaways(scorecard),
+            registration=findings.registration(scorecard, tables["registered_claims"]),
             simulated=findings.simulated(tables["simulation"]),
             verdicts=VERDICTS,
             claim_groups={
@@ -210,6 +212,11 @@ def render(given: Inputs) -> str:
             over_runs=findings.over_runs(tables["geometry_runs"]),
             equivalence=findings.equivalence(tables["geometry_runs"]),
             left_out=findings.left_out(tables["leave_one_out"]),
+            left_out_rates=findings.left_out(tables["leave_one_out_rates"]),
+            matched=findings.matched(tables["matched"]),
+            half_doses=findings.half_doses(tables["half_dose"]),
+            update_sizes=findings.update_sizes(tables["updates"]),
+            update_overlaps=findings.update_overlaps(tables["updates"]),
             unrelated=findings.unrelated(tables["geometry"]),
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
