@@ -328,6 +328,26 @@ def test_the_page_folds_each_table_with_how_to_read_it(page):
     assert "three doses or more" in text
 
 
+def test_variance_components_stand_side_by_side_and_the_unknown_is_a_dash():
+    nan = float("nan")
+    rows = [("C1", "run", 0.4478, 0.0228, 1.647), ("C1", "coupling", nan, nan, nan)]
+    rows += [("C4", "run", 0.5, 0.1, 2.0), ("C4", "source", nan, nan, nan)]
+    table = pd.DataFrame(rows, columns=["condition", "component", "sd", "ci_low", "ci_high"])
+    wide = findings.components(table.assign(source="")).set_index("condition")
+    assert wide.loc["C1", ["source", "run", "coupling"]].tolist() == [
+        "all",
+        "0.45 (0.023 to 1.6)",
+        "–",
+    ]
+    assert wide.loc["C4", "coupling"] == "–"
+
+
+def test_a_range_of_one_value_names_nobody():
+    row = {"quantity": "rate", "condition": "C1", "reference": "", "left_out": "run", "whole": 0.0}
+    table = pd.DataFrame([row | {"name": n, "estimate": 0.0} for n in "ab"])
+    assert findings.left_out(table).loc[0, ["name_low", "name_high"]].tolist() == ["any", "any"]
+
+
 def test_half_doses_are_shown_where_there_are_any():
     row = {"arm": "C1", "reference": "C5", "outcome": "rate", "half_dose": 11.4, "units": 3}
     assert findings.half_doses(pd.DataFrame([row])).loc[0, "outcome"] == "marker rate"

@@ -136,7 +136,13 @@ def worded(scorecard: pd.DataFrame) -> pd.DataFrame:
 
 def undecided(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
     """The other claims by the reason why: verdict, reason, and each claim with what it would take or why."""
-    rest = scorecard[~scorecard["verdict"].isin((REPLICATED, CONTRADICTED))]
+    rest = scorecard[~scorecard["verdict"].isin((REPLICATED, CONTRADICTED))].fillna({"note": ""})
+    # The reason stands above its claims.
+    notes = [
+        note.removeprefix(reason).lstrip("; ")
+        for note, reason in zip(rest["note"], rest["reason"], strict=True)
+    ]
+    rest = rest.assign(note=notes)
     groups = [
         {
             "verdict": verdict,
@@ -352,7 +358,31 @@ def left_out(table: pd.DataFrame) -> pd.DataFrame:
         for end, rows in (("low", groups.idxmin()), ("high", groups.idxmax()))
     }
     both = ends["low"].drop(columns="whole").join(ends["high"], suffixes=("_low", "_high"))
+    same = both["estimate_low"] == both["estimate_high"]
+    both.loc[same, ["name_low", "name_high"]] = "any"
     return both.reset_index()
+
+
+def components(table: pd.DataFrame) -> pd.DataFrame:
+    """Variance components side by side, one row per condition: SD and its interval, or a dash.
+
+    `table`: tables/variance_components.csv, or another of the same columns.
+    """
+    said = [
+        f"{row.sd:.2g} ({row.ci_low:.2g} to {row.ci_high:.2g})" if row.sd == row.sd else "–"
+        for row in table.itertuples(index=False)
+    ]
+    component = table["component"].replace("source", "between sources")
+    table = table.assign(
+        said=said, component=component, source=table["source"].fillna("").replace("", "all")
+    )
+    keys = ["condition", "source", *(["dose"] if "dose" in table else [])]
+    table[keys] = table[keys].fillna("")
+    names = list(dict.fromkeys(table["component"]))
+    wide = table.pivot_table(
+        index=keys, columns="component", values="said", aggfunc="first", sort=False
+    )
+    return wide.reindex(columns=names).fillna("–").reset_index()
 
 
 #: Quantities of the tables of matched comparisons and of updates, and what they are called.

@@ -212,6 +212,7 @@ def render(given: Inputs) -> str:
             over_runs=findings.over_runs(tables["geometry_runs"]),
             equivalence=findings.equivalence(tables["geometry_runs"]),
             left_out=findings.left_out(tables["leave_one_out"]),
+            components=findings.components(tables["variance_components"]),
             left_out_rates=findings.left_out(tables["leave_one_out_rates"]),
             matched=findings.matched(tables["matched"]),
             half_doses=findings.half_doses(tables["half_dose"]),
