@@ -343,6 +343,9 @@ def _levels(design: pd.DataFrame, table: pd.DataFrame, metric: str) -> Iterator[
             level = Comparison(pair.condition, "", pair.dose, list(some.index), [])
             over = level.over(some["value"], within, units)
             row = _row(level, over, over.estimate, within, units)
+            # Shares and cosines: neither goes beyond 1.
+            row["ci_high"] = min(row["ci_high"], 1.0)
+            row["ci_low"] = max(row["ci_low"], 0.0 if metric == "m3_accuracy" else -1.0)
             row["note"] = "; ".join(filter(None, [row["note"], note]))
             key = level.key | {"method": method, "layer": layer, "metric": metric}
             yield key | level.which | row | {"runs": len(some)}

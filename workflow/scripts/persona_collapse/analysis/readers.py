@@ -503,7 +503,8 @@ def half_dose(
     """Steps that halve an outcome in one condition, as a share of those in another, over training runs."""
     rows = run.rows("half_dose", arm=condition, reference=reference, outcome=outcome)
     if rows.empty:
-        return None
+        there = {condition, reference} <= set(run.tables["marker_rates"]["condition"])
+        return "no chain of this run is stopped early; add doses" if there else None
     row = rows.iloc[0]
     if np.isnan(row["ratio"]):
         return f"no half-dose on both sides: {row['note']}"
