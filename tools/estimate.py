@@ -3,7 +3,7 @@
     python tools/estimate.py [--configfile OVERLAY ...] [--claims RUNS]
 
 Counts the jobs of a dry run, so what is done already costs nothing. Claims: the plan is run RUNS times
-(10 by default; 0: not at all) on synthetic data in which the study is right.
+(5 by default; 0: not at all) on synthetic data in which the study is right.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     """Parse the arguments, estimate, print."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
-    parser.add_argument("--claims", type=int, default=10, metavar="RUNS")
+    parser.add_argument("--claims", type=int, default=5, metavar="RUNS")
     given = parser.parse_args()
     files = given.configfile
     config: dict[str, Any] = {}

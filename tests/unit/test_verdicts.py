@@ -128,6 +128,9 @@ def test_a_synthetic_run_is_scored_as_a_run_is():
     verdict = {row["claim"]: row["verdict"] for row in card}
     assert verdict["coupling-installs"] == "contradicted"
     assert verdict["em-erases-marker"] == "not tested"
+    # Before the run: three runs cannot bound how many of all runs keep the marker.
+    left = verdicts.undecided(["tools/designs/demo.yaml"], 1, 1).set_index("claim")["would_take"]
+    assert "em-survival" in left and "em-raises-cosine" not in left
 
 
 @pytest.mark.parametrize("name", ["verdicts", "nulls"])
