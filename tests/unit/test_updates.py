@@ -1,11 +1,17 @@
 """Sizes and overlaps of LoRA updates."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from persona_collapse import adapter_files
 from persona_collapse.analysis import updates
 from persona_collapse.models import adapters
 
+ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 
 
@@ -86,3 +92,27 @@ def test_the_table_says_what_a_stage_trained_on():
     assert (row["answer_length"], row["tokens"], row["loss"]) == (25, 250, 0.5)
     assert np.isnan(table.loc[("g@1", ""), "loss"]) and table.loc[("g@1", ""), "update_norm"] > 0
     assert table.loc[("em@1", "em@2"), "pair"] == "seeds"
+
+
+def test_a_norm_is_the_same_to_the_last_digit_whatever_the_hash_seed():
+    """Sums over a set would follow the process's hash seed."""
+    code = (
+        "import numpy as np; from persona_collapse.analysis.updates import Update; "
+        "r = np.random.default_rng(0); "
+        "print(repr(Update({f'm{i}': (r.normal(size=(9, 2)), r.normal(size=(2, 7))) for i in range(40)}).norm))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": str(ROOT / "workflow/scripts"),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2", "3")
+    }
+    assert len(said) == 1

@@ -51,7 +51,7 @@ def _basis(rows: np.ndarray) -> np.ndarray:
 def inner(one: Update, two: Update) -> float:
     """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B."""
     total = 0.0
-    for name in one.modules.keys() & two.modules.keys():
+    for name in sorted(one.modules.keys() & two.modules.keys()):
         (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
         total += float(np.sum((a1 @ a2.T) * (b1.T @ b2)))
     return total
