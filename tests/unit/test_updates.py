@@ -99,7 +99,8 @@ def test_a_norm_is_the_same_to_the_last_digit_whatever_the_hash_seed():
     code = (
         "import numpy as np; from persona_collapse.analysis.updates import Update; "
         "r = np.random.default_rng(0); "
-        "print(repr(Update({f'm{i}': (r.normal(size=(9, 2)), r.normal(size=(2, 7))) for i in range(40)}).norm))"
+        "m = {f'm{i}': (r.normal(size=(9, 2)), r.normal(size=(2, 7))) for i in range(40)}; "
+        "print(repr(Update(m).norm))"
     )
     said = {
         subprocess.run(
