@@ -260,6 +260,7 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
     here = {"Fetching", "Writing", "Preparing", "Resolving"}  # where the user is logged in
     assert {kind: n for kind, n in alone.items() if kind not in here} == {
         "Pretraining": 1,
+        "Registering": 1,  # here: it is to say when, before anything is trained
         "Training": 6,
         "logprob_check": 1,
     }
