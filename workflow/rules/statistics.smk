@@ -371,8 +371,8 @@ rule register_claims:
         logs("register_claims"),
     benchmark:
         benchmarks("register_claims")
-    localrule: True
     priority: 2
+    localrule: True
     conda:
         "../../envs/analysis.yaml"
     params:
