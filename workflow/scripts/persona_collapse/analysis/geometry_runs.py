@@ -19,7 +19,7 @@ from .. import chains
 from .. import geometry as geo
 from ..chains import BASE
 from ..statistics import Families, OverRuns, adjust, compare_runs, over_runs
-from .views import Headline, Load, mark_headline, measuring, views
+from .views import Headline, Load, at_headline, mark_headline, measuring, views
 
 COLUMNS = [
     "condition", "reference", "method", "layer", "headline", "metric", "value", "estimate", "ci_low",
@@ -369,8 +369,7 @@ def leave_one_out(
     adapter, on whichever side. `whole`: the estimate with all. Nothing is left out where nothing would be
     left.
     """
-    inside = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
-    inside &= left_out["metric"] == "m1"
+    inside = at_headline(left_out, headline) & (left_out["metric"] == "m1")
     if not inside.any():
         return pd.DataFrame(columns=LEAVING_COLUMNS)
     found = wide(left_out[inside])
@@ -426,8 +425,7 @@ def variance_components(
     variance is sd^2 / levels. With several sources there are rows of all (source empty) and of each. A
     component that the design cannot tell apart has a `note` instead.
     """
-    inside = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
-    inside &= left_out["metric"] == "log_distance"
+    inside = at_headline(left_out, headline) & (left_out["metric"] == "log_distance")
     if not inside.any():
         return pd.DataFrame(columns=COMPONENT_COLUMNS)
     found = wide(left_out[inside])

@@ -17,7 +17,7 @@ import pandas as pd
 from .. import chains
 from ..statistics import OverRuns, compare_runs
 from .geometry_runs import Wide, wide
-from .views import Headline, measuring
+from .views import Headline, at_headline, measuring
 
 COLUMNS = [
     "condition", "reference", "matched_on", "outcome", "estimate", "ci_low", "ci_high", "units", "note", "at",
@@ -83,7 +83,7 @@ class Outcomes:
 
 def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) -> Outcomes:
     """Outcomes from a `geometry_runs.left_out_table` and markers' rows, one per answer."""
-    cell = (left_out["method"] == headline["method"]) & (left_out["layer"] == headline["layer"])
+    cell = at_headline(left_out, headline)
     by_question = answers.groupby(["chain", "persona", "question_id"])["hit"].agg(
         ["mean", "sum", "size"]
     )

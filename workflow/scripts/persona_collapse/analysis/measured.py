@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from ..statistics import OverRuns, clopper_pearson
+from ..statistics import OverRuns
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,6 @@ def of_estimate(
         within=within,
         within_units=within_units,
     )
-
-
-def proportion(hits: int, n: int) -> Measured | None:
-    """A rate with its Clopper-Pearson interval; None of nothing."""
-    if not n:
-        return None
-    low, high = clopper_pearson(hits, n)
-    return Measured(hits / n, float(low), float(high), f"{n} completions", hits=hits, trials=n)
 
 
 def count(rows: pd.DataFrame, unit: str) -> str:

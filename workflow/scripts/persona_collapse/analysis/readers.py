@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import special, stats
 
 from .. import chains
-from ..statistics import OverRuns, compare_runs, fieller, over_runs
+from ..statistics import OverRuns, clopper_pearson, compare_runs, fieller, over_runs
 from .measured import (
     Fires,
     Measured,
@@ -104,14 +104,24 @@ def _or_no_pair(
     return found
 
 
+def _modelled(run: RunTables, condition: str, quantity: str, reference: str = "") -> pd.DataFrame:
+    """A quantity of the rate model for all sources of a condition together: one row, or none."""
+    where = {"condition": condition, "reference": reference, "quantity": quantity}
+    return run.rows("rate_model", role="source", source="", **where)
+
+
+def _rooted(by_chain: pd.Series) -> pd.Series:
+    """Values by chain, indexed by the chains' roots instead."""
+    return by_chain.set_axis([chains.root(str(name)) for name in by_chain.index])
+
+
 def _by_root(run: RunTables, condition: str, column: str) -> pd.Series | None:
     """The source's mean of a column of answer_stats.csv, one value per chain, by the chain's root."""
     rows = run.rows("answer_stats", condition=condition, role="source")
     if rows.empty or rows[column].isna().all():
         return None
     known = rows.dropna(subset=[column])
-    values = known.groupby("chain", sort=False)[column].mean()
-    return pd.Series(values.to_numpy(), [chains.root(str(name)) for name in values.index])
+    return _rooted(known.groupby("chain", sort=False)[column].mean())
 
 
 @reader
@@ -157,14 +167,7 @@ def change_significant(
         return None
     if rows["q"].isna().any():
         return "its tests are in no family of `statistics: families:`, so they have no q"
-    over = run.rows(
-        "rate_model",
-        condition=condition,
-        reference=reference,
-        quantity="difference",
-        role="source",
-        source="",
-    )
+    over = _modelled(run, condition, "difference", reference)
     floor = float(rows["p_floor"].max())
     q, units, estimates = float(rows["q"].max()), np.nan, list(rows["estimate"])
     n = f"q over questions {q:.2g}, smallest possible p {floor:.2g}"
@@ -188,8 +191,7 @@ def hits(run: RunTables, conditions: Sequence[str]) -> Measured | None:
     once = rates.drop_duplicates(["chain", "persona"])
     found, n = int(once["hits"].sum()), int(once["n"].sum())
     units = once["chain"].map(chains.root).nunique()
-    high = float(stats.beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
-    low = float(stats.beta.ppf(0.025, found, n - found + 1)) if found else 0.0
+    low, high = map(float, clopper_pearson(found, n))
     said = f"{found} of {n} completions, {runs_in_words(units)}"
     return Measured(found / n, low, high, said, units=units, scale="none", hits=found, trials=n)
 
@@ -197,9 +199,7 @@ def hits(run: RunTables, conditions: Sequence[str]) -> Measured | None:
 @reader
 def survival(run: RunTables, condition: str) -> Measured | None:
     """Share of training runs in which the source says the marker in more than 5 % of its answers."""
-    rows = run.rows(
-        "rate_model", condition=condition, quantity="survival", role="source", source=""
-    )
+    rows = _modelled(run, condition, "survival")
     if rows.empty or not rows["units"].iloc[0] > 0:
         return None
     row = rows.iloc[0]
@@ -220,8 +220,7 @@ def length_ratio(run: RunTables, condition: str, reference: str) -> Measured | N
             return None
         rows = rows.assign(total=rows["mean_tokens"] * rows["n"])
         sums = rows.groupby("chain", sort=False)[["total", "n"]].sum()
-        logs = np.log(sums["total"] / sums["n"])
-        sides.append(pd.Series(logs.to_numpy(), [chains.root(str(c)) for c in sums.index]))
+        sides.append(_rooted(np.log(sums["total"] / sums["n"])))
     found = compare_runs(sides[0], sides[1])
     log = of_estimate(found, "")
     return replace(
@@ -258,14 +257,7 @@ def given_length(run: RunTables, condition: str, reference: str) -> Measured | s
     if rows["estimate"].isna().any():
         return "no estimate given answer length: " + "; ".join(sorted(set(rows["note"]) - {""}))
     row = rows.loc[rows["estimate"].idxmax()]
-    over = run.rows(
-        "rate_model",
-        condition=condition,
-        reference=reference,
-        quantity="difference",
-        role="source",
-        source="",
-    )
+    over = _modelled(run, condition, "difference", reference)
     units, runs = np.nan, 0.0
     if len(over):
         units = float(over["units"].iloc[0])
@@ -539,16 +531,12 @@ def leakage_range(run: RunTables) -> Measured | None:
     """
     asked = run.rows("hypotheses", hypothesis="H1")
     leaks = run.rows("leakage", condition=list(asked["condition"])) if len(asked) else asked
-    sides = {
-        str(name): rows.groupby("chain", sort=False)["bystander_mean"].mean()
+    by_root = {
+        str(name): _rooted(rows.groupby("chain", sort=False)["bystander_mean"].mean())
         for name, rows in (leaks.groupby("condition", sort=False) if len(leaks) else ())
     }
-    if len(sides) < 2:
+    if len(by_root) < 2:
         return None
-    by_root = {
-        name: pd.Series(values.to_numpy(), [chains.root(str(c)) for c in values.index])
-        for name, values in sides.items()
-    }
     names = list(by_root)
     pairs = [
         compare_runs(by_root[one], by_root[two])

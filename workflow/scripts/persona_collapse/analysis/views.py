@@ -85,7 +85,14 @@ def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
     return {"method": str(row["method"]), "layer": int(row["layer"])}
 
 
+def at_headline(table: pd.DataFrame, headline: Headline) -> pd.Series:
+    """Which rows of a table with `method` and `layer` are at the headline's."""
+    inside: pd.Series = (table["method"] == headline["method"]) & (
+        table["layer"] == headline["layer"]
+    )
+    return inside
+
+
 def mark_headline(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
     """A table with `method` and `layer`, and whether each row is at the headline's: column `headline`."""
-    inside = (table["method"] == headline["method"]) & (table["layer"] == headline["layer"])
-    return table.assign(headline=inside.astype(bool))
+    return table.assign(headline=at_headline(table, headline).astype(bool))
