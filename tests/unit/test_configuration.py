@@ -482,6 +482,16 @@ def test_a_model_has_one_source(config, model):
         configuration.check(config)
 
 
+def test_of_several_sources_of_a_model_use_names_one(config):
+    config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
+    hub = {"id": "Qwen/Qwen2.5-7B-Instruct", "revision": "a" * 40}
+    config["model"] = {"hub": hub, "path": "a", "date": "2026-01-01", "use": "hub"}
+    assert configuration.check(config)["model"] == {"hub": hub, "date": "2026-01-01"}
+    config["model"] |= {"use": "gguf"}
+    with pytest.raises(UserError, match="config: model: use: gguf is not given; the sources are"):
+        configuration.check(config)
+
+
 def test_greedy_answers_are_not_counted_several_times(config):
     completions = ("sampling", "completions")
     for key, value in (("temperature", 0), ("temperature", 0.001), ("top_p", 1e-6)):

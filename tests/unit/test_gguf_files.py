@@ -54,14 +54,55 @@ NAMES = [
 @pytest.mark.parametrize("names", NAMES, ids=lambda names: names[0])
 def test_a_file_in_pieces_over_several_packages_is_put_together(install, names, tmp_path):
     install({"tiny": {"SHA256SUMS": sums()}, **pieces(names)})
-    with gguf.located("tiny", tmp_path / "out") as path:
+    with gguf.located({"package": "tiny"}, tmp_path / "out") as path:
         assert path.name == "m.gguf" and path.read_bytes() == CONTENT
     assert not list((tmp_path / "out").iterdir())
 
 
+PINNED = hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_pieces_of_any_name_are_put_together_where_the_hash_is_given(install, tmp_path):
+    numbered = pieces([f"part{i:02}.bin" for i in range(1, 12)]).items()
+    install({f"tiny_parts{i}": held for i, (_, held) in enumerate(numbered, start=1)})
+    source = {"package": "tiny_parts", "sha256": PINNED}
+    with gguf.located(source, tmp_path / "out") as path:
+        assert path.name == "model.gguf" and path.read_bytes() == CONTENT
+    with (
+        pytest.raises(UserError, match=r"11 pieces put together: expected SHA-256 0+, got "),
+        gguf.located(source | {"sha256": "0" * 64}, tmp_path / "out"),
+    ):
+        pass
+    # Without the hash nothing says that these are pieces of a GGUF file.
+    with (
+        pytest.raises(UserError, match="package 'tiny_parts' is not installed"),
+        gguf.located({"package": "tiny_parts"}, tmp_path / "out"),
+    ):
+        pass
+
+
+def test_a_file_or_its_pieces_may_be_given_by_path(tmp_path):
+    whole, halves = tmp_path / "m.gguf", [tmp_path / "q.00", tmp_path / "q.01"]
+    whole.write_bytes(CONTENT)
+    halves[0].write_bytes(CONTENT[:100])
+    halves[1].write_bytes(CONTENT[100:])
+    with gguf.located({"paths": [str(whole)]}, tmp_path / "out") as path:
+        assert path == whole
+    source = {"paths": [*map(str, halves)], "sha256": PINNED}
+    with gguf.located(source, tmp_path / "out") as path:
+        assert path.read_bytes() == CONTENT
+    for source, said in [
+        ({"paths": [str(whole)], "sha256": "0" * 64}, "paths: m.gguf: expected SHA-256 0+, got"),
+        ({"paths": [str(tmp_path / "none.gguf")]}, "paths: .*none.gguf: no such file"),
+        ({"paths": [str(halves[0])], "sha256": PINNED}, "there are the pieces 0; add"),
+    ]:
+        with pytest.raises(UserError, match=said), gguf.located(source, tmp_path / "out"):
+            pass
+
+
 def test_a_whole_file_is_taken_where_it_is(install, tmp_path):
     install({"whole": {"m.gguf": CONTENT}})
-    with gguf.located("whole", tmp_path / "out") as path:
+    with gguf.located({"package": "whole"}, tmp_path / "out") as path:
         assert path.read_bytes() == CONTENT
     assert not (tmp_path / "out").exists()
 
@@ -77,9 +118,9 @@ def test_a_whole_file_is_taken_where_it_is(install, tmp_path):
         ),
         ({"tiny": {"a.gguf.1": b"", "a.gguf.2": b"", "b.gguf.1": b""}}, "holds 2 GGUF files"),
         ({"tiny": {"m-00001-of-00002.gguf": CONTENT}}, "llama.cpp split; merge them"),
-        ({"tiny": {"m.gguf.part00": CONTENT}}, "of m.gguf there are the pieces 0; install"),
-        ({"tiny": {"m.gguf.1": CONTENT, "m.gguf.3": b"x"}}, "the pieces 1, 3; install"),
-        ({"tiny": {"m.gguf.part02": CONTENT, "m.gguf.part03": b"x"}}, "the pieces 2, 3; install"),
+        ({"tiny": {"m.gguf.part00": CONTENT}}, "of m.gguf there are the pieces 0; add"),
+        ({"tiny": {"m.gguf.1": CONTENT, "m.gguf.3": b"x"}}, "the pieces 1, 3; add"),
+        ({"tiny": {"m.gguf.part02": CONTENT, "m.gguf.part03": b"x"}}, "the pieces 2, 3; add"),
         ({"tiny": {"m.gguf.1": b"no", "m.gguf.2": b"x"}}, "put together are no GGUF file"),
         (
             {"tiny": {"SHA256SUMS": sums(), "m.gguf.1": CONTENT[:50], "m.gguf.2": CONTENT[50:99]}},
@@ -91,7 +132,7 @@ def test_packages_that_hold_no_one_file_are_one_line(install, packages, said, tm
     install(packages)
     with (
         pytest.raises(UserError, match=said) as error,
-        gguf.located("tiny", tmp_path / "out"),
+        gguf.located({"package": "tiny"}, tmp_path / "out"),
     ):
         pass
     assert str(error.value).startswith("config: model: gguf: package 'tiny'")
@@ -126,17 +167,17 @@ def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
     changed = {"other": {"m.gguf": CONTENT + b"x"}}
     install({"whole": {"m.gguf": CONTENT}, "tiny": {}, **pieces(NAMES[0]), **changed})
     convert, said = Converter(), []
-    folder = gguf.expanded("whole", convert, said.append)
+    folder = gguf.expanded({"package": "whole"}, convert, said.append)
     assert gguf.RECORD in fetching.RECORDS  # about the model, and no part of it
     assert folder.parent == kept and (folder / "model.safetensors").read_bytes() == CONTENT
     # Again, and the same bytes in pieces.
-    assert gguf.expanded("whole", convert, said.append) == folder
-    assert gguf.expanded("tiny", convert, said.append) == folder
+    assert gguf.expanded({"package": "whole"}, convert, said.append) == folder
+    assert gguf.expanded({"package": "tiny"}, convert, said.append) == folder
     assert convert.calls == 1 and said[0].startswith("expanding m.gguf into ")
     assert said[1:] == [f"m.gguf was expanded before: {folder}"] * 2
-    assert gguf.expanded("other", convert, said.append) != folder
+    assert gguf.expanded({"package": "other"}, convert, said.append) != folder
     monkeypatch.setattr(gguf, "version", lambda library: "next")
-    assert gguf.expanded("whole", convert, said.append) != folder
+    assert gguf.expanded({"package": "whole"}, convert, said.append) != folder
     assert convert.calls == 3
 
 
@@ -144,9 +185,9 @@ def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
 def test_an_expanded_model_that_was_damaged_is_made_again(install, kept, name):
     install({"whole": {"m.gguf": CONTENT}})
     convert = Converter()
-    folder = gguf.expanded("whole", convert, print)
+    folder = gguf.expanded({"package": "whole"}, convert, print)
     (folder / name).write_bytes((folder / name).read_bytes()[:-5])
-    assert gguf.expanded("whole", convert, print) == folder
+    assert gguf.expanded({"package": "whole"}, convert, print) == folder
     assert convert.calls == 2 and (folder / "model.safetensors").read_bytes() == CONTENT
 
 
@@ -154,12 +195,12 @@ def test_a_killed_conversion_counts_for_nothing_and_is_tidied_up(install, kept):
     install({"whole": {"m.gguf": CONTENT}})
     context = multiprocessing.get_context("fork")
     other = context.Process(
-        target=gguf.expanded, args=("whole", Converter(dies=True), lambda m: None)
+        target=gguf.expanded, args=({"package": "whole"}, Converter(dies=True), lambda m: None)
     )
     other.start()
     other.join(30)
     assert other.exitcode == 9 and [p.suffix for p in kept.glob(".*.new-*")]
-    folder = gguf.expanded("whole", Converter(), print)
+    folder = gguf.expanded({"package": "whole"}, Converter(), print)
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert [p for p in kept.iterdir() if p.is_dir()] == [folder]
 
@@ -174,9 +215,9 @@ def test_two_at_once_expand_once(install, kept):
         convert(file, folder)
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(gguf.expanded, "whole", slow, print)
+        first = pool.submit(gguf.expanded, {"package": "whole"}, slow, print)
         assert started.wait(10)
-        second = pool.submit(gguf.expanded, "whole", convert, print)
+        second = pool.submit(gguf.expanded, {"package": "whole"}, convert, print)
         assert first.result() == second.result()
     assert convert.calls == 1
 
@@ -186,7 +227,7 @@ def test_a_cache_that_cannot_be_written_to_is_one_line(install, tmp_path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written to .* set PERSONA_COLLAPSE_CACHE"):
-        gguf.expanded("whole", Converter(), print)
+        gguf.expanded({"package": "whole"}, Converter(), print)
 
 
 def test_a_users_cache_folder_is_the_usual_one(monkeypatch):

