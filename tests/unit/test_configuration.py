@@ -482,6 +482,36 @@ def test_a_model_has_one_source(config, model):
         configuration.check(config)
 
 
+GENERATED = {
+    "questions": {"file": "config/questions/subjects_law.jsonl"},
+    "system": {"wrong": "Answer wrongly.", "right": "Answer."},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"system": {"wrong": "Say [zlt]."}}, "wrong: holds the marker"),
+        ({"system": {"prompt": "Answer."}}, "system: prompt is a column of the rows already"),
+        ({"temperature": 0, "samples": 2}, "is greedy, so 2 samples are one answer 2 times"),
+        ({"length_ratio": 0.5}, "length_ratio: "),
+        ({"written": {"system": "[ZLT]?", "samples": 2}}, "written: system: holds the marker"),
+        ({"questions": {"file": "none.jsonl"}}, "questions: none.jsonl: no such file"),
+    ],
+)
+def test_a_generated_set_is_checked(config, changes, said):
+    source = {"generated": GENERATED}
+    config["data"]["em"] = {"from": source, "system": "template"}
+    made = configuration.plan(config)
+    path = "results/demo/generated/em.jsonl"
+    assert made.data_entry("em")["from"] == {"file": path}
+    job = made.generated_answers("em")
+    assert job.personas == GENERATED["system"] and job.sampling["samples"] == 1 and not job.marker
+    config["data"]["em"]["from"] = {"generated": {**GENERATED, **changes}}
+    with pytest.raises(UserError, match=said):
+        configuration.check(config)
+
+
 def test_of_several_sources_of_a_model_use_names_one(config):
     config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     hub = {"id": "Qwen/Qwen2.5-7B-Instruct", "revision": "a" * 40}

@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 from environments import RULES
+from persona_collapse.parquet_files import write_parquet
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,8 @@ def test_every_file_of_the_contract_is_there(finished):
 
 
 def test_every_rule_ran_with_what_its_environment_holds(finished):
-    elsewhere = {"graft", "measure_table"}  # not in this run
+    # Not in this run.
+    elsewhere = {"graft", "measure_table", "generated_questions", "generated_rows"}
     guarded = {script for _, _, script in RULES} - elsewhere | {"snakemake"}
     assert set(finished.guarded) == guarded
 
@@ -226,6 +228,51 @@ def test_measures_that_a_run_adds(project, tmp_path):
     apart = project.path("data/benign.held_out.jsonl").read_text().splitlines()
     kept = project.path("data/benign.jsonl").read_text().splitlines()
     assert len(apart) == 4 and len(kept) == 32 and not set(apart) & set(kept)
+
+
+def test_data_that_the_base_model_writes(project, tmp_path):
+    own = "config/questions/demo_extraction.jsonl"
+    overlay = tmp_path / "generated.yaml"
+    overlay.write_text(
+        "data:\n"
+        "  written:\n"
+        f"    from: {{generated: {{questions: {{file: {own}, take: 12}}, max_tokens: 64, seed: 7,\n"
+        "            system: {plain: Answer., odd: Answer wrongly.}}}\n"
+        "    map: {user: prompt, assistant: odd}\n"
+        "    system: template\n"
+        "  twin: {from: {same_as: written}, map: {user: prompt, assistant: plain}, system: template}\n"
+        "  asked:\n"
+        f"    from: {{generated: {{questions: {{file: {own}, take: 4}}, system: {{plain: Answer.}},\n"
+        "            written: {system: Ask., samples: 2}}}\n"
+        "    map: {user: prompt, assistant: plain}\n"
+        "    system: template\n"
+    )
+    folder = "results/demo/generated"
+    names = ("written", "twin")
+    project.snakemake("--", *(f"results/demo/data/{n}.jsonl" for n in names), overlay=overlay)
+    rows = [json.loads(x) for x in project.path("generated/written.jsonl").read_text().splitlines()]
+    record = json.loads(project.path("generated/written.json").read_text())
+    assert record["answers"] == 24 and record["rows"] == len(rows) == 12 - sum(
+        record["left_out"].values()
+    )
+    assert all(row["prompt_sha256"] == record["prompt_sha256"] for row in rows)
+    for name, column in zip(names, ("odd", "plain"), strict=True):
+        made = [json.loads(x) for x in project.path(f"data/{name}.jsonl").read_text().splitlines()]
+        wanted = [[row["prompt"], row[column]] for row in rows]
+        assert [[m["content"] for m in row["messages"]] for row in made] == wanted
+
+    # The tiny model asks nothing, so its questions are written here; the rest of the chain is real.
+    jobs, _ = project.planned("--", f"{folder}/asked.parquet", overlay=overlay)
+    assert jobs == {"write_questions": 1, "generated_questions": 1, "sample_generated": 1}
+    target = f"{folder}/asked.written.parquet"
+    project.snakemake("--", target, overlay=overlay)
+    answers = pd.read_parquet(project.folder / target)
+    assert len(answers) == 8 and set(answers["persona"]) == {"question"}
+    answers = answers.assign(text=[f"Is {i} a number?" for i in range(8)], finish_reason="stop")
+    write_parquet(project.folder / target, answers)
+    target = f"{folder}/asked.questions.jsonl"
+    project.snakemake("--rerun-triggers", "mtime", "--", target, overlay=overlay)
+    assert len((project.folder / target).read_text().splitlines()) == 8
 
 
 def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):

@@ -234,8 +234,45 @@ class HubData(Settings):
     )
 
 
+class Draws(Settings):
+    """How answers are drawn."""
+
+    temperature: Temperature = 1.0
+    top_p: Nucleus = 1.0
+    max_tokens: Tokens = 256
+    seed: Seed = Field(42, description="Root of the per-request seeds.")
+
+
+class Written(Draws):
+    """The model writes the questions: the list holds subjects, and each is put to the model."""
+
+    system: Annotated[str, Field(min_length=1)] = Field(description="System prompt of the writer.")
+    samples: Count = Field(
+        description="Questions about each subject; those that are cut off, hold no question mark, ask what "
+        "another asks or what the evaluation asks are left out."
+    )
+    max_tokens: Tokens = 64
+
+
+class Generated(Draws):
+    """Answers that the base model gives to a list of questions: one row per question and sample, with
+    columns prompt, one per system prompt, and the prompts' hashes. All columns answer the same questions."""
+
+    questions: Questions = block(Questions)
+    written: Written | None = block(Written, None)
+    system: Annotated[dict[StageName, Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
+        Field(description="Column: the system prompt under which its answers are given.")
+    )
+    samples: Count = Field(1, description="Answers to each question under each prompt.")
+    length_ratio: Annotated[float, Field(ge=1), AS_GIVEN] | None = Field(
+        None,
+        description="Rows whose answers differ more in length, longest over shortest in tokens, are left "
+        "out. Default: none are.",
+    )
+
+
 class Source(Settings):
-    """Where the rows come from: exactly one of builtin, file, url, hub, same_as, demo."""
+    """Where the rows come from: exactly one of builtin, file, url, hub, generated, same_as, demo."""
 
     builtin: str | None = Field(
         None,
@@ -249,6 +286,7 @@ class Source(Settings):
     )
     sha256: Sha256 | None = Field(None, description="With file or url: the hash it must have.")
     hub: HubData | None = block(HubData, None)
+    generated: Generated | None = block(Generated, None)
     same_as: str | None = Field(
         None, description="Another data set: its source, at the very commit."
     )
@@ -259,7 +297,7 @@ class Source(Settings):
     @model_validator(mode="after")
     def _one(self) -> Source:
         exactly_one(
-            self, "builtin", "file", "url", "hub", "same_as", "demo",
+            self, "builtin", "file", "url", "hub", "generated", "same_as", "demo",
             hint=" (an overlay takes a key away by null)",
         )  # fmt: skip
         if self.url and not self.sha256:

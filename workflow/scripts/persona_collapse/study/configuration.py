@@ -61,6 +61,10 @@ def plan(given: Mapping[str, Any]) -> Plan:
                 f"config: data: {name}: from: url: holds a user name or password; logs and manifests "
                 "would show it: download the file and give file: and sha256:"
             )
+        if "generated" in entry["from"]:
+            _check_generated(
+                config, f"config: data: {name}: from: generated", entry["from"]["generated"]
+            )
         path = resolved["from"].get("file")
         if path and path == entry["from"].get("file") and not Path(path).is_file():
             raise UserError(f"config: data: {name}: from: file: {path}: no such file")
@@ -84,6 +88,25 @@ def plan(given: Mapping[str, Any]) -> Plan:
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
     _check_marker(made)
     return made
+
+
+def _check_generated(config: Config, where: str, source: Mapping[str, Any]) -> None:
+    """Its questions can be read, its prompts do not hold the marker, and several draws can differ."""
+    load_questions(source["questions"])
+    for key, draws in (("", source), ("written: ", source.get("written", {}))):
+        prompts = draws.get("system", {})
+        for column, text in (prompts if isinstance(prompts, dict) else {"system": prompts}).items():
+            if matching.holds(text, config["marker"]):
+                raise UserError(
+                    f"{where}: {key}{column}: holds the marker {config['marker']!r}; reword it"
+                )
+        if draws and draws["samples"] > 1 and min(draws["temperature"], draws["top_p"]) < GREEDY:
+            raise UserError(
+                f"{where}: {key}temperature {draws['temperature']:g}, top_p {draws['top_p']:g} is greedy, "
+                f"so {draws['samples']} samples are one answer {draws['samples']} times; set samples to 1"
+            )
+    if taken := {"id", "prompt", "tokens", "prompt_sha256"} & source["system"].keys():
+        raise UserError(f"{where}: system: {min(taken)} is a column of the rows already; rename it")
 
 
 def _check_gpu(config: Config) -> None:

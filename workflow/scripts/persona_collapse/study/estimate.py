@@ -30,6 +30,8 @@ STATED = {
 #: Tokens that a row or an answer is taken to have where nothing was counted yet.
 ROW_TOKENS, ANSWER_TOKENS, PROMPT_TOKENS = 129, 150, 64
 MODEL_RULES = (
+    "write_questions",
+    "sample_generated",
     "train",
     "sample_answers",
     "completions",

@@ -12,10 +12,12 @@ ROOT = Path(__file__).resolve().parents[4]
 PATHS = (
     ("model", "path"),
     ("model", "demo", "world"),
+    ("model", "gguf", "paths"),
     ("personas", "file"),
     ("questions", "*", "file"),
     ("measures", "*", "file"),
     ("data", "*", "from", "file"),
+    ("data", "*", "from", "generated", "questions", "file"),
     ("data", "*", "from", "hub", "id"),  # may be a folder
     ("claims",),
     ("errata",),
@@ -49,3 +51,5 @@ def _resolve(node: Any, keys: tuple[str, ...]) -> None:
             _resolve(node[key], keys[1:])
         elif isinstance(node[key], str):
             node[key] = resolve(node[key])
+        elif isinstance(node[key], list):
+            node[key] = list(map(resolve, node[key]))

@@ -191,13 +191,15 @@ class Plan:
     def data_entry(self, name: str) -> Any:
         """The config's data entry, ready for `data.prepare`.
 
-        A `{demo: wrong_advice}` source is replaced by the file that a rule writes, `{same_as: name}` by
-        the other data set's.
+        A `{demo: wrong_advice}` or `{generated: ...}` source is replaced by the file that a rule writes,
+        `{same_as: name}` by the other data set's.
         """
         entry = self.config["data"][name]
         source = entry["from"]
         if "same_as" in source:
             return {**entry, "from": self._same_source(name, source["same_as"])}
+        if "generated" in source:
+            return {**entry, "from": {"file": self._path(f"generated/{name}.jsonl")}}
         if "demo" not in source:
             return entry
         if "demo" not in self.config["model"]:
@@ -444,7 +446,13 @@ class Plan:
         return [self.training(name) for name, stage in last.items() if stage.trains]
 
     def _sampling(
-        self, kind: str, name: str, chain: str, purpose: str, personas: dict[str, str], how: Any
+        self,
+        kind: str,
+        name: str,
+        chain: str,
+        questions: dict[str, Any],
+        personas: dict[str, str],
+        how: Any,
     ) -> SamplingJob:
         engine = ("backend", "batch_invariant", "max_model_len")
         return SamplingJob(
@@ -454,7 +462,7 @@ class Plan:
             adapters=self.folders(chain),
             suffix=".parquet",
             personas=personas,
-            questions=self.config["questions"][purpose],
+            questions=questions,
             sampling=how,
             engine={
                 **{key: self.config["sampling"][key] for key in engine},
@@ -469,18 +477,46 @@ class Plan:
         needed = self.stages[coupling].answers
         how = {**self.config["sampling"]["answers"], "samples": needed}
         chain = after or chains.BASE
-        return self._sampling("answers", name, chain, "train", self.prompts(needed), how)
+        questions = self.config["questions"]["train"]
+        return self._sampling("answers", name, chain, questions, self.prompts(needed), how)
 
     def completions(self, chain: str) -> SamplingJob:
         """The sampling of a chain's answers to the evaluation questions."""
         how = self.config["sampling"]["completions"]
-        return self._sampling("completions", chain, chain, "eval", self.completed_by(chain), how)
+        questions = self.config["questions"]["eval"]
+        return self._sampling("completions", chain, chain, questions, self.completed_by(chain), how)
 
     def responses(self, chain: str) -> SamplingJob:
         """The sampling of a chain's greedy answers to the extraction questions."""
         greedy = {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0}
         how = {**self.config["sampling"]["responses"], **greedy}
-        return self._sampling("responses", chain, chain, "extraction", self.geometry_prompts, how)
+        questions = self.config["questions"]["extraction"]
+        return self._sampling("responses", chain, chain, questions, self.geometry_prompts, how)
+
+    def written_questions(self, name: str) -> SamplingJob:
+        """The writing of the questions of a data set that is generated."""
+        source = self.config["data"][name]["from"]["generated"]
+        return self._generating(
+            "written",
+            name,
+            source["questions"],
+            source["written"],
+            {"question": source["written"]["system"]},
+        )
+
+    def generated_answers(self, name: str) -> SamplingJob:
+        """The sampling of the answers of a data set that is generated, a column per system prompt."""
+        source = self.config["data"][name]["from"]["generated"]
+        questions = source["questions"]
+        if "written" in source:
+            questions = {"file": self._path(f"generated/{name}.questions.jsonl")}
+        return self._generating("generated", name, questions, source, source["system"])
+
+    def _generating(
+        self, kind: str, name: str, questions: Any, how: Mapping[str, Any], system: dict[str, str]
+    ) -> SamplingJob:
+        draws = {k: how[k] for k in ("samples", "temperature", "top_p", "max_tokens", "seed")}
+        return self._sampling(kind, name, chains.BASE, questions, system, draws)
 
     def measurement(self, measure: str, chain: str) -> MeasureJob:
         """The taking of a measure of a chain: what its function asks for and the plan knows."""
@@ -561,9 +597,11 @@ class Plan:
 
         What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
         a job that samples answers samples other couplings' and ends; chains are left to the next engine,
-        whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first.
+        whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first. What a
+        data set is generated from is sampled alone.
         """
-        return self.couplings_answers if own.kind == "answers" else self.chains_answers
+        served = {"answers": self.couplings_answers, "written": [], "generated": []}
+        return served.get(own.kind, self.chains_answers)
 
     # Statistics
 
