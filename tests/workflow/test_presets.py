@@ -87,6 +87,33 @@ def test_the_plan_s_jobs(fresh, over):
         assert jobs == JOBS
 
 
+OPEN = ("config/presets/qwen2.5-1.5b.yaml", "config/presets/open-data.yaml")
+# D1 to D7 are more, and a set matched in tokens is left out. Nine sets are read, of which three are written.
+WRITTEN = dict.fromkeys(
+    ("write_questions", "generated_questions", "sample_generated", "generated_rows"), 3
+)
+
+
+def test_open_data_are_written_by_the_model(fresh, at_root):
+    jobs, _ = fresh.planned(overlay=[QWEN, *OPEN])
+    more = {"data": 9, "train": 123, "measure_table": 1, "measure_model": 2}
+    chains = dict.fromkeys(("completions", "responses", "activations"), 130)
+    assert jobs == JOBS | WRITTEN | more | chains | {"measure_answers": 260}
+    plan = configuration.plan(merged(QWEN, *OPEN))
+    assert not any("hub" in plan.data_entry(name)["from"] for name in plan.config["data"])
+
+
+@pytest.mark.parametrize("size", ["0.5b", "1.5b"])
+def test_the_weights_come_from_the_hub_or_from_packages_by_one_key(at_root, size):
+    config = merged(QWEN, f"config/presets/qwen2.5-{size}.yaml")
+    assert configuration.check(config)["model"].keys() == {"hub"}
+    config["model"]["use"] = "gguf"
+    model = configuration.check(config)["model"]
+    assert model.keys() == {"gguf"} and len(model["gguf"]["sha256"]) == 64
+    conditions = configuration.plan(merged(QWEN)).grid["condition"]
+    assert list(configuration.plan(config).grid["condition"]) == list(conditions)
+
+
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
