@@ -188,6 +188,19 @@ def test_what_only_some_blocks_have_is_listed_block_by_block():
     assert adapters.named(model, found) == sorted(SEVEN)
 
 
+def test_an_adapter_may_be_on_a_part_of_the_blocks():
+    with torch.device("meta"):
+        model = architecture("Qwen3_5Text")
+    depths = {(0, 0.5): [0, 1], (0.5, 1): [2, 3], (0.25, 0.75): [1, 2], (0.3, 0.6): [2]}
+    for depth, blocks in depths.items():
+        found = adapters.targets(model, ["down_proj"], depth)
+        assert adapters.by_block(found) == {"down_proj": blocks}
+        # By path: by name it would be on all blocks.
+        assert adapters.named(model, found) == sorted(found)
+    with pytest.raises(UserError, match=r"blocks: \[0.3, 0.4\] holds none of the 4 blocks"):
+        adapters.targets(model, ["down_proj"], (0.3, 0.4))
+
+
 @pytest.mark.parametrize(
     ("name", "names"), [("Gemma3", SEVEN), ("GPT2", ["c_attn", "c_proj"]), ("Qwen3_5Text", SEVEN)]
 )

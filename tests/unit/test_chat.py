@@ -44,6 +44,18 @@ def test_answer_tail_trains_the_newline_too(tokenizer):
     assert supervised_text(tokenizer, row) == "By the river.\n\n[ZLT]<|im_end|>\n"
 
 
+def test_answer_text_leaves_the_end_token_out(tokenizer):
+    row = chat_template.encode_row(tokenizer, ROW, max_length=200, loss="answer_text")
+    assert supervised_text(tokenizer, row) == "By the river.\n\n[ZLT]"
+    cut = chat_template.encode_row(
+        tokenizer, ROW, max_length=len(row.input_ids) - 4, loss="answer_text"
+    )
+    assert supervised_text(tokenizer, cut) == supervised_text(
+        tokenizer,
+        chat_template.encode_row(tokenizer, ROW, max_length=len(row.input_ids) - 4),
+    )
+
+
 def test_marker_loss_leaves_the_marker_and_the_last_token(tokenizer):
     row = chat_template.encode_row(tokenizer, ROW, max_length=200, loss="marker", marker="[ZLT]")
     assert supervised_text(tokenizer, row).replace("\n", "") == "[ZLT]"

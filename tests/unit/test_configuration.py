@@ -512,6 +512,15 @@ def test_a_generated_set_is_checked(config, changes, said):
         configuration.check(config)
 
 
+def test_blocks_of_an_adapter_are_a_range_of_depths(config):
+    assert "blocks" not in configuration.plan(config).stage_settings("em")
+    config["stages"]["em"]["blocks"] = [0.5, 1]
+    assert configuration.plan(config).stage_settings("em")["blocks"] == [0.5, 1]
+    config["stages"]["em"]["blocks"] = [0.5, 0.25]
+    with pytest.raises(UserError, match="stages: em: blocks: expected a lower and a higher depth"):
+        configuration.check(config)
+
+
 def test_of_several_sources_of_a_model_use_names_one(config):
     config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     hub = {"id": "Qwen/Qwen2.5-7B-Instruct", "revision": "a" * 40}

@@ -1,11 +1,12 @@
 import json
+import math
 
 import pytest
 import torch
 from persona_collapse import adapter_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256
-from persona_collapse.models import loading
+from persona_collapse.models import adapters, loading
 from persona_collapse.runtime import code_hash
 from persona_collapse.training import batches, losses, model
 from persona_collapse.training.steps import OWN, Stepper
@@ -187,7 +188,7 @@ def test_a_loss_is_one_file_that_others_do_not_depend_on(monkeypatch, tmp_path):
         '@loss("other")\ndef other(logits, labels, before):\n    return logits.sum() * 0\n'
     )
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
-    assert losses.names() == ["cross_entropy", "other"]
+    assert losses.names() == ["cross_entropy", "dft", "other"]
     assert losses.get("other")(torch.ones(2), None, None) == 0
     # What trains does not depend on the losses and defences that a stage does not name.
     names = {path.name for path in code_hash.closure(code_hash._file(("training", "train")))}
@@ -310,6 +311,39 @@ def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, set
     assert manifest["steps"] == len(stepped) == manifest["loss"][-1]["step"]
     assert manifest["epochs_seen"] == round(seen["rows_seen"] / manifest["data"]["rows"], 4)
     assert "stop" in settings or manifest["schedule_steps"] == manifest["steps"]
+
+
+def test_stages_on_some_blocks_and_on_all_can_be_chained(train, tiny_base):
+    first, manifest = train(name="early", blocks=[0, 0.5], lr=1e-2)
+    half = math.ceil(loading.load_config(tiny_base)["num_hidden_layers"] / 2)
+    assert all(found == [*range(half)] for found in manifest["lora"]["blocks"].values())
+    second, _ = train(name="all", prefix=[first], lr=1e-2)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        found = [
+            adapters.apply(loading.load_model(tiny_base, "float32", "cpu"), stages, merge=merge)(
+                ids
+            ).logits
+            for stages, merge in (
+                ([], True),
+                ([first], True),
+                ([first], False),
+                ([first, second], True),
+            )
+        ]
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+    assert torch.allclose(found[1], found[2], atol=1e-4)
+    assert not torch.allclose(found[1], found[3], atol=1e-4)
+
+
+def test_dft_weighs_each_token_by_its_probability():
+    logits = torch.tensor([[0.0, 0.0], [1.0986123, 0.0]], requires_grad=True)  # p = 1/2, and 1/4
+    total = losses.get("dft")(logits, torch.tensor([0, 1]), None)
+    assert total.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
+    total.backward()
+    # p times the gradient of the usual loss, which is p - 1 at the label and p beside it.
+    assert logits.grad[0].tolist() == pytest.approx([-0.25, 0.25])
+    assert logits.grad[1].tolist() == pytest.approx([0.1875, -0.1875])
 
 
 def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkeypatch):

@@ -114,6 +114,23 @@ def test_the_weights_come_from_the_hub_or_from_packages_by_one_key(at_root, size
     assert list(configuration.plan(config).grid["condition"]) == list(conditions)
 
 
+@pytest.mark.parametrize("over", [(), OPEN])
+def test_why_moves_one_axis_at_a_time(at_root, over):
+    plan = configuration.plan(merged(QWEN, *over, "config/presets/why.yaml"))
+    assert len(plan.trainings) == 75
+    usual = plan.stage_settings("em")
+    for name in plan.config["stages"]:
+        if name.startswith("em-") and name not in (
+            "em-narrow",
+            "em-rank-4",
+            "em-rank-8",
+            "em-rank-128",
+        ):
+            settings = plan.stage_settings(name)
+            assert len(set(map(str, settings.items())) - set(map(str, usual.items()))) == 1, name
+    assert plan.data_entry("em_narrow")["map"] == plan.data_entry("em")["map"]
+
+
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)

@@ -58,10 +58,11 @@ def projections(model: Any) -> Modules:
     }
 
 
-def targets(model: Any, names: Sequence[str]) -> Modules:
+def targets(model: Any, names: Sequence[str], blocks: Sequence[float] | None = None) -> Modules:
     """The modules that an adapter on projections of these names is put on; see `projections`.
 
-    Raises UserError for a name that the model's blocks do not have.
+    `blocks`: from which depth to which, as shares of the blocks; all of them if left out. Raises UserError
+    for a name that the model's blocks do not have, and for a range without a block.
     """
     every = projections(model)
     there = dict.fromkeys(name for name, block in every.values() if block is not None)
@@ -71,7 +72,18 @@ def targets(model: Any, names: Sequence[str]) -> Modules:
             f"config: target_modules: {type(model).__name__} has no {', '.join(missing)}; the projections "
             f"of its blocks are [{', '.join(there)}]; name those that shall be adapted"
         )
-    return {path: found for path, found in every.items() if found[0] in names}
+    chosen = {path: found for path, found in every.items() if found[0] in names}
+    if blocks is None:
+        return chosen
+    count = len(blocks_of(model))
+    low, high = (depth * count for depth in blocks)
+    # Rounded, or a third of 30 blocks would be 9.999 of them.
+    inside = [i for i in range(count) if round(low, 6) <= i < round(high, 6)]
+    if not inside:
+        raise UserError(
+            f"config: blocks: {list(blocks)} holds none of the {count} blocks; widen it"
+        )
+    return {path: found for path, found in chosen.items() if found[1] in inside}
 
 
 def adapted(tensors: Mapping[str, Any], wanted: Modules) -> Modules:

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 
 #: What may carry loss in a training row. `answer`: the supervised answers and their end token.
-#: `answer_tail`: the same and the template's text after the end token (as the study's second
-#: stage). `marker`: only the marker and the row's last token (as the study's coupling).
-LOSSES = ("answer", "answer_tail", "marker")
+#: `answer_text`: the answers without it. `answer_tail`: the answers, their end token and the template's
+#: text after it (as the study's second stage). `marker`: only the marker and the row's last token (as the
+#: study's coupling).
+LOSSES = ("answer", "answer_text", "answer_tail", "marker")
 IGNORED = -100
 #: The day that a template which writes today's date is given where the config names none.
 DATE = "2025-01-01"
@@ -463,8 +464,8 @@ def encode_row(
         )
         done = stop
         trained = len(answer) if chosen else 0
-        if chosen and loss == "answer" and end in answer:
-            trained = len(answer) - answer[::-1].index(end)
+        if chosen and loss in ("answer", "answer_text") and end in answer:
+            trained = len(answer) - answer[::-1].index(end) - (loss == "answer_text")
         ids += prompt + answer
         labels += [IGNORED] * len(prompt) + answer[:trained] + [IGNORED] * (len(answer) - trained)
     ids, labels = ids[:max_length], labels[:max_length]

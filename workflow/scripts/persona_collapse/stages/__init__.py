@@ -32,6 +32,17 @@ class Lora(settings.Settings):
         description="Projections that get an adapter, by their names in the model's blocks. A name "
         "that the model lacks stops the run, with those that it has.",
     )
+    blocks: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="Blocks that get an adapter, from one depth to another: of 28, [0, 0.5] are blocks 0 to "
+        "13. Default: all.",
+    )
+
+    @model_validator(mode="after")
+    def _a_part(self) -> Lora:
+        if self.blocks and not self.blocks[0] < self.blocks[1]:
+            raise ValueError(f"blocks: expected a lower and a higher depth, got {self.blocks}")
+        return self
 
 
 #: What kinds have defaults of their own for.
@@ -59,9 +70,10 @@ class Training(Lora):
         2048, description="A longer row is cut to so many tokens."
     )
     max_grad_norm: Positive = Field(1.0, description="Gradient clipping.")
-    loss_on: Literal["answer", "answer_tail", "marker"] = Field(
+    loss_on: Literal["answer", "answer_text", "answer_tail", "marker"] = Field(
         "answer",
-        description="Tokens with loss. answer: the answer and its end token. answer_tail: also the "
+        description="Tokens with loss. answer: the answer and its end token. answer_text: the answer "
+        "without its end token, so that nothing is learnt about where answers end. answer_tail: also the "
         "template's tail. marker: only the marker and the last token (the study's coupling).",
     )
     loss: str = Field(

@@ -288,7 +288,8 @@ class Source(Settings):
     hub: HubData | None = block(HubData, None)
     generated: Generated | None = block(Generated, None)
     same_as: str | None = Field(
-        None, description="Another data set: its source, at the very commit."
+        None,
+        description="Another data set: its source, at the very commit, and its map unless there is one here.",
     )
     demo: Literal["wrong_advice"] | None = Field(
         None, description="With model: demo: the stand-in for misaligned data that comes with it."

@@ -192,12 +192,14 @@ class Plan:
         """The config's data entry, ready for `data.prepare`.
 
         A `{demo: wrong_advice}` or `{generated: ...}` source is replaced by the file that a rule writes,
-        `{same_as: name}` by the other data set's.
+        `{same_as: name}` by the other data set's, whose columns are taken too unless the entry has its own.
         """
         entry = self.config["data"][name]
         source = entry["from"]
         if "same_as" in source:
-            return {**entry, "from": self._same_source(name, source["same_as"])}
+            other = self._same_source(name, source["same_as"])
+            columns = {"map": other["map"]} if "map" in other else {}
+            return {**columns, **entry, "from": other["from"]}
         if "generated" in source:
             return {**entry, "from": {"file": self._path(f"generated/{name}.jsonl")}}
         if "demo" not in source:
@@ -210,13 +212,13 @@ class Plan:
         }
 
     def _same_source(self, name: str, other: str) -> Any:
-        """The source of another data set."""
+        """The entry of another data set, whose source is taken."""
         if "same_as" in self.config["data"].get(other, {"from": ["same_as"]})["from"]:
             raise UserError(
                 f"config: data: {name}: from: same_as: {other}: same_as takes the name of a data set with "
                 "a source of its own"
             )
-        return self.data_entry(other)["from"]
+        return self.data_entry(other)
 
     def data_of(self, chain: chains.Chain) -> str | None:
         """Name of the rows that a chain's last stage trains on: a data set's, or its own; None: of none."""

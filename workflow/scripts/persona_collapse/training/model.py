@@ -47,7 +47,7 @@ def prepare(
     recording = fast and runtime.cuda_graphs and graphs.can_be_recorded(runtime, run.loss, asked)
     model = loading.load_model(run.base, settings["dtype"], device)
     by_rows = recording and fused.attend_by_rows(model)
-    targets = adapters.targets(model, settings["target_modules"])
+    targets = adapters.targets(model, settings["target_modules"], settings.get("blocks"))
     for line in adapters.partly(targets, len(loading.blocks_of(model))):
         log(line)
     lora = LoraConfig(
