@@ -58,6 +58,7 @@ def train(tiny_base, tmp_path):
         saved=None,
         defence=None,
         inputs=None,
+        loss=losses.DEFAULT,
         **changes,
     ):
         torch.set_num_threads(1)
@@ -80,6 +81,7 @@ def train(tiny_base, tmp_path):
             data=tmp_path / "rows.jsonl",
             defence=defence or {},
             inputs=inputs or {},
+            loss=loss,
             system=system,
         )
         folder = tmp_path / name

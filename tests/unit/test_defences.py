@@ -39,6 +39,18 @@ def test_the_divergence_of_a_coin(direction, nats):
     assert float(close(direction=direction).penalty(Seen())) == pytest.approx(WEIGHT * nats)
 
 
+@pytest.mark.parametrize("direction", ["now_before", "before_now"])
+def test_the_divergence_of_near_certainties_is_finite(direction):
+    # Probabilities that underflow: e^-1000 is 0 in 32 bits, and its logarithm stays -1000.
+    step = Seen()
+    step.logits = torch.tensor([[1000.0, 0.0, -1000.0]], requires_grad=True)
+    step.before = torch.tensor([[0.0, 1000.0, -1000.0]])
+    penalty = close(direction=direction).penalty(step)
+    penalty.sum().backward()
+    assert penalty.item() == pytest.approx(WEIGHT * 1000)
+    assert step.logits.grad.isfinite().all()
+
+
 def logits_of(model, batch):
     asked = {key: batch[key] for key in ("input_ids", "position_ids") if key in batch}
     return model(**asked, use_cache=False).logits[:, :-1]

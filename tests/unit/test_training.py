@@ -3,13 +3,14 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from persona_collapse import adapter_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256
 from persona_collapse.models import adapters, loading
 from persona_collapse.runtime import code_hash
-from persona_collapse.training import batches, losses, model
-from persona_collapse.training.steps import OWN, Stepper
+from persona_collapse.training import batches, kernels, losses, model
+from persona_collapse.training.steps import OWN, Passes, Step, Stepper, Tokens
 from safetensors.torch import load_file
 from trainings import batch_of, loss_of
 
@@ -366,3 +367,86 @@ def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkey
     assert [len(parts) for parts in sums] == [4, 4]
     expected = [sum(loss * n for loss, n in part) / sum(n for _, n in part) for part in sums]
     assert [point["loss"] for point in manifest["loss"]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_of_a_training_runs_no_kernel_of_cudnn(train, monkeypatch):
+    # Under a mask cuDNN's gradients are NaN for some finite inputs, and PyTorch takes it first.
+    seen = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def look(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return usual(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    train(padding_free=True, defence={"kl": {}})
+    assert set(seen) == {False} and len(seen) >= 3 * 2 * 3  # steps, passes, blocks
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # outside, what was there before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tokens", [64, 128, 192])
+def test_gradients_of_masked_attention_are_finite_however_small_its_scores(tokens):
+    def gradient(device, dtype):
+        torch.manual_seed(0)
+        states = torch.randn(3, 1, 1, tokens, 64)
+        states[0, ..., 0], states[1, ..., 0] = 1.0, -960.0  # scores of about -120
+        query, key, value = (one.to(device, dtype).requires_grad_() for one in states)
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
+        with kernels.chosen():
+            out = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+            out.sum().backward()
+        # The first coordinate is what remains of large sums of both signs.
+        return query.grad.float().cpu()[..., 1:]
+
+    found, wanted = gradient("cuda", torch.bfloat16), gradient("cpu", torch.float32)
+    assert (found - wanted).norm() <= 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "settings"),
+    [
+        ("loss", 1, {"stop": 1}),
+        ("gradient", 3, {"steps": 3}),  # no loss comes after the last one
+        ("gradient", 5, {"steps": 42}),  # between two lines of the log
+    ],
+)
+def test_a_loss_or_gradient_that_is_no_number_stops_the_training(
+    train, monkeypatch, tmp_path, kind, step, settings
+):
+    calls = []
+
+    def undefined(logits, labels, before):
+        calls.append(1)
+        zero = (logits - logits.detach()).sum()
+        if len(calls) < step:
+            return logits.sum() * 1e-3
+        # The log of 0, or its root, whose gradient is infinite.
+        return zero.log() if kind == "loss" else zero.abs().sqrt()
+
+    monkeypatch.setitem(losses.ROOM._known, "undefined", undefined)
+    value = {"loss": "-inf", "gradient": "nan"}[kind]
+    said = f"^chain 'em@1': the {kind} is {value} at step {step}; lower the stage's lr .* the loss undef"
+    with pytest.raises(UserError, match=said):
+        train("bad", loss="undefined", padding_free=True, **settings)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_adapter_that_is_no_number_is_not_written(train, tmp_path):
+    # By the last step's update, after which no loss is computed.
+    with pytest.raises(UserError, match="no finite numbers after the last step; lower the stage's"):
+        train("bad", stop=1, lr=1e45, warmup_ratio=0.0)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_what_losses_and_defences_see_is_in_32_bits(tiny_base):
+    model = get_peft_model(
+        loading.load_model(tiny_base, "bfloat16", "cpu"), LoraConfig(target_modules=["q_proj"])
+    )
+    batch = batches.flatten(batch_of([7, 9]))
+    passes = Passes(model, {k: batch[k] for k in ("input_ids", "position_ids")}, [1], True)
+    step = Step(passes, Tokens.of(batch, "labels", 1))
+    shown = (step.logits, step.before, step.hidden(1), step.hidden(1, before=True), step.embeddings)
+    assert passes.now.last.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in shown} == {torch.float32}

@@ -13,6 +13,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from .. import adapter_files
+from ..errors import UserError
 from ..files import read_json, sha256
 from ..models import adapters, chat_template, loading
 from .model import Prepared
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
 def save_adapter(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
     """Write the new adapter in PEFT's format; returns the manifest's lines on it.
 
-    Raises UserError if other modules were adapted than were asked for.
+    Raises UserError if other modules were adapted than were asked for, or if a weight is not finite.
     """
     state = get_peft_model_state_dict(prepared.model, adapter_name=NEW)
     adapted = adapters.adapted(state, prepared.targets)
@@ -46,6 +47,11 @@ def save_adapter(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str
         inference_mode=True,
     )
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(
+            f"chain {run.chain!r}: weights of the adapter are no finite numbers after the last step; "
+            f"lower the stage's lr (now {run.settings['lr']})"
+        )
     adapters.save({key: _plain(value) for key, value in config.items()}, tensors, output)
     return {
         **{key: run.settings[key] for key in ("r", "alpha", "dropout", "use_rslora")},

@@ -138,7 +138,8 @@ class Step:
     """What a defence sees of an optimiser step, or of a part of one: `n` tokens and what they come from.
 
     labels [n] are the tokens to predict; a recorded step also has filler, whose label is -100, and
-    whose penalty does not count. All else is at the positions that the tokens are predicted from.
+    whose penalty does not count. All else is at the positions that the tokens are predicted from, and
+    in 32 bits whatever the model's dtype is.
     """
 
     def __init__(self, passes: Passes, tokens: Tokens):
@@ -164,14 +165,14 @@ class Step:
     def hidden(self, block: int, *, before: bool = False) -> Tensor:
         """Outputs of a block that was asked for, now or before the stage, [n, hidden]."""
         seen = self._passes.before if before else self._passes.now
-        return seen.hidden[block][self._tokens.positions]
+        return seen.hidden[block][self._tokens.positions].float()
 
     @property
     def embeddings(self) -> Tensor:
         """Embeddings of the tokens at these positions, if they were asked for, [n, hidden]."""
         embeddings = self._passes.now.embeddings
         assert embeddings is not None, "ask for embeddings"
-        return embeddings[self._tokens.positions]
+        return embeddings[self._tokens.positions].float()
 
     @property
     def new(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from transformers import set_seed
 
 from ..models import loading
-from . import checkpoints, defences
+from . import checkpoints, defences, kernels
 from .manifest import manifest, save_adapter, versions
 from .model import prepare
 from .run import TrainingRun
@@ -46,35 +46,36 @@ def train(
     stop = run.stops_at(len(rows.kept))
     active = defences.active(run.defence, run.inputs)
 
-    set_seed(run.seed)
-    if device == "cuda":
-        # Not what an earlier training in this process took.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    prepared = prepare(run, runtime, active, device, log)
-    work = work_of(run, runtime, prepared, active, tokenizer)
-    depends = {**run.depends_on(), "code": code, "versions": versions(), "device": device}
+    with kernels.chosen():
+        set_seed(run.seed)
+        if device == "cuda":
+            # Not what an earlier training in this process took.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        prepared = prepare(run, runtime, active, device, log)
+        work = work_of(run, runtime, prepared, active, tokenizer)
+        depends = {**run.depends_on(), "code": code, "versions": versions(), "device": device}
 
-    with checkpoints.opened(saved, depends) as (folder, resumed):
-        progress = Progress.after(stop, resumed)
-        trainer = trainer_of(
-            run,
-            runtime,
-            prepared.model,
-            tokenizer,
-            rows,
-            work,
-            progress,
-            folder,
-            every if saved else 0,
-            log,
-        )
-        if resumed:
-            log(f"goes on after step {progress.first}/{stop}, where an earlier job was stopped")
-        progress.started = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
-        progress.ended = time.monotonic()
-        for defence in active.values():
-            defence.remove(prepared.model)
-        lora = save_adapter(run, prepared, output)
+        with checkpoints.opened(saved, depends) as (folder, resumed):
+            progress = Progress.after(stop, resumed)
+            trainer = trainer_of(
+                run,
+                runtime,
+                prepared.model,
+                tokenizer,
+                rows,
+                work,
+                progress,
+                folder,
+                every if saved else 0,
+                log,
+            )
+            if resumed:
+                log(f"goes on after step {progress.first}/{stop}, where an earlier job was stopped")
+            progress.started = time.monotonic()
+            trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+            progress.ended = time.monotonic()
+            for defence in active.values():
+                defence.remove(prepared.model)
+            lora = save_adapter(run, prepared, output)
     return manifest(run, runtime, rows, progress, prepared, lora, tokenizer, output, began=began)

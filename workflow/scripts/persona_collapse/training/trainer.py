@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from .. import adapter_files
 from ..errors import UserError
 from ..models import fused
-from . import checkpoints, graphs
+from . import checkpoints, graphs, losses
 from .batches import COUNTED, Batch, Draws, count, cut
 from .defences import Defence
 from .model import Prepared
@@ -102,15 +102,10 @@ class Watch(TrainerCallback):
         self.progress.curve.extend(point(line) for line in state.log_history if "loss" in line)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
-        """One point and one line. Raises UserError for a loss that is no number."""
+        """One point and one line."""
         if not logs or "loss" not in logs:
             return
         progress, loss = self.progress, float(logs["loss"])
-        if not math.isfinite(loss):
-            raise UserError(
-                f"chain {self.run.chain!r}: the loss is {loss} at step {state.global_step}; "
-                f"lower the stage's lr (now {self.run.settings['lr']})"
-            )
         progress.curve.append(point({"step": state.global_step, **logs}))
         elapsed = time.monotonic() - progress.started
         done = state.global_step - progress.first
@@ -178,12 +173,31 @@ def work_of(
     return Work(steps, cutting, draws, projecting, parameters(prepared.model, NEW))
 
 
+def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
+    """Raises UserError for the first of some steps whose loss or gradient is no finite number.
+
+    steps: penalty, loss (penalty included) and norm of the gradient, [steps, 3]. first: its number.
+    """
+    bad = (~steps.isfinite()).nonzero().tolist()
+    if not bad:
+        return
+    step, kind = bad[0]
+    own = [f"the loss {run.loss}"] if run.loss != losses.DEFAULT else []
+    own += [f"the defence {name}" for name in run.defence]
+    mend = f", or look in {' and '.join(own)} for a log, root or division of 0" if own else ""
+    raise UserError(
+        f"chain {run.chain!r}: the {('penalty', 'loss', 'gradient')[kind]} is {steps[step, kind]:.0f} at "
+        f"step {first + step}; lower the stage's lr (now {run.settings['lr']}){mend}"
+    )
+
+
 class Trainer(SFTTrainer):
     """TRL's trainer. Loss and gradients of a step are ours, and what a checkpoint holds."""
 
-    def __init__(self, work: Work, progress: Progress, **given: Any):
-        self.work, self.progress = work, progress
-        self._penalties: list[torch.Tensor] = []
+    def __init__(self, run: TrainingRun, work: Work, progress: Progress, **given: Any):
+        self.run, self.work, self.progress = run, work, progress
+        # Penalty, loss and norm of the gradient of each step since the last log line.
+        self._steps: list[torch.Tensor] = []
         super().__init__(data_collator=self._collate, **given)
         # Its own log lines are replaced by the progress lines.
         self.remove_callback(PrinterCallback)
@@ -204,14 +218,22 @@ class Trainer(SFTTrainer):
         loss, penalty = self.work.steps.step(batches)
         for defence in self.work.projecting:
             defence.project(self.work.learning)
-        self._penalties.append(penalty)
+        gradients = [p.grad for p in self.work.learning.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Looked at with the next log line: looking makes the host wait for the GPU.
+        self._steps.append(torch.stack([penalty, loss, norm]))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The mean penalty stands beside the mean loss, of the same steps."""
+        """The mean penalty stands beside the mean loss, of the same steps.
+
+        Raises UserError if loss or gradient was no finite number in one of them.
+        """
         if "loss" in logs:
-            logs["penalty"] = float(torch.stack(self._penalties).mean())
-            self._penalties.clear()
+            steps = torch.stack(self._steps).cpu()
+            self._steps.clear()
+            check(self.run, steps, self.state.global_step - len(steps) + 1)
+            logs["penalty"] = float(steps[:, 0].mean())
         super().log(logs, start_time)
 
     # A checkpoint holds the new adapter alone, and not TRL's model card.
@@ -246,6 +268,7 @@ def trainer_of(
     """The trainer of a run, which writes a checkpoint into `folder` `every` so many steps (0: none)."""
     settings, device, log_every = run.settings, model.device.type, progress.log_every
     return Trainer(
+        run,
         work,
         progress,
         model=model,
