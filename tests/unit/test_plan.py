@@ -103,7 +103,8 @@ def with_stage(**stage):
 def test_how_a_training_uses_its_machine_is_no_part_of_its_job():
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     plain = configuration.plan(config)
-    config["runtime"]["training"] = {"padding_free": True, "max_batch_tokens": 512}
+    how = {"padding_free": True, "max_batch_tokens": 512, "deterministic": True}
+    config["runtime"]["training"] = how
     packed = configuration.plan(config)
     assert plain.training("em@42") == packed.training("em@42")
     assert plain.runtime["training"] != packed.runtime["training"]

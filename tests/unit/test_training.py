@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from persona_collapse.training import batches, kernels, losses, model
 from persona_collapse.training.steps import OWN, Passes, Step, Stepper, Tokens
 from safetensors.torch import load_file
 from trainings import batch_of, loss_of
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_same_inputs_and_seed_give_the_same_bytes_and_another_seed_does_not(train):
@@ -385,7 +388,7 @@ def test_attention_of_a_training_runs_no_kernel_of_cudnn(train, monkeypatch):
     assert torch.backends.cuda.cudnn_sdp_enabled()  # outside, what was there before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@gpu
 @pytest.mark.parametrize("tokens", [64, 128, 192])
 def test_gradients_of_masked_attention_are_finite_however_small_its_scores(tokens):
     def gradient(device, dtype):
@@ -450,3 +453,81 @@ def test_what_losses_and_defences_see_is_in_32_bits(tiny_base):
     shown = (step.logits, step.before, step.hidden(1), step.hidden(1, before=True), step.embeddings)
     assert passes.now.last.dtype == torch.bfloat16
     assert {tensor.dtype for tensor in shown} == {torch.float32}
+
+
+def test_deterministic_reaches_pytorch_for_the_time_of_a_training(train, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+    usual = Stepper.step
+
+    def state():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        )
+
+    def look(self, batches):
+        seen.append(state())
+        return usual(self, batches)
+
+    monkeypatch.setattr(Stepper, "step", look)
+    before = state()
+    assert train("plain")[1]["runtime"]["deterministic"] is False
+    assert set(seen) == {before} == {(False, False, True, None)}
+    seen.clear()
+    folders = []
+    for name in ("one", "two"):
+        folder, manifest = train(name, deterministic=True, padding_free=True)
+        folders.append(folder)
+        assert manifest["runtime"]["deterministic"] is True
+    assert set(seen) == {(True, False, False, ":4096:8")}  # neither only a warning nor NaN first
+    assert state()[:3] == before[:3]
+    one, two = ((folder / adapter_files.WEIGHTS).read_bytes() for folder in folders)
+    assert one == two
+
+
+def test_an_operation_that_cannot_be_deterministic_is_one_line(train, monkeypatch):
+    def putting(logits, labels, before):
+        return logits.put(torch.tensor([0]), torch.tensor([1.0])).sum()
+
+    monkeypatch.setitem(losses.ROOM._known, "putting", putting)
+    train("plain", stop=1, loss="putting")
+    with pytest.raises(
+        UserError, match=r"^config: runtime: training: deterministic: put_ .*to false"
+    ):
+        train("strict", stop=1, loss="putting", deterministic=True)
+
+
+def test_a_deterministic_training_goes_on_from_checkpoints_of_its_own_kind_alone(train, tmp_path):
+    steps = {"epochs": 8, "saved": tmp_path / "saved"}
+    strict = steps | {"deterministic": True}
+    with pytest.raises(KeyboardInterrupt):
+        train("one", dies_at=13, **steps)
+    _, fresh = train("one", **strict)
+    with pytest.raises(KeyboardInterrupt):
+        train("two", dies_at=13, **strict)
+    _, resumed = train("two", **strict)
+    assert (fresh["resumed_after_step"], resumed["resumed_after_step"]) == (0, 10)
+    assert fresh["adapter_sha256"] == resumed["adapter_sha256"]
+
+
+@gpu
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding_free": True},
+        {"padding_free": True, "defence": {"kl": {}}},
+        {"padding_free": True, "cuda_graphs": False},
+        {"padding_free": True, "cuda_graphs": False, "fused_lora": False},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_a_gpu_trains_the_same_adapter_twice_where_asked(train, make_adapter, settings):
+    how = {"deterministic": True, "dtype": "bfloat16", "epochs": 20, **settings}
+    how["prefix"] = [make_adapter(31, 4, True)]
+    one, two = (train(name, **how)[1] for name in ("one", "two"))
+    recorded = "padding_free" in settings and "cuda_graphs" not in settings
+    assert one["used"]["cuda_graphs"] == two["used"]["cuda_graphs"] == recorded
+    assert one["adapter_sha256"] == two["adapter_sha256"]

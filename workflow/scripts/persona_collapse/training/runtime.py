@@ -36,6 +36,13 @@ class Runtime(Settings):
         "sums; random numbers of the dropout differ.",
     )
 
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, train the same adapter each time, byte for byte, given the same GPU model, "
+        "library versions and settings of this block: sums are added up in a fixed order, which takes "
+        "longer. On a processor trainings are so by themselves, with one thread.",
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> Runtime:
         if self.padding_free and self.accumulation_steps != 1:

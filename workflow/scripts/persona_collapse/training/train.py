@@ -37,7 +37,8 @@ def train(
 
     The trainer is TRL's SFTTrainer; tokens and labels are ours, so what carries loss is recorded
     here and not left to a default. Data order, LoRA initialisation and dropout follow the seed: on
-    one CPU thread the same inputs give the same adapter, byte for byte.
+    one CPU thread the same inputs give the same adapter, byte for byte, and so they do on a GPU with
+    the runtime's `deterministic`.
     """
     began, device = time.monotonic(), loading.pick_device()
     runtime = runtime or Runtime()
@@ -46,7 +47,7 @@ def train(
     stop = run.stops_at(len(rows.kept))
     active = defences.active(run.defence, run.inputs)
 
-    with kernels.chosen():
+    with kernels.chosen(deterministic=runtime.deterministic):
         set_seed(run.seed)
         if device == "cuda":
             # Not what an earlier training in this process took.
@@ -55,6 +56,9 @@ def train(
         prepared = prepare(run, runtime, active, device, log)
         work = work_of(run, runtime, prepared, active, tokenizer)
         depends = {**run.depends_on(), "code": code, "versions": versions(), "device": device}
+        if runtime.deterministic:
+            # Not from a checkpoint whose steps added up in another order.
+            depends["runtime"] = runtime.model_dump()
 
         with checkpoints.opened(saved, depends) as (folder, resumed):
             progress = Progress.after(stop, resumed)
