@@ -230,7 +230,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["stages", "em", "loss"],
             "focal",
-            "config: stages: em: loss: expected a loss (cross_entropy), got 'focal'",
+            "config: stages: em: loss: expected a loss (cross_entropy, dft), got 'focal'",
         ),
         (["training", "sft", "lr"], -1, "config: training: sft: lr: expected more than 0, got -1"),
         (["only"], [], "config: only: expected a list of 1 or more, got []"),

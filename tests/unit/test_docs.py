@@ -110,7 +110,7 @@ def test_the_overlays_are_sound(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     found = blocks(EXTENDING, "yaml overlay")
-    assert len(found) == 5
+    assert len(found) == 6
     for block in found:
         if not re.search("loss: |same_states:|asks_back:|file:", block):
             update_config(config, yaml.safe_load(block))
