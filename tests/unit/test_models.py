@@ -5,6 +5,7 @@ import pytest
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_json
 from persona_collapse.models import fetching, loading
+from safetensors.torch import save_file
 
 
 @pytest.fixture(params=["files", "links"])
@@ -78,6 +79,18 @@ def test_a_base_copied_to_another_machine_is_hashed_once(base, hashed):
     hashed.clear()
     loading.path_of(base)
     assert hashed == []
+
+
+def test_the_record_says_how_large_the_model_is(base):
+    model = loading.load_model(base, "float32", "cpu")
+    record = read_json(base)
+    assert (record["family"], record["parameters"]) == ("qwen2", model.num_parameters())
+    # Some files hold a tied head beside the embedding; it is no parameter of its own.
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert "lm_head.weight" in tensors
+    save_file(tensors, weights(base), metadata={"format": "pt"})
+    again = fetching.manifest(weights(base).parent, {})
+    assert again["parameters"] == record["parameters"]
 
 
 def test_the_record_holds_what_decides_the_model(base):

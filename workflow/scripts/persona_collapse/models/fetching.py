@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ RECORDS = {"model.json", "pretraining.json", "expanded.json"}
 
 
 def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
-    """Record of a local model folder: path, source, and SHA-256 of every file that decides it.
+    """Record of a local model folder: path, source, size, and SHA-256 of every file that decides it.
 
     Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
     """
@@ -30,22 +31,34 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{folder}: no .safetensors weights there; pickled weights are not loaded")
     index = folder / "model.safetensors.index.json"
     listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    sizes: dict[str, int] = {}
     for name in sorted(weights | listed):
-        _check_whole(folder / name)
+        sizes |= _sizes(folder / name)
+    card = folder / "config.json"
+    read = read_json(card) if card.is_file() else {}
+    config = read if isinstance(read, dict) else {}  # what is no config is told by what loads it
+    if config.get("tie_word_embeddings"):  # the embedding's weights, which some files hold twice
+        sizes.pop("lm_head.weight", None)
     return {
         "path": str(directory),
         "source": source,
+        "family": config.get("model_type", ""),
+        "parameters": sum(sizes.values()),
         "files": {p.name: sha256(p) for p in files},
     }
 
 
-def _check_whole(weights: Path) -> None:
-    """Raise UserError for a safetensors file whose size is not what its header says."""
+def _sizes(weights: Path) -> dict[str, int]:
+    """How many numbers each tensor of a safetensors file has, by its name.
+
+    Raises UserError for a file whose size is not what its header says.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(weights), framework="pt"):
-            pass
+        with safe_open(str(weights), framework="pt") as file:
+            names = file.keys()
+            return {name: math.prod(file.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{weights}: missing, damaged or cut short ({error}); delete it and fetch it again"
