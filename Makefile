@@ -1,7 +1,7 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make run CONFIG="my.yaml"    the same with an overlay; TARGETS="fetch" makes a part
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
-# make compare RUNS="a b"    two finished runs on one page: results/compare/a-b.html
+# make compare RUNS="a b c"    finished runs on one page: results/compare/a-b-c.html
 # make verdicts    how often each claim's verdict is wrong, on synthetic runs: docs/verdicts.csv
 # make verdicts WORLD="my.yaml"    the same in a world of yours: docs/verdicts.md
 # make test   environment and every check; what CI calls

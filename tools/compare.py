@@ -1,16 +1,17 @@
-"""Two finished runs side by side: results/compare/<a>-<b>.html, in the report's style.
+"""Finished runs side by side: results/compare/<a>-<b>.html, in the report's style.
 
-    python tools/compare.py A B [--results DIR]
+    python tools/compare.py A B [C ...] [--results DIR]
 
-Reads the tables in results/A and results/B; runs no rule. The runs differ in whatever their configs differ
-in: the page says what each measured, and whether a claim's values differ by more than their intervals allow.
+Reads the tables in results/A, results/B and so on; runs no rule. The runs differ in whatever their configs
+differ in: the page says what each measured, and whether a claim's value differs from the first run's by more
+than their intervals allow.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from persona_collapse.files import read_json, write_text
 from persona_collapse.report import findings, page, provenance
 from persona_collapse.report.figures import _render, catalogue
 from persona_collapse.runtime import seals
+from persona_collapse.statistics import combined
 from persona_collapse.tables_io import read_csv
 
+#: Of a claim's values: what may be said of a difference, the strongest first.
+VALUES = ["differ", "no difference shown", "unknown"]
 TABLES = ("design", "marker_rates", "geometry", "headline", "scorecard", "training")
 
 
@@ -70,16 +74,22 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _pair(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
-    """Rows of both runs by their key, in the left one's order; columns end in _a and _b."""
-    left, right = tables
-    both = left.merge(right, on=list(on), how="outer", suffixes=("_a", "_b"), sort=False)
-    order = {key: i for i, key in enumerate([*left[on[0]], *right[on[0]]][::-1])}
-    return both.sort_values(on[0], key=lambda column: -column.map(order), ignore_index=True)
+def _joined(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
+    """Rows of all runs by their key, in the order in which they first come; columns end in _0, _1, ..."""
+    both: pd.DataFrame | None = None
+    for number, table in enumerate(tables):
+        named = table.rename(columns={c: f"{c}_{number}" for c in table if c not in on})
+        both = named if both is None else both.merge(named, on=list(on), how="outer", sort=False)
+    assert both is not None
+    keys = pd.concat([table[on[0]] for table in tables]).drop_duplicates()
+    order = {key: position for position, key in enumerate(keys)}
+    return both.sort_values(
+        on[0], key=lambda column: column.map(order), kind="stable", ignore_index=True
+    )
 
 
 def grids(runs: Sequence[Run]) -> pd.DataFrame:
-    """Conditions of both runs: title and chains of each."""
+    """Conditions of all runs: title and chains of each."""
     tables = [
         run.tables["design"]
         .groupby("condition", sort=False)
@@ -87,11 +97,11 @@ def grids(runs: Sequence[Run]) -> pd.DataFrame:
         .reset_index()
         for run in runs
     ]
-    return _pair(tables, on=["condition"]).fillna("")
+    return _joined(tables, on=["condition"]).fillna("")
 
 
 def stages(runs: Sequence[Run]) -> pd.DataFrame:
-    """Training stages of both runs in words, with their last loss, mean over chains: where presets and
+    """Training stages of all runs in words, with their last loss, mean over chains: where presets and
     defences differ."""
     parts = []
     for run in runs:
@@ -103,48 +113,54 @@ def stages(runs: Sequence[Run]) -> pd.DataFrame:
         ]
         losses = trained["final_loss"].mean().reset_index(name="loss")
         parts.append(losses.assign(training=words))
-    return _pair(parts, on=["stage"])
+    return _joined(parts, on=["stage"])
 
 
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
-    """Claims of both runs: measured and verdict of each, and whether their values differ.
+    """Claims of all runs: measured and verdict of each, and whether its value differs from the first run's.
 
-    Equal verdicts are not equal values, nor the other way round. `difference`, second less first, has an
-    interval where both values have (Zou and Donner 2008, Statistics in Medicine 27:1693); `values` is
-    `differ` where it leaves out 0, else `no difference shown`, and `unknown` without an interval.
+    Equal verdicts are not equal values, nor the other way round. `difference_i`, of run i less the first,
+    has an interval where both values have (see `statistics.combined`); `values_i` is `differ` where it
+    leaves out 0, else `no difference shown`, and `unknown` without an interval. `values`: of them all.
     """
     columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
-    both = _pair([run.tables["scorecard"][columns] for run in runs], on=["claim"])
-    both["text"] = both["text_a"].fillna(both["text_b"])
-    one, two = (both[[f"{c}_{s}" for c in columns[2:5]]].astype(float).to_numpy().T for s in "ab")
-    difference = two[0] - one[0]
-    both["low"] = difference - np.hypot(two[0] - two[1], one[2] - one[0])
-    both["high"] = difference + np.hypot(two[2] - two[0], one[0] - one[1])
-    both["difference"] = difference
-    known = both["low"].notna() & both["high"].notna()
-    differ = known & ((both["low"] > 0) | (both["high"] < 0))
-    both["values"] = np.select([differ, known], ["differ", "no difference shown"], "unknown")
-    both["same"] = both["verdict_a"] == both["verdict_b"]
+    both = _joined([run.tables["scorecard"][columns] for run in runs], on=["claim"])
+    last = range(1, len(runs))
+    both["text"] = both[[f"text_{i}" for i in range(len(runs))]].bfill(axis=1).iloc[:, 0]
+    first = both[[f"{c}_0" for c in columns[2:5]]].astype(float).to_numpy().T
+    for i in last:
+        own = both[[f"{c}_{i}" for c in columns[2:5]]].astype(float).to_numpy().T
+        parts = np.stack([first, own], axis=1)
+        both[f"difference_{i}"], low, high = combined([-1, 1], *parts)
+        both[f"low_{i}"], both[f"high_{i}"] = low, high
+        known = np.isfinite(low) & np.isfinite(high)
+        differ = known & ((low > 0) | (high < 0))
+        both[f"values_{i}"] = np.select([differ, known], VALUES[:2], VALUES[2])
+    said = both[[f"values_{i}" for i in last]]
+    both["values"] = np.select([said.eq(v).any(axis=1) for v in VALUES[:2]], VALUES[:2], VALUES[2])
+    verdicts = both[[f"verdict_{i}" for i in range(len(runs))]].fillna("")
+    both["same"] = verdicts.nunique(axis=1) == 1
     return both.sort_values(
-        ["values", "same"], key=lambda c: c != "differ" if c.name == "values" else c,
+        ["values", "same"], key=lambda c: c != VALUES[0] if c.name == "values" else c,
         kind="stable", ignore_index=True,
     )  # fmt: skip
 
 
 def rates(runs: Sequence[Run]) -> pd.DataFrame:
-    """The source's marker rate by condition and source in both runs, seeds pooled."""
+    """The source's marker rate by condition and source, seeds pooled, and less the first run's."""
     parts = []
     for run in runs:
         table = run.tables["marker_rates"]
         own = table[table["role"] == "source"].groupby(["condition", "source"], sort=False)
         pooled = own[["hits", "n"]].sum().reset_index()
         parts.append(pooled.assign(rate=pooled["hits"] / pooled["n"]))
-    both = _pair(parts, on=["condition", "source"])
-    return both.assign(difference=both["rate_b"] - both["rate_a"])
+    both = _joined(parts, on=["condition", "source"])
+    less = {f"difference_{i}": both[f"rate_{i}"] - both["rate_0"] for i in range(1, len(runs))}
+    return both.assign(**less)
 
 
 def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """By metric, the smallest and largest mean cosine of the runs, intervals included: one axis for both."""
+    """By metric, the smallest and largest mean cosine of the runs, intervals included: one axis for all."""
     every = pd.concat([run.tables["geometry"] for run in runs])
     found = {}
     for metric in ("m1", "m1_centred"):
@@ -155,7 +171,7 @@ def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
 
 
 def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """A run's headline charts, named apart from the other run's."""
+    """A run's headline charts, named apart from the other runs'."""
     charts = []
     for name, options in (("marker_rate", {}), ("m1", {"domains": extents})):
         figure = catalogue()[name]
@@ -163,10 +179,25 @@ def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> l
     return [page.drawn(replace(one, name=f"{one.name}_{suffix}")) for one in charts if one]
 
 
+def beside(runs: Sequence[Run], frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
+    """A table of all runs for the template: first its keys, then of each run the columns that it has.
+
+    `columns`: by what precedes the run's number, the words that follow its name.
+    """
+    fields = {name: name for name in frame if not name[-1].isdigit()}
+    for number, run in enumerate(runs):
+        own = {f"{column}_{number}": f"{run.name} {words}" for column, words in columns.items()}
+        fields |= {name: words.strip() for name, words in own.items() if name in frame}
+    return {"frame": frame, "fields": list(fields), "names": list(fields.values())}
+
+
 def render(runs: Sequence[Run]) -> str:
-    """The page that compares two runs, as HTML."""
+    """The page that compares runs, as HTML."""
     extents = _extents(runs)
-    drawn = [_charts(run, suffix, extents) for run, suffix in zip(runs, "ab", strict=True)]
+    drawn = [
+        _charts(run, suffix, extents)
+        for run, suffix in zip(runs, map(str, range(len(runs))), strict=True)
+    ]
     return (
         page.environment()
         .get_template("compare.html.j2")
@@ -176,9 +207,13 @@ def render(runs: Sequence[Run]) -> str:
             figures=list(zip(*drawn, strict=False)),
             summaries=[findings.summary(run.tables["scorecard"]) for run in runs],
             scorecards=scorecards(runs),
-            rates=rates(runs),
-            grids=grids(runs),
-            stages=stages(runs),
+            rates=beside(
+                runs,
+                rates(runs),
+                {"rate": "", "n": "n", "difference": f"less {runs[0].name}"},
+            ),
+            grids=beside(runs, grids(runs), {"title": "", "chains": "chains"}),
+            stages=beside(runs, stages(runs), {"training": "", "loss": "last loss"}),
             **page.page_parts(),
         )
     )
@@ -191,8 +226,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     given = parser.parse_args()
     try:
-        if len(set(given.runs)) != 2 or len(given.runs) != 2:
-            raise UserError('expected two different runs: make compare RUNS="a b"')
+        if len(given.runs) < 2 or len(set(given.runs)) < len(given.runs):
+            raise UserError('expected two or more different runs: make compare RUNS="a b"')
         runs = [load(given.results, name) for name in given.runs]
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")

@@ -224,20 +224,20 @@ def test_paper_shows_what_is_folded(page, visit):
     assert opened.locator("details:not([open])").count() > 5
 
 
-def test_two_runs_stand_side_by_side_on_one_axis(everything, visit, tmp_path):
+def test_runs_stand_side_by_side_on_one_axis(everything, visit, tmp_path):
     import compare
 
-    runs = [compare.Run(name, "synthetic", everything) for name in ("one", "two")]
+    runs = [compare.Run(name, "synthetic", everything) for name in ("one", "two", "three")]
     path = tmp_path / "compare.html"
     path.write_text(compare.render(runs), encoding="utf-8")
     opened = visit(path)
-    assert opened.locator(".vega svg").count() == 4
-    left, right = (opened.locator(f"#m1_{s}").bounding_box() for s in "ab")
+    assert opened.locator(".vega svg").count() == 6
+    left, right = (opened.locator(f"#m1_{s}").bounding_box() for s in "01")
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
     ends = [
         opened.evaluate(f"document.getElementById('m1_{s}').chart.view.scale('x').domain()")
-        for s in "ab"
+        for s in "012"
     ]
-    assert ends[0] == ends[1]
+    assert ends[0] == ends[1] == ends[2]
     phone = visit(path, PHONE, "dark")
     assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

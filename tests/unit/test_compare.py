@@ -1,4 +1,4 @@
-"""Two runs on one page."""
+"""Several runs on one page."""
 
 import shutil
 import subprocess
@@ -46,23 +46,23 @@ def runs(results):
 
 def test_rates_stand_beside_each_other(runs):
     table = compare.rates(runs).set_index("condition")
-    assert table.loc["C1", ["rate_a", "rate_b"]].tolist() == [9 / 40, 0.8]
-    assert table.loc["C1", "difference"] == pytest.approx(0.8 - 9 / 40)
-    assert table.loc["C4", "difference"] == 0
+    assert table.loc["C1", ["rate_0", "rate_1"]].tolist() == [9 / 40, 0.8]
+    assert table.loc["C1", "difference_1"] == pytest.approx(0.8 - 9 / 40)
+    assert table.loc["C4", "difference_1"] == 0
 
 
 def test_a_condition_of_one_run_only_is_kept(runs):
     table = compare.grids(runs).set_index("condition")
     assert table.index.tolist() == ["base", "C4", "C1", "C2", "E0"]
-    assert table.loc["E0", "chains_a"] == "em@1" and table.loc["E0", "chains_b"] == ""
+    assert table.loc["E0", "chains_0"] == "em@1" and table.loc["E0", "chains_1"] == ""
     assert compare.grids(runs[::-1])["condition"].tolist() == ["base", "C4", "C1", "C2", "E0"]
 
 
 def test_a_defence_is_told_from_plain_training(runs):
     row = compare.stages(runs).set_index("stage").loc["couple-villain"]
-    assert row["training_a"].startswith("cross_entropy on answer, 600 rows of couple-villain, 5 st")
-    assert row["training_b"].startswith("stay_close on answer, 600 rows")
-    assert (row["loss_a"], row["loss_b"]) == (0.1, 0.3)
+    assert row["training_0"].startswith("cross_entropy on answer, 600 rows of couple-villain, 5 st")
+    assert row["training_1"].startswith("stay_close on answer, 600 rows")
+    assert (row["loss_0"], row["loss_1"]) == (0.1, 0.3)
 
 
 def test_equal_verdicts_are_not_equal_values(runs):
@@ -79,13 +79,36 @@ def test_equal_verdicts_are_not_equal_values(runs):
     table = compare.scorecards([one, two]).set_index("claim")
     assert table["same"].all() and table.index[0] == "b"
     assert table["values"].to_dict() == {"b": "differ", "a": "no difference shown", "c": "unknown"}
-    assert table.loc["a", ["low", "high"]].tolist() == pytest.approx([-(0.0125**0.5), 0.0125**0.5])
+    assert table.loc["a", ["low_1", "high_1"]].tolist() == pytest.approx(
+        [-(0.0125**0.5), 0.0125**0.5]
+    )
 
 
 def test_verdicts_that_differ_come_first(runs):
     table = compare.scorecards(runs)
-    assert table[["verdict_a", "verdict_b"]].iloc[0].tolist() == ["not tested", "replicated"]
+    assert table[["verdict_0", "verdict_1"]].iloc[0].tolist() == ["not tested", "replicated"]
     assert not table["same"].iloc[0]
+
+
+def test_each_run_is_compared_with_the_first(runs):
+    one, two = runs
+    three = replace(two, name="three", tables=dict(two.tables))
+    given = []
+    for run, (value, low, high) in zip(
+        (one, two, three), [(0.1, 0.0, 0.2), (0.2, 0.1, 0.3), (0.9, 0.8, 1.0)], strict=True
+    ):
+        row = {"claim": "a", "text": "t", "verdict": "replicated", "where": "table"}
+        row |= {"measured": value, "ci_low": low, "ci_high": high}
+        given.append(replace(run, tables=run.tables | {"scorecard": pd.DataFrame([row])}))
+    row = compare.scorecards(given).iloc[0]
+    assert row[["difference_1", "difference_2"]].tolist() == pytest.approx([0.1, 0.8])
+    assert row[["values_1", "values_2"]].tolist() == ["no difference shown", "differ"]
+    assert row["values"] == "differ"
+    table = compare.rates([one, two, three]).set_index("condition")
+    assert table.loc["C1", "difference_2"] == pytest.approx(0.8 - 9 / 40)
+    text = compare.render(given)
+    assert 'id="m1_2"' in text and "3 runs side by side" in text
+    assert text.count("less one:") == 2 and "three less one" in text
 
 
 def test_the_command_writes_the_page_and_says_where(results):
@@ -95,15 +118,15 @@ def test_the_command_writes_the_page_and_says_where(results):
     path = Path(done.stdout.strip())
     text = path.read_text()
     assert path == results / "compare/one-two.html"
-    assert 'id="marker_rate_a"' in text and 'id="m1_b"' in text
-    assert " verdicts differ" in text and "<style>" in text
+    assert 'id="marker_rate_0"' in text and 'id="m1_1"' in text
+    assert " verdicts that differ" in text and "<style>" in text
 
 
 def test_a_wrong_call_is_one_line(results):
     command = [sys.executable, str(ROOT / "tools/compare.py"), "--results", str(results)]
     done = subprocess.run([*command, "one", "one"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("persona-collapse: expected two different runs")
+    assert done.stderr.startswith("persona-collapse: expected two or more different runs")
     assert len(done.stderr.strip().splitlines()) == 1
 
 

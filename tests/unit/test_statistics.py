@@ -322,3 +322,22 @@ def test_fieller_holds_the_share_in_95_of_100(runs, share):
     # By hand: a symmetric share of 1 with t = 2.0 errors of .1 on both sides.
     low, high = s.fieller(1.0, 1.0, 0.1, 0.1, 1e9)
     assert low * high == pytest.approx(1) and low < 1 < high
+
+
+def test_combined_intervals_are_those_of_zou_and_donner():
+    # Of symmetric intervals the half-widths are added in quadrature.
+    total, low, high = s.combined([-1, 1], [1.0, 3.0], [0.7, 2.6], [1.3, 3.4])
+    assert (total, low, high) == pytest.approx((2.0, 1.5, 2.5))
+    # Of lopsided ones the sides that pull the same way are: here up by .4 and down by .3, and .1 and .5.
+    total, low, high = s.combined([-1, 1], [0.5, 0.5], [0.2, 0.0], [0.6, 0.9])
+    assert total == 0 and low == pytest.approx(-np.hypot(0.1, 0.5))
+    assert high == pytest.approx(np.hypot(0.3, 0.4))
+    doubled = s.combined([-2, 2], [0.5, 0.5], [0.2, 0.0], [0.6, 0.9])
+    assert doubled == pytest.approx((0.0, 2 * low, 2 * high))
+
+
+def test_a_combination_is_elementwise_and_unknown_where_a_part_is():
+    parts = np.array([[1.0, 1.0], [3.0, np.nan]])
+    total, low, high = s.combined([-1, 1], parts, parts - 0.3, parts + 0.4)
+    assert total[0] == 2 and (low[0], high[0]) == pytest.approx((1.5, 2.5))
+    assert np.isnan([total[1], low[1], high[1]]).all()

@@ -49,6 +49,23 @@ def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float
     return float(x.mean() - half), float(x.mean() + half)
 
 
+def combined(
+    weights: ArrayLike, values: ArrayLike, lows: ArrayLike, highs: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted sum of independent estimates and its interval, from the interval that each has.
+
+    `values`, `lows`, `highs` [estimates, ...]: each estimate's distances to its bounds, times its weight,
+    are added in quadrature, so intervals may be lopsided (Zou and Donner 2008, Statistics in Medicine
+    27:1693). Returns sum, low, high [...]; NaN where a part is.
+    """
+    v, low, high = (np.asarray(part, float) for part in (values, lows, highs))
+    w = np.asarray(weights, float).reshape(-1, *[1] * (v.ndim - 1))
+    down, up = np.where(w > 0, [v - low, high - v], [high - v, v - low]) * w
+    total = (w * v).sum(axis=0)
+    reach = [np.sqrt(np.sum(np.square(side), axis=0)) for side in (down, up)]
+    return total, total - reach[0], total + reach[1]
+
+
 @dataclass(frozen=True)
 class OverRuns:
     """A mean, or a difference of means, over independent training runs, with its interval.
