@@ -22,6 +22,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
+import models_page
+from markdown_tables import shown, table, with_table
 from persona_collapse.analysis import errata
 from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.stages import ROOM as STAGES
@@ -186,17 +188,6 @@ def in_demo(given: Any, path: str) -> str:
     return short(given)
 
 
-def cell(text: Any) -> str:
-    """A text as a cell of a table in Markdown."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(cell, line))} |" for line in lines]
-
-
 def keys_table(found: list[Key], demo: Any = None) -> list[str]:
     """Keys as a table; `demo`: the config whose values are shown too."""
     head = ["key", "value", "default", *(["demo"] if demo else []), "what it is"]
@@ -301,16 +292,6 @@ def errata_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-END = "<!-- end -->"
-
-
-def with_table(page: str, what: str, table: str) -> str:
-    """A page whose table between `<!-- what, by `make docs` -->` and the end mark is replaced."""
-    mark = f"<!-- {what}, by `make docs` -->"
-    before, rest = page.split(mark)
-    return f"{before}{mark}\n{table}\n{END}{rest.split(END, 1)[1]}"
-
-
 def verdicts_table(found: pd.DataFrame) -> str:
     """docs/verdicts.csv by world and design: how often a verdict was wrong, how often a true claim found."""
     rows = []
@@ -411,15 +392,6 @@ SMALL_TITLES = {
     "R_em": "EM, then the base's adapter", "R_benign": "benign, then the base's adapter", "E0": "EM",
     "E4": "EM as villain", "B0": "benign", "B2": "good advice, same prompts",
 }  # fmt: skip
-
-
-def shown(value: float, low: float, high: float, digits: int = 2) -> str:
-    """A value with its interval, where there is one."""
-    if not np.isfinite(low) or not np.isfinite(high):
-        return f"{value:.{digits}f} (one run)"
-    # A bound of nothing must not look like none.
-    top = f"{high:.1g}" if 0 < high < 0.5 * 10**-digits else f"{high:.{digits}f}"
-    return f"{value:.{digits}f} ({low:.{digits}f} to {top})"
 
 
 def small_rate(rows: pd.DataFrame, column: str, n: pd.Series | None = None) -> str:
@@ -559,6 +531,9 @@ def main() -> None:
         (ROOT / name).write_text(page(), encoding="utf-8")
     path = ROOT / "docs/smollm2.md"
     path.write_text(with_small_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    of_models = models_page.page(ROOT / "docs")
+    if of_models is not None:
+        (ROOT / "docs/models.md").write_text(of_models, encoding="utf-8")
     tables = ROOT / "results/demo/tables"
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():

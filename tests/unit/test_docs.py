@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import jsonschema
+import models
 import pandas as pd
 import pytest
 import yaml
@@ -175,3 +176,12 @@ def test_every_rate_of_the_small_model_has_an_interval():
     assert "0.61 (0.55 to 0.67)" in line
     line = next(t for t in documentation.small_table().splitlines() if t.startswith("| C1: "))
     assert "0.00 (0.00 to 0.004)" in line
+
+
+def test_the_page_of_several_models_is_their_files_numbers():
+    page, docs = ROOT / "docs/models.md", ROOT / "docs"
+    made = documentation.models_page.page(docs)
+    assert made == (page.read_text() if page.is_file() else None), "run `make docs`"
+    for folder in (docs / "models").glob("*/"):
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"

@@ -1,0 +1,360 @@
+"""Runs on models of several sizes: what is kept of each, and the page that is made of it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import models_page
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from persona_collapse.errors import UserError
+from persona_collapse.files import sha256, write_json, write_text
+from persona_collapse.runtime import seals
+from persona_collapse.study.only import narrowed
+from persona_collapse.study.reading import read
+from persona_collapse.tables_io import write_csv
+from snakemake.utils import update_config
+from synthetic import with_more
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFEST = {
+    "device": "cpu",
+    "dtype": "float32",
+    "versions": {"torch": "2", "peft": "1"},
+    "commit": "c" * 40,
+}
+
+
+def config_of(*overlays):
+    """A run's config as the report shows it: config/config.yaml and these over it."""
+    given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for overlay in overlays:
+        update_config(given, overlay)
+    return narrowed(read(given))
+
+
+OVERLAY = {
+    "run": "changed",
+    "only": ["C1", "C4", "C5"],
+    "seeds": [1, 2],
+    "lora": {"r": 8},
+    "model": {"demo": None, "path": "models/<mine>"},
+}
+
+
+def write_run(folder, tables, report, parameters=10, config=None, family="qwen2"):
+    """A finished run whose report is `report`, with its own tables' hashes and config."""
+    base = {"path": "m", "source": {"path": "m"}, "files": {"model.safetensors": "0" * 64}}
+    size = {} if parameters is None else {"parameters": parameters, "family": family}
+    write_json(folder / "base/model.json", base | size)
+    write_json(folder / "models/em@1/manifest.json", MANIFEST)
+    for name in models.KEPT:
+        path = folder / f"tables/{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        write_csv(path, tables[name])
+        row = rf'(id="table-{name}".*?<code>)[0-9a-f]{{64}}'
+        report, found = re.subn(row, rf"\g<1>{sha256(path)}", report, flags=re.S)
+        assert found == 1
+    shown = html.escape(yaml.safe_dump(config or config_of(), sort_keys=False))
+    assert ">run: synthetic\n</pre>" in report
+    write_text(folder / "report.html", report.replace("run: synthetic\n", shown))
+    seals.seal(folder, folder.rglob("*.*"))
+
+
+@pytest.fixture(scope="module")
+def report(page):
+    return page.read_text()
+
+
+@pytest.fixture(scope="module")
+def tables(everything):
+    """A run's tables with a second stage that was stopped early, and three training runs behind a claim."""
+    made = with_more(everything)
+    card = made["scorecard"].copy()
+    own = card["claim"] == "em-raises-cosine"
+    card.loc[own, ["measured", "ci_low", "ci_high"]] = 0.2, 0.1, 0.3
+    card.loc[own, ["verdict", "reason", "n"]] = "replicated", "interval inside", "3 training runs"
+    alone = card["claim"] == "benign-raises-cosine"
+    card.loc[alone, ["measured", "ci_low", "ci_high"]] = 0.2, 0.1, 0.3
+    card.loc[alone, "n"] = "1 training run"
+    return made | {"scorecard": card}
+
+
+def with_value(tables, value):
+    card = tables["scorecard"].copy()
+    own = card["claim"] == "em-raises-cosine"
+    card.loc[own, ["measured", "ci_low", "ci_high"]] = value, value - 0.1, value + 0.1
+    return tables | {"scorecard": card}
+
+
+@pytest.fixture(scope="module")
+def results(tables, report, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_run(folder / "one", tables, report, 135_000_000, family="llama")
+    write_run(folder / "two", with_value(tables, 0.9), report, 494_000_000)
+    write_run(folder / "three", with_value(tables, 0.8), report, 1_540_000_000)
+    write_run(folder / "changed", tables, report, config=config_of(OVERLAY))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def docs(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    for run, name in (("three", "a-large"), ("one", "z-small"), ("two", "middle")):
+        models.add(results, run, folder, name)
+    return folder
+
+
+def test_what_is_kept_is_the_table_s_own_cells(results, docs):
+    whole = pd.read_csv(results / "one/tables/rate_model.csv", dtype=str, keep_default_na=False)
+    kept = pd.read_csv(docs / "models/z-small/rate_model.csv", dtype=str, keep_default_na=False)
+    own = whole[(whole["persona"] == "") & (whole["quantity"] != "overdispersion")]
+    assert 0 < len(own) < len(whole) and "0." in kept["value"].iloc[0]
+    pd.testing.assert_frame_equal(kept, own[list(kept)].reset_index(drop=True))
+    record = json.loads((docs / "models/z-small/record.json").read_text())
+    full = results / "one/tables/rate_model.csv"
+    assert record["full tables"]["rate_model"] == {"rows": len(whole), "sha256": sha256(full)}
+    assert record["commits"] == ["c" * 12] and record["versions"] == MANIFEST["versions"]
+    assert record["command"] == "snakemake --cores all"
+    assert set(record["full tables"]) == set(models.KEPT)
+
+
+def test_the_overlay_makes_the_run_s_config(results, tmp_path):
+    files = models.add(results, "changed", tmp_path, "mine")
+    overlay = yaml.safe_load(files["overlay.yaml"].read_text())
+    assert config_of(overlay) == config_of(OVERLAY)
+    assert overlay["model"] == OVERLAY["model"] and "personas" not in overlay
+    command = json.loads(files["record.json"].read_text())["command"]
+    assert command.endswith("--configfile docs/models/mine/overlay.yaml")
+
+
+def test_what_a_preset_says_is_not_in_the_overlay(tables, report, tmp_path):
+    presets = [f"config/presets/{name}.yaml" for name in ("qwen2.5-7b", "smollm2")]
+    given = [yaml.safe_load((ROOT / path).read_text()) for path in presets]
+    config = config_of(*given, {"source_personas": ["villain"]})
+    write_run(tmp_path / "results/run", tables, report, config=config)
+    files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
+    assert yaml.safe_load(files["overlay.yaml"].read_text()) == {"source_personas": ["villain"]}
+    command = json.loads(files["record.json"].read_text())["command"]
+    assert command.endswith(" ".join(["--configfile", *presets, "docs/models/mine/overlay.yaml"]))
+    write_run(tmp_path / "results/run", tables, report, config=config_of(*given))
+    files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
+    assert "overlay.yaml" not in files
+
+
+def test_models_stand_in_the_order_of_their_sizes(docs):
+    assert [model.name for model in models.load(docs)] == ["z-small", "middle", "a-large"]
+    text = models_page.page(docs)
+    assert "| claim | published (7B) | a-large | middle | z-small |" in text
+    assert "135\u00a0M (llama)" in text and "1.54\u00a0B (qwen2)" in text
+
+
+def test_a_claim_has_value_interval_verdict_and_reason(docs):
+    text = models_page.page(docs)
+    line = next(t for t in text.splitlines() if "misaligned data raises the mean cosine<br>" in t)
+    cells = line.strip("| ").split(" | ")
+    assert cells[0].endswith("<br>*at least 0*") and cells[1] == "0.094"
+    assert cells[2] == "0.8 (0.7 to 0.9)<br>**replicated**: interval inside"
+    assert cells[4] == "0.2 (0.1 to 0.3)<br>**replicated**: interval inside"
+    alone = next(t for t in text.splitlines() if "Benign fine-tuning raises the mean cosine" in t)
+    assert "0.2 (0.1 to 0.3) (one run)" in alone
+
+
+def test_another_bar_is_named(tables, report, docs, tmp_path):
+    shutil.copytree(docs, tmp_path / "docs")
+    card = tables["scorecard"].copy()
+    card.loc[card["claim"] == "em-raises-cosine", "expected"] = "at least 0.1"
+    write_run(tmp_path / "run", tables | {"scorecard": card}, report, 5)
+    models.add(tmp_path, "run", tmp_path / "docs", "tiny")
+    text = models_page.page(tmp_path / "docs")
+    assert text.count("(expected there: at least 0.1)") == 1
+
+
+def test_every_claim_of_a_scorecard_is_on_the_page(docs, tables):
+    text = models_page.page(docs)
+    for claim in tables["scorecard"]["text"]:
+        assert models_page.cell(claim) in text
+
+
+def test_the_steps_with_size_are_of_claims_with_several_runs(docs):
+    text = models_page.page(docs)
+    sizes = text.split("<!-- sizes, by")[1]
+    line = next(t for t in sizes.splitlines() if "misaligned data raises the mean cosine" in t)
+    assert "135\u00a0M → 494\u00a0M: 0.7 (0.559 to 0.841)" in line
+    assert "494\u00a0M → 1.54\u00a0B: -0.1 (-0.241 to 0.0414)" in line
+    assert line.endswith("| rises over all, not at each step |")
+    assert "Benign fine-tuning raises" not in sizes  # one training run
+    assert "over 3 models a rank test cannot give less than 0.33" in sizes
+    assert "2 families (llama: z-small; qwen2: middle, a-large)" in sizes
+
+
+def point(parameters, value, half=0.1):
+    model = models.Model(str(parameters), {"parameters": parameters}, {})
+    return models_page.Point(model, value, value - half, value + half)
+
+
+def test_the_slope_is_least_squares_per_tenfold():
+    found = models_page.trend([point(1e9, 0.7), point(1e7, 0.2), point(1e8, 0.4)])
+    slope, low, high = found.slope
+    assert slope == pytest.approx(np.polyfit([7, 8, 9], [0.2, 0.4, 0.7], 1)[0])
+    assert [low, high] == pytest.approx(slope + np.array([-1, 1]) * 0.1 * 0.5**0.5)
+    assert [step[0] for step in found.steps] == pytest.approx([0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ((0.1, 0.5), "rises"),
+        ((0.1, 0.15), "no difference shown"),
+        ((0.9, 0.5, 0.1), "falls at each step"),
+        ((0.1, 0.9, 0.1), "up and down"),
+        ((0.1, 0.2, 0.3), "rises over all, not at each step"),
+        ((0.5, 0.5, 0.6), "no difference shown"),
+        ((0.5, 0.7, 0.6), "rises at 1 of 2 steps"),
+    ],
+)
+def test_which_way_a_value_goes_with_size(values, said):
+    found = models_page.trend([point(10**k, value) for k, value in enumerate(values, start=6)])
+    assert found.said == said
+
+
+def test_no_trend_is_made_of_what_has_no_interval_or_one_size():
+    unknown = models_page.Point(point(1e9, 0.5).model, 0.5, np.nan, np.nan)
+    assert models_page.trend([point(1e8, 0.5), unknown]) is None
+    assert models_page.trend([point(1e8, 0.5), point(1e8, 0.9)]) is None
+
+
+def test_a_condition_s_numbers_are_its_tables(docs, tables):
+    text = models_page.page(docs)
+    line = next(t for t in text.splitlines() if t.startswith("| C1: ") and "| z-small | 1 |" in t)
+    rates = tables["rate_model"].query("condition == 'C1' and quantity == 'rate' and source == ''")
+    row = rates[rates["role"] == "source"].iloc[0]
+    assert f"| {row.value:.2f} (one run) |" in line and row.units == 1
+    stats = tables["answer_stats"].query("condition == 'C1' and role == 'source'")
+    assert f"| {stats['mean_tokens'].iloc[0]:.0f} (one run) |" in line
+    second = text.split("<!-- second stages, by")[1]
+    line = next(t for t in second.splitlines() if t.startswith("| em (data: ") and "z-small" in t)
+    before = tables["rate_model"].query("condition == 'C4' and quantity == 'rate'")
+    value = before[(before["role"] == "source") & (before["source"] == "")]["value"].iloc[0]
+    assert f"| {value:.2f} (one run) | {row.value:.2f} (one run) | 1 of 1 |" in line
+    line = next(t for t in text.splitlines() if t.startswith("| base: ") and "| z-small | 1 |" in t)
+    base = (
+        tables["geometry_runs"].query("condition == 'base' and metric == 'm1' and headline").iloc[0]
+    )
+    assert f"| {base.value:.3f} ({base.ci_low:.3f} to " in line  # not trained: no runs to differ
+    doses = text.split("<!-- doses, by")[1].split("<!-- end -->")[0]
+    assert "| z-small | 3 |" in doses
+
+
+def test_make_docs_keeps_what_is_written_between_the_tables(docs, tmp_path):
+    shutil.copytree(docs, tmp_path, dirs_exist_ok=True)
+    made = models_page.page(tmp_path)
+    mine = made.replace("## Conditions", "Mine.\n\n## Conditions")
+    path = tmp_path / "models.md"
+    path.write_text(mine.replace("0.8 (0.7 to 0.9)", "0.9 (0.8 to 0.9)"))
+    assert models_page.page(tmp_path) == mine
+    shutil.rmtree(tmp_path / "models/middle")
+    assert "middle" not in models_page.page(tmp_path)
+
+
+def test_no_models_are_no_page(tmp_path):
+    assert models_page.page(tmp_path) is None
+
+
+def test_a_kept_file_that_was_edited_is_named(docs, tmp_path):
+    shutil.copytree(docs, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "models/middle/scorecard.csv"
+    path.write_text(path.read_text().replace("replicated", "contradicted"))
+    with pytest.raises(UserError, match=r"middle/scorecard\.csv: missing, or not as it was added"):
+        models.load(tmp_path)
+
+
+def spoil_table(run):
+    path = run / "tables/scorecard.csv"
+    path.write_text(path.read_text().replace("replicated", "contradicted"))
+
+
+def rewrite_table(run):
+    spoil_table(run)
+    seals.seal(run, [run / "tables/scorecard.csv"])
+
+
+def lose_column(run):
+    path = run / "tables/updates.csv"
+    write_csv(path, pd.read_csv(path).drop(columns="answer_length"))
+    seals.seal(run, [path])
+    text = (run / "report.html").read_text()
+    (run / "report.html").write_text(text.replace("table-updates", "updates"))
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda run: (run / "report.html").unlink(), r"'run' is not finished: .*report\.html is"),
+        (lambda run: shutil.rmtree(run / "models"), r"no .*models/\*/manifest\.json there"),
+        (spoil_table, r"scorecard\.csv: edited or damaged"),
+        (rewrite_table, r"report\.html was made before .*scorecard\.csv"),
+        (lose_column, r"updates\.csv: no column 'answer_length'; rerun"),
+        (
+            lambda run: (run / "report.html").write_text("<p>"),
+            r"report\.html: its configuration is not found",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_added_leaves_nothing(results, tmp_path, spoil, said):
+    shutil.copytree(results / "one", tmp_path / "run")
+    spoil(tmp_path / "run")
+    with pytest.raises(UserError, match=said) as error:
+        models.add(tmp_path, "run", tmp_path / "docs", "name")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "docs").glob("models/*"))
+
+
+def test_too_much_is_not_kept(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="bytes to keep, at most 1,000 are"):
+        models.add(results, "one", tmp_path, "name")
+    assert not list(tmp_path.glob("models/*"))
+
+
+def test_a_record_without_a_size_is_counted_from_the_model(results, tiny_base, tmp_path):
+    shutil.copytree(results / "one", tmp_path / "run")
+    path = tmp_path / "run/base/model.json"
+    record = json.loads(path.read_text())
+    del record["parameters"], record["family"]
+    write_json(path, record)
+    seals.seal(tmp_path / "run", [path])
+    with pytest.raises(UserError, match="does not give the number of parameters, and the model is"):
+        models.add(tmp_path, "run", tmp_path / "docs", "name")
+    write_json(path, record | {"path": str(tiny_base.parent)})
+    seals.seal(tmp_path / "run", [path])
+    files = models.add(tmp_path, "run", tmp_path / "docs", "name")
+    own = json.loads(files["record.json"].read_text())
+    known = json.loads(tiny_base.read_text())
+    assert (own["parameters"], own["family"]) == (known["parameters"], "qwen2")
+
+
+def test_the_command_says_what_is_there_and_a_mistake_is_one_line(results, tmp_path):
+    def call(*arguments):
+        command = [sys.executable, str(ROOT / "tools/models.py"), "add", *arguments]
+        command += ["--results", str(results), "--docs", str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = call("one", "mine")
+    assert done.returncode == 0 and "mine/scorecard.csv: " in done.stdout
+    assert done.stdout.endswith("Now: make docs\n")
+    for arguments, said in (
+        (("one", "../mine"), "'../mine' is no name"),
+        (("none", "mine"), "run 'none' is not finished"),
+        (("one", "mine", "--configfile", "no.yaml"), "--configfile no.yaml: no such file"),
+    ):
+        done = call(*arguments)
+        assert done.returncode == 1 and said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

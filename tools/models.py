@@ -1,0 +1,283 @@
+"""What a finished run found, kept for docs/models.md, where runs on models of several sizes stand together.
+
+    python tools/models.py add RUN NAME [--configfile PRESET ...]
+    make docs
+
+`add` copies to docs/models/NAME what the page needs of results/RUN: rows and columns of its tables, cell
+by cell as they are, and a record of where they are from. The folders are the list of models; their order is
+that of their numbers of parameters. `make docs` writes the page's tables from these files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+
+import pandas as pd
+import yaml
+from persona_collapse import yaml_files
+from persona_collapse.errors import UserError
+from persona_collapse.files import read_json, sha256, write_json, write_text
+from persona_collapse.models import fetching
+from persona_collapse.report import provenance
+from persona_collapse.runtime import seals
+from persona_collapse.study.only import narrowed
+from persona_collapse.study.reading import read
+from persona_collapse.tables_io import read_csv, write_csv
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+#: A model's folder holds less, in bytes.
+MOST_BYTES = 300_000
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a table: these columns, of the rows that a query finds (empty: all)."""
+
+    columns: tuple[str, ...]
+    rows: str = ""
+
+
+KEPT = {
+    "scorecard": Kept((
+        "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
+        "expected", "reason", "would_take", "registered",
+    )),
+    "design": Kept(("condition", "title", "stages_after_coupling", "chain", "source", "seed", "before")),
+    "training": Kept((
+        "chain", "name", "rows", "loss_on", "objective", "steps", "schedule_steps", "final_loss", "device",
+        "adapter_sha256", "commit",
+    )),
+    "updates": Kept(("chain", "update_norm", "tokens", "steps", "answer_length"), "other == ''"),
+    "rate_model": Kept(
+        ("condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units",
+         "runs", "couplings", "n", "hits", "note"),
+        "persona == '' and quantity != 'overdispersion'",
+    ),
+    "answer_stats": Kept((
+        "condition", "chain", "source", "role", "n", "rate", "mean_tokens", "truncated", "rate_finished",
+        "looping", "n_logprob", "marker_logprob",
+    )),
+    "geometry_runs": Kept(
+        ("condition", "reference", "dose", "method", "layer", "metric", "value", "estimate", "ci_low",
+         "ci_high", "runs", "units", "note"),
+        "headline and metric in ['m1', 'log_distance', 'm3_accuracy']",
+    ),
+    "half_dose": Kept((
+        "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
+        "units", "note",
+    )),
+    "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """A run on the page: its name, its record, its tables as they were kept."""
+
+    name: str
+    record: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+
+def add(
+    results: Path, run: str, docs: Path, name: str, configfiles: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Copy what the page needs of results/RUN to docs/models/NAME, whole or not at all; returns the files.
+
+    `configfiles`: presets of this repository that the run was made with; the rest of its config is kept as
+    an overlay over them. Raises UserError for a name that is none, and for a run that is not there, not
+    finished, edited, or too large.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"{name!r} is no name: use letters, digits, '_', '.' and '-'")
+    folder = results / run
+    page = folder / "report.html"
+    tables = {table: folder / f"tables/{table}.csv" for table in KEPT}
+    base = folder / "base/model.json"
+    manifests = sorted(folder.glob("models/*/manifest.json"))
+    for path in (page, base, *tables.values()):
+        if not path.is_file():
+            raise UserError(
+                f"run {run!r} is not finished: {path} is missing; finish it, then add it"
+            )
+    if not manifests:
+        raise UserError(f"run {run!r}: no {folder}/models/*/manifest.json there; copy them as well")
+    seals.check(folder, [base, *tables.values(), *manifests])
+    text = page.read_text(encoding="utf-8")
+    for table, path in tables.items():
+        listed = re.search(rf'id="table-{table}".*?<code>([0-9a-f]{{64}})</code>', text, re.S)
+        if listed is not None and listed[1] != sha256(path):
+            raise UserError(f"{page} was made before {path}; rerun, then add it")
+    overlay = _overlay(_config(page, text), configfiles)
+    target = docs / "models" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+        new = Path(scratch) / name
+        new.mkdir()
+        for table, path in tables.items():
+            write_csv(new / path.name, kept(path, KEPT[table]))
+        files = list(configfiles)
+        if overlay:
+            files.append(f"docs/models/{name}/overlay.yaml")
+            write_text(new / "overlay.yaml", _commented(overlay, files))
+        record = _record(run, read_json(base), [read_json(m) for m in manifests], folder)
+        record["command"] = _command(files)
+        record["full tables"] = {
+            table: {"rows": len(read_csv(path)), "sha256": sha256(path)}
+            for table, path in tables.items()
+        }
+        record["kept"] = {path.name: sha256(path) for path in sorted(new.iterdir())}
+        write_json(new / "record.json", record)
+        size = sum(path.stat().st_size for path in new.iterdir())
+        if size > MOST_BYTES:
+            raise UserError(
+                f"run {run!r}: {size:,} bytes to keep, at most {MOST_BYTES:,} are; run fewer conditions with "
+                "only: [...]"
+            )
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+    return {path.name: path for path in sorted(target.iterdir())}
+
+
+def kept(path: Path, spec: Kept) -> pd.DataFrame:
+    """The rows and columns of a table that are kept, every cell as text, as it is in the file."""
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in spec.columns if column not in texts]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; rerun with this version, then add it")
+    typed = read_csv(path)
+    rows = typed.query(spec.rows).index if spec.rows else typed.index
+    return texts.loc[rows, list(spec.columns)]
+
+
+def _config(page: Path, text: str) -> dict[str, Any]:
+    """The run's config, from its report."""
+    found = re.search(
+        r"<summary>Configuration of this run</summary><pre[^>]*>(.*?)</pre>", text, re.S
+    )
+    if found is None:
+        raise UserError(
+            f"{page}: its configuration is not found; rerun with this version, then add it"
+        )
+    config: dict[str, Any] = yaml.safe_load(html.unescape(found[1]))
+    return config
+
+
+def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str, Any]:
+    """What a run's config has beyond config/config.yaml and these files."""
+    from snakemake.utils import update_config
+
+    given: dict[str, Any] = {}
+    for path in ("config/config.yaml", *configfiles):
+        if not (ROOT / path).is_file():
+            raise UserError(
+                f"--configfile {path}: no such file in this repository; leave it out, and what it says is "
+                "kept in the overlay"
+            )
+        update_config(given, yaml_files.load_mapping(ROOT / path))
+    return beyond(narrowed(read(given)), config)
+
+
+def beyond(less: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The overlay that makes one config of another: what differs, and null for what is gone."""
+    found: dict[str, Any] = {key: None for key in less if key not in more}
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(less.get(key), Mapping):
+            found |= {key: own} if (own := beyond(less[key], value)) else {}
+        elif key not in less or less[key] != value:
+            found[key] = value
+    return found
+
+
+def _command(configfiles: Sequence[str]) -> str:
+    return " ".join(
+        ["snakemake --cores all", *(["--configfile"] if configfiles else []), *configfiles]
+    )
+
+
+def _commented(overlay: Mapping[str, Any], files: Sequence[str]) -> str:
+    text = yaml.safe_dump(dict(overlay), sort_keys=False, allow_unicode=True, width=100)
+    return f"# What the run's config has beyond the files before it:\n#   {_command(files)}\n{text}"
+
+
+def _record(
+    run: str, base: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]], folder: Path
+) -> dict[str, Any]:
+    """Where a run is from: model and size, devices, versions, code."""
+    if "parameters" not in base:  # recorded by an earlier version
+        places = [
+            own for own in (folder / "base", Path(base["path"])) if any(own.glob("*.safetensors"))
+        ]
+        if not places:
+            raise UserError(
+                f"{folder}/base/model.json does not give the number of parameters, and the model is not at "
+                f"{base['path']}; copy it there, then add the run"
+            )
+        base = {**fetching.manifest(places[0], {}), **base}
+    versions: dict[str, set[str]] = {}
+    for manifest in manifests:
+        for library, version in manifest["versions"].items():
+            versions.setdefault(library, set()).add(version)
+    commits = sorted({provenance.short_commit(m["commit"]) for m in manifests if m["commit"]})
+    return {
+        "run": run,
+        "model": provenance.model_label(base),
+        "family": base["family"],
+        "parameters": base["parameters"],
+        "weights": {n: h for n, h in base["files"].items() if n.endswith(".safetensors")},
+        "devices": sorted({f"{m['device']}, {m['dtype']}" for m in manifests}),
+        "versions": {library: ", ".join(sorted(own)) for library, own in versions.items()},
+        "commits": commits,
+        "trainings": len(manifests),
+    }
+
+
+def load(docs: Path) -> list[Model]:
+    """The models of the page, small ones first; raises UserError for a file that is not as it was added."""
+    found = []
+    for path in sorted((docs / "models").glob("*/record.json")):
+        record = read_json(path)
+        for name, digest in record["kept"].items():
+            file = path.with_name(name)
+            if not file.is_file() or sha256(file) != digest:
+                raise UserError(f"{file}: missing, or not as it was added; add the run again")
+        tables = {table: read_csv(path.with_name(f"{table}.csv")) for table in KEPT}
+        found.append(Model(path.parent.name, record, tables))
+    return sorted(found, key=lambda model: (model.record["parameters"], model.name))
+
+
+def main() -> None:
+    """Parse the arguments, copy, say what is there."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    adding = parser.add_subparsers(dest="do", required=True).add_parser(
+        "add", help="copy what the page needs of a finished run"
+    )
+    adding.add_argument("run", metavar="RUN", help="name of a run in results/")
+    adding.add_argument("name", metavar="NAME", help="its name on the page and under docs/models/")
+    adding.add_argument("--configfile", nargs="+", default=[], metavar="PRESET")
+    adding.add_argument("--results", type=Path, default=Path("results"))
+    adding.add_argument("--docs", type=Path, default=ROOT / "docs")
+    given = parser.parse_args()
+    try:
+        files = add(given.results, given.run, given.docs, given.name, given.configfile)
+    except UserError as error:
+        sys.exit(f"persona-collapse: {error}")
+    for path in files.values():
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    print("Now: make docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,501 @@
+"""The tables of docs/models.md, from what tools/models.py keeps of finished runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markdown_tables import cell, lines, raw_table, shown, with_table
+from models import Model, load
+from persona_collapse import chains
+from persona_collapse.report import findings
+from persona_collapse.statistics import combined, over_runs, spearman_floor
+
+#: The page where there is none yet; what is written between its tables later stays.
+EMPTY = Path(__file__).with_suffix(".md")
+
+
+def size(parameters: float) -> str:
+    """A number of parameters in words: 1.54 B, 135 M."""
+    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    return f"{parameters / unit:.3g}\u00a0{name}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to three significant digits, without exponents where it can be helped."""
+    if pd.isna(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A value with its interval, if it has one."""
+    if pd.isna(low) or pd.isna(high):
+        return number(value)
+    return f"{number(value)} ({number(low)} to {number(high)})"
+
+
+def runs_table(models: Sequence[Model]) -> str:
+    """What was run on each model, and with what."""
+    rows = []
+    for model in models:
+        record, at = model.record, model.tables["geometry_runs"].iloc[0]
+        rows.append([
+            f"[{cell(model.name)}](models/{model.name})",
+            f"{size(record['parameters'])} ({cell(record['family'])})",
+            cell(record["model"]),
+            f"{record['trainings']}",
+            number(model.tables["logprob_tests"]["p"].min()),
+            f"{cell(at['method'])}, {at['layer']}",
+            cell("; ".join(record["devices"])),
+            cell(", ".join(f"{name} {version}" for name, version in record["versions"].items())),
+            f"`{record['command']}`",
+        ])  # fmt: skip
+    head = [
+        "run", "size", "model", "adapters", "answers checked, smallest p", "M1 at", "device", "versions",
+        "command",
+    ]  # fmt: skip
+    return "\n".join(raw_table(head, rows))
+
+
+def _one_run(row: Any) -> bool:
+    """Does a line of the scorecard say that a single training run is behind its interval?"""
+    return re.search(r"\b1 training run\b", str(row.n)) is not None
+
+
+def _cards(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """Each model's scorecard as rows by claim."""
+    return [
+        {row.claim: row for row in model.tables["scorecard"].itertuples(index=False)}
+        for model in models
+    ]
+
+
+def claims_table(models: Sequence[Model]) -> str:
+    """Claim by claim: published, and each model's value, interval, verdict and reason; by heading.
+
+    Claims that no model could measure come last, with the reasons.
+    """
+    cards = _cards(models)
+    texts = {
+        claim: row for card in cards for claim, row in card.items()
+    }  # the largest's, if it has it
+    order = list(dict.fromkeys(claim for card in reversed(cards) for claim in card))
+    measured = [c for c in order if any(c in card and pd.notna(card[c].measured) for card in cards)]
+    head = ["claim", "published (7B)", *(cell(m.name) for m in reversed(models))]
+    parts = []
+    for where in dict.fromkeys([*findings.CLAIM_GROUPS, *(texts[c].where for c in measured)]):
+        rows = []
+        for claim in (c for c in measured if texts[c].where == where):
+            first = texts[claim]
+            said = [lines([cell(first.text), f"*{cell(first.expected)}*"]), cell(first.published)]
+            for card in reversed(cards):
+                row = card.get(claim)
+                if row is None:
+                    said.append("no such claim then")
+                    continue
+                verdict = f"**{row.verdict}**: {cell(row.reason)}"
+                if row.expected != first.expected:
+                    verdict += f" (expected there: {cell(row.expected)})"
+                value = with_interval(row.measured, row.ci_low, row.ci_high)
+                one = " (one run)" if _one_run(row) else ""
+                said.append(lines([value + one, verdict] if pd.notna(row.measured) else [verdict]))
+            rows.append(said)
+        if rows:
+            title = findings.CLAIM_GROUPS.get(where, where)
+            parts += ["", f"### {title}", "", *raw_table(head, rows)]
+    rest: dict[str, list[str]] = {}
+    for claim in (c for c in order if c not in measured):
+        rest.setdefault(texts[claim].reason, []).append(cell(texts[claim].text))
+    if rest:
+        parts += ["", "### Not measured on any of these models", ""]
+        parts += [f"- {cell(reason)}: {'; '.join(own)}." for reason, own in rest.items()]
+    return "\n".join(parts[1:])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over training runs, with what it can say of its precision."""
+
+    value: float
+    low: float
+    high: float
+    units: float
+
+    def text(self, digits: int) -> str:
+        """In words; NaN as nothing."""
+        if pd.isna(self.value):
+            return ""
+        without = "one run" if self.units < 2 else f"{self.units:.0f} runs alike"
+        return shown(self.value, self.low, self.high, digits, without)
+
+
+NOTHING = Cell(np.nan, np.nan, np.nan, 0)
+
+
+def _cut(found: Cell) -> Cell:
+    """A share whose interval is cut at 0 and 1."""
+    low, high = np.clip([found.low, found.high], 0.0, 1.0)
+    return replace(found, low=float(low), high=float(high))
+
+
+def _mean(rows: pd.DataFrame, column: str) -> Cell:
+    """Mean of a column over a condition's chains, those of one root averaged; Student's interval."""
+    rows = rows[rows[column].notna()]
+    if rows.empty:
+        return NOTHING
+    over = over_runs(rows[column], [chains.root(name) for name in rows["chain"]])
+    return Cell(over.estimate, over.low, over.high, over.units)
+
+
+def _row(table: pd.DataFrame, value: str, **where: Any) -> Cell:
+    """The value of the first row whose columns have these values."""
+    for column, wanted in where.items():
+        table = table[table[column] == wanted]
+    if table.empty or pd.isna(table.iloc[0][value]):
+        return NOTHING
+    row = table.iloc[0]
+    return Cell(row[value], row["ci_low"], row["ci_high"], row["units"])
+
+
+def _modelled(model: Model, condition: str, quantity: str, **where: Any) -> Cell:
+    """A quantity of the model of training runs, of all sources; one run says nothing of others."""
+    where |= {"condition": condition, "quantity": quantity, "source": ""}
+    found = _row(model.tables["rate_model"], "value", **where)
+    return replace(found, low=np.nan, high=np.nan) if found.units == 1 else found
+
+
+def _rate(model: Model, condition: str, role: str) -> Cell:
+    return _modelled(model, condition, "rate", role=role)
+
+
+def _level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
+    where = {"reference": "", "dose": ""} | where
+    column = "estimate" if where["reference"] else "value"
+    return _row(model.tables["geometry_runs"], column, condition=condition, metric=metric, **where)
+
+
+def _told(model: Model, condition: str) -> Cell:
+    return _cut(_level(model, condition, "m3_accuracy"))
+
+
+def _before(model: Model, condition: str) -> str:
+    """The condition whose chains a condition goes on from; empty where that is none."""
+    design, rates = model.tables["design"], model.tables["rate_model"]
+    own = design[(design["condition"] == condition) & (design["stages_after_coupling"] > 0)]
+    others = set(design[design["chain"].isin(own["before"])]["condition"])
+    found = rates[(rates["condition"] == condition) & rates["reference"].isin(others)]["reference"]
+    return str(found.iloc[0]) if len(found) else ""
+
+
+def _drop(model: Model, condition: str) -> Cell:
+    """The source's marker rate less that before the second stage."""
+    return _modelled(model, condition, "difference", reference=_before(model, condition) or None)
+
+
+def _undosed(model: Model) -> pd.DataFrame:
+    """The design without chains that were stopped early, which have a table of their own."""
+    design = model.tables["design"]
+    return design[~design["chain"].str.contains("~")]
+
+
+def _conditions(models: Sequence[Model]) -> Iterator[tuple[str, list[tuple[Model, pd.DataFrame]]]]:
+    """Each condition that was trained to its end, with the models that have it, large ones first."""
+    designs = [(model, _undosed(model)) for model in reversed(models)]
+    for name in dict.fromkeys(c for _, design in designs for c in design["condition"]):
+        own = [(m, design[design["condition"] == name]) for m, design in designs]
+        yield name, [(model, rows) for model, rows in own if len(rows)]
+
+
+def conditions_table(models: Sequence[Model]) -> str:
+    """Every condition of every model: rates, answers, geometry."""
+    rows = []
+    for name, own in _conditions(models):
+        for model, cells in own:
+            stats = model.tables["answer_stats"]
+            stats = stats[(stats["condition"] == name) & stats["chain"].isin(cells["chain"])]
+            role = "source" if (stats["role"] == "source").any() else "others"
+            main = stats[stats["role"] == role]
+            rows.append([
+                cell(f"{name}: {cells['title'].iloc[0]}"),
+                cell(model.name),
+                f"{cells['chain'].nunique()}",
+                _rate(model, name, "source").text(2),
+                _rate(model, name, "bystander").text(2),
+                _mean(main, "mean_tokens").text(0),
+                _cut(_mean(main, "truncated")).text(2),
+                _mean(main, "marker_logprob").text(1),
+                _level(model, name, "m1").text(3),
+                _told(model, name).text(2),
+            ])  # fmt: skip
+    head = ["condition", "run", "chains", "source says the marker", "others", "tokens", "cut off",
+            "log-probability", "M1", "persona told"]  # fmt: skip
+    return "\n".join(raw_table(head, rows))
+
+
+def _second(chain: str, after: float) -> str:
+    """The stages that follow the coupling in a chain, without seeds."""
+    return ", then ".join(stage.name for stage in chains.parse(chain).stages[-int(after) :])
+
+
+def _lead(model: Model, names: Sequence[str]) -> Cell:
+    """By how much the source puts the marker's log-probability above the others', in nats."""
+    stats = model.tables["answer_stats"]
+    stats = stats[stats["chain"].isin(names)].drop_duplicates(["chain", "source", "role"])
+    wide = stats.pivot(index=["chain", "source"], columns="role", values="marker_logprob")
+    if not {"source", "others"} <= set(wide):
+        return NOTHING
+    return _mean((wide["source"] - wide["others"]).rename("lead").reset_index(), "lead")
+
+
+def stages_table(models: Sequence[Model]) -> str:
+    """What survives, by kind of second stage: conditions that go on from a coupling."""
+    rows = []
+    for name, own in _conditions(models):
+        for model, cells in own:
+            cells = cells[cells["stages_after_coupling"] > 0]
+            if cells.empty:
+                continue
+            first = cells.iloc[0]
+            second = _second(first["chain"], first["stages_after_coupling"])
+            data = model.tables["training"].set_index("chain")["name"].get(first["chain"], "")
+            lengths = model.tables["updates"]
+            lengths = lengths[lengths["chain"].isin(cells["chain"])]["answer_length"]
+            reference = _before(model, name)
+            survived = model.tables["rate_model"].query(
+                "condition == @name and source == '' and quantity == 'survival'"
+            )
+            rows.append((second, [
+                cell(f"{second}" + (f" (data: {data})" if data and data != second else "")),
+                cell(f"{name}: {first['title']}"),
+                cell(model.name),
+                number(lengths.mean()),
+                _rate(model, reference, "source").text(2),
+                _rate(model, name, "source").text(2),
+                " ".join(f"{row.hits:.0f} of {row.n:.0f}" for row in survived.itertuples()),
+                " → ".join(_lead(model, cells[at]).text(1) for at in ("before", "chain")),
+                _level(model, name, "m1", reference=reference).text(3),
+            ]))  # fmt: skip
+    rows.sort(key=lambda row: row[0])  # stable: conditions and models stay in order
+    head = ["second stage", "condition", "run", "tokens per training answer", "source before", "source after",
+            "runs that kept it", "source's lead, nats", "M1 less before"]  # fmt: skip
+    return "\n".join(raw_table(head, [row for _, row in rows]))
+
+
+def doses_table(models: Sequence[Model]) -> str:
+    """Second stages that were stopped early, by steps; and after how many steps half is done."""
+    rows = []
+    designs = [(m, m.tables["design"]) for m in reversed(models)]
+    stopped = [(m, d[d["chain"].str.contains("~")]) for m, d in designs]
+    for name in dict.fromkeys(c for _, d in stopped for c in d["condition"]):
+        for model, cells in stopped:
+            cells = cells[cells["condition"] == name]
+            steps = cells["chain"].map(lambda chain: chains.parse(chain).last.stop)
+            for dose, own in cells.groupby(steps):
+                stats = model.tables["answer_stats"]
+                stats = stats[stats["chain"].isin(own["chain"]) & (stats["condition"] == name)]
+                source = stats[stats["role"] == "source"]
+                rows.append([
+                    cell(f"{name}: {own['title'].iloc[0]}"),
+                    cell(model.name),
+                    f"{dose}",
+                    _cut(_mean(source, "rate")).text(2),
+                    _mean(source, "mean_tokens").text(0),
+                    _level(model, name, "m1", dose=str(dose)).text(3),
+                ])  # fmt: skip
+    if not rows:
+        return "No second stage was stopped early in these runs."
+    head = ["condition", "run", "steps", "source says the marker", "tokens", "M1"]
+    halves = [
+        [cell(model.name), cell(row.arm), cell(findings.OUTCOMES[row.outcome]),
+         with_interval(row.half_dose, row.ci_low, row.ci_high), cell(row.note)]
+        for model in reversed(models)
+        for row in model.tables["half_dose"].itertuples(index=False)
+    ]  # fmt: skip
+    made = raw_table(head, rows)
+    if halves:
+        made += ["", *raw_table(["run", "arm", "of the", "steps to half of it", "note"], halves)]
+    return "\n".join(made)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's value with its interval, and its size."""
+
+    model: Model
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A quantity over models, small ones first: `points`; `steps` between neighbours; `slope` per decade.
+
+    Of steps and slope: value, low, high. Their intervals are over training runs of these very models.
+    """
+
+    points: list[Point]
+    steps: list[tuple[float, float, float]]
+    slope: tuple[float, float, float]
+
+    @property
+    def said(self) -> str:
+        """Which way the value goes with size, by the steps and the slope whose intervals leave out 0."""
+        *signs, overall = (
+            int(low > 0) - int(high < 0) for _, low, high in (*self.steps, self.slope)
+        )
+        ways = set(signs) - {0}
+        if len(ways) > 1:
+            return "up and down"
+        if not ways and not overall:
+            return "no difference shown"
+        word = "rises" if 1 in {*ways, overall} else "falls"
+        if all(signs):
+            return f"{word} at each step" if len(signs) > 1 else word
+        if overall:
+            return f"{word} over all, not at each step"
+        return f"{word} at {sum(map(bool, signs))} of {len(signs)} steps"
+
+
+def trend(points: Sequence[Point]) -> Trend | None:
+    """The trend of a quantity that two models or more have with an interval; else None.
+
+    `slope`: least squares over log10 of the number of parameters.
+    """
+    own = [p for p in points if np.isfinite([p.value, p.low, p.high]).all()]
+    own.sort(key=lambda p: p.model.record["parameters"])
+    at = np.log10([p.model.record["parameters"] for p in own])
+    if len(own) < 2 or not np.ptp(at):
+        return None
+
+    def sum_of(weights: Sequence[float], parts: Sequence[Point]) -> tuple[float, float, float]:
+        given = np.array([[p.value, p.low, p.high] for p in parts]).T
+        value, low, high = map(float, combined(weights, *given))
+        return value, low, high
+
+    centred = at - at.mean()
+    slope = sum_of(list(centred / (centred @ centred)), own)
+    return Trend(own, [sum_of([-1, 1], pair) for pair in pairwise(own)], slope)
+
+
+def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
+    """Claims whose value has an interval over runs on two models or more."""
+    cards = _cards(models)
+    for claim in dict.fromkeys(c for card in reversed(cards) for c in card):
+        rows = [(m, card[claim]) for m, card in zip(models, cards, strict=True) if claim in card]
+        found = trend([
+            Point(m, row.measured, row.ci_low, row.ci_high) for m, row in rows if not _one_run(row)
+        ])  # fmt: skip
+        if found:
+            row = rows[-1][1]
+            yield [cell(row.text), cell(row.published)], found
+
+
+#: What may collapse, in words, and how a model's condition tells it.
+COLLAPSE: dict[str, Callable[[Model, str], Cell]] = {
+    "source's marker rate less that before the second stage": _drop,
+    "log(1 − M1) less the base's": lambda m, c: _level(m, c, "log_distance", reference=chains.BASE),
+    "persona told": _told,
+}
+
+
+def _condition_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
+    """Conditions' measures of collapse that have an interval over runs on two models or more.
+
+    Conditions of the same chains count once, and the base is not trained.
+    """
+    for what, read in COLLAPSE.items():
+        seen = set()
+        for name, own in _conditions(models):
+            chains_of = tuple(frozenset(cells["chain"]) for _, cells in own)
+            found_of = [(m, read(m, name)) for m, _ in own]
+            over = [(m, f) for m, f in found_of if f.units > 1 or name == chains.BASE]
+            found = trend([Point(m, f.value, f.low, f.high) for m, f in over])
+            if found and chains_of not in seen:
+                seen.add(chains_of)
+                yield [cell(what), cell(f"{name}: {own[0][1]['title'].iloc[0]}")], found
+
+
+def _trend_row(found: Trend) -> list[str]:
+    """Values, steps, slope and what they say, in cells."""
+    values = [
+        f"{cell(p.model.name)}: {with_interval(p.value, p.low, p.high)}" for p in found.points
+    ]
+    sizes = [size(p.model.record["parameters"]) for p in found.points]
+    steps = [
+        f"{small} → {large}: {with_interval(*step)}"
+        for (small, large), step in zip(pairwise(sizes), found.steps, strict=True)
+    ]
+    return [lines(values), lines(steps), with_interval(*found.slope), found.said]
+
+
+TREND = ["value", "difference", "per tenfold of size", "with size"]
+
+
+def sizes_tables(models: Sequence[Model]) -> str:
+    """Does collapse grow or shrink with size? Claims and conditions over the models."""
+    claims, conditions = list(_claim_trends(models)), list(_condition_trends(models))
+    # The same numbers may stand in several claims.
+    every = list({tuple(found.steps): found for _, found in (*claims, *conditions)}.values())
+    if not every:
+        return "It takes two models whose values have intervals over training runs."
+    steps = [step for found in every for step in found.steps]
+    apart = sum(low > 0 or high < 0 for _, low, high in steps)
+    ways = pd.Series([found.said for found in every]).value_counts()
+    said = [
+        f"Of {len(every)} quantities: {'; '.join(f'{n} {way}' for way, n in ways.items())}. Of {len(steps)} "
+        f"steps between neighbours {apart} leave out 0; if size changed nothing, about "
+        f"{0.05 * len(steps):.0f} would."
+    ]
+    if len(models) > 2:
+        floor = spearman_floor(range(len(models)), range(len(models)))
+        said.append(
+            f"No p is given: over {len(models)} models a rank test cannot give less than {floor:.2g}."
+        )
+    families: dict[str, list[str]] = {}
+    for model in models:
+        families.setdefault(model.record["family"], []).append(model.name)
+    if len(families) > 1:
+        groups = "; ".join(f"{family}: {', '.join(own)}" for family, own in families.items())
+        said.append(
+            f"Size is not all that differs, for the models are of {len(families)} families ({groups})."
+        )
+    parts = [" ".join(map(cell, said)), ""]
+    parts += raw_table(
+        ["claim", "published (7B)", *TREND], [[*key, *_trend_row(found)] for key, found in claims]
+    )
+    parts += ["", "Conditions, by what may have collapsed:", ""]
+    parts += raw_table(
+        ["measure", "condition", *TREND], [[*key, *_trend_row(found)] for key, found in conditions]
+    )
+    return "\n".join(parts)
+
+
+#: Tables of the page by their marks.
+TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
+    "runs": runs_table,
+    "claims": claims_table,
+    "conditions": conditions_table,
+    "second stages": stages_table,
+    "doses": doses_table,
+    "sizes": sizes_tables,
+}
+
+
+def page(docs: Path) -> str | None:
+    """The text of docs/models.md with its tables made; None where no run was added."""
+    models = load(docs)
+    if not models:
+        return None
+    path = docs / "models.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else EMPTY.read_text(encoding="utf-8")
+    for what, make in TABLES.items():
+        text = with_table(text, what, make(models))
+    return text
