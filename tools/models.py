@@ -187,7 +187,13 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
                 "kept in the overlay"
             )
         update_config(given, yaml_files.load_mapping(ROOT / path))
-    return beyond(narrowed(read(given)), config)
+    less = read(given)
+    # What falls away by only: needs no null.
+    only = [name for name in config.get("only", ()) if name in less["conditions"]]
+    if only and less.get("only") != config["only"]:
+        less = narrowed({**less, "only": only})
+        del less["only"]
+    return beyond(narrowed(less), config)
 
 
 def beyond(less: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -440,7 +440,9 @@ TREND = ["value", "difference", "per tenfold of size", "with size"]
 
 
 def sizes_tables(models: Sequence[Model]) -> str:
-    """Does collapse grow or shrink with size? Claims and conditions over the models."""
+    """Does collapse grow or shrink with size? Claims and conditions over the models, a run of each size."""
+    several = models
+    models = list({model.record["parameters"]: model for model in reversed(several)}.values())[::-1]
     claims, conditions = list(_claim_trends(models)), list(_condition_trends(models))
     # The same numbers may stand in several claims.
     every = list({tuple(found.steps): found for _, found in (*claims, *conditions)}.values())
@@ -459,6 +461,9 @@ def sizes_tables(models: Sequence[Model]) -> str:
         said.append(
             f"No p is given: over {len(models)} models a rank test cannot give less than {floor:.2g}."
         )
+    if len(models) < len(several):
+        names = ", ".join(model.name for model in models)
+        said.append(f"Of several runs on models of one size the first by name is taken: {names}.")
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(model.record["family"], []).append(model.name)

@@ -135,6 +135,17 @@ def test_the_overlay_makes_the_run_s_config(results, tmp_path):
     assert command.endswith("--configfile docs/models/mine/overlay.yaml")
 
 
+def test_what_only_takes_away_needs_no_null(tables, report, tmp_path):
+    new = {"title": "other seed", "chain": "couple-villain@7+benign@{seed}"}
+    overlay = {"only": ["C1", "C4", "C9"], "conditions": {"C9": new}}
+    write_run(tmp_path / "run", tables, report, config=config_of(overlay))
+    files = models.add(tmp_path, "run", tmp_path, "mine")
+    kept = yaml.safe_load(files["overlay.yaml"].read_text())
+    assert kept["only"] == overlay["only"] and set(kept["conditions"]) == {"C9"}
+    assert None not in kept["conditions"].values() and None not in kept["stages"].values()
+    assert config_of(kept) == config_of(overlay)
+
+
 def test_what_a_preset_says_is_not_in_the_overlay(tables, report, tmp_path):
     presets = [f"config/presets/{name}.yaml" for name in ("qwen2.5-7b", "smollm2")]
     given = [yaml.safe_load((ROOT / path).read_text()) for path in presets]
@@ -193,6 +204,16 @@ def test_the_steps_with_size_are_of_claims_with_several_runs(docs):
     assert "Benign fine-tuning raises" not in sizes  # one training run
     assert "over 3 models a rank test cannot give less than 0.33" in sizes
     assert "2 families (llama: z-small; qwen2: middle, a-large)" in sizes
+
+
+def test_of_one_size_one_run_is_set_against_the_others(docs, results, tmp_path):
+    shutil.copytree(docs, tmp_path, dirs_exist_ok=True)
+    models.add(results, "one", tmp_path, "z-again")
+    again = json.loads((tmp_path / "models/z-again/record.json").read_text())
+    assert again["parameters"] == 135_000_000
+    sizes = models_page.page(tmp_path).split("<!-- sizes, by")[1]
+    assert "the first by name is taken: z-again, middle, a-large." in sizes
+    assert "z-small" not in sizes and "135\u00a0M → 135\u00a0M" not in sizes
 
 
 def point(parameters, value, half=0.1):
