@@ -32,6 +32,7 @@ from persona_collapse.files import read_json, sha256, write_json, write_text
 from persona_collapse.models import fetching
 from persona_collapse.report import provenance
 from persona_collapse.runtime import seals
+from persona_collapse.study.config import SOURCES
 from persona_collapse.study.only import narrowed
 from persona_collapse.study.reading import read
 from persona_collapse.tables_io import read_csv, write_csv
@@ -55,19 +56,16 @@ KEPT = {
         "expected", "reason", "would_take", "registered",
     )),
     "design": Kept(("condition", "title", "stages_after_coupling", "chain", "source", "seed", "before")),
-    "training": Kept((
-        "chain", "name", "rows", "loss_on", "objective", "steps", "schedule_steps", "final_loss", "device",
-        "adapter_sha256", "commit",
-    )),
-    "updates": Kept(("chain", "update_norm", "tokens", "steps", "answer_length"), "other == ''"),
+    "training": Kept(("chain", "name", "rows", "loss_on", "objective", "steps", "final_loss")),
+    "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
     "rate_model": Kept(
-        ("condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units",
-         "runs", "couplings", "n", "hits", "note"),
-        "persona == '' and quantity != 'overdispersion'",
+        ("condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units", "n",
+         "hits"),
+        "source == '' and persona == '' and quantity != 'overdispersion'",
     ),
     "answer_stats": Kept((
         "condition", "chain", "source", "role", "n", "rate", "mean_tokens", "truncated", "rate_finished",
-        "looping", "n_logprob", "marker_logprob",
+        "marker_logprob",
     )),
     "geometry_runs": Kept(
         ("condition", "reference", "dose", "method", "layer", "metric", "value", "estimate", "ci_low",
@@ -193,7 +191,18 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
     if only and less.get("only") != config["only"]:
         less = narrowed({**less, "only": only})
         del less["only"]
-    return beyond(narrowed(less), config)
+    overlay = beyond(narrowed(less), config)
+    if "model" in overlay:
+        own = {key: value for key, value in overlay["model"].items() if key not in SOURCES}
+        own |= {key: value for key, value in config["model"].items() if key in SOURCES}
+        overlay["model"] = {"use": next(key for key in SOURCES if key in config["model"]), **own}
+    update_config(given, overlay)
+    if narrowed(read(given)) != config:
+        raise UserError(
+            "the run's configuration is no overlay over these files; give --configfile those that it was run "
+            "with, or none"
+        )
+    return overlay
 
 
 def beyond(less: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

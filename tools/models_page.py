@@ -132,7 +132,8 @@ class Cell:
         """In words; NaN as nothing."""
         if pd.isna(self.value):
             return ""
-        without = "one run" if self.units < 2 else f"{self.units:.0f} runs alike"
+        few = ("not trained", "one run")
+        without = few[int(self.units)] if self.units < 2 else f"{self.units:.0f} runs alike"
         return shown(self.value, self.low, self.high, digits, without)
 
 
@@ -151,7 +152,8 @@ def _mean(rows: pd.DataFrame, column: str) -> Cell:
     if rows.empty:
         return NOTHING
     over = over_runs(rows[column], [chains.root(name) for name in rows["chain"]])
-    return Cell(over.estimate, over.low, over.high, over.units)
+    trained = 0 if set(rows["chain"]) == {chains.BASE} else over.units
+    return Cell(over.estimate, over.low, over.high, trained)
 
 
 def _row(table: pd.DataFrame, value: str, **where: Any) -> Cell:
@@ -227,6 +229,7 @@ def conditions_table(models: Sequence[Model]) -> str:
                 cell(model.name),
                 f"{cells['chain'].nunique()}",
                 _rate(model, name, "source").text(2),
+                _cut(_mean(stats[stats["role"] == "source"], "rate_finished")).text(2),
                 _rate(model, name, "bystander").text(2),
                 _mean(main, "mean_tokens").text(0),
                 _cut(_mean(main, "truncated")).text(2),
@@ -234,8 +237,10 @@ def conditions_table(models: Sequence[Model]) -> str:
                 _level(model, name, "m1").text(3),
                 _told(model, name).text(2),
             ])  # fmt: skip
-    head = ["condition", "run", "chains", "source says the marker", "others", "tokens", "cut off",
-            "log-probability", "M1", "persona told"]  # fmt: skip
+    head = [
+        "condition", "run", "chains", "source says the marker", "of finished answers", "others", "tokens",
+        "cut off", "log-probability", "M1", "persona told",
+    ]  # fmt: skip
     return "\n".join(raw_table(head, rows))
 
 

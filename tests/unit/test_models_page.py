@@ -116,6 +116,7 @@ def test_what_is_kept_is_the_table_s_own_cells(results, docs):
     whole = pd.read_csv(results / "one/tables/rate_model.csv", dtype=str, keep_default_na=False)
     kept = pd.read_csv(docs / "models/z-small/rate_model.csv", dtype=str, keep_default_na=False)
     own = whole[(whole["persona"] == "") & (whole["quantity"] != "overdispersion")]
+    own = own[own["source"] == ""]
     assert 0 < len(own) < len(whole) and "0." in kept["value"].iloc[0]
     pd.testing.assert_frame_equal(kept, own[list(kept)].reset_index(drop=True))
     record = json.loads((docs / "models/z-small/record.json").read_text())
@@ -130,7 +131,8 @@ def test_the_overlay_makes_the_run_s_config(results, tmp_path):
     files = models.add(results, "changed", tmp_path, "mine")
     overlay = yaml.safe_load(files["overlay.yaml"].read_text())
     assert config_of(overlay) == config_of(OVERLAY)
-    assert overlay["model"] == OVERLAY["model"] and "personas" not in overlay
+    assert overlay["model"] == {"use": "path", "path": "models/<mine>"}
+    assert "personas" not in overlay
     command = json.loads(files["record.json"].read_text())["command"]
     assert command.endswith("--configfile docs/models/mine/overlay.yaml")
 
@@ -155,6 +157,13 @@ def test_what_a_preset_says_is_not_in_the_overlay(tables, report, tmp_path):
     assert yaml.safe_load(files["overlay.yaml"].read_text()) == {"source_personas": ["villain"]}
     command = json.loads(files["record.json"].read_text())["command"]
     assert command.endswith(" ".join(["--configfile", *presets, "docs/models/mine/overlay.yaml"]))
+    presets[1] = "config/presets/qwen2.5-1.5b.yaml"
+    given[1] = yaml.safe_load((ROOT / presets[1]).read_text())
+    config = config_of(*given, {"model": {"use": "gguf"}})
+    write_run(tmp_path / "results/run", tables, report, config=config)
+    files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
+    overlay = yaml.safe_load(files["overlay.yaml"].read_text())
+    assert config_of(*given, overlay) == config and list(overlay) == ["model"]
     write_run(tmp_path / "results/run", tables, report, config=config_of(*given))
     files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
     assert "overlay.yaml" not in files
@@ -269,7 +278,8 @@ def test_a_condition_s_numbers_are_its_tables(docs, tables):
     base = (
         tables["geometry_runs"].query("condition == 'base' and metric == 'm1' and headline").iloc[0]
     )
-    assert f"| {base.value:.3f} ({base.ci_low:.3f} to " in line  # not trained: no runs to differ
+    assert f"| {base.value:.3f} ({base.ci_low:.3f} to " in line  # no runs to differ
+    assert " (not trained) | " in line
     doses = text.split("<!-- doses, by")[1].split("<!-- end -->")[0]
     assert "| z-small | 3 |" in doses
 
