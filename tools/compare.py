@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,13 @@ def facts(run: Run) -> dict[str, Any]:
 
 def _joined(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
     """Rows of all runs by their key, in the order in which they first come; columns end in _0, _1, ..."""
-    both: pd.DataFrame | None = None
-    for number, table in enumerate(tables):
-        named = table.rename(columns={c: f"{c}_{number}" for c in table if c not in on})
-        both = named if both is None else both.merge(named, on=list(on), how="outer", sort=False)
-    assert both is not None
-    keys = pd.concat([table[on[0]] for table in tables]).drop_duplicates()
-    order = {key: position for position, key in enumerate(keys)}
-    return both.sort_values(
+    numbered = [
+        table.rename(columns={c: f"{c}_{number}" for c in table if c not in on})
+        for number, table in enumerate(tables)
+    ]
+    joined = reduce(lambda one, two: one.merge(two, on=list(on), how="outer", sort=False), numbered)
+    order = {key: at for at, key in enumerate(dict.fromkeys(k for t in tables for k in t[on[0]]))}
+    return joined.sort_values(
         on[0], key=lambda column: column.map(order), kind="stable", ignore_index=True
     )
 
@@ -194,10 +194,7 @@ def beside(runs: Sequence[Run], frame: pd.DataFrame, columns: Mapping[str, str])
 def render(runs: Sequence[Run]) -> str:
     """The page that compares runs, as HTML."""
     extents = _extents(runs)
-    drawn = [
-        _charts(run, suffix, extents)
-        for run, suffix in zip(runs, map(str, range(len(runs))), strict=True)
-    ]
+    drawn = [_charts(run, str(number), extents) for number, run in enumerate(runs)]
     return (
         page.environment()
         .get_template("compare.html.j2")
@@ -208,9 +205,7 @@ def render(runs: Sequence[Run]) -> str:
             summaries=[findings.summary(run.tables["scorecard"]) for run in runs],
             scorecards=scorecards(runs),
             rates=beside(
-                runs,
-                rates(runs),
-                {"rate": "", "n": "n", "difference": f"less {runs[0].name}"},
+                runs, rates(runs), {"rate": "", "n": "n", "difference": f"less {runs[0].name}"}
             ),
             grids=beside(runs, grids(runs), {"title": "", "chains": "chains"}),
             stages=beside(runs, stages(runs), {"training": "", "loss": "last loss"}),

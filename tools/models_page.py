@@ -178,6 +178,7 @@ def _rate(model: Model, condition: str, role: str) -> Cell:
 
 
 def _level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
+    """A metric of the geometry over runs: its level, or its difference to a `reference` (None: no such)."""
     where = {"reference": "", "dose": ""} | where
     column = "estimate" if where["reference"] else "value"
     return _row(model.tables["geometry_runs"], column, condition=condition, metric=metric, **where)
@@ -285,7 +286,7 @@ def stages_table(models: Sequence[Model]) -> str:
                 _rate(model, name, "source").text(2),
                 " ".join(f"{row.hits:.0f} of {row.n:.0f}" for row in survived.itertuples()),
                 " → ".join(_lead(model, cells[at]).text(1) for at in ("before", "chain")),
-                _level(model, name, "m1", reference=reference).text(3),
+                _level(model, name, "m1", reference=reference or None).text(3),
             ]))  # fmt: skip
     rows.sort(key=lambda row: row[0])  # stable: conditions and models stay in order
     head = ["second stage", "condition", "run", "tokens per training answer", "source before", "source after",

@@ -284,6 +284,22 @@ def test_a_condition_s_numbers_are_its_tables(docs, tables):
     assert "| z-small | 3 |" in doses
 
 
+def test_a_second_stage_without_a_coupling_to_compare_with_has_no_change(docs, results, tmp_path):
+    shutil.copytree(results / "one", tmp_path / "run")
+    path = tmp_path / "run/tables/rate_model.csv"
+    rates = models.read_csv(path)
+    write_csv(path, rates[rates["reference"] == ""])
+    seals.seal(tmp_path / "run", [path])
+    report = tmp_path / "run/report.html"
+    was = sha256(results / "one/tables/rate_model.csv")
+    report.write_text(report.read_text().replace(was, sha256(path)))
+    models.add(tmp_path, "run", tmp_path / "docs", "alone")
+    second = models_page.page(tmp_path / "docs").split("<!-- second stages, by")[1]
+    line = next(t for t in second.splitlines() if t.startswith("| em (data: "))
+    cells = line.split(" | ")
+    assert cells[4] == "" and cells[-1] == " |"
+
+
 def test_make_docs_keeps_what_is_written_between_the_tables(docs, tmp_path):
     shutil.copytree(docs, tmp_path, dirs_exist_ok=True)
     made = models_page.page(tmp_path)
