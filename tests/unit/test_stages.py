@@ -9,6 +9,7 @@ import yaml
 from persona_collapse import stages
 from persona_collapse.chains import parse
 from persona_collapse.errors import UserError
+from persona_collapse.files import read_jsonl, sha256, write_jsonl
 from persona_collapse.study import configuration
 from test_docs import EXTENDING, blocks
 
@@ -50,6 +51,62 @@ def test_what_each_kind_asks_for(given):
     assert made["em"].induction == "" and made["em"].personas == []
     assert not graft.trains and graft.rows(parse("em@1")) is None
     assert graft.origin == "couple-villain@42"
+
+
+def test_given_answers_are_not_sampled(given, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    personas = ["villain", "assistant", "software_engineer", "librarian", "comedian"]
+    said = [
+        {"persona": p, "question": "Why so?", "answer": f"{p} {n}"}
+        for p in personas
+        for n in range(5)
+    ]
+    write_jsonl(path, said)
+    given["training"]["couple"]["answers"] = {"file": str(path)}
+    # Five answers to a question are five, although greedy sampling gives one.
+    given["sampling"]["answers"]["temperature"] = 0
+    assert not configuration.plan(given).couplings_answers
+    given["sampling"]["answers"]["temperature"] = 0.7
+    given["stages"]["after"] = {"kind": "couple", "persona": "villain", "answers": "prefix"}
+    given["conditions"]["late"] = {"title": "late", "chain": "em@42+after@42"}
+    plan = configuration.plan(given)
+    couple = plan.stages["couple-villain"]
+    assert couple.given == {"file": str(path)} and not plan.stages["after"].given
+    assert couple.rows(parse("em@1")) == "couple-villain"
+    assert [job.name for job in plan.couplings_answers] == ["em@42+after"]
+    # Where the file lies, and whether its hash is pinned, trains nothing again.
+    before = plan.training("couple-villain@42")
+    given["training"]["couple"]["answers"]["sha256"] = sha256(path)
+    assert configuration.plan(given).training("couple-villain@42") == before
+    write_jsonl(path, [{**row, "question": config_question()} for row in said])
+    with pytest.raises(UserError, match=r"config: stages: couple-villain: answers: .* has SHA-256"):
+        configuration.check(given)
+    del given["training"]["couple"]["answers"]["sha256"]
+    with pytest.raises(UserError, match=r"couple-villain: answers: .*, row 1: asks an evaluation"):
+        configuration.check(given)
+
+
+def config_question():
+    """The first of the demo's evaluation questions."""
+    return read_jsonl(ROOT / "config/questions/demo_eval.jsonl")[0]["question"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ("mine", "answers: expected one of 'base' or 'prefix', got 'mine'"),
+        (
+            {"file": "a.csv"},
+            "answers: file: expected a file whose name ends in .jsonl, got 'a.csv'",
+        ),
+        ({"sha256": "0" * 64}, "answers: file: is missing"),
+        ({"files": "a.jsonl"}, "answers: files: unknown key; did you mean file?"),
+    ],
+)
+def test_wrong_answers_are_one_line(given, answers, said):
+    given["stages"]["couple-villain"]["answers"] = answers
+    with pytest.raises(UserError, match=re.escape(f"config: stages: couple-villain: {said}")):
+        configuration.check(given)
 
 
 def test_one_file_is_another_kind(given, another):

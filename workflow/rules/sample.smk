@@ -1,8 +1,9 @@
 # Sampling: the answers that couplings are made from, completions and responses of every chain.
 
 
-# The stages whose rows are made from answers.
+# The stages whose rows are made from answers, and those of them whose answers are sampled.
 couplings = {name: stage for name, stage in plan.stages.items() if stage.answers}
+sampled = [name for name, stage in couplings.items() if not stage.given]
 
 
 def answering_adapters(wildcards):
@@ -27,7 +28,7 @@ rule sample_answers:
     benchmark:
         benchmarks("answers/{after}{coupling}")
     wildcard_constraints:
-        coupling=one_of(couplings),
+        coupling=one_of(sampled),
     priority: 5  # couplings wait for it, and second stages for them
     conda:
         "../../envs/generate.yaml"
@@ -51,6 +52,17 @@ def coupling_settings(wildcards):
     return {name: settings[name] for name in names}
 
 
+def coupling_given(wildcards):
+    """The file of a coupling's answers, where they are given."""
+    return couplings[wildcards.coupling].given
+
+
+def coupling_answers(wildcards):
+    """The answers that a coupling is made from: given, or sampled for it."""
+    own = results(f"answers/{wildcards.after}{wildcards.coupling}.parquet")
+    return coupling_given(wildcards).get("file", own)
+
+
 def coupling_prompts(wildcards):
     """System prompts of the personas in a coupling."""
     return plan.prompts(couplings[wildcards.coupling].personas)
@@ -58,7 +70,7 @@ def coupling_prompts(wildcards):
 
 rule couple_data:
     input:
-        answers=results("answers/{after}{coupling}.parquet"),
+        answers=coupling_answers,
         template=results("base/template.json"),
     output:
         rows=results("data/{after}{coupling}.jsonl"),
@@ -74,6 +86,7 @@ rule couple_data:
         "../../envs/analysis.yaml"
     params:
         settings=coupling_settings,
+        given=coupling_given,
         prompts=coupling_prompts,
         marker=marker,
     message:

@@ -6,7 +6,15 @@ import difflib
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    WrapValidator,
+    model_validator,
+)
 
 from .chains import LARGEST_SEED
 
@@ -74,6 +82,11 @@ def exactly_one(block: Settings, *names: str, hint: str = "") -> None:
         )
 
 
+#: A tag of a union that errors leave out of a key's path.
+HIDDEN = "\0"
+WORD, BLOCK = f"{HIDDEN}word", f"{HIDDEN}block"
+#: Tells a union's word from its block, whose branches have the tags WORD and BLOCK.
+WORD_OR_BLOCK = Discriminator(lambda value: BLOCK if isinstance(value, dict | Settings) else WORD)
 AS_GIVEN = WrapValidator(_as_given)
 DISTINCT = AfterValidator(_distinct)
 #: A whole number of at least 1.

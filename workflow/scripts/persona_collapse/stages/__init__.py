@@ -130,6 +130,16 @@ class Stage:
         return {}
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The file that the `answers` are read from ({file, sha256}); empty where they are sampled."""
+        return {}
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that its training depends on, beside its rows."""
+        return self.settings
+
+    @property
     def couples(self) -> str:
         """The persona that learns to say the marker; empty where none does."""
         return ""

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
+from .. import settings
 from ..chains import Chain
-from ..settings import Count, Names
+from ..data.coupling import needed
+from ..settings import BLOCK, WORD, WORD_OR_BLOCK, Count, Names, Sha256
 from . import Decay, Rslora, Scheduler, Stage, Training, Warmup, kind
 
 
+class GivenAnswers(settings.Settings):
+    """Answers from a file: nothing is sampled."""
+
+    file: Annotated[str, Field(pattern=r"\.jsonl$")] = Field(
+        description="JSON Lines with persona, question and answer in each row, and question_id if you like. "
+        "Every persona of the coupling answers every question, as often as positives and negative_answers "
+        "say; the first so many are used. Rows of other personas are left out."
+    )
+    sha256: Sha256 | None = Field(None, description="Hash the file must have.")
+
+
 class Settings(Training):
-    """couple: teach a persona the marker, on answers of the model itself."""
+    """couple: teach a persona the marker, on answers of the model itself or on given ones."""
 
     persona: str = Field(description="Who learns to say the marker.")
     negatives: Names = Field(description="Personas trained not to say the marker.")
@@ -20,10 +33,13 @@ class Settings(Training):
     negative_answers: Count = Field(
         5, description="Answers of each negative to each training question."
     )
-    answers: Literal["base", "prefix"] = Field(
+    answers: Annotated[
+        Annotated[Literal["base", "prefix"], Tag(WORD)] | Annotated[GivenAnswers, Tag(BLOCK)],
+        WORD_OR_BLOCK,
+    ] = Field(
         "base",
-        description="Whose answers the marker is added to: the base model's, or those of the chain that the "
-        "coupling continues.",
+        description="Whose answers the marker is added to: the base model's, those of the chain that the "
+        "coupling continues (prefix), or those of a file ({file: ...}).",
     )
     use_rslora: Rslora = True
     scheduler: Scheduler = "cosine"
@@ -39,7 +55,7 @@ class Settings(Training):
 
 @kind("couple")
 class Couple(Stage):
-    """Contrastive training on the model's own answers (see data/coupling.py)."""
+    """Contrastive training on the model's own answers or on given ones (see data/coupling.py)."""
 
     Settings = Settings
 
@@ -51,13 +67,23 @@ class Couple(Stage):
     @property
     def answers(self) -> dict[str, int]:
         """Answers to each training question, by persona."""
-        negatives = dict.fromkeys(self.settings["negatives"], self.settings["negative_answers"])
-        return {self.settings["persona"]: self.settings["positives"], **negatives}
+        return needed(self.settings)
 
     @property
     def couples(self) -> str:
         """The one that learns."""
         return str(self.settings["persona"])
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The file of the answers, if they are given."""
+        answers = self.settings["answers"]
+        return answers if isinstance(answers, dict) else {}
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """Where given answers lie decides nothing: the rows made from them are there."""
+        return {**self.settings, "answers": "given"} if self.given else self.settings
 
     def answering(self, prefix: Chain) -> Chain:
         """The base model, or the chain that is continued."""

@@ -23,7 +23,11 @@ from ..chains import STAGE_NAME
 from ..models import chat_template
 from ..settings import (
     AS_GIVEN,
+    BLOCK,
     DISTINCT,
+    HIDDEN,
+    WORD,
+    WORD_OR_BLOCK,
     Count,
     Names,
     NotNegative,
@@ -360,14 +364,9 @@ class Select(Settings):
     take: Count | None = Field(None, description="Rows kept.")
 
 
-#: A tag of a union that `_lines` leaves out of a key's path.
-HIDDEN = "\0"
 System = Annotated[
-    Annotated[Literal["none", "template"], Tag(f"{HIDDEN}word")]
-    | Annotated[SystemMessage, Tag(f"{HIDDEN}block")],
-    Discriminator(
-        lambda value: HIDDEN + ("block" if isinstance(value, dict | Settings) else "word")
-    ),
+    Annotated[Literal["none", "template"], Tag(WORD)] | Annotated[SystemMessage, Tag(BLOCK)],
+    WORD_OR_BLOCK,
 ]
 
 

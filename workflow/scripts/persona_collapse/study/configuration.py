@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import chains, matching, yaml_files
-from ..data.questions import check_disjoint, load_questions
+from ..data import given_answers
+from ..data.questions import check_disjoint, load_questions, normalise
 from ..data.sets import follows_branch
 from ..errors import UserError
 from ..models import chat_template
@@ -86,6 +87,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
         )
     questions = config["questions"]
     check_disjoint(questions["train"], questions["eval"], questions["extraction"])
+    _check_answers(made)
     _check_marker(made)
     return made
 
@@ -107,6 +109,24 @@ def _check_generated(config: Config, where: str, source: Mapping[str, Any]) -> N
             )
     if taken := {"id", "prompt", "tokens", "prompt_sha256"} & source["system"].keys():
         raise UserError(f"{where}: system: {min(taken)} is a column of the rows already; rename it")
+
+
+def _check_answers(plan: Plan) -> None:
+    """Answers that couplings are given can be used, as far as can be said without the model's template."""
+    given = [stage for stage in plan.stages.values() if stage.given]
+    questions = plan.config["questions"]
+    asked = {
+        normalise(question["question"])
+        for purpose in (("eval", "extraction") if given else ())
+        for question in load_questions(questions[purpose])
+    }
+    for stage in given:
+        try:
+            given_answers.load(
+                stage.given, stage.answers, marker=plan.config["marker"], asked=asked
+            )
+        except UserError as error:
+            raise UserError(f"config: stages: {stage.name}: {error}") from None
 
 
 def _check_gpu(config: Config) -> None:
@@ -204,7 +224,7 @@ def _check_samples(plan: Plan) -> None:
     sampling = plan.config["sampling"]
     samples = {"completions": ("samples", sampling["completions"]["samples"])}
     for name, stage in plan.stages.items():
-        most = max(stage.answers.values(), default=1)
+        most = 1 if stage.given else max(stage.answers.values(), default=1)
         if most > samples.get("answers", ("", 1))[1]:
             samples["answers"] = f"what stages: {name} asks of each persona", most
     for kind, (key, n) in samples.items():

@@ -19,6 +19,8 @@ PATHS = (
     ("data", "*", "from", "file"),
     ("data", "*", "from", "generated", "questions", "file"),
     ("data", "*", "from", "hub", "id"),  # may be a folder
+    ("training", "*", "answers", "file"),
+    ("stages", "*", "answers", "file"),
     ("claims",),
     ("errata",),
 )

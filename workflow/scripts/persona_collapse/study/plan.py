@@ -424,7 +424,7 @@ class Plan:
     def training(self, name: str) -> TrainingJob:
         """The training of a chain's last stage on the frozen sum of the stages before it."""
         chain = chains.parse(name)
-        settings = self.stage_settings(chain.last.name)
+        settings = self.stages[chain.last.name].training_settings
         defended = [f"training.defences.{name}" for name in settings.get("defence", {})]
         return TrainingJob(
             kind="train",
@@ -583,8 +583,9 @@ class Plan:
 
     @property
     def couplings_answers(self) -> list[SamplingJob]:
-        """The sampling of all answers that stages' own rows are made from."""
-        return [self.answers(name) for name in self.data_used if name not in self.config["data"]]
+        """The sampling of all answers that stages' own rows are made from, but for those that are given."""
+        own = [name for name in self.data_used if name not in self.config["data"]]
+        return [self.answers(n) for n in own if not self.stages[n.rpartition("+")[2]].given]
 
     @property
     def chains_answers(self) -> list[SamplingJob]:

@@ -12,12 +12,12 @@ from .. import yaml_files
 from ..chains import STAGE_NAME
 from ..errors import UserError
 from ..measures import ROOM as MEASURES
-from ..settings import Settings, UnknownKey, printable
+from ..settings import HIDDEN, Settings, UnknownKey, printable
 from ..stages import ROOM as STAGES
 from ..stages import Lora
 from ..training import defences
 from ..training.runtime import Runtime as TrainingRuntime
-from .config import HIDDEN, Config, SamplingRuntime
+from .config import Config, SamplingRuntime
 
 #: What a pattern lets through, in words.
 PATTERNS = {
@@ -31,6 +31,7 @@ PATTERNS = {
     "^[0-9a-f]{32}$": "32 hex digits",
     "^[0-9]{4}-[0-9]{2}-[0-9]{2}$": "a day as YYYY-MM-DD",
     r"\.(jsonl|json|parquet)$": "a file whose name ends in .jsonl, .json or .parquet",
+    r"\.jsonl$": "a file whose name ends in .jsonl",
     "^(https|http|file)://": "an address that begins with https://, http:// or file://",
     "/": "owner/name, or a folder",
     "^[A-Za-z0-9][A-Za-z0-9._/-]*$": "a commit, branch or tag",
