@@ -400,6 +400,11 @@ def test_contrasts_pair_seeds_and_test_equivalence():
     assert table["estimate"].abs().max() < 1e-6
 
 
+def test_a_run_of_one_condition_has_no_contrasts_and_no_error():
+    table = contrasts.contrasts_table(GRID, load, HEADLINE, [], margin=0.02, draws=199, seed=1)
+    assert table.empty
+
+
 def test_contrasts_compare_chains_of_one_source(crossed):
     from synthetic import crossed_load
 

@@ -48,7 +48,8 @@ class View:
 
 def measuring(design: pd.DataFrame, measure: str) -> pd.DataFrame:
     """The rows of the design whose chains a measure is taken of."""
-    return design[[measure in measures.split() for measures in design["measures"]]]
+    # Not by a plain list: an empty one would choose no columns.
+    return design.loc[[measure in measures.split() for measures in design["measures"]]]
 
 
 def chains_of(design: pd.DataFrame) -> list[str]:
