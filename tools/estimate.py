@@ -1,9 +1,11 @@
 """Print what is left of a run, what it will take, and which claims it cannot decide.
 
     python tools/estimate.py [--configfile OVERLAY ...] [--claims RUNS]
+    python tools/estimate.py [--configfile OVERLAY ...] --against RUN
 
 Counts the jobs of a dry run, so what is done already costs nothing. Claims: the plan is run RUNS times
-(5 by default; 0: not at all) on synthetic data in which the study is right.
+(5 by default; 0: not at all) on synthetic data in which the study is right. --against: what the jobs of a
+run of this config took, beside what is stated of them.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
     parser.add_argument("--claims", type=int, default=5, metavar="RUNS")
+    parser.add_argument("--against", metavar="RUN", help="a run in results/, compared with this")
     given = parser.parse_args()
     files = given.configfile
     config: dict[str, Any] = {}
@@ -62,14 +65,15 @@ def main() -> None:
             update_config(config, yaml_files.load_mapping(path))
         plan = configuration.plan(config)
         model_checks.check_plan(plan)
+        if given.against:
+            table = estimate.against(plan, Path("results"), given.against)
+            print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+            return
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
     config, model = plan.config, plan.config["model"]
-    hidden = (
-        model["demo"]["hidden"]
-        if "demo" in model
-        else HIDDEN.get(model.get("hub", {}).get("id"), 3584)
-    )
+    made = model.get("demo") or model.get("random")
+    hidden = made["hidden"] if made else HIDDEN.get(model.get("hub", {}).get("id"), 3584)
     jobs = jobs_left(files)
     if not jobs:
         print("Nothing is left to do.")
@@ -81,7 +85,7 @@ def main() -> None:
         f"\n{totals['jobs']} jobs; {totals['model hours']:.2f} {kind} with a model loaded, "
         f"{totals['other hours']:.2f} hours otherwise; {totals['gigabytes']:.2f} GB of disk"
     )
-    if given.claims:
+    if given.claims and config["judge"] != "nothing":
         print_undecided(files, given.claims)
 
 

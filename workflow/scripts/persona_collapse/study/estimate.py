@@ -13,6 +13,10 @@ from typing import Any
 import pandas as pd
 
 from .. import chains
+from ..data.questions import normalise
+from ..errors import UserError
+from ..files import read_json, read_jsonl
+from ..measures import ROOM as MEASURES
 from .plan import Plan
 
 #: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
@@ -28,7 +32,7 @@ STATED = {
     "activations memory, GiB": 20,
 }
 #: Tokens that a row or an answer is taken to have where nothing was counted yet.
-ROW_TOKENS, ANSWER_TOKENS, PROMPT_TOKENS = 129, 150, 64
+ROW_TOKENS, ANSWER_TOKENS = 129, 150
 MODEL_RULES = (
     "write_questions",
     "sample_generated",
@@ -63,29 +67,35 @@ def measured_seconds(results: Path, run: str) -> dict[str, tuple[float, float, i
 
 def _rule_of(folder: str) -> str:
     """Rule whose benchmarks lie in a folder, where the names differ."""
+    if folder in MEASURES.names() and folder not in MODEL_RULES:
+        return "measure_model" if MEASURES.get(folder).of_model else "measure_answers"
     return {"answers": "sample_answers", "figures": "figure"}.get(folder, folder)
 
 
-def stated_seconds(plan: Plan) -> dict[str, float]:
-    """{rule: seconds a job} from the stated throughputs; only rules that hold a model."""
+def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
+    """{rule: seconds a job} from the stated throughputs; only rules that hold a model.
+
+    Rows have as many tokens as were counted when they were prepared, if they were: `results` is the run's
+    folder.
+    """
     config = plan.config
     personas, sampling = config["personas"]["eval"], config["sampling"]
     geometry, train = len(plan.geometry_prompts), _count(config, "train")
     # A start serves several chains; the jobs of the others find their work done.
-    start = STATED["engine start, seconds"] / config["runtime"]["chains_per_engine"]
+    served = min(config["runtime"]["chains_per_engine"], len(plan.chains_for("completions")))
+    start = STATED["engine start, seconds"] / served
     completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
     extraction = geometry * _count(config, "extraction")
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
     load = STATED["model load and imports, seconds"]
-    steps = [_tokens(plan, name, train) for name in plan.trained_chains]
+    trained = [_tokens(plan, job.name, train, results) for job in plan.trainings]
     return {
-        "train": load + sum(steps) / max(1, len(steps)) / STATED["training tokens a second"],
+        "train": load + sum(trained) / max(1, len(trained)) / STATED["training tokens a second"],
         "sample_answers": start + 10 * train * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
         "responses": start + extraction * response / STATED["sampled tokens a second"],
-        "activations": load / config["runtime"]["chains_per_engine"]
-        + extraction / STATED["prompts with activations a second"],
+        "activations": load / served + extraction / STATED["prompts with activations a second"],
         # Two forward passes, of which each is what an activation takes.
         "measure_model": load
         + 2
@@ -101,18 +111,24 @@ def _count(config: Mapping[str, Any], purpose: str) -> int:
     return len(load_questions(config["questions"][purpose]))
 
 
-def _tokens(plan: Plan, name: str, questions: int) -> float:
+def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
     """Tokens that a chain's last stage trains on, by the row counts of the config."""
-    stage = chains.parse(name).last
-    planned = plan.stages[stage.name]
+    chain = chains.parse(name)
+    stage, planned = chain.last, plan.stages[chain.last.name]
     settings = planned.settings
-    if not planned.trains:
-        return 0.0
+    if planned.given:
+        found = read_jsonl(planned.given["file"])
+        questions = len(
+            {normalise(r["question"]) for r in found if r["persona"] in planned.answers}
+        )
     rows = sum(planned.answers.values()) * questions
     if planned.data is not None:
         rows = plan.config["data"][planned.data].get("select", {}).get("take", 6000)
     whole = settings.get("steps") or rows * settings["epochs"] / settings["batch_size"]
-    return float(min(stage.stop or whole, whole) * settings["batch_size"] * ROW_TOKENS)
+    counted = results / f"data/{plan.data_of(chain)}.manifest.json"
+    tokens = read_json(counted).get("tokens") if counted.is_file() else None
+    each = tokens["mean"] if tokens else ROW_TOKENS
+    return float(min(stage.stop or whole, whole) * settings["batch_size"] * each)
 
 
 def disk_bytes(plan: Plan, jobs: Mapping[str, int], hidden: int) -> dict[str, float]:
@@ -148,7 +164,8 @@ def estimate(
     memory, basis. Totals: jobs, hours of jobs that hold a model (GPU-hours where `gpus_per_job` is not 0),
     other hours, gigabytes of disk.
     """
-    measured, stated = measured_seconds(results, plan.config["run"]), stated_seconds(plan)
+    run = plan.config["run"]
+    measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
     memory = {
         "train": STATED["training memory, GiB"],
         "activations": STATED["activations memory, GiB"],
@@ -174,3 +191,30 @@ def estimate(
         "other hours": float(table.loc[~held_model, "hours"].sum()),
         "gigabytes": sum(disk_bytes(plan, jobs, hidden).values()) / 1e9,
     }
+
+
+def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
+    """What a run's jobs took beside what is stated of the plan: its jobs that hold a model, by kind.
+
+    `run`: with jobs that have run, in `results`; the plan is of its config. Columns: rule, jobs, estimated
+    and measured seconds of these jobs (GPU seconds where each has a GPU), and measured / estimated. The last
+    row is of all. Raises UserError for a run without benchmark files.
+    """
+    measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
+    rows = [
+        (
+            rule,
+            measured[rule][2],
+            measured[rule][2] * stated[rule],
+            measured[rule][2] * measured[rule][0],
+        )
+        for rule in MODEL_RULES
+        if rule in measured
+    ]
+    if not rows:
+        raise UserError(
+            f"{results / run}/benchmarks: no job with a model has run there; run one first, or mend the name"
+        )
+    table = pd.DataFrame(rows, columns=["rule", "jobs", "estimated", "measured"])
+    table.loc[len(table)] = ["all", *table[["jobs", "estimated", "measured"]].sum()]
+    return table.astype({"jobs": int}).assign(ratio=table["measured"] / table["estimated"])

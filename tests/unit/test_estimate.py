@@ -1,0 +1,101 @@
+"""What a run will take, and what it took beside that."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from persona_collapse.errors import UserError
+from persona_collapse.files import write_json, write_jsonl, write_text
+from persona_collapse.study import configuration, estimate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def took(results, **seconds):
+    """Benchmark files of a run as its jobs leave them: {path in the folder: seconds}."""
+    for path, s in seconds.items():
+        text = f"s\th:m:s\tmax_rss\n{s}\t0:00:00\t{100 + s}\n"
+        write_text(results / "mine/benchmarks" / f"{path.replace('__', '/')}.tsv", text)
+
+
+def test_what_a_run_took_stands_beside_what_was_stated(config, tmp_path):
+    plan = configuration.plan(config)
+    took(tmp_path, train__a=30.0, train__b=50.0, completions__a=9.0, logprob_check=12.0)
+    took(tmp_path, markers__a=7.0, geometry=3.0, base_model=4.0)
+    stated = estimate.stated_seconds(plan, tmp_path / "mine")
+    table = estimate.against(plan, tmp_path, "mine").set_index("rule")
+    assert table["jobs"].to_dict() == {"train": 2, "completions": 1, "measure_model": 1, "all": 4}
+    assert table.loc["train", "measured"] == 80
+    assert table.loc["train", "estimated"] == pytest.approx(2 * stated["train"])
+    assert table.loc["train", "ratio"] == pytest.approx(40 / stated["train"])
+    assert table.loc["all", "measured"] == 101
+    assert table.loc["all", "ratio"] == pytest.approx(101 / table["estimated"][:-1].sum())
+
+
+def test_a_run_without_benchmarks_is_one_line(config, tmp_path):
+    with pytest.raises(UserError, match="no job with a model has run there"):
+        estimate.against(configuration.plan(config), tmp_path, "none")
+
+
+def test_measures_count_as_the_rules_that_take_them(tmp_path):
+    took(
+        tmp_path,
+        logprob_check=12.0,
+        markers__a=7.0,
+        markers__b=9.0,
+        activations__a=2.0,
+        answers__c=1.0,
+    )
+    found = estimate.measured_seconds(tmp_path, "mine")
+    assert {rule: found[rule][::2] for rule in found} == {
+        "measure_model": (12.0, 1),
+        "measure_answers": (8.0, 2),
+        "activations": (2.0, 1),
+        "sample_answers": (1.0, 1),
+    }
+
+
+def train_tokens(plan, results):
+    """Tokens of the mean training, from its seconds."""
+    load = estimate.STATED["model load and imports, seconds"]
+    seconds = estimate.stated_seconds(plan, results)["train"] - load
+    return seconds * estimate.STATED["training tokens a second"]
+
+
+def test_rows_have_the_tokens_that_were_counted(config, tmp_path):
+    config["only"] = ["B0"]
+    plan = configuration.plan(config)
+    assert train_tokens(plan, tmp_path) == pytest.approx(640 * estimate.ROW_TOKENS)
+    write_json(tmp_path / "data/benign.manifest.json", {"tokens": {"mean": 50.5}})
+    assert train_tokens(plan, tmp_path) == pytest.approx(640 * 50.5)
+
+
+def test_given_answers_are_as_many_rows_as_their_file_makes(config, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    personas = ["villain", "assistant", "librarian", "pirate"]
+    rows = [
+        {"persona": persona, "question": f"Why {number}?", "answer": f"{persona}, {number}"}
+        for persona in personas
+        for number in range(6 if persona != "pirate" else 9)
+    ]
+    write_jsonl(path, rows)
+    config["only"] = ["C4"]
+    config["training"]["couple"] |= {"answers": {"file": str(path)}, "positives": 1, "epochs": 2}
+    config["training"]["couple"] |= {"negatives": ["assistant", "librarian"], "negative_answers": 1}
+    plan = configuration.plan(config)
+    assert train_tokens(plan, tmp_path) == pytest.approx(2 * 18 * estimate.ROW_TOKENS)
+
+
+def test_grafts_are_no_trainings(config, tmp_path):
+    config["only"] = ["B0"]
+    before = train_tokens(configuration.plan(config), tmp_path)
+    config["stages"]["graft"] = {"kind": "graft", "of": "em@42"}
+    config["conditions"]["B0"]["chain"] = ["benign@{seed}", "benign@{seed}+graft@42"]
+    config["data"]["em"] = config["data"]["benign"]
+    assert train_tokens(configuration.plan(config), tmp_path) == pytest.approx(before)
