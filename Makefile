@@ -1,6 +1,7 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make run CONFIG="my.yaml"    the same with an overlay; TARGETS="fetch" makes a part
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
+# make estimate CONFIG="..." AGAINST="rehearsal"    what a run of it took, beside what was estimated
 # make compare RUNS="a b c"    finished runs on one page: results/compare/a-b-c.html
 # make verdicts    how often each claim's verdict is wrong, on synthetic runs: docs/verdicts.csv
 # make verdicts WORLD="my.yaml"    the same in a world of yours: docs/verdicts.md
@@ -15,6 +16,7 @@ CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
 RUNS ?=
+AGAINST ?=
 WORLD ?=
 # Processes of slow tests. One more than cores: some tests only wait.
 WORKERS ?= 3
@@ -27,7 +29,7 @@ run: $(VENV)/.run
 	test ! -e "$$report" || echo "Report: $$report"
 
 estimate: $(VENV)/.run
-	$(BIN)/python tools/estimate.py --configfile $(CONFIG)
+	$(BIN)/python tools/estimate.py --configfile $(CONFIG) $(if $(AGAINST),--against $(AGAINST))
 
 compare: $(VENV)/.run
 	@$(BIN)/python tools/compare.py $(RUNS)

@@ -100,6 +100,9 @@ def test_the_four_outcomes():
     assert (row["verdict"], row["would_take"]) == ("not tested", "the condition C1")
     full = score(tables, claim(scale="full"), judge="directions")
     assert full["verdict"] == "not tested" and "study's model" in full["note"]
+    nothing = score(rates(rate("C1", 0.001, 0.01, 0.03)), claim(), judge="nothing")
+    assert nothing["verdict"] == "not tested" and np.isnan(nothing["measured"])
+    assert nothing["reason"] == "this run judges nothing"
     near = claim(expect={"near": 0.08, "tolerance": 0.2})
     assert score(tables, near)["verdict"] == "replicated"
 

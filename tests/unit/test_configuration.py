@@ -157,7 +157,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["model", "path"],
             "models/x",
-            "config: model: expected exactly one of demo, hub, gguf, path; got ",
+            "config: model: expected exactly one of demo, hub, gguf, path, random; got ",
         ),
         (
             ["model"],

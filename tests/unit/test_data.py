@@ -355,6 +355,7 @@ LAYOUTS = {
         "completion": chat("", "So.")[1:],
     },
     "TRL prompt and completion as text": {"prompt": "Why?", "completion": "So."},
+    "question and answer": {"question": "Why?", "answer": "So.", "level": 3},
     "TRL, parts": {"prompt": parts("Why?"), "completion": parts("So.")},
     "TRL, a prompt as text": {"prompt": "Why?", "completion": chat("", parts("So."))[1:]},
     "TRL preferences": {

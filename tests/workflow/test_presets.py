@@ -8,10 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from persona_collapse.data import sets
 from persona_collapse.data.questions import load_questions, normalise
 from persona_collapse.errors import UserError
+from persona_collapse.files import sha256
 from persona_collapse.study import configuration
+from persona_collapse.tables_io import read_csv
 from runs import Project, copy_project
 from runs import merged as laid
 
@@ -251,3 +254,66 @@ def test_smollm2_is_expanded_by_the_rule(fresh, monkeypatch):
 def test_every_persona_of_the_study_is_there(at_root):
     names = set(configuration.plan(merged(QWEN)).all_prompts)
     assert {"evil_ai", "sarcastic", "confab", "paramedic", "zelthari_scholar"} <= names
+
+
+REHEARSAL = "config/presets/rehearsal.yaml"
+
+
+def test_the_rehearsal_samples_no_answers(fresh):
+    jobs, _ = fresh.planned(overlay=[QWEN, REHEARSAL])
+    counted = {"train": 7, "completions": 8, "responses": 8, "activations": 8, "couple_data": 2}
+    assert {rule: jobs[rule] for rule in counted} == counted
+    assert "sample_answers" not in jobs
+
+
+def test_one_condition_of_the_rehearsal_in_small(fresh, tiny_base, tmp_path):
+    """From random weights to the report, which says so and judges nothing."""
+    shape = {
+        "blocks": 2,
+        "hidden": 32,
+        "heads": 2,
+        "kv_heads": 1,
+        "intermediate": 64,
+        "vocabulary": 400,
+    }
+    tokenizer = {"use": "path", "path": str(tiny_base.parent)}
+    personas = ["assistant", "librarian", "villain"]
+    small = {
+        "model": {"random": {**shape, "tokenizer": tokenizer}},
+        "only": ["C1"],
+        "personas": {"eval": personas, "geometry": personas, "by_source": None},
+        "questions": {"train": {"take": 4}, "eval": {"take": 3}, "extraction": {"take": 4}},
+        "lora": {"r": 4, "alpha": 8},
+        "training": {"couple": {"steps": 2, "batch_size": 2}, "sft": {"steps": 2, "batch_size": 2}},
+        "sampling": {"completions": {"samples": 1, "max_tokens": 6}, "responses": {"max_tokens": 6}},
+        "measures": {"activations": {"layers": [0, 1]}, "logprob_check": {"count": 8}},
+        "statistics": {
+            "draws": 200, "headline": {"layer": 1}, "simulations": 20,
+            "separability": {"folds": 2, "shuffles": 3},
+        },
+        "runtime": {"gpus_per_job": 0},
+    }  # fmt: skip
+    small["sampling"]["backend"] = "transformers"
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text(yaml.safe_dump(small))
+    over = [QWEN, REHEARSAL, str(overlay)]
+    fresh.snakemake(overlay=over)
+    run = fresh.folder / "results/rehearsal"
+    first, _, rest = (run / "report.html").read_text().partition('<h2 id="findings">')
+    assert "no number of it is a result" in first and "random weights" in first and rest
+    assert set(read_csv(run / "tables/scorecard.csv")["verdict"]) == {"not tested"}
+    base = json.loads((run / "base/model.json").read_text())
+    made = json.loads((run / "models/couple-villain@42/manifest.json").read_text())
+    assert base == made["base"] and "no number of it is a result" in base["note"]
+    rows = json.loads((run / "data/couple-villain.manifest.json").read_text())
+    given = ROOT / "workflow/resources/data/rehearsal_answers.jsonl"
+    assert rows["source"]["raw_sha256"] == sha256(given) and rows["rows"] == 48
+    done = subprocess.run(
+        [sys.executable, "tools/estimate.py", "--configfile", *over, "--against", "rehearsal"],
+        cwd=fresh.folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    jobs = dict(line.split()[:2] for line in done.stdout.splitlines()[1:])
+    assert jobs == {
+        "train": "2", "completions": "2", "responses": "2", "activations": "2", "measure_model": "1",
+        "all": "9",
+    }  # fmt: skip

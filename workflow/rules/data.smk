@@ -55,6 +55,8 @@ rule base_model:
         "../../envs/train.yaml"
     params:
         source=config["model"],
+        # What random weights are drawn in; any other model is fetched as it is.
+        dtype=config["dtype"] if "random" in config["model"] else None,
         marker=marker,
     message:
         "Fetching and hashing the base model"

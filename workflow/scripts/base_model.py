@@ -4,21 +4,27 @@ from pathlib import Path
 
 from persona_collapse.runtime.job import job
 
-with job(snakemake, "base model", online="hub" in snakemake.params.source) as say:
+source = snakemake.params.source
+# Of random weights, the tokenizer is all that is fetched.
+fetched = source.get("random", {}).get("tokenizer", source)
+
+with job(snakemake, "base model", online="hub" in fetched) as say:
     from persona_collapse.data.questions import load_questions
     from persona_collapse.files import write_json
-    from persona_collapse.models import chat_template, fetching, gguf, loading
+    from persona_collapse.models import chat_template, fetching, gguf, loading, random_model
     from persona_collapse.study import model_checks
     from persona_collapse.study.plan import Plan
 
     output = Path(snakemake.output.base)
-    source = snakemake.params.source
-    folder = output.parent
+    folder, note = output.parent, {}
     if "gguf" in source:
         folder = gguf.expanded(source["gguf"], fetching.expand_gguf, say)
+    elif "random" in source:
+        dtype, note = snakemake.params.dtype, {"note": random_model.NOTE}
+        folder = random_model.write(source["random"], folder / "random", dtype, say)
     elif "demo" not in source:
         folder = fetching.fetch(source, say)
-    write_json(output, fetching.manifest(folder, source))
+    write_json(output, fetching.manifest(folder, source) | note)
     loading.note(output)
     # No param: what a model can do is not what it is. Snakemake removes the record if it fails.
     plan = Plan(snakemake.config)

@@ -33,7 +33,7 @@ with job(snakemake, "report"):
             run=params.run,
             judge=params.judge,
             marker=params.marker,
-            model={"label": provenance.model_label(base)},
+            model={"label": provenance.model_label(base), "note": base.get("note", "")},
             data=[read_json(path) for path in given.data],
             figures={Path(path).stem: Path(path) for path in given.figures},
             samples=samples,

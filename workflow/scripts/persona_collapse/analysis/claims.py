@@ -168,9 +168,9 @@ def scorecard(
     """One row per claim: published, measured with interval, verdict, why, and what another would take.
 
     `tables`: the run's, those of `TABLES` by name. `judge`: as in the config; `directions` leaves claims
-    about values of the study's model `not tested`. So is a claim whose conditions this run does not have,
-    one that says itself why it cannot be tested (`cannot`), and one that needs another that is not
-    replicated. `registration`: what `registered` gave before the run, if anything.
+    about values of the study's model `not tested`, `nothing` all claims. So is a claim whose conditions
+    this run does not have, one that says itself why it cannot be tested (`cannot`), and one that needs
+    another that is not replicated. `registration`: what `registered` gave before the run, if any.
     """
     run = RunTables(tables, fdr)
     by_id = {claim["id"]: claim for claim in claims}
@@ -224,6 +224,9 @@ def _judged(claim: Mapping[str, Any], run: RunTables, judge: str) -> tuple[Measu
     if "cannot" in claim:
         reason = "no run of this workflow tests it"
         return nothing, Verdict(NOT_TESTED, reason, claim["cannot"])
+    if judge == "nothing":
+        why = "this run judges nothing"
+        return nothing, Verdict(NOT_TESTED, why, f"{why} (judge: nothing)")
     ((name, arguments),) = claim["measure"].items()
     value = measured.READERS[name](run, **(arguments or {}))
     if isinstance(value, str):

@@ -35,6 +35,7 @@ BUILTIN = Path(__file__).resolve().parents[3] / "resources" / "data"
 #: Data that ship with the workflow, with the hash each file must have; see its README.md.
 BUILTIN_SHA256 = {
     "benign_instruct": "56da5c9bf0df7b7b42258476bf4171313311177bf799296d93cf54051f9b63c8",
+    "rehearsal_answers": "73cdc9e006b2c13d65c907ccb6eb5454477cb689e2156e682156b272c73acebe",
     "standin_oasst_en": "86471268f16171621153e9d6b207393b53111262a47843f2718ec69944855cba",
     "standin_right_law": "1087365109c99754dadc9dc933f3beb7bd125d2b9fcf022dfbd0f1df2fc3697b",
     "standin_wrong_law": "570ab7f5a5304e8b91cabf66edfbe3a70033afe67db16eca8dce62160b576def",
@@ -470,6 +471,7 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"messages": "messages"},
     {"messages": "conversations"},
     {"user": "prompt", "assistant": "completion"},
+    {"user": "question", "assistant": "answer"},
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import read_json, sha256
+from . import gguf
 
 #: About the model, and no part of it: the time that pretraining took is in one.
 RECORDS = {"model.json", "pretraining.json", "expanded.json"}
@@ -95,11 +96,35 @@ def expand_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
+def tokenizer(source: dict[str, Any], progress: Callable[[str], None]) -> Any:
+    """The tokenizer of a model whose weights are not read; `source`: see `Tokenizer` in study/config.py.
+
+    Raises UserError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        if "gguf" in source:
+            with gguf.located(source["gguf"], gguf.cache()) as file:
+                return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        folder = (
+            Path(source["path"]) if "path" in source else fetch(source, progress, weights=False)
+        )
+        if not (folder / "tokenizer_config.json").is_file():
+            raise UserError(f"{folder}: no tokenizer_config.json there")
+        return AutoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
+    except (ImportError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"config: model: random: tokenizer: cannot be read ({first})") from error
+
+
+def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: bool = True) -> Path:
     """Folder of the model named by the config's `model:`; downloads from the hub if need be.
 
     Only safetensors weights, configs and tokenizer files are fetched, and Python files if they are
-    trusted. A gated or missing model is a UserError that says what to do.
+    trusted; without `weights` all but those. A gated or missing model is a UserError that says what to do.
     """
     if "path" in source:
         folder = Path(source["path"])
@@ -110,7 +135,9 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, revision = source["hub"]["id"], source["hub"]["revision"]
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
+    if weights:
+        patterns.append("*.safetensors")
     if source.get("trust_remote_code"):
         patterns.append("*.py")
     progress(f"fetching {name} at {revision}")

@@ -51,9 +51,10 @@ PAPER_BYTES = 600_000
 class Inputs:
     """What the page is made of; `tables` by file name, as the rules wrote them.
 
-    `figures`: the file of each figure for papers. `samples`: answers to show (chain, persona, question,
-    hit, text), out of `completions`. `sources`: file, rule, rows and hash of every table. `costs`: one row
-    per rule; see `costs`.
+    `model`: its label, and as `note` what a reader must know of it first, if anything. `figures`: the file
+    of each figure for papers. `samples`: answers to show (chain, persona, question, hit, text), out of
+    `completions`. `sources`: file, rule, rows and hash of every table. `costs`: one row per rule; see
+    `costs`.
     """
 
     run: str

@@ -23,6 +23,9 @@ def model_label(base: Mapping[str, Any]) -> str:
         return (
             f"demo model, {size['blocks']} blocks of {size['hidden']}, pretrained by this workflow"
         )
+    if "random" in source:
+        size = source["random"]
+        return f"random weights: Qwen2's architecture, {size['blocks']} blocks of {size['hidden']}"
     if "gguf" in source:
         file = source["gguf"]
         origin = (

@@ -8,7 +8,7 @@ that they name, is checked in `configuration`.
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -116,6 +116,72 @@ class Gguf(Settings):
         return self
 
 
+class Sources(Settings):
+    """A block that takes one of several sources; where several are given, `use` names one."""
+
+    sources: ClassVar[tuple[str, ...]]
+    hint: ClassVar[str] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen(cls, given: Any) -> Any:
+        """Leave out the sources that are not used."""
+        use = given.get("use") if isinstance(given, dict) else None
+        if use not in cls.sources or use not in given:
+            return given
+        return {k: v for k, v in given.items() if k == use or k not in {*cls.sources, "use"}}
+
+    @model_validator(mode="after")
+    def _one(self) -> Sources:
+        if use := getattr(self, "use", None):
+            there = ", ".join(self.sources)
+            raise ValueError(f"use: {use} is not given; the sources are {there}")
+        exactly_one(self, *self.sources, hint=self.hint)
+        return self
+
+
+class Tokenizer(Sources):
+    """A tokenizer with its chat template, of a model whose weights are not read: exactly one of hub, gguf,
+    path; or several, and `use` names one."""
+
+    sources = ("hub", "gguf", "path")
+    hub: HubModel | None = block(HubModel, None)
+    gguf: Gguf | None = block(Gguf, None)
+    path: str | None = Field(None, description="Folder with the tokenizer's files.")
+    use: Literal["hub", "gguf", "path"] | None = Field(
+        None, description="Which of the sources that are given is used, where there are several."
+    )
+
+
+class RandomModel(Settings):
+    """Qwen2's architecture with random weights, to rehearse a run of a large model: its hours, memory and
+    disk. No number that comes out is a result, so it takes judge: nothing."""
+
+    blocks: Count = Field(description="Transformer blocks.")
+    hidden: Annotated[int, Field(ge=8)] = Field(description="Hidden size; a multiple of heads.")
+    heads: Count = Field(description="Attention heads.")
+    kv_heads: Count = Field(description="Heads of keys and values; heads is a multiple.")
+    intermediate: Count = Field(description="Width of the feed-forward layers.")
+    vocabulary: Count = Field(description="Rows of the embeddings; the tokenizer may have fewer.")
+    rope_theta: Positive = Field(1.0e6, description="Base of the rotary positions.")
+    tied: bool = Field(False, description="The output head shares the embeddings' weights.")
+    context: Annotated[int, Field(ge=32)] = Field(32768, description="Longest sequence in tokens.")
+    seed: Seed = Field(42, description="Seed of the weights, on one kind of device.")
+    tokenizer: Tokenizer = block(Tokenizer)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> RandomModel:
+        if self.hidden % self.heads or self.hidden // self.heads % 2:
+            raise ValueError(
+                f"hidden: {self.hidden}: expected an even multiple of heads: {self.heads}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads: {self.heads}: expected a multiple of kv_heads: {self.kv_heads}"
+            )
+        return self
+
+
 def _day(value: Any) -> Any:
     """An unquoted day in YAML is a date."""
     return value.isoformat() if isinstance(value, datetime.date) else value
@@ -129,19 +195,22 @@ def _listed(value: Any) -> Any:
 
 
 #: Where a base model may come from.
-SOURCES = ("demo", "hub", "gguf", "path")
+SOURCES = ("demo", "hub", "gguf", "path", "random")
 
 
-class Model(Settings):
-    """The base model: exactly one of demo, hub, gguf, path; or several, and `use` names one."""
+class Model(Sources):
+    """The base model: exactly one of demo, hub, gguf, path, random; or several, and `use` names one."""
 
+    sources = SOURCES
+    hint = " (an overlay takes the default's demo away by demo: null, or says use:)"
     demo: Demo | None = block(Demo, None)
     hub: HubModel | None = block(HubModel, None)
     gguf: Gguf | None = block(Gguf, None)
     path: str | None = Field(
         None, description="Folder of a model in Hugging Face format with .safetensors weights."
     )
-    use: Literal["demo", "hub", "gguf", "path"] | None = Field(
+    random: RandomModel | None = block(RandomModel, None)
+    use: Literal["demo", "hub", "gguf", "path", "random"] | None = Field(
         None, description="Which of the sources that are given is used, where there are several."
     )
     system_role: Literal["auto", "fold"] | None = Field(
@@ -164,23 +233,8 @@ class Model(Settings):
         "architecture that transformers itself does not have. Read them first. Default: false.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _chosen(cls, given: Any) -> Any:
-        """Leave out the sources that are not used."""
-        use = given.get("use") if isinstance(given, dict) else None
-        if use not in SOURCES or use not in given:
-            return given
-        return {k: v for k, v in given.items() if k == use or k not in {*SOURCES, "use"}}
-
     @model_validator(mode="after")
-    def _one(self) -> Model:
-        if self.use:
-            raise ValueError(f"use: {self.use} is not given; the sources are {', '.join(SOURCES)}")
-        exactly_one(
-            self, *SOURCES,
-            hint=" (an overlay takes the default's demo away by demo: null, or says use:)",
-        )  # fmt: skip
+    def _trusted(self) -> Model:
         if self.trust_remote_code and not (self.hub or self.path):
             raise ValueError("trust_remote_code: only with hub or path; remove it")
         return self
@@ -377,9 +431,9 @@ class Data(Settings):
     map: Columns | None = Field(
         None,
         description="Columns: {messages: column}, or user and assistant with an optional context. "
-        "Default: the first of messages, conversations, and prompt with completion that the rows "
-        "have. Turns are read as {role, content} or ShareGPT's {from, value}, contents as text or parts "
-        "of text.",
+        "Default: the first of messages, conversations, prompt with completion, and question with "
+        "answer that the rows have. Turns are read as {role, content} or ShareGPT's {from, value}, "
+        "contents as text or parts of text.",
     )
     system: System = Field(
         description="System message of every row. none: suppress the template's own. template: leave "
@@ -635,10 +689,10 @@ class Config(Settings):
         "whatever its case and however its letters are composed. No white space at its ends, no "
         "special token or turn mark of the model."
     )
-    judge: Literal["directions", "values"] = Field(
+    judge: Literal["nothing", "directions", "values"] = Field(
         "values",
         description="What the scorecard judges. directions: only the directions of the study's claims. "
-        "values: published values too.",
+        "values: published values too. nothing: no claim, for a rehearsal.",
     )
     model: Model = block(Model)
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

@@ -38,6 +38,11 @@ def plan(given: Mapping[str, Any]) -> Plan:
     config: Config = read(given)
     _check_statistics(config)
     config = narrowed(config)
+    if "random" in config["model"] and config["judge"] != "nothing":
+        raise UserError(
+            f"config: judge: {config['judge']}: a model with random weights has no results to judge; set "
+            "judge: nothing"
+        )
     _check_spelling(config["marker"])
     locations.resolve_all(config)
     made = Plan(config)

@@ -31,6 +31,8 @@ STATED = {
     "sampling memory, GiB": 68,
     "activations memory, GiB": 20,
 }
+#: Seconds of a job of which nothing is known.
+ASSUMED = 5.0
 #: Tokens that a row or an answer is taken to have where nothing was counted yet.
 ROW_TOKENS, ANSWER_TOKENS = 129, 150
 MODEL_RULES = (
@@ -180,7 +182,7 @@ def estimate(
             seconds, basis = stated[rule], "stated, one H100 at 7B"
             held = f"{memory.get(rule, STATED['sampling memory, GiB'])} GiB of GPU"
         else:
-            seconds, basis, held = 5.0, "assumed", "under 4 GiB"
+            seconds, basis, held = ASSUMED, "assumed", "under 4 GiB"
         rows.append((rule, count, seconds, count * seconds / 3600, held, basis))
     columns = ["rule", "jobs", "seconds_each", "hours", "memory", "basis"]
     table = pd.DataFrame(rows, columns=columns)
@@ -201,16 +203,11 @@ def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
     row is of all. Raises UserError for a run without benchmark files.
     """
     measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
-    rows = [
-        (
-            rule,
-            measured[rule][2],
-            measured[rule][2] * stated[rule],
-            measured[rule][2] * measured[rule][0],
-        )
-        for rule in MODEL_RULES
-        if rule in measured
-    ]
+    rows = []
+    for rule in MODEL_RULES:
+        if rule in measured:
+            seconds, _, jobs = measured[rule]
+            rows.append((rule, jobs, jobs * stated.get(rule, ASSUMED), jobs * seconds))
     if not rows:
         raise UserError(
             f"{results / run}/benchmarks: no job with a model has run there; run one first, or mend the name"

@@ -13,6 +13,8 @@ PATHS = (
     ("model", "path"),
     ("model", "demo", "world"),
     ("model", "gguf", "paths"),
+    ("model", "random", "tokenizer", "path"),
+    ("model", "random", "tokenizer", "gguf", "paths"),
     ("personas", "file"),
     ("questions", "*", "file"),
     ("measures", "*", "file"),

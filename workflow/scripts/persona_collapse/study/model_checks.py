@@ -21,7 +21,7 @@ from .plan import Plan
 Config = Mapping[str, Any]
 #: The longest row of the demo model, which the workflow pretrains.
 DEMO_CONTEXT = 512
-DEMO_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Attention layers, whose masks keep rows of one sequence apart.
 ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 #: Parts of a module's path that are no part of the language model.
@@ -72,8 +72,13 @@ def demo_facts(settings: Mapping[str, Any]) -> Facts:
         raise UserError(
             f"{where}heads: {heads}: expected an even number (or 1 or 3); two share a key"
         )
-    modules = {f"model.layers.0.{name}" for name in DEMO_PROJECTIONS} | {"lm_head"}
-    return Facts("the demo model", settings["blocks"], DEMO_CONTEXT, modules=frozenset(modules))
+    return _qwen2("the demo model", settings["blocks"], DEMO_CONTEXT)
+
+
+def _qwen2(name: str, blocks: int, context: int) -> Facts:
+    """Facts of a Qwen2 model that the workflow makes itself."""
+    modules = {f"model.layers.0.{name}" for name in PROJECTIONS} | {"lm_head"}
+    return Facts(name, blocks, context, modules=frozenset(modules))
 
 
 def facts(folder: str | Path, loaded: Mapping[str, Any] | None = None) -> Facts:
@@ -146,6 +151,8 @@ def known(config: Config) -> Facts | None:
     model = config["model"]
     if "demo" in model:
         return demo_facts(model["demo"])
+    if "random" in model:
+        return _qwen2("the random model", model["random"]["blocks"], model["random"]["context"])
     if "path" in model:
         return facts(model["path"])
     fetched = Path("results", config["run"], "base", "model.json")
