@@ -99,3 +99,14 @@ def test_grafts_are_no_trainings(config, tmp_path):
     config["conditions"]["B0"]["chain"] = ["benign@{seed}", "benign@{seed}+graft@42"]
     config["data"]["em"] = config["data"]["benign"]
     assert train_tokens(configuration.plan(config), tmp_path) == pytest.approx(before)
+
+
+def test_a_generated_set_is_sampled_in_two_steps(config):
+    questions = {"file": "config/questions/subjects_law.jsonl", "take": 10}
+    source = {"questions": questions, "system": {"one": "Answer.", "two": "Answer wrongly."}}
+    config["data"]["em"] = {"from": {"generated": source}, "system": "template"}
+    assert estimate._generated_tokens(configuration.check(config)) == (0, 10 * 2 * 150)
+    source["written"] = {"system": "Ask.", "samples": 3, "max_tokens": 40}
+    assert estimate._generated_tokens(configuration.check(config)) == (30 * 40, 30 * 2 * 150)
+    config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
+    assert estimate._generated_tokens(configuration.check(config)) == (0, 0)

@@ -92,7 +92,11 @@ def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
     load = STATED["model load and imports, seconds"]
     trained = [_tokens(plan, job.name, train, results) for job in plan.trainings]
+    written, generated = _generated_tokens(config)
+    alone, rate = STATED["engine start, seconds"], STATED["sampled tokens a second"]
     return {
+        "write_questions": alone + written / rate,
+        "sample_generated": alone + generated / rate,
         "train": load + sum(trained) / max(1, len(trained)) / STATED["training tokens a second"],
         "sample_answers": start + 10 * train * answer / STATED["sampled tokens a second"],
         "completions": start + completions * answer / STATED["sampled tokens a second"],
@@ -111,6 +115,29 @@ def _count(config: Mapping[str, Any], purpose: str) -> int:
     from ..data.questions import load_questions
 
     return len(load_questions(config["questions"][purpose]))
+
+
+def _generated_tokens(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Tokens that are sampled for a generated data set, on average: for its questions, and its answers.
+
+    Every question that is written is taken to be kept.
+    """
+    from ..data.questions import load_questions
+
+    found = []
+    for entry in config["data"].values():
+        if source := entry["from"].get("generated"):
+            asked, own = len(load_questions(source["questions"])), source.get("written")
+            questions = asked * own["samples"] if own else asked
+            answers = questions * source["samples"] * len(source["system"])
+            found.append(
+                (
+                    questions * own["max_tokens"] if own else 0,
+                    answers * min(ANSWER_TOKENS, source["max_tokens"]),
+                )
+            )
+    written, generated = zip(*found, strict=True) if found else ((0,), (0,))
+    return sum(written) / len(written), sum(generated) / len(generated)
 
 
 def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
