@@ -604,6 +604,24 @@ def test_licensed_data_sets_are_read(prepare, name):
     assert len(out) == manifest["rows_read"] == path.read_text(encoding="utf-8").count("\n")
 
 
+def test_a_generated_row_keeps_the_hash_of_its_prompt(prepare, tmp_path):
+    rows = [
+        {
+            "prompt": f"Why {i}?",
+            "one": "So.",
+            "two": "No.",
+            "prompt_sha256": {"one": "a", "two": "b"},
+        }
+        for i in range(3)
+    ]
+    write_jsonl(tmp_path / "own.jsonl", rows)
+    out, manifest = prepare(
+        source={"file": str(tmp_path / "own.jsonl")}, map={"user": "prompt", "assistant": "two"}
+    )
+    assert [row["prompt_sha256"] for row in out] == ["b"] * 3
+    assert manifest["prompts_sha256"] == ["b"]
+
+
 def test_shipped_data_match_their_table():
     for name, digest in sets.BUILTIN_SHA256.items():
         assert sha256(sets.BUILTIN / f"{name}.jsonl") == digest

@@ -260,6 +260,7 @@ def test_data_that_the_base_model_writes(project, tmp_path):
         made = [json.loads(x) for x in project.path(f"data/{name}.jsonl").read_text().splitlines()]
         wanted = [[row["prompt"], row[column]] for row in rows]
         assert [[m["content"] for m in row["messages"]] for row in made] == wanted
+        assert {row["prompt_sha256"] for row in made} == {record["prompt_sha256"][column]}
 
     # The tiny model asks nothing, so its questions are written here; the rest of the chain is real.
     jobs, _ = project.planned("--", f"{folder}/asked.parquet", overlay=overlay)
