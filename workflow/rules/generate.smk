@@ -1,0 +1,124 @@
+# Training data that the base model writes: questions about subjects, answers under system prompts.
+
+
+# The data sets that the base model writes, and those of them whose questions it writes too.
+sources = {name: entry["from"] for name, entry in config["data"].items()}
+generated = {n: s["generated"] for n, s in sources.items() if "generated" in s}
+written = {name: source for name, source in generated.items() if "written" in source}
+
+
+def written_job(wildcards):
+    """How the questions of a generated data set are written."""
+    return plan.written_questions(wildcards.data).values()
+
+
+rule write_questions:
+    input:
+        base=results("base/model.json"),
+        questions=lambda wildcards: generated[wildcards.data]["questions"]["file"],
+    output:
+        table=results("generated/{data}.written.parquet"),
+    log:
+        logs("generated/{data}.written"),
+    benchmark:
+        benchmarks("write_questions/{data}")
+    wildcard_constraints:
+        data=one_of(written),
+    priority: 8  # trainings wait for the data
+    conda:
+        "../../envs/generate.yaml"
+    threads: 1
+    resources:
+        gpu=config["runtime"]["gpus_per_job"],
+        mem_mb=3000,
+    params:
+        job=written_job,
+        store=results("store"),
+    message:
+        "Writing the questions of {wildcards.data}"
+    script:
+        "../scripts/sample.py"
+
+
+rule generated_questions:
+    input:
+        written=results("generated/{data}.written.parquet"),
+        evaluation=config["questions"]["eval"]["file"],
+    output:
+        questions=results("generated/{data}.questions.jsonl"),
+    log:
+        logs("generated/{data}.questions"),
+    benchmark:
+        benchmarks("generated_questions/{data}")
+    localrule: True
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        evaluation=config["questions"]["eval"],
+        marker=marker,
+    message:
+        "Listing the questions of {wildcards.data}"
+    script:
+        "../scripts/generated_questions.py"
+
+
+def generated_questions(wildcards):
+    """The questions of a generated data set: written by the base model, or given."""
+    if wildcards.data in written:
+        return results(f"generated/{wildcards.data}.questions.jsonl")
+    return generated[wildcards.data]["questions"]["file"]
+
+
+def generated_job(wildcards):
+    """How the answers of a generated data set are sampled."""
+    return plan.generated_answers(wildcards.data).values()
+
+
+use rule write_questions as sample_generated with:
+    input:
+        base=results("base/model.json"),
+        questions=generated_questions,
+    output:
+        table=results("generated/{data}.parquet"),
+    log:
+        logs("generated/{data}"),
+    benchmark:
+        benchmarks("sample_generated/{data}")
+    wildcard_constraints:
+        data=one_of(generated),
+    params:
+        job=generated_job,
+        store=results("store"),
+    message:
+        "Sampling the answers of {wildcards.data}"
+
+
+def generated_settings(key):
+    """A setting of a generated data set, for a param."""
+    return lambda wildcards: generated[wildcards.data].get(key)
+
+
+rule generated_rows:
+    input:
+        answers=results("generated/{data}.parquet"),
+        template=results("base/template.json"),
+    output:
+        rows=results("generated/{data}.jsonl"),
+        record=results("generated/{data}.json"),
+    log:
+        logs("generated/{data}.rows"),
+    benchmark:
+        benchmarks("generated_rows/{data}")
+    wildcard_constraints:
+        data=one_of(generated),
+    localrule: True
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        system=generated_settings("system"),
+        length_ratio=generated_settings("length_ratio"),
+        marker=marker,
+    message:
+        "Pairing the answers of {wildcards.data}"
+    script:
+        "../scripts/generated_rows.py"
