@@ -249,7 +249,7 @@ class Anchor(Defence):
 def test_a_defence_is_one_file(train, make_adapter, monkeypatch, tmp_path):
     (tmp_path / "anchor.py").write_text(ANCHOR)
     monkeypatch.setattr(defences, "__path__", [*defences.__path__, str(tmp_path)])
-    assert defences.names() == ["anchor", "kl"]
+    assert {"anchor", "kl"} <= set(defences.names())
     assert defences.settings("anchor").model_fields["weight"].default == 1.0
     how = {"prefix": [make_adapter(31, 4, True)], "epochs": 4}
     _, plain = train("plain", **how)
@@ -301,7 +301,7 @@ def test_parameters_have_the_names_of_an_adapter_s_file(chained):
 @pytest.mark.parametrize(
     ("block", "said"),
     [
-        ({"kll": {}}, "expected a defence .kl., got 'kll'"),
+        ({"kll": {}}, "expected a defence .*kl.*, got 'kll'"),
         (
             {"kl": {"weight": -1.0}},
             "kl: weight: Input should be greater than or equal to 0",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic import Field
 
 from ..errors import UserError
 from ..models import chat_template, loading
+from ..models.loading import resolve_layers as resolve_layers
 from ..settings import DISTINCT, NotNegative
 from ..settings import Settings as Block
 from . import _passes, measure
@@ -32,26 +32,6 @@ if TYPE_CHECKING:
 
     from ..activation_files import Activations
     from ..models.runner import ModelRunner
-
-
-def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
-    """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
-
-    Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
-    [7, 14, 20, 21, 27]; each block is listed once, in order. Raises UserError for a block the model does
-    not have.
-    """
-    chosen = []
-    for layer in layers:
-        # Decimals as written: 0.58 * 50 is below 29 in binary.
-        index = int(Fraction(str(layer)) * blocks) if isinstance(layer, float) else layer
-        if not 0 <= index < blocks:
-            raise UserError(
-                f"activations: layers: {layer} is outside the model's {blocks} blocks; give an "
-                f"index from 0 to {blocks - 1} or a depth from 0.0 to below 1.0"
-            )
-        chosen.append(index)
-    return sorted(set(chosen))
 
 
 def headline(

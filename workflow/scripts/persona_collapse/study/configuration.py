@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..stages import Stage
-from ..training import losses
+from ..training import defences, losses
 from . import locations, renamed
 from .only import narrowed
 from .plan import Config, Plan
@@ -78,6 +78,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
         yaml_files.check(config[key])  # read by the last jobs of a run
     for stage in made.stages.values():
         _check_stage(made, stage)
+    for name in made.stages:
+        _check_acyclic(made, name)
     _check_headline(made)
     chat_template.settings_from(config["model"])
     _check_gpu(config)
@@ -270,6 +272,9 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
                 raise UserError(
                     f"{where}defence: expected an entry of data: ({known}), got {name!r}"
                 )
+        for name, one in defences.make(settings["defence"]).items():
+            if one.reads is not None:
+                _check_reads(plan, one.reads, f"{where}defence: {name}: ")
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
             f"{where}data: {stage.data!r} is not under data:; there are "
@@ -278,3 +283,50 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     for persona in stage.personas:
         if persona not in plan.personas:
             raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")
+
+
+def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
+    """The run measures the activations that a defence reads."""
+    measured, personas = plan.measures["activations"], plan.geometry_prompts
+    for chain in reads.chains:
+        try:
+            chains.parse(chain, set(plan.stages))
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+    for key, asked, there in (
+        ("layers", reads.layers, measured["layers"]),
+        ("method", (reads.method,), measured["methods"]),
+    ):
+        if other := [one for one in asked if one not in there]:
+            raise UserError(
+                f"{where}{key}: {other[0]} is not one of measures: activations: "
+                f"{key.removesuffix('s')}s ({', '.join(map(str, there))})"
+            )
+    if missing := [name for name in reads.personas if name not in personas]:
+        raise UserError(
+            f"{where}no activations of the persona {missing[0]!r}; there are {', '.join(personas)}"
+        )
+    if reads.count > len(personas):
+        raise UserError(
+            f"{where}expected activations of {reads.count} personas or more, got {len(personas)}; lower "
+            "rank, or add personas to the geometry"
+        )
+
+
+def _check_acyclic(plan: Plan, name: str) -> None:
+    """No adapter is made from itself: by activations that its defences read, or by a graft."""
+    reached: set[str] = set()
+    todo = [(name, "")]
+    while todo:
+        stage, by = todo.pop()
+        origin = plan.stages[stage].origin
+        for chain in [*plan.defence_chains(stage), *([origin] if origin else [])]:
+            for needed in chains.parse(chain, set(plan.stages)).stages:
+                if needed.name == name:
+                    raise UserError(
+                        f"config: stages: {name}: is made from what {by or chain} shows or holds, which "
+                        f"needs the stage {name} itself; name a chain without it"
+                    )
+                if needed.name not in reached:
+                    reached.add(needed.name)
+                    todo.append((needed.name, by or chain))

@@ -246,6 +246,11 @@ class Plan:
         paths = map(Path, self.defence_inputs(stage))
         return [path.stem for path in paths if str(path.parent) == "data"]
 
+    def defence_chains(self, stage: str) -> list[str]:
+        """The chains whose activations a stage's defences read."""
+        paths = map(Path, self.defence_inputs(stage))
+        return [path.stem for path in paths if str(path.parent) == "activations"]
+
     # The grid
 
     @cached_property
@@ -385,13 +390,18 @@ class Plan:
 
     @cached_property
     def trained_chains(self) -> list[str]:
-        """Every chain that must be trained, prefixes and grafts' origins included, short ones first."""
+        """Every chain that must be trained, short ones first.
+
+        Prefixes are included, grafts' origins, and those whose activations a defence reads.
+        """
         names: set[str] = set()
+        known = set(self.stages)
         todo = [cell.chain for cell in self.cells]
         while todo:
-            for prefix in chains.parse(todo.pop()).prefixes:
+            for prefix in chains.parse(todo.pop(), known).prefixes:
                 if str(prefix) not in names:
                     names.add(str(prefix))
+                    todo += self.defence_chains(prefix.last.name)
                     origin = self.stages[prefix.last.name].origin
                     if origin is not None:
                         todo.append(origin)

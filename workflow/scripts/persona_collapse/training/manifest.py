@@ -71,6 +71,7 @@ def manifest(
     progress: Progress,
     prepared: Prepared,
     lora: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
     tokenizer: Any,
     output: Path,
     *,
@@ -78,7 +79,8 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest of a trained adapter, as JSON values.
 
-    lora: what `save_adapter` returned. began: when the job did, `time.monotonic()`.
+    lora: what `save_adapter` returned. records: what the defences say of themselves. began:
+    when the job did, `time.monotonic()`.
     """
     device = prepared.model.device.type
     settings, curve = run.settings, progress.curve
@@ -99,6 +101,7 @@ def manifest(
         "loss_on": run.loss_on,
         "objective": run.loss,
         "defence": dict(run.defence),
+        "defence_record": {name: dict(record) for name, record in records.items() if record},
         "lora": dict(lora),
         "hyperparameters": {
             key: value

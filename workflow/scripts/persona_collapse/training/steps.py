@@ -26,7 +26,10 @@ Batches = Mapping[str, Sequence[Batch]]
 
 @contextmanager
 def before_stage(model: Any) -> Iterator[None]:
-    """The model as it was before the stage, without gradients and dropout, for a while."""
+    """The model as it was before the stage, without gradients and dropout, for a while.
+
+    Meanwhile `model.before_stage` is true, so that hooks of defences can stay out of it.
+    """
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -36,10 +39,12 @@ def before_stage(model: Any) -> Iterator[None]:
         # Not PEFT's set_adapter, which also decides what learns.
         layer._active_adapter = [name for name in names if name != NEW]
     model.eval()
+    model.before_stage = True
     try:
         with torch.no_grad():
             yield
     finally:
+        model.before_stage = False
         model.train(training)
         for layer, names in zip(layers, active, strict=True):
             layer._active_adapter = names

@@ -79,7 +79,10 @@ def train(
             progress.started = time.monotonic()
             trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
             progress.ended = time.monotonic()
+            records = {name: defence.record(prepared.model) for name, defence in active.items()}
             for defence in active.values():
                 defence.remove(prepared.model)
             lora = save_adapter(run, prepared, output)
-    return manifest(run, runtime, rows, progress, prepared, lora, tokenizer, output, began=began)
+    return manifest(
+        run, runtime, rows, progress, prepared, lora, records, tokenizer, output, began=began
+    )

@@ -44,6 +44,21 @@ class Asks:
     host: bool = False
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What a defence reads of the run's activations, so that it is checked before any job starts.
+
+    chains: whose. layers: as they are written under `measures: activations: layers`. personas: those that
+    it names. count: of personas that there must be.
+    """
+
+    chains: tuple[str, ...]
+    layers: tuple[int | float, ...]
+    method: Literal["A", "B"]
+    personas: tuple[str, ...] = ()
+    count: int = 1
+
+
 class Defence:
     """The base of defences: each does nothing but what it overrides.
 
@@ -67,6 +82,11 @@ class Defence:
         """Is it without effect, with these settings? It is then left out of the training."""
         return False
 
+    @property
+    def reads(self) -> Reads | None:
+        """What it reads of the run's activations, if it does; their files are among its `inputs`."""
+        return None
+
     def inputs(self) -> dict[str, str]:
         """Files that it reads, by names of its own: paths in the run's folder, as `data/benign.jsonl`."""
         return {}
@@ -75,8 +95,13 @@ class Defence:
         """Change the model before the first step: hooks, parametrisations, initial values.
 
         `model`: a PeftModel whose adapter `default` is trained; earlier stages are in the adapter
-        `prefix`, or merged into the base. Hooks act on the passes of the model before the stage too.
+        `prefix`, or merged into the base. Hooks act on the passes of the model before the stage too,
+        unless they look at `model.before_stage` (see `steps.before_stage`).
         """
+
+    def record(self, model: Any) -> dict[str, Any]:
+        """What the manifest keeps of it, as JSON values; asked for after the last step, before `remove`."""
+        return {}
 
     def remove(self, model: Any) -> None:
         """Take away what `install` added, after the last step: what is saved is a plain LoRA adapter."""

@@ -1,0 +1,117 @@
+"""What defences take from the run's activations, and how they act on blocks' outputs while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from ...chains import BASE
+from ...settings import DISTINCT, NotNegative, Seed, Settings
+from . import Defence, Reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...activation_files import Activations
+
+Change = Callable[["Tensor"], "Tensor"]
+
+
+class Options(Settings):
+    """What such defences have in common."""
+
+    layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] = Field(
+        description="At the output of which blocks; as written under measures: activations: layers."
+    )
+    method: Literal["A", "B"] = Field(
+        default="A",
+        description="Of the activations. A: last prompt token. B: mean over the answer.",
+    )
+    before: str = Field(
+        default=BASE, description="The chain whose persona centroids are subtracted."
+    )
+    seed: Seed = Field(default=42, description="With a random direction: of its draw.")
+
+
+class OnBlocks(Defence):
+    """A defence that changes blocks' outputs at all positions while training, by what activations say.
+
+    Activations are of the geometry's personas on the extraction questions, which the geometry of the
+    defended chain is measured on too; the manifest's record names them.
+    """
+
+    settings: Any
+
+    def changes(self, blocks: int, device: Any) -> dict[int, Change]:
+        """What is done at the output of which block, of so many; [..., hidden] to [..., hidden]."""
+        raise NotImplementedError
+
+    @property
+    def chains(self) -> dict[str, str]:
+        """The chains whose activations it reads, by names of its own."""
+        return {"before": self.settings.before, "after": self.settings.after}
+
+    @property
+    def reads(self) -> Reads:
+        """The chains, at its layers."""
+        own = self.settings
+        return Reads(tuple(self.chains.values()), tuple(own.layers), own.method)
+
+    def inputs(self) -> dict[str, str]:
+        """The chains' activations."""
+        return {name: f"activations/{chain}.safetensors" for name, chain in self.chains.items()}
+
+    def states(self, name: str, blocks: int) -> dict[int, Tensor]:
+        """Activations of a chain by block, of so many: [persona, question, hidden], in 32 bits."""
+        import torch
+
+        from ...models.loading import resolve_layers
+
+        found = self.activations(name)
+        array = found.arrays[self.settings.method]
+        return {
+            layer: torch.from_numpy(array[found.layers.index(layer)])
+            for layer in resolve_layers(self.settings.layers, blocks)
+        }
+
+    def activations(self, name: str) -> Activations:
+        """The activations of one of its chains."""
+        from ... import activation_files
+
+        return activation_files.load(self.files[name])
+
+    def install(self, model: Any) -> None:
+        """Hook the blocks. The model before the stage stays as it is."""
+        from ...models.loading import blocks_of
+
+        blocks = blocks_of(model.get_base_model())
+        changes = self.changes(len(blocks), model.device)
+
+        def hook(change: Change) -> Callable[..., Any]:
+            def changed(module: Any, given: Any, out: Any) -> Any:
+                if getattr(model, "before_stage", False):
+                    return out
+                return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+            return changed
+
+        self._hooks = [
+            blocks[layer].register_forward_hook(hook(change)) for layer, change in changes.items()
+        ]
+
+    def remove(self, model: Any) -> None:
+        """Take the hooks away."""
+        for one in self._hooks:
+            one.remove()
+
+    def read(self, by_block: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+        """A record: numbers by block, and what was read, on which geometry is measured too."""
+        found = self.activations("before")
+        return {
+            "blocks": {str(block): dict(numbers) for block, numbers in by_block.items()},
+            "activations_of": self.chains,
+            "personas": found.personas,
+            "questions": found.questions,
+        }
