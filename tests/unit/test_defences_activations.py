@@ -162,7 +162,67 @@ def test_hidden_states_and_gradients_are_those_of_the_steered_model(chained, fil
         assert (actual[2][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-NOTHING = [("steer", {"coefficient": 0.0, "after": "em@42"}, {"coefficient": 1.0})]
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_ablation_leaves_nothing_or_the_mean_in_the_directions_of_the_shifts(
+    chained, files, inputs, ablation
+):
+    defence = one("caft", files, after="em@42", rank=2, layers=[0.7], ablation=ablation)
+    shifts = (AFTER[1] - BEFORE[1]).mean(1)
+    # The left singular vectors of [hidden, personas] are the right ones of its transpose.
+    axes = np.linalg.svd(shifts)[2][:2].T
+    inside = torch.from_numpy(axes @ axes.T)
+    plain = last_states(chained, 2, inputs).detach()
+    for model in installed(chained, defence):
+        model.zero_grad()
+        left = last_states(model, 2, inputs)
+        with before_stage(model):
+            away = last_states(model, 2, inputs)
+        record = defence.record(model)["blocks"]["2"]
+    mean = torch.from_numpy(BEFORE[1].mean((0, 1))) if ablation == "mean" else torch.zeros(64)
+    assert torch.allclose(left @ inside, (mean @ inside).expand_as(left), atol=1e-4)
+    assert torch.allclose(left - left @ inside, plain - plain @ inside, atol=1e-4)
+    assert (plain @ inside).norm() > 1
+    with before_stage(chained):
+        assert torch.equal(away, last_states(chained, 2, inputs))
+    values = np.linalg.svd(shifts)[1] ** 2
+    assert record["share_of_shift"] == pytest.approx(values[:2].sum() / values.sum(), rel=1e-4)
+    share = np.linalg.norm(BEFORE[1] @ axes, axis=-1) / np.linalg.norm(BEFORE[1], axis=-1)
+    assert record["share_of_state"] == pytest.approx(share.mean(), rel=1e-4)
+
+
+def test_no_gradient_flows_in_the_directions_that_are_taken_out(files):
+    defence = one("caft", files, after="em@42", rank=2)
+    for layer, change in defence.changes(3, "cpu").items():
+        states = torch.randn(5, 64, requires_grad=True)
+        target = torch.randn(5, 64)
+        (change(states) * target).sum().backward()
+        axes = torch.from_numpy(np.linalg.svd((AFTER - BEFORE)[layer - 1].mean(1))[2][:2].T)
+        assert torch.allclose(states.grad, target - target @ axes @ axes.T, atol=1e-5)
+
+
+def test_random_directions_are_as_many_and_follow_their_seed(files):
+    def taken(**how):
+        changes = one("caft", files, after="em@42", rank=3, **how).changes(3, "cpu")
+        return [torch.eye(64) - change(torch.eye(64)) for change in changes.values()]
+
+    for true, first, second, third in zip(
+        taken(),
+        taken(direction="random"),
+        taken(direction="random"),
+        taken(direction="random", seed=1),
+        strict=True,
+    ):
+        # A projection's trace is its rank.
+        assert float(first.trace()) == pytest.approx(3, abs=1e-4)
+        assert torch.allclose(first @ first, first, atol=1e-5)
+        assert torch.equal(first, second) and not torch.allclose(first, third, atol=1e-2)
+        assert not torch.allclose(first, true, atol=1e-2)
+
+
+NOTHING = [
+    ("steer", {"coefficient": 0.0, "after": "em@42"}, {"coefficient": 1.0}),
+    ("caft", {"rank": 0, "after": "em@42"}, {"rank": 1}),
+]
 
 
 @pytest.mark.parametrize(("name", "idle", "some"), NOTHING)
@@ -238,3 +298,9 @@ def test_what_cannot_be_read_is_one_line_before_any_job(monkeypatch, settings, s
     circle = {"benign": {"defence": other}} if settings.get("after") == "benign@42" else {}
     with pytest.raises(UserError, match=said):
         planned(monkeypatch, em={"defence": block}, **circle)
+
+
+def test_there_are_no_more_directions_than_personas(monkeypatch):
+    caft = {"caft": {"layers": [0.5], "after": "benign@42", "rank": 99}}
+    with pytest.raises(UserError, match="em: defence: caft: expected activations of 99 personas"):
+        planned(monkeypatch, em={"defence": caft})
