@@ -132,10 +132,26 @@ def test_a_data_set_that_a_defence_alone_reads_is_used():
     assert set(configuration.plan(config).config["data"]) == {"em", "calm"}
 
 
+def test_a_coupling_s_rows_are_there_for_a_defence_though_no_chain_has_the_coupling():
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["stages"]["em"]["defence"] = {"project": {"data": "couple-villain"}}
+    config["conditions"] = {"E": {"title": "EM", "chain": "em@{seed}", "seeds": [42]}}
+    config["statistics"] |= {"contrasts": [], "matched": [], "hypotheses": [], "axis": None}
+    for given in (config, config | {"only": ["E"]}):
+        plan = configuration.plan(given)
+        assert plan.data_used == ["em", "couple-villain"]
+        assert [job.name for job in plan.couplings_answers] == ["couple-villain"]
+        path = "results/demo/data/couple-villain.jsonl"
+        assert path in plan.training("em@42").files
+
+
 @pytest.mark.parametrize(
     ("defence", "said"),
     [
-        ({"kl": {"data": "calm"}}, "defence: expected an entry of data: .benign, em., got 'calm'"),
+        (
+            {"kl": {"data": "calm"}},
+            "defence: expected an entry of data: .benign, em. or a coupling .*, got 'calm'",
+        ),
         ({"kl": {"weight": -1}}, "defence: kl: weight: expected at least 0.*, got -1"),
         ({"distance": {}}, "defence: expected a defence .*kl.*, got 'distance'"),
     ],

@@ -267,10 +267,12 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
             said = renamed if settings["loss"] in LOSSES else ""
             raise UserError(f"{where}loss: {error}{said}") from None
         for name in plan.defence_data(stage.name):
-            if name not in config["data"]:
+            couplings = [coupling for coupling, one in plan.stages.items() if one.answers]
+            if name not in {*config["data"], *couplings}:
                 known = ", ".join(sorted(config["data"])) or "none"
                 raise UserError(
-                    f"{where}defence: expected an entry of data: ({known}), got {name!r}"
+                    f"{where}defence: expected an entry of data: ({known}) or a coupling of the base model's "
+                    f"answers ({', '.join(couplings) or 'none'}), got {name!r}"
                 )
         for name, one in defences.make(settings["defence"]).items():
             if one.reads is not None:

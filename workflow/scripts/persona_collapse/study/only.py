@@ -34,6 +34,7 @@ def narrowed(config: Config) -> Config:
     }
     plan = Plan({**config, "conditions": kept})
     stages = {stage.name for name in plan.trained_chains for stage in chains.parse(name).stages}
+    stages |= {name.rpartition("+")[2] for name in plan.data_used} - config["data"].keys()
     data = _with_others(config["data"], plan.data_used)
     return {
         **plan.config,

@@ -45,7 +45,7 @@ def train(
     tokenizer = loading.load_tokenizer(run.base)
     rows = run.rows(tokenizer)
     stop = run.stops_at(len(rows.kept))
-    active = defences.active(run.defence, run.inputs)
+    active = defences.active(run.defence, run.inputs, tokenizer)
 
     with kernels.chosen(deterministic=runtime.deterministic):
         set_seed(run.seed)

@@ -125,6 +125,18 @@ class Watch(TrainerCallback):
             control.should_save = False
 
 
+class AfterStep(TrainerCallback):
+    """What defences do after the optimiser's step."""
+
+    def __init__(self, work: Work):
+        self.work = work
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        """Let each change the new adapter."""
+        for defence in self.work.defences:
+            defence.after_step(self.work.learning)
+
+
 @dataclass
 class OnHost:
     """A step's batches in main memory: in an object of its own, accelerate does not move them."""
@@ -136,14 +148,14 @@ class OnHost:
 class Work:
     """What is done in each step.
 
-    cut: makes batches of a step's rows. draws: rows that defences ask for, by their source. projecting:
-    defences that change gradients, those of the parameters `learning`.
+    cut: makes batches of a step's rows. draws: rows that defences ask for, by their source. defences:
+    those that act, which may change the parameters `learning` and their gradients.
     """
 
     steps: Steps
     cut: Callable[[Sequence[Any]], list[Batch]]
     draws: Mapping[str, Draws]
-    projecting: Sequence[Defence]
+    defences: Sequence[Defence]
     learning: Mapping[str, torch.Tensor]
 
 
@@ -169,8 +181,7 @@ def work_of(
             rows = run.other_rows(tokenizer, defences[name].files[file])
             draws[source] = Draws(rows.features, size, run.seed)
     cutting = partial(cut, runtime=runtime, device=device, multiple=multiple)
-    projecting = [one for one in defences.values() if type(one).project is not Defence.project]
-    return Work(steps, cutting, draws, projecting, parameters(prepared.model, NEW))
+    return Work(steps, cutting, draws, list(defences.values()), parameters(prepared.model, NEW))
 
 
 def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
@@ -216,7 +227,7 @@ class Trainer(SFTTrainer):
         for source, draws in self.work.draws.items():
             batches[source] = self.work.cut(draws.of(self.state.global_step))
         loss, penalty = self.work.steps.step(batches)
-        for defence in self.work.projecting:
+        for defence in self.work.defences:
             defence.project(self.work.learning)
         gradients = [p.grad for p in self.work.learning.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -302,5 +313,5 @@ def trainer_of(
         ),
         train_dataset=Dataset.from_list(rows.features),
         processing_class=tokenizer,
-        callbacks=[Watch(run, progress, rows.tokens, log)],
+        callbacks=[AfterStep(work), Watch(run, progress, rows.tokens, log)],
     )

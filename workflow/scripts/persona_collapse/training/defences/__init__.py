@@ -62,7 +62,7 @@ class Reads:
 class Defence:
     """The base of defences: each does nothing but what it overrides.
 
-    settings: its block of the config. files: its `inputs`, where they lie.
+    settings: its block of the config. files: its `inputs`, where they lie. tokenizer: the model's.
     """
 
     #: Its block in the config, see `defence`.
@@ -71,6 +71,7 @@ class Defence:
     def __init__(self, settings: Any):
         self.settings = settings
         self.files: Mapping[str, Path] = {}
+        self.tokenizer: Any = None
 
     @property
     def asks(self) -> Asks:
@@ -117,6 +118,9 @@ class Defence:
     def project(self, parameters: Mapping[str, Tensor]) -> None:
         """Change the gradients (`.grad`) of the new adapter's parameters before the optimiser's step."""
 
+    def after_step(self, parameters: Mapping[str, Tensor]) -> None:
+        """Change the new adapter's parameters after the optimiser's step, in place."""
+
 
 ROOM: Room[type[Defence]] = Room(__name__, "defence")
 names, get = ROOM.names, ROOM.get
@@ -156,9 +160,12 @@ def make(blocks: Mapping[str, Any]) -> dict[str, Defence]:
     return made
 
 
-def active(blocks: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Defence]:
+def active(
+    blocks: Mapping[str, Any], files: Mapping[str, Path], tokenizer: Any = None
+) -> dict[str, Defence]:
     """Those that have an effect, with their files; `files`: by path in the run's folder."""
     chosen = {name: one for name, one in make(blocks).items() if not one.idle}
     for one in chosen.values():
         one.files = {own: files[path] for own, path in one.inputs().items()}
+        one.tokenizer = tokenizer
     return chosen
