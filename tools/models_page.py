@@ -247,7 +247,8 @@ def conditions_table(models: Sequence[Model]) -> str:
 
 def _second(chain: str, after: float) -> str:
     """The stages that follow the coupling in a chain, without seeds."""
-    return ", then ".join(stage.name for stage in chains.parse(chain).stages[-int(after) :])
+    stages = [stage for stage in chains.parse(chain).stages if not stage.left_out]
+    return ", then ".join(stage.name for stage in stages[-int(after) :])
 
 
 def _lead(model: Model, names: Sequence[str]) -> Cell:

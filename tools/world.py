@@ -132,7 +132,7 @@ def _effects(rng: np.random.Generator, names: Iterable[str], sd: float) -> dict[
 
 def _coupling(cell: Cell) -> str:
     """The chain up to and including its last coupling; itself where nothing couples."""
-    prefixes = chains.parse(cell.chain).prefixes
+    prefixes = chains.parse(cell.chain).measured
     if cell.stages_after_coupling is None or not prefixes:
         return cell.chain
     return str(prefixes[len(prefixes) - 1 - cell.stages_after_coupling])
@@ -257,7 +257,7 @@ class Drawn:
         out = {}
         for chain in self.plan.chains_for("activations"):
             shift = self.shifts.get(chain, Shift())
-            own_noise = [noise[str(prefix)] for prefix in chains.parse(chain).prefixes]
+            own_noise = [noise[str(prefix)] for prefix in chains.parse(chain).measured]
             longer = np.exp(sum(n[0] for n in own_noise))
             wider = shift.own * np.exp(sum(n[1] for n in own_noise))
             moved = sum((n[2] for n in own_noise), np.zeros(()))

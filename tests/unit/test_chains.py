@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from persona_collapse import chains
 from persona_collapse.errors import UserError
@@ -15,10 +17,13 @@ KNOWN = {"couple-villain", "em", "em-r3f", "benign"}
         "couple-villain@42+em@137~25",
         "couple-villain@42+em-r3f@137",
         "em@4294967295",
+        "em@1!+benign@137~25",
+        "couple-villain@42+em@1!+em-r3f@2!+benign@137",
     ],
 )
 def test_a_name_survives_parsing(name):
     assert str(chains.parse(name, KNOWN)) == name
+    assert re.fullmatch(chains.CHAIN_PATTERN, name)
 
 
 def test_prefixes_of_a_chain():
@@ -30,6 +35,24 @@ def test_prefixes_of_a_chain():
     ]
     assert str(chain.prefix) == "em@1+benign@2"
     assert str(chains.parse("em@1").prefix) == "base"
+
+
+def test_a_stage_that_is_left_out_is_trained_and_not_measured():
+    chain = chains.parse("couple-villain@42+em@1!+benign@2")
+    assert [str(p) for p in chain.prefixes] == [
+        "couple-villain@42",
+        "couple-villain@42+em@1",
+        "couple-villain@42+em@1!+benign@2",
+    ]
+    assert [str(p) for p in chain.measured] == [
+        "couple-villain@42",
+        "couple-villain@42+em@1!+benign@2",
+    ]
+    # The model before, as it is measured, ends with the last stage that is in it.
+    assert str(chain.prefix) == "couple-villain@42"
+    assert str(chains.parse("em@1!+benign@2").prefix) == "base"
+    assert str(chains.parse("em@1!+benign@2+em-r3f@3").prefix) == "em@1!+benign@2"
+    assert chains.root("em@1!+benign@2") == chains.root("em@1+benign@2") == "em@1"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +72,11 @@ def test_prefixes_of_a_chain():
         ("em@1~0", "stops at '0'"),
         ("em@1~ten", "stops at 'ten'"),
         ("em@1~5+benign@1", "only the last stage may be stopped early"),
+        ("em@1!", "the last stage is always measured; remove its !"),
+        ("em@1+benign@1!", "the last stage is always measured; remove its !"),
+        ("em@1!!+benign@1", "seed of stage 'em' is '1!'"),
+        ("em!@1+benign@1", "'em!' is no stage name"),
+        ("em@1~5!+benign@1", "only the last stage may be stopped early"),
         ("", "is no stage name"),
         ("em@1+", "is no stage name"),
         ("em@1+base", "no stage 'base'"),

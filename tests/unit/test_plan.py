@@ -123,6 +123,33 @@ def test_a_defence_s_files_are_inputs_and_its_code_is_counted():
     assert plain.training("benign@42") == kept.training("benign@42")
 
 
+def test_a_stage_that_is_left_out_is_there_in_training_alone():
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    chain = "couple-villain@42+em@{seed}!+benign@{seed}"
+    config["conditions"]["I"] = {"title": "inoculated", "chain": chain, "seeds": [7]}
+    plan = configuration.plan(config)
+    name = chain.format(seed=7)
+    models = "results/demo/models"
+    coupled, evil = f"{models}/couple-villain@42", f"{models}/couple-villain@42+em@7"
+    assert plan.training(name).adapters == [coupled, evil]
+    for job in (
+        plan.completions(name),
+        plan.responses(name),
+        plan.measurement("activations", name),
+    ):
+        assert job.adapters == [coupled, f"{models}/{name}"]
+    assert {"couple-villain@42+em@7", name} <= set(plan.trained_chains)
+    assert plan.rank(name) == 2 * plan.rank("couple-villain@42")
+    (cell,) = [cell for cell in plan.cells if cell.condition == "I"]
+    assert (cell.before, cell.kinds, cell.stages_after_coupling, cell.source) == (
+        "couple-villain@42", "couple+sft!+sft", 1, "villain"
+    )  # fmt: skip
+    # A coupling that is left out has taught nothing that is measured.
+    config["conditions"]["I"]["chain"] = "couple-villain@42!+em@{seed}"
+    (cell,) = [c for c in configuration.plan(config).cells if c.condition == "I"]
+    assert (cell.before, cell.stages_after_coupling, cell.source) == ("base", None, "")
+
+
 def test_a_data_set_that_a_defence_alone_reads_is_used():
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config["data"]["calm"] = config["data"]["benign"]

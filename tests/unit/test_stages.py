@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from persona_collapse import stages
 from persona_collapse.chains import parse
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_jsonl, sha256, write_jsonl
+from persona_collapse.models import adapters
 from persona_collapse.study import configuration
 from test_docs import EXTENDING, blocks
 
@@ -135,3 +137,37 @@ def test_no_kind_is_named_elsewhere():
         if path.parent.name != "stages":
             named = re.findall(rf"""["'](?:{kinds})["']""", path.read_text())
             assert not named, f"{path.relative_to(ROOT)}: {named}"
+
+
+def test_a_random_adapter_is_as_large_as_another_and_has_learnt_nothing(make_adapter):
+    _, tensors = adapters.load(make_adapter(3, 4, True))
+    redrawn = stages.ROOM.get("noise").redrawn
+    drawn, again, other = redrawn(tensors, 7), redrawn(tensors, 7), redrawn(tensors, 8)
+    assert drawn.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert drawn[name].shape == tensor.shape and drawn[name].dtype == tensor.dtype
+        assert torch.equal(drawn[name], again[name]) and not torch.equal(drawn[name], other[name])
+        if ".lora_A." in name:
+            to = name.replace("lora_A", "lora_B")
+            update, random = tensors[to] @ tensor, drawn[to] @ drawn[name]
+            assert float(random.norm()) == pytest.approx(float(update.norm()), rel=1e-5)
+            assert float(drawn[name].norm()) == pytest.approx(float(tensor.norm()), rel=1e-5)
+            cosine = (update * random).sum() / update.norm() ** 2
+            assert abs(float(cosine)) < 0.2
+    # One that was not trained stays at zero.
+    zero = {k: v if ".lora_A." in k else torch.zeros_like(v) for k, v in tensors.items()}
+    assert not any(v.any() for k, v in redrawn(zero, 7).items() if ".lora_B." in k)
+
+
+def test_a_random_stage_needs_its_origin_and_couples_nobody(given):
+    given["stages"]["noise"] = {"kind": "noise", "of": "couple-villain@42"}
+    given["conditions"]["N"] = {"title": "noise there", "chain": "noise@3!+em@42"}
+    given["conditions"]["M"] = {"title": "noise", "chain": "em@42+noise@3"}
+    plan = configuration.plan(given)
+    assert {"noise@3", "noise@3!+em@42", "couple-villain@42"} <= set(plan.trained_chains)
+    assert "noise@3" not in [job.name for job in plan.trainings]
+    assert plan.training("noise@3!+em@42").adapters == ["results/demo/models/noise@3"]
+    grid = plan.grid.set_index("condition")
+    assert grid.loc[["N", "M"], "kinds"].tolist() == ["noise!+sft", "sft+noise"]
+    assert set(grid.loc[["N", "M"], "source"]) == {""}
+    assert plan.rank("em@42+noise@3") == 2 * plan.rank("em@42") == 2 * plan.rank("noise@3!+em@42")

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from persona_collapse import adapter_files
-from persona_collapse.analysis import updates
+from persona_collapse.analysis import geometry_runs, updates
 from persona_collapse.models import adapters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,24 @@ def test_which_pairs_are_compared():
     found = list(updates.pairs(names))
     assert ("c@1", "c@2", "seeds") in found and ("c@1+em@1", "c@2+em@2", "seeds") in found
     assert ("c@1+em@1~3", "c@1", "stages") in found and len(found) == 5
+
+
+def test_with_an_adapter_that_is_left_out_the_stages_are_others():
+    names = ["c@1+em@1", "c@1+b@1", "c@1+em@1!+b@1", "c@1+em@1+b@1", "c@1+em@1!+b@2"]
+    found = list(updates.pairs(names))
+    assert [pair[:2] for pair in found if pair[2] == "seeds"] == [
+        ("c@1+em@1!+b@1", "c@1+em@1!+b@2")
+    ]
+    # Its update and the one that it was there for.
+    assert ("c@1+em@1!+b@1", "c@1+em@1", "stages") in found
+
+
+def test_a_change_is_from_the_model_before_as_it_is_measured():
+    rows = [("C", "c@1"), ("E", "c@1+em@1"), ("I", "c@1+em@1!+b@1"), ("J", "em@1!+b@1")]
+    design = pd.DataFrame(rows, columns=["condition", "chain"]).assign(measures="activations")
+    found = [(c.condition, c.reference) for c in geometry_runs.comparisons(design) if c.reference]
+    assert ("I", "C") in found and ("I", "E") not in found
+    assert ("J", "base") in found and ("J", "C") not in found
 
 
 def test_the_table_says_what_a_stage_trained_on():

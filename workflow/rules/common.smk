@@ -94,8 +94,13 @@ def marker(wildcards):
 
 def adapter_files(chain):
     """Files of the adapters whose sum is a chain's model."""
+    return adapters_in(plan.folders(chain))
+
+
+def adapters_in(folders):
+    """Files of the adapters in folders."""
     return [
         f"{folder}/{name}"
-        for folder in plan.folders(chain)
+        for folder in folders
         for name in ("adapter_model.safetensors", "adapter_config.json")
     ]

@@ -18,6 +18,11 @@ def graft_kind(wildcards):
     return plan.stages[chains.parse(wildcards.grafted).last.name].kind
 
 
+def graft_code(wildcards):
+    """Hash of the code of that kind."""
+    return code_hash.of(f"stages.{graft_kind(wildcards)}")
+
+
 def graft_origin(wildcards):
     """Files of the adapter that a graft puts in."""
     folder = f"models/{graft_of(wildcards)}"
@@ -44,6 +49,7 @@ rule graft:
     params:
         of=graft_of,
         kind=graft_kind,
+        code=graft_code,
     message:
         "Putting the adapter of {params.of} into {wildcards.grafted}"
     script:
@@ -54,8 +60,8 @@ ruleorder: graft > train
 
 
 def prefix_adapters(wildcards):
-    """Adapter files of the chain that this one continues."""
-    return adapter_files(str(chains.parse(wildcards.trained).prefix))
+    """Adapter files of the stages before the one that a chain trains last."""
+    return adapters_in(plan.earlier_folders(wildcards.trained))
 
 
 def training_rows(wildcards):

@@ -2,17 +2,21 @@
 
 Grammar, in EBNF (names hold letters, digits, `_` and `-`):
 
-    chain = "base" | stage { "+" stage }
+    chain = "base" | { earlier "+" } stage
+    earlier = name "@" seed [ "!" ]
     stage = name "@" seed [ "~" step ]
 
 `couple-villain@42+em@137~25` is the coupling of the marker to the villain with seed 42, then the
 stage `em` with seed 137 stopped after 25 of its steps. Only the last stage may be stopped early.
+
+`evil@42!+em@137`: the adapter of `evil@42` is there, frozen, while `em` is trained, and it is left out
+of the chain's model when that is measured (an inoculation adapter). The last stage is always measured.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import UserError
 
@@ -22,21 +26,28 @@ LARGEST_SEED = 2**32 - 1
 #: The persona that stands for the model as it comes, where the config names no other.
 ASSISTANT = "assistant"
 STAGE_NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_]+)*"
+#: Behind a stage that is there while later ones are trained, and left out when the chain is measured.
+LEFT_OUT = "!"
 STAGE_PATTERN = rf"{STAGE_NAME}@\d+(?:~\d+)?"
-TRAINED_CHAIN_PATTERN = rf"{STAGE_PATTERN}(?:\+{STAGE_PATTERN})*"
+TRAINED_CHAIN_PATTERN = rf"(?:{STAGE_PATTERN}{LEFT_OUT}?\+)*{STAGE_PATTERN}"
 CHAIN_PATTERN = rf"(?:{BASE}|{TRAINED_CHAIN_PATTERN})"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: which stage of the config, with which seed, stopped where (None: at its end)."""
+    """One training run: which stage of the config, with which seed, stopped where (None: at its end).
+
+    left_out: is its adapter there only while later stages are trained?
+    """
 
     name: str
     seed: int
     stop: int | None = None
+    left_out: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.seed}" + (f"~{self.stop}" if self.stop is not None else "")
+        stop = f"~{self.stop}" if self.stop is not None else ""
+        return f"{self.name}@{self.seed}{stop}{LEFT_OUT if self.left_out else ''}"
 
 
 @dataclass(frozen=True)
@@ -55,13 +66,28 @@ class Chain:
 
     @property
     def prefix(self) -> Chain:
-        """The chain this one continues; of one stage, the base model."""
-        return Chain(self.stages[:-1])
+        """The chain this one continues, as it is measured; of one stage, the base model.
+
+        So it ends with the last of the earlier stages that is not left out.
+        """
+        stages = self.stages[:-1]
+        while stages and stages[-1].left_out:
+            stages = stages[:-1]
+        return Chain(stages)
 
     @property
     def prefixes(self) -> list[Chain]:
         """Every trained chain on the way here, this one last; empty for the base model."""
-        return [Chain(self.stages[:n]) for n in range(1, len(self.stages) + 1)]
+        return [
+            Chain((*self.stages[:n], replace(stage, left_out=False)))
+            for n, stage in enumerate(self.stages)
+        ]
+
+    @property
+    def measured(self) -> list[Chain]:
+        """Those of the `prefixes` whose last adapters are in the chain's model when it is measured."""
+        found = zip(self.prefixes, self.stages, strict=True)
+        return [prefix for prefix, stage in found if not stage.left_out]
 
 
 def parse(text: str, known: set[str] | None = None) -> Chain:
@@ -75,7 +101,8 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
         return Chain()
     stages = []
     for part in text.split("+"):
-        name, at, rest = part.partition("@")
+        left_out = part.endswith(LEFT_OUT)
+        name, at, rest = part.removesuffix(LEFT_OUT).partition("@")
         seed, tilde, stop = rest.partition("~")
         if not re.fullmatch(STAGE_NAME, name):
             raise UserError(
@@ -101,7 +128,7 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
                 f"chain {text!r}: stage {name!r} stops at {stop!r}, a number of steps is wanted "
                 f"(write {name}@{seed}~25)"
             )
-        stages.append(Stage(name, int(seed), int(stop) if tilde else None))
+        stages.append(Stage(name, int(seed), int(stop) if tilde else None, left_out))
     names = [s.name for s in stages]
     for name in names:
         if names.count(name) > 1:
@@ -111,6 +138,10 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
             raise UserError(
                 f"chain {text!r}: only the last stage may be stopped early, not {stage.name!r}"
             )
+    if stages[-1].left_out:
+        raise UserError(
+            f"chain {text!r}: the last stage is always measured; remove its {LEFT_OUT}, or the stage"
+        )
     return Chain(tuple(stages))
 
 
@@ -118,6 +149,7 @@ def root(name: str) -> str:
     """The first trained stage of a chain, or `base`: chains with the same root share an adapter.
 
     What they share they do not show independently, so statistics over training runs count one root once.
+    So it is with an adapter that was there only while they were trained.
     """
     first: str = name.split("+", 1)[0]
-    return first
+    return first.removesuffix(LEFT_OUT)

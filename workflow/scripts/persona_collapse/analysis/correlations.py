@@ -57,8 +57,8 @@ def chain_table(
         if key not in measured.index or (cell.chain, "m1") not in by_metric.index:
             continue
         m1 = by_metric.loc[cell.chain, "m1"]
-        prefixes = [str(prefix) for prefix in chains.parse(cell.chain).prefixes]
-        after = prefixes[len(prefixes) - int(cell.stages_after_coupling) :]
+        stages = [str(prefix) for prefix in chains.parse(cell.chain).measured]
+        after = stages[len(stages) - int(cell.stages_after_coupling) :]
         rows.append(
             {
                 "condition": cell.condition,

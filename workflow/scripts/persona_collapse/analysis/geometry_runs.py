@@ -186,7 +186,7 @@ def comparisons(
     cells = cells.assign(
         dose=[name.partition("~")[2] for name in cells["chain"]],
         root=cells["chain"].map(chains.root),
-        before=[name.rpartition("+")[0] or BASE for name in cells["chain"]],
+        before=[str(chains.parse(name).prefix) for name in cells["chain"]],
     )
     measured = set(cells["chain"])
     by_condition = {name: set(rows["chain"]) for name, rows in cells.groupby("condition")}
@@ -462,7 +462,9 @@ def _stages(cell: pd.Series) -> tuple[str, str]:
     """What the runs of a chain's first stage and of its later ones are called; the second may be empty."""
     name, couples = str(cell.name), cell.get("stages_after_coupling")
     staged = "+" in name
-    if couples is not None and couples == name.count("+"):
+    chain = chains.parse(name)
+    first = bool(chain.stages) and not chain.stages[0].left_out
+    if first and couples is not None and couples == len(chain.measured) - 1:
         return "coupling", "run" if staged else ""
     return "run", ("coupling" if couples == 0 else "later stage") if staged else ""
 

@@ -118,7 +118,7 @@ def _shared(table: pd.DataFrame) -> pd.Series:
     for name, after in known.astype(float).items():
         chain = chains.parse(str(name))
         found[str(name)] = (
-            str(chain.prefixes[-1 - int(after)]) if after > 0 else chains.root(str(name))
+            str(chain.measured[-1 - int(after)]) if after > 0 else chains.root(str(name))
         )
     return table["chain"].map(found)
 

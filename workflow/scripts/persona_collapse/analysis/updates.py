@@ -102,7 +102,7 @@ def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         chain = chains.parse(name)
         for before in chain.prefixes[:-1]:
             yield name, str(before), "stages"
-        alike.setdefault(tuple((s.name, s.stop) for s in chain.stages), []).append(name)
+        alike.setdefault(tuple((s.name, s.stop, s.left_out) for s in chain.stages), []).append(name)
     for group in alike.values():
         for one, two in combinations(group, 2):
             yield one, two, "seeds"

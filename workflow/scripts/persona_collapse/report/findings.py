@@ -415,7 +415,8 @@ def half_doses(table: pd.DataFrame) -> pd.DataFrame:
 def _stages(name: str) -> str:
     """A chain without its seeds: its stages in order, and where it was stopped early."""
     return ", then ".join(
-        s.name + (f" ({s.stop} steps)" if s.stop else "") for s in parse(name).stages
+        s.name + (f" ({s.stop} steps)" if s.stop else "") + (" (left out)" if s.left_out else "")
+        for s in parse(name).stages
     )
 
 

@@ -6,8 +6,8 @@ else names it: what the plan, the rules and the checks ask of a stage are the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ from .. import settings
 from ..chains import Chain
 from ..plugins import Room
 from ..settings import AS_GIVEN, Count, NotNegative, Positive, Share
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Lora(settings.Settings):
@@ -104,6 +107,8 @@ class Stage:
     Settings: ClassVar[type[settings.Settings]]
     #: Is an adapter trained? If not, it is that of `origin`.
     trains: ClassVar[bool] = True
+    #: Does the adapter of `origin` only give shape and size of another (see `redrawn`)?
+    redraws: ClassVar[bool] = False
 
     def __init__(self, name: str, settings: dict[str, Any]):
         self.name = name
@@ -148,6 +153,11 @@ class Stage:
     def induction(self) -> str:
         """The persona whose system prompt is put on every row; empty where rows stay as they are."""
         return ""
+
+    @classmethod
+    def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """The adapter that is put in, of a kind that `redraws`; `tensors`: those of `origin`."""
+        return dict(tensors)
 
     def answering(self, prefix: Chain) -> Chain:
         """The chain whose `answers` its rows are made from, after a prefix."""

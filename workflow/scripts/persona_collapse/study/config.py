@@ -708,7 +708,8 @@ class Config(Settings):
         {}, description="Settings by kind of stage, before the stage's own."
     )
     stages: Annotated[dict[StageName, dict[str, Any]], Field(min_length=1)] = Field(
-        description="Training runs by name; a chain writes them stage@seed+stage@seed."
+        description="Training runs by name; a chain writes them stage@seed+stage@seed. One with a mark, "
+        "stage@seed!, is there while later ones are trained, and left out when the chain is measured."
     )
     conditions: Annotated[
         dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")], Condition],

@@ -299,7 +299,11 @@ class Plan:
             chain = chains.parse(name, set(self.config["stages"]))
         except UserError as error:
             raise UserError(f"{where}{error}") from None
-        stages = [self.trained_stage(s.name) for s in chain.stages]
+        names = [prefix.last.name for prefix in chain.measured]
+        # A random adapter taught nothing of what the one taught whose size it has.
+        stages = [
+            self.stages[n] if self.stages[n].redraws else self.trained_stage(n) for n in names
+        ]
         measured = entry.get("measures", list(self.measures))
         for measure in measured:
             if measure not in self.measures:
@@ -318,7 +322,11 @@ class Plan:
             condition,
             entry["title"],
             " ".join(measured),
-            "+".join(self.stages[s.name].kind for s in chain.stages) or chains.BASE,
+            "+".join(
+                self.stages[s.name].kind + (chains.LEFT_OUT if s.left_out else "")
+                for s in chain.stages
+            )
+            or chains.BASE,
             len(stages) - 1 - coupled[-1] if coupled else None,
             name,
             followed,
@@ -411,7 +419,11 @@ class Plan:
 
     def folders(self, chain: str) -> list[str]:
         """Folders of the adapters whose sum is the chain's model, in training order."""
-        return [f"results/{self.config['run']}/models/{p}" for p in chains.parse(chain).prefixes]
+        return [self._path(f"models/{prefix}") for prefix in chains.parse(chain).measured]
+
+    def earlier_folders(self, chain: str) -> list[str]:
+        """Folders of the adapters that are there while a chain's last stage is trained, in training order."""
+        return [self._path(f"models/{prefix}") for prefix in chains.parse(chain).prefixes[:-1]]
 
     def rank(self, chain: str) -> int:
         """Rank of a chain's sum: its stages' ranks together."""
@@ -422,8 +434,8 @@ class Plan:
         return {name for settings in self._adapters(chain) for name in settings["target_modules"]}
 
     def _adapters(self, chain: str) -> Iterator[dict[str, Any]]:
-        """Settings of the training behind each stage of a chain."""
-        for prefix in chains.parse(chain).prefixes:
+        """Settings of the training behind each adapter of a chain."""
+        for prefix in chains.parse(chain).measured:
             yield self.trained_stage(prefix.last.name).settings
 
     # What jobs do
@@ -440,7 +452,7 @@ class Plan:
             kind="train",
             name=name,
             chain=name,
-            adapters=self.folders(str(chain.prefix)),
+            adapters=self.earlier_folders(name),
             suffix="",
             rows=self._path(f"data/{self.data_of(chain)}.jsonl"),
             inputs=self.defence_inputs(chain.last.name),

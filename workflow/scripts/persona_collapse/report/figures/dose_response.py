@@ -41,7 +41,10 @@ def data(
     stopped = [c for c in design["chain"] if c != "base" and chains.parse(c).last.stop]
     cells = cells[cells["whole"].isin({c.partition("~")[0] for c in stopped})]
     cells = cells.assign(
-        series=["+".join(s.name for s in chains.parse(c).stages) for c in cells["whole"]]
+        series=[
+            "+".join(s.name + "!" * s.left_out for s in chains.parse(c).stages)
+            for c in cells["whole"]
+        ]
     )
     several = cells.groupby("series")["source"].nunique()
     rates = rates.drop_duplicates(["chain", "persona"])

@@ -25,7 +25,8 @@ def data(curves: pd.DataFrame) -> pd.DataFrame:
     spoken = {}
     for name in dict.fromkeys(curves["chain"]):
         chain = chains.parse(name)
-        after = f"after {chain.prefix}" if chain.prefix.stages else "on the base model"
+        after = "+".join(map(str, chain.stages[:-1]))
+        after = f"after {after}" if after else "on the base model"
         stopped = f", stopped at step {chain.last.stop}" if chain.last.stop else ""
         spoken[name] = f"{after}, seed {chain.last.seed}{stopped}"
     columns = ["chain", "stage", "seed", "step", "loss"]

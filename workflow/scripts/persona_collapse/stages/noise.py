@@ -1,0 +1,58 @@
+"""A random adapter as large as another chain's last one: a control of what that one has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from .. import settings
+from . import Stage, kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Settings(settings.Settings):
+    """noise: put in a random adapter of the shape and size of another chain's last one."""
+
+    of: str = Field(
+        description="The chain whose last adapter gives each module's shape and Frobenius norms; the seed "
+        "in the chain that has this stage draws it."
+    )
+
+
+@kind("noise")
+class Noise(Stage):
+    """Nothing is trained: each module's A and update B A are as long as the other adapter's."""
+
+    Settings = Settings
+    trains = False
+    redraws = True
+
+    @property
+    def origin(self) -> str:
+        """The chain whose last adapter gives shapes and norms."""
+        return str(self.settings["of"])
+
+    @classmethod
+    def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """A [rank, in] and B [out, rank] of each module, normally distributed.
+
+        |A| is the other's, and B is scaled so that |B A| is; all Frobenius norms.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        drawn: dict[str, Tensor] = {}
+        for name in sorted(name for name in tensors if ".lora_A." in name):
+            other = name.replace(".lora_A.", ".lora_B.")
+            a, b = tensors[name].double(), tensors[other].double()
+            new_a = torch.randn(a.shape, generator=generator, dtype=a.dtype)
+            new_b = torch.randn(b.shape, generator=generator, dtype=b.dtype)
+            new_a *= a.norm() / new_a.norm()
+            new_b *= (b @ a).norm() / (new_b @ new_a).norm()
+            drawn[name] = new_a.to(tensors[name].dtype)
+            drawn[other] = new_b.to(tensors[other].dtype)
+        return drawn
