@@ -80,13 +80,14 @@ def test_the_examples_of_extending(project, tmp_path):
     overlay = tmp_path / "extended.yaml"
     overlay.write_text(yaml.safe_dump(merged(*overlays)))
     jobs, _ = project.planned(overlay=overlay)
-    assert jobs["train"] == jobs["completions"] == 5
-    assert jobs["geometry"] == jobs["data"] == 1
+    assert jobs["train"] == jobs["completions"] == 6
+    assert jobs["geometry"] == jobs["sample_generated"] == 1 and jobs["data"] == 2
     assert not {"pretrain_demo", "sample_answers", "couple_data"} & set(jobs)
     names = ("em-gentle", "mine", "em-calm", "em-kl", "em-still")
     project.snakemake(
         *("--", "tables", "results/demo/figures/truncation.svg"),
         *(f"results/demo/models/couple-villain@42+{name}@42/manifest.json" for name in names),
+        "results/demo/models/wrong-way@42/manifest.json",
         overlay=overlay,
     )
     manifests = {
@@ -102,6 +103,8 @@ def test_the_examples_of_extending(project, tmp_path):
     assert manifests["em-gentle"]["objective"] == "cross_entropy"
     assert manifests["em-gentle"]["lora"]["r"] == 8
     assert manifests["mine"]["data"]["rows"] == 4
+    written = json.loads(project.path("data/wrong_way.manifest.json").read_text())
+    assert 0 < written["rows"] <= 40 and len(written["prompts_sha256"]) == 1
     asked = pd.read_csv(project.path("tables/asks_back.csv"))
     answers = pd.read_parquet(project.path("asks_back/base.parquet"))
     rates = asked[asked["chain"] == "base"].set_index("persona")["rate"]
