@@ -34,7 +34,7 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
     listed = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
     sizes: dict[str, int] = {}
     for name in sorted(weights | listed):
-        sizes |= _sizes(folder / name)
+        sizes |= tensor_sizes(folder / name)
     card = folder / "config.json"
     read = read_json(card) if card.is_file() else {}
     config = read if isinstance(read, dict) else {}  # what is no config is told by what loads it
@@ -49,7 +49,7 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sizes(weights: Path) -> dict[str, int]:
+def tensor_sizes(weights: Path) -> dict[str, int]:
     """How many numbers each tensor of a safetensors file has, by its name.
 
     Raises UserError for a file whose size is not what its header says.

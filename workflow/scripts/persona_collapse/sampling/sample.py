@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ import pandas as pd
 from .. import adapter_files, matching
 from ..errors import UserError
 from ..jobs import SamplingJob
-from ..models import adapters, chat_template, loading
+from ..models import adapters, chat_template, fetching, loading
 from . import vllm_lora
 
 COLUMNS = [
@@ -449,15 +448,12 @@ def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
     wants the whole share to be free when it starts.
     """
     import torch
-    from safetensors import safe_open
 
     if settings.get("jobs_per_gpu", 1) == 1:
         return None
     total = torch.cuda.mem_get_info()[1]
-    numbers = 0
-    for path in Path(loading.path_of(base)).glob("*.safetensors"):
-        with safe_open(path, "pt") as tensors:
-            numbers += sum(prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    files = Path(loading.path_of(base)).glob("*.safetensors")
+    numbers = sum(sum(fetching.tensor_sizes(path).values()) for path in files)
     weights = numbers * getattr(torch, settings["dtype"]).itemsize
     share = settings["gpu_memory_utilization"] * total
     left = int(share) - weights - WORKING_BYTES

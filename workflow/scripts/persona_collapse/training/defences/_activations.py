@@ -44,6 +44,10 @@ class OnBlocks(Defence):
 
     settings: Any
 
+    def __init__(self, settings: Any):
+        super().__init__(settings)
+        self._read: dict[str, Activations] = {}
+
     def changes(self, blocks: int, device: Any) -> dict[int, Change]:
         """What is done at the output of which block, of so many; [..., hidden] to [..., hidden]."""
         raise NotImplementedError
@@ -77,10 +81,12 @@ class OnBlocks(Defence):
         }
 
     def activations(self, name: str) -> Activations:
-        """The activations of one of its chains."""
+        """The activations of one of its chains, read once."""
         from ... import activation_files
 
-        return activation_files.load(self.files[name])
+        if name not in self._read:
+            self._read[name] = activation_files.load(self.files[name])
+        return self._read[name]
 
     def install(self, model: Any) -> None:
         """Hook the blocks. The model before the stage stays as it is."""
