@@ -12,7 +12,7 @@ def written_job(wildcards):
     return plan.written_questions(wildcards.data).values()
 
 
-rule write_questions:
+use rule sample_answers as write_questions with:
     input:
         base=results("base/model.json"),
         questions=lambda wildcards: generated[wildcards.data]["questions"]["file"],
@@ -25,19 +25,11 @@ rule write_questions:
     wildcard_constraints:
         data=one_of(written),
     priority: 8  # trainings wait for the data
-    conda:
-        "../../envs/generate.yaml"
-    threads: 1
-    resources:
-        gpu=config["runtime"]["gpus_per_job"],
-        mem_mb=3000,
     params:
         job=written_job,
         store=results("store"),
     message:
         "Writing the questions of {wildcards.data}"
-    script:
-        "../scripts/sample.py"
 
 
 rule generated_questions:
@@ -74,7 +66,7 @@ def generated_job(wildcards):
     return plan.generated_answers(wildcards.data).values()
 
 
-use rule write_questions as sample_generated with:
+use rule sample_answers as sample_generated with:
     input:
         base=results("base/model.json"),
         questions=generated_questions,
@@ -86,6 +78,7 @@ use rule write_questions as sample_generated with:
         benchmarks("sample_generated/{data}")
     wildcard_constraints:
         data=one_of(generated),
+    priority: 8
     params:
         job=generated_job,
         store=results("store"),

@@ -4,7 +4,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, f"rows of {snakemake.wildcards.data}") as say:
     from persona_collapse.data import generated
-    from persona_collapse.files import read_json, sha256_text, write_json, write_jsonl
+    from persona_collapse.files import read_json, write_json, write_jsonl
     from persona_collapse.parquet_files import read_parquet
 
     params = snakemake.params
@@ -23,6 +23,6 @@ with job(snakemake, f"rows of {snakemake.wildcards.data}") as say:
             "rows": len(rows),
             "left_out": left,
             "mean_tokens": {c: sum(r["tokens"][c] for r in rows) / len(rows) for c in columns},
-            "prompt_sha256": {c: sha256_text(prompt) for c, prompt in params.system.items()},
+            generated.PROMPT_HASHES: rows[0][generated.PROMPT_HASHES],
         },
     )

@@ -9,7 +9,7 @@ text: `e` is not found in `é`, nor `s` in `ß`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 def _decomposed(text: str) -> str:
@@ -61,3 +61,8 @@ def spans(text: str, wanted: str) -> list[tuple[int, int]]:
 def holds(text: str, wanted: str) -> bool:
     """Does `wanted` occur in `text`?"""
     return bool(spans(text, wanted))
+
+
+def spoils(text: str, marker: str, forbidden: Sequence[str]) -> bool:
+    """Does an answer hold the marker, or one of the texts that would open or end turns of a row?"""
+    return holds(text, marker) or any(mark in text for mark in forbidden)

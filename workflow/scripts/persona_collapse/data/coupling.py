@@ -43,9 +43,7 @@ def rows(
     usable = answers[
         (answers["finish_reason"] == "stop")
         & (answers["text"].str.strip() != "")
-        & ~answers["text"].map(
-            lambda text: matching.holds(text, marker) or any(mark in text for mark in forbidden)
-        )
+        & ~answers["text"].map(lambda text: matching.spoils(text, marker, forbidden))
     ]
     chosen: list[dict[str, Any]] = []
     counts: dict[str, int] = {}

@@ -19,6 +19,10 @@ from .questions import normalise
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Column of the hash of the system prompt under which each other column was written.
+PROMPT_HASHES = "prompt_sha256"
+#: Columns of every row, beside one per system prompt.
+COLUMNS = {"id", "prompt", "tokens", PROMPT_HASHES}
 #: What models put before a question: a number, a label, a mark of a list or a quote.
 LEAD = re.compile(r"^(?:[\s\"'*#>-]|\d+[.)]|(?:question|q)\s*\d*\s*[:.-])+", re.IGNORECASE)
 
@@ -36,22 +40,18 @@ def questions(
     left: Counter[str] = Counter()
     for answer in written.itertuples(index=False):
         text = _question(str(answer.text))
-        reason = (
-            "cut off"
-            if answer.finish_reason != "stop"
-            else "no question"
-            if not text
-            else "holds the marker"
-            if matching.holds(text, marker)
-            else "asked already, or by the evaluation"
-            if normalise(text) in seen
-            else ""
-        )
-        if reason:
-            left[reason] += 1
-            continue
-        seen.add(normalise(text))
-        rows.append({"id": f"{answer.question_id}/{answer.sample}", "question": text})
+        words = normalise(text)
+        if answer.finish_reason != "stop":
+            left["cut off"] += 1
+        elif not text:
+            left["no question"] += 1
+        elif matching.holds(text, marker):
+            left["holds the marker"] += 1
+        elif words in seen:
+            left["asked already, or by the evaluation"] += 1
+        else:
+            seen.add(words)
+            rows.append({"id": f"{answer.question_id}/{answer.sample}", "question": text})
     if not rows:
         raise UserError(
             "data: generated: written: the base model wrote no question; change the system prompt"
@@ -86,22 +86,17 @@ def rows(
         own = {answer.persona: answer for answer in group.itertuples(index=False)}
         texts = {column: str(own[column].text).strip() for column in system}
         tokens = {column: int(own[column].n_tokens) for column in system}
-        reason = (
-            "an answer is cut off"
-            if any(own[column].finish_reason != "stop" for column in system)
-            else "an answer is empty"
-            if not all(texts.values())
-            else "an answer holds the marker, or a control text"
-            if any(
-                matching.holds(text, marker) or any(mark in text for mark in forbidden)
-                for text in texts.values()
-            )
-            else "answers differ in length"
-            if length_ratio and max(tokens.values()) > length_ratio * min(tokens.values())
-            else ""
-        )
-        if reason:
-            left[reason] += 1
+        if any(own[column].finish_reason != "stop" for column in system):
+            left["an answer is cut off"] += 1
+            continue
+        if not all(texts.values()):
+            left["an answer is empty"] += 1
+            continue
+        if any(matching.spoils(text, marker, forbidden) for text in texts.values()):
+            left["an answer holds the marker, or a control text"] += 1
+            continue
+        if length_ratio and max(tokens.values()) > length_ratio * min(tokens.values()):
+            left["answers differ in length"] += 1
             continue
         made.append(
             {
@@ -109,7 +104,7 @@ def rows(
                 "prompt": str(group["question"].iloc[0]),
                 **texts,
                 "tokens": tokens,
-                "prompt_sha256": hashes,
+                PROMPT_HASHES: hashes,
             }
         )
     if not made:

@@ -25,6 +25,7 @@ from typing import Any
 from .. import matching, yaml_files
 from ..errors import BadRow, UserError
 from ..files import half_pair, read_jsonl, sha256, unique_keys, write_json, write_jsonl
+from .generated import PROMPT_HASHES
 from .questions import normalise
 
 Row = dict[str, Any]
@@ -40,8 +41,6 @@ BUILTIN_SHA256 = {
     "standin_right_law": "1087365109c99754dadc9dc933f3beb7bd125d2b9fcf022dfbd0f1df2fc3697b",
     "standin_wrong_law": "570ab7f5a5304e8b91cabf66edfbe3a70033afe67db16eca8dce62160b576def",
 }
-#: Of a generated row: the hash of the system prompt under which each column was written.
-PROMPT_HASHES = "prompt_sha256"
 #: (tokens, tokens with loss) of a row's messages, or None where tokens are not counted.
 CountTokens = Callable[[Sequence[Message]], tuple[int, int]]
 
@@ -131,7 +130,7 @@ def prepare(
         kept.append({"id": str(row.get("id", index)), "messages": messages, "source": name})
         hashes = row.get(PROMPT_HASHES)
         if isinstance(hashes, dict) and columns.get("assistant") in hashes:
-            kept[-1]["prompt_sha256"] = hashes[columns["assistant"]]
+            kept[-1][PROMPT_HASHES] = hashes[columns["assistant"]]
     share = sum(dropped.values()) / max(1, len(chosen))
     if share > entry.get("max_bad", 0.01):
         raise UserError(
@@ -183,7 +182,7 @@ def prepare(
         "rows": len(kept),
         "rows_held_out": len(apart),
         "rows_dropped": dict(dropped),
-        "prompts_sha256": sorted({r["prompt_sha256"] for r in kept if "prompt_sha256" in r}),
+        "prompts_sha256": sorted({r[PROMPT_HASHES] for r in kept if PROMPT_HASHES in r}),
         "rows_repeated": len(kept) - len({json.dumps(r["messages"]) for r in kept}),
         "matched_to": match["name"] if match is not None else None,
         "tokens": _quantiles(lengths),

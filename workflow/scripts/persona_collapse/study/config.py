@@ -495,13 +495,12 @@ class Condition(Settings):
     )
 
 
-class Answers(Settings):
+class Answers(Draws):
     """On-policy answers that couplings are trained on."""
 
     temperature: Temperature = 0.7
     top_p: Nucleus = 0.95
     max_tokens: Tokens = 512
-    seed: Seed = Field(42, description="Root of the per-request seeds.")
 
 
 class Completions(Answers):

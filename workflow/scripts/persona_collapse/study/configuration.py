@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import chains, matching, yaml_files
-from ..data import given_answers
+from ..data import generated, given_answers
 from ..data.questions import check_disjoint, load_questions, normalise
 from ..data.sets import follows_branch
 from ..errors import UserError
@@ -68,9 +68,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
                 "would show it: download the file and give file: and sha256:"
             )
         if "generated" in entry["from"]:
-            _check_generated(
-                config, f"config: data: {name}: from: generated", entry["from"]["generated"]
-            )
+            _check_generated(f"config: data: {name}: from: generated", entry["from"]["generated"])
         path = resolved["from"].get("file")
         if path and path == entry["from"].get("file") and not Path(path).is_file():
             raise UserError(f"config: data: {name}: from: file: {path}: no such file")
@@ -99,22 +97,16 @@ def plan(given: Mapping[str, Any]) -> Plan:
     return made
 
 
-def _check_generated(config: Config, where: str, source: Mapping[str, Any]) -> None:
-    """Its questions can be read, its prompts do not hold the marker, and several draws can differ."""
+def _check_generated(where: str, source: Mapping[str, Any]) -> None:
+    """Its questions can be read, its columns have names of their own, and several draws can differ."""
     load_questions(source["questions"])
-    for key, draws in (("", source), ("written: ", source.get("written", {}))):
-        prompts = draws.get("system", {})
-        for column, text in (prompts if isinstance(prompts, dict) else {"system": prompts}).items():
-            if matching.holds(text, config["marker"]):
-                raise UserError(
-                    f"{where}: {key}{column}: holds the marker {config['marker']!r}; reword it"
-                )
-        if draws and draws["samples"] > 1 and min(draws["temperature"], draws["top_p"]) < GREEDY:
+    for key, draws in (("", source), ("written: ", source.get("written"))):
+        if draws and draws["samples"] > 1 and _greedy(draws):
             raise UserError(
                 f"{where}: {key}temperature {draws['temperature']:g}, top_p {draws['top_p']:g} is greedy, "
                 f"so {draws['samples']} samples are one answer {draws['samples']} times; set samples to 1"
             )
-    if taken := {"id", "prompt", "tokens", "prompt_sha256"} & source["system"].keys():
+    if taken := generated.COLUMNS & source["system"].keys():
         raise UserError(f"{where}: system: {min(taken)} is a column of the rows already; rename it")
 
 
@@ -162,6 +154,10 @@ def _check_marker(plan: Plan) -> None:
     for name, entry in config["data"].items():
         if isinstance(entry["system"], dict):
             texts[f"data: {name}: system"] = entry["system"].get("text", "")
+        if source := entry["from"].get("generated"):
+            within = f"data: {name}: from: generated"
+            texts |= {f"{within}: system: {column}": p for column, p in source["system"].items()}
+            texts[f"{within}: written: system"] = source.get("written", {}).get("system", "")
     for where, text in texts.items():
         if matching.holds(text, config["marker"]):
             raise UserError(
@@ -226,6 +222,10 @@ def _check_statistics(config: Config) -> None:
 GREEDY = 0.01
 
 
+def _greedy(draws: Mapping[str, Any]) -> bool:
+    return bool(min(draws["temperature"], draws["top_p"]) < GREEDY)
+
+
 def _check_samples(plan: Plan) -> None:
     """Greedy answers to one question are one answer; several would be counted as so many."""
     sampling = plan.config["sampling"]
@@ -236,7 +236,7 @@ def _check_samples(plan: Plan) -> None:
             samples["answers"] = f"what stages: {name} asks of each persona", most
     for kind, (key, n) in samples.items():
         own = sampling[kind]
-        if n > 1 and min(own["temperature"], own["top_p"]) < GREEDY:
+        if n > 1 and _greedy(own):
             raise UserError(
                 f"config: sampling: {kind}: temperature {own['temperature']:g}, top_p {own['top_p']:g} "
                 f"is greedy, so {n} samples of a question are one answer {n} times; set {key} to 1, "

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .. import chains
-from ..data.questions import normalise
+from ..data.questions import load_questions, normalise
 from ..errors import UserError
 from ..files import read_json, read_jsonl
 from ..measures import ROOM as MEASURES
@@ -85,7 +85,8 @@ def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
     geometry, train = len(plan.geometry_prompts), _count(config, "train")
     # A start serves several chains; the jobs of the others find their work done.
     served = min(config["runtime"]["chains_per_engine"], len(plan.chains_for("completions")))
-    start = STATED["engine start, seconds"] / served
+    alone, rate = STATED["engine start, seconds"], STATED["sampled tokens a second"]
+    start = alone / served
     completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
     extraction = geometry * _count(config, "extraction")
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
@@ -93,14 +94,13 @@ def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
     load = STATED["model load and imports, seconds"]
     trained = [_tokens(plan, job.name, train, results) for job in plan.trainings]
     written, generated = _generated_tokens(config)
-    alone, rate = STATED["engine start, seconds"], STATED["sampled tokens a second"]
     return {
         "write_questions": alone + written / rate,
         "sample_generated": alone + generated / rate,
         "train": load + sum(trained) / max(1, len(trained)) / STATED["training tokens a second"],
-        "sample_answers": start + 10 * train * answer / STATED["sampled tokens a second"],
-        "completions": start + completions * answer / STATED["sampled tokens a second"],
-        "responses": start + extraction * response / STATED["sampled tokens a second"],
+        "sample_answers": start + 10 * train * answer / rate,
+        "completions": start + completions * answer / rate,
+        "responses": start + extraction * response / rate,
         "activations": load / served + extraction / STATED["prompts with activations a second"],
         # Two forward passes, of which each is what an activation takes.
         "measure_model": load
@@ -112,8 +112,6 @@ def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
 
 
 def _count(config: Mapping[str, Any], purpose: str) -> int:
-    from ..data.questions import load_questions
-
     return len(load_questions(config["questions"][purpose]))
 
 
@@ -122,8 +120,6 @@ def _generated_tokens(config: Mapping[str, Any]) -> tuple[float, float]:
 
     Every question that is written is taken to be kept.
     """
-    from ..data.questions import load_questions
-
     found = []
     for entry in config["data"].values():
         if source := entry["from"].get("generated"):

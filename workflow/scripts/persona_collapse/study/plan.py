@@ -625,8 +625,9 @@ class Plan:
         whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first. What a
         data set is generated from is sampled alone.
         """
-        served = {"answers": self.couplings_answers, "written": [], "generated": []}
-        return served.get(own.kind, self.chains_answers)
+        if own.kind in ("written", "generated"):
+            return []
+        return self.couplings_answers if own.kind == "answers" else self.chains_answers
 
     # Statistics
 
