@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .. import chains
-from ..statistics import OverRuns, compare_runs
+from ..statistics import OverRuns, compare_runs, over_runs
 from .geometry_runs import Wide, wide
 from .views import Headline, at_headline, measuring
 
@@ -68,8 +68,8 @@ def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What chains show: `m1` by chain, as `geometry_runs.wide` of the headline's cell; `hits` [question] by
-    (chain, persona): mean over samples; `completions` of each.
+    """What chains show: `m1` by chain, as `geometry_runs.wide` of the headline's cell, or another metric in
+    its place; `hits` [question] by (chain, persona): mean over samples; `completions` of each.
     """
 
     m1: Wide
@@ -81,16 +81,20 @@ class Outcomes:
         return float(self.m1.of({chain: 1.0})[0, 0])
 
 
+def metric_of(left_out: pd.DataFrame, headline: Headline, metric: str) -> Wide:
+    """A metric at the headline, of a `geometry_runs.left_out_table`."""
+    return wide(left_out[at_headline(left_out, headline) & (left_out["metric"] == metric)])
+
+
 def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) -> Outcomes:
     """Outcomes from a `geometry_runs.left_out_table` and markers' rows, one per answer."""
-    cell = at_headline(left_out, headline)
     by_question = answers.groupby(["chain", "persona", "question_id"])["hit"].agg(
         ["mean", "sum", "size"]
     )
     grouped = by_question.groupby(level=["chain", "persona"])
     hits = {key: rows["mean"].droplevel([0, 1]) for key, rows in grouped}
     counts = {key: (int(rows["sum"].sum()), int(rows["size"].sum())) for key, rows in grouped}
-    return Outcomes(wide(left_out[cell & (left_out["metric"] == "m1")]), hits, counts)
+    return Outcomes(metric_of(left_out, headline, "m1"), hits, counts)
 
 
 def _weights(amounts: Sequence[float], at: float) -> np.ndarray:
@@ -127,29 +131,38 @@ def _arm(weighted: Weighted) -> Iterator[tuple[Run, dict[str, float], float]]:
         yield run, weights, 1 / (len(set(roots)) * roots.count(run.root))
 
 
-def _m1(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
-    """Difference of the arms' changes of M1 from the chains before the last stage."""
+def _over(
+    sides: Sequence[pd.Series], within: float, within_units: float, confidence: float
+) -> OverRuns:
+    """One side's mean, or the first less the second, over training runs."""
+    if len(sides) == 1:
+        return over_runs(sides[0], list(sides[0].index), within, within_units, confidence)
+    return compare_runs(sides[0], sides[1], within, within_units, confidence)
+
+
+def change(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
+    """An arm's change of M1 from the chains before the last stage, or the difference of two arms' changes."""
     sides, total = [], dict[str, float]()
-    for sign, arm in zip((1, -1), arms, strict=True):
+    for sign, arm in zip((1, -1), arms, strict=False):
         values = []
         for run, weights, share in _arm(arm):
-            change = {**weights, run.before: weights.get(run.before, 0.0) - 1}
-            values.append(sum(w * found.m1_of(name) for name, w in change.items()))
-            for name, w in change.items():
+            moved = {**weights, run.before: weights.get(run.before, 0.0) - 1}
+            values.append(sum(w * found.m1_of(name) for name, w in moved.items()))
+            for name, w in moved.items():
                 total[name] = total.get(name, 0.0) + sign * share * w
         sides.append(pd.Series(values, [run.root for run, _ in arm]))
     within, units = found.m1.errors(total)
-    return compare_runs(sides[0], sides[1], within=float(within[0]), within_units=float(units[0]))
+    return _over(sides, float(within[0]), float(units[0]), confidence)
 
 
-def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
-    """Difference of the arms' marker rates of the source.
+def rate(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
+    """An arm's marker rate of the source, or the difference of two arms' rates.
 
     All runs share the questions. Their standard error is at least that of the completions with one hit and
-    one miss added, for questions without any hit have no spread. Bounds stay within [-1, 1].
+    one miss added, for questions without any hit have no spread. Bounds stay within the range.
     """
     sides, least, total = [], 0.0, 0.0
-    for sign, arm in zip((1, -1), arms, strict=True):
+    for sign, arm in zip((1, -1), arms, strict=False):
         values, hits, n = [], 0.0, 0
         for run, weights, share in _arm(arm):
             rates = sum(w * found.hits[name, run.source] for name, w in weights.items())
@@ -164,10 +177,8 @@ def _rate(found: Outcomes, arms: Sequence[Weighted]) -> OverRuns:
     by_question = pd.Series(total).dropna()
     units = len(by_question)
     error = float(by_question.sem()) if units > 1 else 0.0
-    over = compare_runs(
-        sides[0], sides[1], within=max(error, float(np.sqrt(least))), within_units=max(units, 2)
-    )
-    low, high = np.clip([over.low, over.high], -1, 1)
+    over = _over(sides, max(error, float(np.sqrt(least))), max(units, 2), confidence)
+    low, high = np.clip([over.low, over.high], 1 - len(arms), 1)
     return replace(over, low=float(low), high=float(high))
 
 
@@ -204,11 +215,11 @@ def matched_table(
                 continue
             for name, column in MATCHED_ON.items():
                 key = {"condition": one, "reference": two, "matched_on": name, "outcome": outcome}
-                rows.append(key | _matched(found, both, sizes[column], outcome, name, (one, two)))
+                rows.append(key | at_equal(found, both, sizes[column], outcome, name, (one, two)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _matched(
+def at_equal(
     found: Outcomes,
     both: Sequence[Sequence[Run]],
     sizes: pd.Series,
@@ -216,7 +227,7 @@ def _matched(
     on: str,
     names: tuple[str, str],
 ) -> dict[str, Any]:
-    """The columns that are not its key of a row of `matched_table`."""
+    """Two arms' runs at an equal amount: the columns of a row of `matched_table` that are not its key."""
     known = [
         [(run, [m for m in run.members if sizes.get(m, np.nan) > 0]) for run in arm] for arm in both
     ]
@@ -240,7 +251,7 @@ def _matched(
         ]
         for arm in known
     ]
-    over = (_m1 if outcome == "m1" else _rate)(found, arms)
+    over = (change if outcome == "m1" else rate)(found, arms)
     note = "" if over.units > 1 else "one training run"
     return {
         "estimate": over.estimate,
