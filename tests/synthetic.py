@@ -18,6 +18,7 @@ from persona_collapse.analysis import (
     contrasts,
     correlations,
     errata,
+    frontier,
     geometry_runs,
     geometry_tables,
     half_dose,
@@ -32,6 +33,7 @@ from persona_collapse.analysis import (
     shared_axis,
     simulation,
     updates,
+    why,
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
@@ -87,6 +89,24 @@ def updates_table():
     )
 
 
+#: Settings of the run's stages.
+STAGE = {"data": "em", "r": 2, "alpha": 4, "defence": {}, "induction": ""}
+STAGES = {"em": STAGE, "couple-villain": STAGE | {"data": None}}
+
+
+def second_stages(given, sizes, answer_table, outcomes, classes):
+    """Tables `why` and `frontier`, the second as if em had a defence."""
+    _, left_out, headline = given
+    metrics = {name: matched.metric_of(left_out, headline, name) for name in why.CHANGES}
+    defended = STAGES | {"em": STAGE | {"defence": {"kl": {"weight": 0.1}}}}
+    loss = pd.DataFrame({"chain": GRID["chain"].unique(), "own": True, "loss": 1.5})
+    seen = frontier.Tables(outcomes, metrics["angle"], answer_table, classes, headline, loss)
+    return {
+        "why": why.why_table(GRID, STAGES, sizes, outcomes, metrics, answer_table),
+        "frontier": frontier.frontier_table(GRID, defended, seen),
+    }
+
+
 SIZES = simulation.Sizes(personas=5, questions=6, samples=2, extraction=6, margin=0.15)
 
 
@@ -116,7 +136,7 @@ def made():
         separability=classes,
     )
     model, components = rate_model.rate_tables(GRID, scored(), personas=False)
-    return {
+    return second_stages(given, sizes, answer_table, outcomes, classes) | {
         "design": GRID,
         "marker_rates": rates,
         "rate_model": model,

@@ -335,6 +335,38 @@ rule matched:
         "../scripts/matched.py"
 
 
+rule second_stages:
+    input:
+        design=results("tables/design.csv"),
+        headline=results("tables/headline.csv"),
+        updates=results("tables/updates.csv"),
+        left_out=results("tables/geometry_left_out.parquet"),
+        answers=results_of("markers/{chain}.parquet", "markers"),
+        answer_stats=results("tables/answer_stats.csv"),
+        separability=results("tables/separability.csv"),
+        measured=[
+            results(f"tables/{name}.csv")
+            for name in ("task_loss", "preference")
+            if name in plan.measures
+        ],
+    output:
+        why=results("tables/why.csv"),
+        frontier=results("tables/frontier.csv"),
+    log:
+        logs("second_stages"),
+    benchmark:
+        benchmarks("second_stages")
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        stages=plan.trained_settings,
+        assistant=assistant,
+    message:
+        "What properties of the second stage move, and what defences keep"
+    script:
+        "../scripts/second_stages.py"
+
+
 rule training_table:
     input:
         expand(

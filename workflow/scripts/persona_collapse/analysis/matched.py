@@ -142,13 +142,21 @@ def _over(
 
 def change(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
     """An arm's change of M1 from the chains before the last stage, or the difference of two arms' changes."""
+    moved = [
+        [(run, {**own, run.before: own.get(run.before, 0.0) - 1}) for run, own in arm]
+        for arm in arms
+    ]
+    return level(found, moved, confidence)
+
+
+def level(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
+    """An arm's M1, or the difference of two arms', over training runs."""
     sides, total = [], dict[str, float]()
     for sign, arm in zip((1, -1), arms, strict=False):
         values = []
-        for run, weights, share in _arm(arm):
-            moved = {**weights, run.before: weights.get(run.before, 0.0) - 1}
-            values.append(sum(w * found.m1_of(name) for name, w in moved.items()))
-            for name, w in moved.items():
+        for _, weights, share in _arm(arm):
+            values.append(sum(w * found.m1_of(name) for name, w in weights.items()))
+            for name, w in weights.items():
                 total[name] = total.get(name, 0.0) + sign * share * w
         sides.append(pd.Series(values, [run.root for run, _ in arm]))
     within, units = found.m1.errors(total)

@@ -178,6 +178,12 @@ class Plan:
         """Settings of a stage."""
         return self.stages[name].settings
 
+    @property
+    def trained_settings(self) -> dict[str, dict[str, Any]]:
+        """Settings of the stages that train, and as `induction` whose system prompt is on every row."""
+        stages = {name: stage for name, stage in self.stages.items() if stage.trains}
+        return {name: {**s.settings, "induction": s.induction} for name, s in stages.items()}
+
     def trained_stage(self, name: str) -> Stage:
         """The stage whose training made a stage's adapter: itself, unless the adapter is another chain's."""
         stage = self.stages[name]

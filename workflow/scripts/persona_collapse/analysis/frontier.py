@@ -1,0 +1,209 @@
+"""What a defence costs and keeps: the stage's own task learnt, against personas kept.
+
+Each condition whose last stage is defended is set beside the one that is trained alike without, and beside
+all others of that kind: those after the same stages, on the same data, with the same settings but for the
+defence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import chains
+from ..chains import ASSISTANT
+from ..statistics import OverRuns, compare_runs, over_runs
+from . import matched
+from .geometry_runs import ONE_RUN, Wide
+from .matched import Outcomes
+from .second_stages import Arm, Settings, arms, defences, undefended
+from .views import Headline, at_headline
+
+COLUMNS = [
+    "condition", "title", "dose", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
+    "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
+]  # fmt: skip
+#: Outcomes that say what is kept of personas: 1 where more is better, -1 where less is.
+KEPT = {"rate": 1, "marker_logprob": 1, "m1": -1, "angle": 1, "m3_accuracy": 1}
+#: What the stage was to learn; less is better.
+TASK = "held_out_loss"
+ON, OFF, OPEN = "on the frontier", "off the frontier", "not decided"
+NO_LOSS = "no held-out loss: the run needs the measure task_loss and held_out rows of the data"
+ALONE = "no other condition to compare with"
+UNDEFENDED = "no condition that differs in the defence alone"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the outcomes are read from: the run's tables, and `found` and `angle` as in `matched`."""
+
+    found: Outcomes
+    angle: Wide
+    answers: pd.DataFrame
+    separability: pd.DataFrame
+    headline: Headline
+    task_loss: pd.DataFrame | None = None
+    preference: pd.DataFrame | None = None
+    assistant: str = ASSISTANT
+
+    def by_chain(self) -> dict[str, pd.Series]:
+        """The outcomes that have one number per chain."""
+        source = self.answers[self.answers["role"] == "source"]
+        classes = self.separability[at_headline(self.separability, self.headline)]
+        out = {
+            "marker_logprob": _one(source, "marker_logprob"),
+            "m3_accuracy": _one(classes[classes["metric"] == "m3_accuracy"], "value"),
+        }
+        if self.task_loss is not None:
+            out[TASK] = _one(self.task_loss[self.task_loss["own"].astype(bool)], "loss")
+        if self.preference is not None:
+            rows = self.preference
+            if self.assistant in set(rows["persona"]):
+                rows = rows[rows["persona"] == self.assistant]
+            sums = (rows["margin"] * rows["n"]).groupby(rows["chain"]).sum()
+            out["preference"] = sums / rows["n"].groupby(rows["chain"]).sum()
+        return out
+
+
+def _one(rows: pd.DataFrame, column: str) -> pd.Series:
+    """A column by chain; chains that stand for several conditions once."""
+    return rows.drop_duplicates("chain").set_index("chain")[column].astype(float).dropna()
+
+
+def frontier_table(design: pd.DataFrame, settings: Settings, tables: Tables) -> pd.DataFrame:
+    """One row per outcome of each condition with a defence, and of the condition without.
+
+    `settings`: of the stages that train. data: of the last stage; defence: its names; setting: theirs;
+    undefended: the condition without. Outcomes: held_out_loss, of the data's own held-out rows, in nats per
+    token; loss_ratio, that over the undefended one's; preference, the mean margin of misaligned over aligned
+    answers (of the assistant, if it was asked); rate and marker_logprob of the source; m1, angle and
+    m3_accuracy at the headline. difference: to the undefended condition. Intervals (95 %) are over training
+    runs, root by root where both have the same.
+
+    verdict, of a defence and an outcome that says what is kept: off the frontier, if another of its kind has
+    a lower held-out loss and keeps more, both intervals of the difference excluding 0 (at a level corrected
+    for how many others there are); on it, if every other has a higher loss or keeps less, with its interval
+    (corrected for the two); else not decided.
+    """
+    kinds: dict[str, list[tuple[Arm, dict[str, str]]]] = {}
+    for arm in arms(design, settings):
+        if arm.dose:
+            continue
+        like = repr((arm.before, sorted(undefended(settings[arm.stage]).items())))
+        kinds.setdefault(like, []).append((arm, defences(settings[arm.stage])))
+    rows: list[dict[str, Any]] = []
+    scalars = tables.by_chain()
+    for kind in kinds.values():
+        if any(names for _, names in kind):
+            rows += _kind(kind, settings, tables, scalars)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _kind(
+    kind: Sequence[tuple[Arm, dict[str, str]]],
+    settings: Settings,
+    tables: Tables,
+    scalars: Mapping[str, pd.Series],
+) -> list[dict[str, Any]]:
+    """The rows of conditions that differ in their defence alone."""
+    plain = [arm for arm, names in kind if not names][:1]
+    shown = [*((arm, {}) for arm in plain), *((arm, names) for arm, names in kind if names)]
+    rows = []
+    for arm, names in shown:
+        key = arm.key | {
+            "data": settings[arm.stage].get("data") or "",
+            "defence": " and ".join(names),
+            "setting": "; ".join(filter(None, names.values())),
+            "undefended": plain[0].condition if plain else "",
+        }
+        others = [other for other, _ in shown if other is not arm]
+        for outcome in (TASK, "preference", *KEPT):
+            level = _over(outcome, [arm], tables, scalars)
+            if level is None:
+                continue
+            row = key | {"outcome": outcome, "value": level.estimate}
+            row |= {"ci_low": level.low, "ci_high": level.high}
+            notes = [ONE_RUN if level.units < 2 else "", "" if plain else UNDEFENDED]
+            if names and plain:
+                less = _over(outcome, [arm, plain[0]], tables, scalars)
+                if less is not None:
+                    ends = {"difference_low": less.low, "difference_high": less.high}
+                    row |= {"difference": less.estimate, **ends}
+            if names and outcome in KEPT:
+                row["verdict"], why = verdict(arm, others, outcome, tables, scalars)
+                notes.append(why)
+            rows.append(row | {"note": "; ".join(filter(None, notes))})
+        if names and plain and (ratio := _ratio(arm, plain[0], scalars)) is not None:
+            note = ONE_RUN if ratio.units < 2 else ""
+            value, low, high = np.exp([ratio.estimate, ratio.low, ratio.high])
+            ends = {"value": value, "ci_low": low, "ci_high": high}
+            rows.append(key | {"outcome": "loss_ratio"} | ends | {"note": note})
+    return rows
+
+
+def _ratio(arm: Arm, plain: Arm, scalars: Mapping[str, pd.Series]) -> OverRuns | None:
+    """Logarithm of the held-out loss over the undefended one's."""
+    losses = scalars.get(TASK, pd.Series(dtype=float))
+    return _over("log", [arm, plain], None, {"log": np.log(losses[losses > 0])})
+
+
+def _over(
+    outcome: str,
+    arms: Sequence[Arm],
+    tables: Tables | None,
+    scalars: Mapping[str, pd.Series],
+    confidence: float = 0.95,
+) -> OverRuns | None:
+    """An outcome of an arm, or of the first less the second, over training runs; None where not measured."""
+    sides = [arm.weighted() for arm in arms]
+    names = [name for side in sides for _, own in side for name in own]
+    if tables is not None and outcome == "rate":
+        pairs = [(name, run.source) for side in sides for run, own in side for name in own]
+        if not all(pair in tables.found.hits for pair in pairs):
+            return None
+        return matched.rate(tables.found, sides, confidence)
+    if tables is not None and outcome in ("m1", "angle"):
+        wide = tables.found.m1 if outcome == "m1" else tables.angle
+        if not set(names) <= set(wide.chains):
+            return None
+        return matched.level(Outcomes(wide, {}, {}), sides, confidence)
+    values = scalars.get(outcome, pd.Series(dtype=float))
+    if not set(names) <= set(values.index):
+        return None
+    series = [
+        pd.Series(values.reindex(arm.chains).to_numpy(), [chains.root(name) for name in arm.chains])
+        for arm in arms
+    ]
+    if len(series) == 1:
+        return over_runs(series[0], list(series[0].index), confidence=confidence)
+    return compare_runs(series[0], series[1], confidence=confidence)
+
+
+def verdict(
+    arm: Arm,
+    others: Sequence[Arm],
+    outcome: str,
+    tables: Tables,
+    scalars: Mapping[str, pd.Series],
+) -> tuple[str, str]:
+    """Is a defence on the frontier of held-out loss and an outcome, and why not; see `frontier_table`."""
+    others = [other for other in others if set(other.chains) != set(arm.chains)]
+    if not others:
+        return OPEN, ALONE
+    worse = 0
+    for other in others:
+        corrected = 1 - 0.05 / len(others)
+        loss, kept = (_over(o, [other, arm], tables, scalars, corrected) for o in (TASK, outcome))
+        if loss is None or kept is None:
+            return OPEN, NO_LOSS if loss is None else f"{other.condition} was not measured"
+        sign = KEPT[outcome]
+        if loss.high < 0 and (kept.low if sign > 0 else -kept.high) > 0:
+            return OFF, f"{other.condition} learns more and keeps more"
+        loss, kept = (_over(o, [other, arm], tables, scalars, 0.975) for o in (TASK, outcome))
+        assert loss is not None and kept is not None
+        worse += bool(loss.low > 0 or (kept.high if sign > 0 else -kept.low) < 0)
+    return (ON, "") if worse == len(others) else (OPEN, "")

@@ -1,0 +1,185 @@
+"""What a property of the second stage moves: how far it trained, and how much of the personas it changed.
+
+A stage that changes the weights less will move personas less, whatever else is true of it. So each condition
+is also compared with the run's own curve, the reference stage stopped on its way, at the same size of update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import chains
+from ..statistics import OverRuns, over_runs
+from . import matched
+from .geometry_runs import ONE_RUN, Wide
+from .matched import Outcomes
+from .second_stages import Arm, Settings, arms, compared, differences
+
+COLUMNS = [
+    "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
+    "update_high", "tokens", "steps", "loss", "held_out_loss", "held_out_low", "held_out_high",
+    "answer_tokens", "rate", "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance",
+    "log_distance_low", "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low",
+    "kept_high", "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
+    "rate_beside_high", "curve_note", "verdict", "note",
+]  # fmt: skip
+#: Metrics of geometry whose change by the last stage is taken.
+CHANGES = ("m1", "log_distance", "angle")
+REFERENCE = "the reference"
+LESS, MORE = "collapses less than its size says", "collapses more than its size says"
+OPEN = "not decided"
+
+
+def reference(design: pd.DataFrame, settings: Settings) -> Arm | None:
+    """The condition that others are compared with: the design's first one whole stage after a coupling."""
+    return next((arm for arm in _second(design, settings) if not arm.dose), None)
+
+
+def _second(design: pd.DataFrame, settings: Settings) -> list[Arm]:
+    """The conditions one trained stage after a coupling."""
+    return list(arms(design[design["stages_after_coupling"] == 1], settings))
+
+
+def why_table(
+    design: pd.DataFrame,
+    settings: Settings,
+    updates: pd.DataFrame,
+    found: Outcomes,
+    metrics: Mapping[str, Wide],
+    answers: pd.DataFrame,
+    task_loss: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """One row per condition that stands one stage after a coupling, and per step it was stopped at.
+
+    `settings`: of the stages that train. `metrics`: those of CHANGES at the headline (`matched.metric_of`).
+    `answers`: tables/answer_stats.csv. `task_loss`: that table, if the run has it.
+
+    axis: the properties in which the last stage differs from the reference's (see `reference`); differs: how.
+    update_norm, tokens, steps, loss, held_out_loss (of the stage's own data) and answer_tokens: means over
+    training runs. rate: of the source's marker. m1, log_distance, angle: changes by the last stage, the
+    second of log(1 - M1); kept: the share of 1 - M1 that is left, exp of that change. beside_curve and
+    rate_beside_curve: log_distance and rate less those of the reference's runs where their update has the
+    same norm, between early stops interpolated in its logarithm, the verdict from the first's interval. All
+    intervals (95 %) are over training runs; a condition with one has none, and no verdict.
+    """
+    base = reference(design, settings)
+    if base is None:
+        return pd.DataFrame(columns=COLUMNS)
+    sizes = updates[updates["other"] == ""].set_index("chain")
+    own_loss = pd.Series(dtype=float)
+    if task_loss is not None:
+        own_loss = task_loss[task_loss["own"].astype(bool)].set_index("chain")["loss"]
+    source = answers[answers["role"] == "source"].drop_duplicates("chain").set_index("chain")
+    usual = compared(settings[base.stage], sizes["steps"].reindex(base.chains).mean())
+    return pd.DataFrame(
+        [
+            arm.key
+            | _axis(arm, base, settings, usual, sizes)
+            | _size(arm, sizes, own_loss, source)
+            | _outcomes(arm, found, metrics)
+            | _beside(design, arm, base, sizes["update_norm"], found, metrics)
+            | {"note": ONE_RUN if arm.key["units"] < 2 else ""}
+            for arm in _second(design, settings)
+        ],
+        columns=COLUMNS,
+    )
+
+
+def _axis(
+    arm: Arm, base: Arm, settings: Settings, usual: Mapping[str, Any], sizes: pd.DataFrame
+) -> dict[str, str]:
+    own = compared(settings[arm.stage], sizes["steps"].reindex(arm.chains).mean())
+    found = differences(own, usual)
+    if arm.before != base.before and len(_sources(arm) & _sources(base)) == 0:
+        found["source"] = "another source persona"
+    return {"axis": " and ".join(found) or REFERENCE, "differs": "; ".join(found.values())}
+
+
+def _sources(arm: Arm) -> set[str]:
+    return set(arm.rows["source"])
+
+
+def _size(
+    arm: Arm, sizes: pd.DataFrame, own_loss: pd.Series, source: pd.DataFrame
+) -> dict[str, float]:
+    """What the stage trained on, and how large it became."""
+    row: dict[str, float] = {}
+    for key, ends, values in (
+        ("update_norm", "update", sizes["update_norm"]),
+        ("held_out_loss", "held_out", own_loss),
+    ):
+        over = _level(values, arm)
+        row |= {key: over.estimate, f"{ends}_low": over.low, f"{ends}_high": over.high}
+    for key in ("tokens", "steps", "loss"):
+        row[key] = _level(sizes[key], arm).estimate
+    return row | {"answer_tokens": _level(source["mean_tokens"], arm).estimate}
+
+
+def _level(values: pd.Series, arm: Arm) -> OverRuns:
+    """Mean of a number per chain over the training runs of an arm that have it."""
+    known = values.reindex(arm.chains).dropna()
+    if known.empty:
+        return OverRuns(np.nan, np.nan, np.nan, np.nan, 0, np.nan, np.nan)
+    return over_runs(known, [chains.root(name) for name in known.index])
+
+
+def _outcomes(arm: Arm, found: Outcomes, metrics: Mapping[str, Wide]) -> dict[str, float]:
+    """Rate of the marker, and changes of the geometry, over training runs."""
+    row: dict[str, float] = {}
+    runs = arm.weighted()
+    if all((chain, run.source) in found.hits for run, own in runs for chain in own):
+        row |= _ends("rate", matched.rate(found, [runs]))
+    for name, wide in metrics.items():
+        if all({run.before, *own} <= set(wide.chains) for run, own in runs):
+            over = matched.change(Outcomes(wide, {}, {}), [runs])
+            row |= _ends(name, over)
+            if name == "log_distance":
+                row |= {key: np.exp(value) for key, value in _ends("kept", over).items()}
+    return row
+
+
+def _ends(name: str, over: OverRuns) -> dict[str, float]:
+    return {name: over.estimate, f"{name}_low": over.low, f"{name}_high": over.high}
+
+
+def _beside(
+    design: pd.DataFrame,
+    arm: Arm,
+    base: Arm,
+    norms: pd.Series,
+    found: Outcomes,
+    metrics: Mapping[str, Wide],
+) -> dict[str, Any]:
+    """An arm beside the curve of the reference's runs, at the same norm of the update."""
+    if arm.stage == base.stage and arm.before == base.before:
+        return {"curve_note": "on the curve itself", "verdict": ""}
+    row: dict[str, Any] = {"curve_note": "not measured", "verdict": ""}
+    own = [run for run, _ in arm.weighted()]
+    asked = (
+        ("log_distance", "activations", "m1", "beside_curve", "beside"),
+        ("", "markers", "rate", "rate_beside_curve", "rate_beside"),
+    )
+    for metric, measure, outcome, name, ends in asked:
+        curve = matched.runs(design, base.condition, measure)
+        where = found
+        if metric:
+            where = Outcomes(metrics[metric], {}, {})
+            known = set(where.m1.chains)
+            there = all({run.before, *run.members} <= known for run in [*own, *curve])
+        else:
+            there = all((c, run.source) in found.hits for run in own for c in run.members)
+        if not (there and curve):
+            continue
+        names = (arm.condition, base.condition)
+        got = matched.at_equal(where, [own, curve], norms, outcome, "update_norm", names)
+        low, high = got["ci_low"], got["ci_high"]
+        row |= {name: got["estimate"], f"{ends}_low": low, f"{ends}_high": high}
+        if metric:
+            row["curve_note"] = got["note"]
+            decided = LESS if low > 0 else MORE if high < 0 else OPEN
+            row["verdict"] = decided if np.isfinite(low + high) else ""
+    return row
