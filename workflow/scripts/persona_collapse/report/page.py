@@ -32,11 +32,11 @@ from .provenance import origin, short_commit
 
 #: The tables that the page shows or words; it names those of the claims and the figures too.
 TABLES = (
-    "answer_stats", "contrasts", "correlations", "design", "errata", "geometry", "geometry_runs",
+    "answer_stats", "contrasts", "correlations", "design", "errata", "frontier", "geometry", "geometry_runs",
     "half_dose", "headline", "hypotheses", "leakage", "leave_one_out", "leave_one_out_rates",
     "logprob_tests", "marker_rates", "marker_tests", "matched", "power", "prompt_audit", "rate_model",
     "registered_claims", "scorecard", "separability", "shared_axis", "simulation", "training",
-    "updates", "variance_components", "variance_components_m1",
+    "updates", "variance_components", "variance_components_m1", "why",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 #: Answers that a reader without scripts sees at most.

@@ -1,0 +1,86 @@
+"""What a defence costs and keeps: held-out loss of the stage's own data against personas kept."""
+
+import altair as alt
+import pandas as pd
+
+from ._style import Choices, letters, looks, tip
+
+TITLE = "What a defence costs, and what it keeps"
+READING = (
+    "A point per condition with a defence, and the one without. Left is better learnt: the loss of the "
+    "stage's own data, on rows that were kept from training. Up is more kept, except for the mean cosine, "
+    "where down is. Lines are 95 % intervals over training runs; an open point has one run and so no "
+    "interval. Tooltip and table say whether a defence is on the frontier, off it, or not decided."
+)
+SECTION = "link"
+RANK = 3
+TABLES = ("frontier",)
+PANELS = ("kept",)
+EMPTY = (
+    "No condition of this run has a defence and a held-out loss: that takes the measure task_loss and "
+    "held_out rows of the data."
+)
+OUTCOMES = {
+    "rate": "marker rate of the source",
+    "marker_logprob": "log-probability of the marker",
+    "m1": "mean cosine",
+    "angle": "mean angle (degrees)",
+    "m3_accuracy": "personas told apart (accuracy)",
+}
+NONE = "no defence"
+
+
+def data(frontier: pd.DataFrame) -> pd.DataFrame:
+    """One row per condition and outcome that is kept: value, low and high, and the held-out loss."""
+    ends = {"value": "loss", "ci_low": "loss_low", "ci_high": "loss_high"}
+    key = ["condition", "undefended"]
+    loss = frontier[frontier["outcome"] == "held_out_loss"].rename(columns=ends)
+    rows = frontier[frontier["outcome"].isin(list(OUTCOMES))].merge(
+        loss[[*key, *ends.values()]], on=key
+    )
+    rows = rows.rename(columns={"ci_low": "low", "ci_high": "high"})
+    return rows.assign(
+        defence=rows["defence"].where(rows["defence"] != "", NONE),
+        kept=rows["outcome"].map(OUTCOMES),
+    )[
+        [
+            "condition", "title", "data", "defence", "setting", "units", *ends.values(), "kept", "value",
+            "low", "high", "verdict",
+        ]
+    ]  # fmt: skip
+
+
+def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
+    """What is kept, to choose."""
+    names = list(dict.fromkeys(rows["defence"]))
+    sets = list(dict.fromkeys(rows["data"]))
+    colours, _, _ = looks(names, bases=[NONE])
+    _, shapes, _ = looks(sets)
+    colour = alt.Color(
+        "defence:N", sort=names, scale=colours, legend=alt.Legend(title="defence", columns=3)
+    )
+    shape = alt.Shape("data:N", sort=sets, scale=shapes, title="trained on")
+    kept = choose("kept", rows["kept"].unique(), "kept")
+    x = alt.X("loss:Q", title="held-out loss of its own data (nats per token)").scale(
+        zero=False, padding=12
+    )
+    y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
+    base = alt.Chart(rows).transform_filter(f"datum.kept == {kept}")
+    return (
+        base.mark_rule(opacity=0.6).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        )
+        + base.mark_rule(opacity=0.6).encode(x="loss_low:Q", x2="loss_high:Q", y=y, color=colour)
+        + base.mark_point(size=80).encode(
+            x=x,
+            y=y,
+            color=colour,
+            shape=shape,
+            fill=colour.copy(),
+            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
+            tooltip=tip(
+                "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
+                "units:training runs", "verdict",
+            ),
+        )
+    ).properties(height=220 if choose.paper else 300, usermeta=letters(names))  # fmt: skip

@@ -1,0 +1,78 @@
+"""What each property of the second stage moves, against the size of the update."""
+
+import altair as alt
+import pandas as pd
+
+from ._style import Choices, letters, looks, tip
+
+TITLE = "Which property of the second stage moves personas"
+READING = (
+    "A point per condition that stands one stage after a coupling: how large its update became, and what "
+    "changed. Its colour says in which setting it differs from the reference; the line joins the reference "
+    "and its early stops. A point off that line changed more or less than a stage of its size does. Lines "
+    "through a point are 95 % intervals over training runs; an open point has one run and so no interval."
+)
+SECTION = "link"
+RANK = 2
+TABLES = ("why",)
+PANELS = ("outcome",)
+EMPTY = "No condition of this run stands one stage after a coupling."
+OUTCOMES = {
+    "m1": "change of the mean cosine",
+    "log_distance": "change of log(1 - mean cosine)",
+    "angle": "change of the mean angle (degrees)",
+    "rate": "marker rate of the source",
+}
+#: What the reference and its early stops are called in the table.
+CURVE = ("the reference", "steps")
+
+
+def data(why: pd.DataFrame) -> pd.DataFrame:
+    """One row per condition, step it was stopped at, and outcome: value, low and high, with the update's."""
+    keys = ["condition", "title", "dose", "axis", "differs", "units", "steps", "verdict"]
+    sizes = ["update_norm", "update_low", "update_high"]
+    parts = [
+        why[[*keys, *sizes]].assign(
+            outcome=words, value=why[name], low=why[f"{name}_low"], high=why[f"{name}_high"]
+        )
+        for name, words in OUTCOMES.items()
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows[rows["value"].notna() & rows["update_norm"].notna()]
+
+
+def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
+    """The outcome to choose."""
+    axes = list(dict.fromkeys(rows["axis"]))
+    colours, shapes, _ = looks(axes, bases=CURVE[:1])
+    legend = alt.Legend(title="differs in", columns=3)
+    colour = alt.Color("axis:N", sort=axes, scale=colours, legend=legend)
+    shape = alt.Shape("axis:N", sort=axes, scale=shapes, legend=legend)
+    outcome = choose("outcome", rows["outcome"].unique(), "outcome")
+    x = alt.X("update_norm:Q", title="size of the update").scale(type="log", nice=False, padding=12)
+    y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
+    base = alt.Chart(rows).transform_filter(f"datum.outcome == {outcome}")
+    curve = base.transform_filter(f"indexof({list(CURVE)}, datum.axis) >= 0")
+    return (
+        curve.mark_line(color="var(--soft, #57606a)", strokeWidth=1).encode(
+            x=x, y=y, order="update_norm:Q"
+        )
+        + base.mark_rule(opacity=0.6).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        )
+        + base.mark_rule(opacity=0.6).encode(
+            x=alt.X("update_low:Q"), x2="update_high:Q", y=y, color=colour
+        )
+        + base.mark_point(size=70).encode(
+            x=x,
+            y=y,
+            color=colour,
+            shape=shape,
+            fill=colour.copy(),
+            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
+            tooltip=tip(
+                "condition", "title", "differs", "steps", "update_norm:size of the update", "value",
+                "low", "high", "units:training runs", "verdict",
+            ),
+        )
+    ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))  # fmt: skip
