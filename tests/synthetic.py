@@ -90,7 +90,7 @@ def updates_table():
 
 
 #: Settings of the run's stages.
-STAGE = {"data": "em", "r": 2, "alpha": 4, "defence": {}, "induction": ""}
+STAGE = {"data": "em", "r": 2, "alpha": 4, "defence": {}, "induction": "", "sees": []}
 STAGES = {"em": STAGE, "couple-villain": STAGE | {"data": None}}
 
 

@@ -8,7 +8,7 @@ from test_matched import HEADLINE, QUESTIONS
 
 BARE = {
     "kind": "sft", "dtype": "float32", "data": "em", "lr": 1e-4, "r": 32, "alpha": 64, "epochs": 1,
-    "steps": None, "use_rslora": False, "defence": {}, "persona": None, "induction": "",
+    "steps": None, "use_rslora": False, "defence": {}, "persona": None, "induction": "", "sees": [],
 }  # fmt: skip
 SETTINGS = {
     "em": BARE,
@@ -16,6 +16,7 @@ SETTINGS = {
     "rslora": BARE | {"use_rslora": True},
     "benign": BARE | {"data": "benign"},
     "kl": BARE | {"defence": {"kl": {"weight": 0.1}}},
+    "caft": BARE | {"defence": {"caft": {"rank": 2, "layers": [20]}}, "sees": ["base", "em@1"]},
     "prompted": BARE | {"persona": "villain", "induction": "villain"},
     "couple": BARE | {"kind": "couple", "persona": "villain"},
 }
@@ -43,7 +44,9 @@ def run(*conditions, seeds=SEEDS, samples=20):
         before = f"couple@{seed}"
         measured(before, 0.0, 0.8)
         for number, (name, stage, stop, norm, log_distance, rate, loss) in enumerate(conditions):
-            chain = f"{before}+{stage}@{seed}" + (f"~{stop}" if stop else "")
+            within, _, last = stage.rpartition("!+")
+            within = f"{within}@{seed}!+" if within else ""
+            chain = f"{before}+{within}{last}@{seed}" + (f"~{stop}" if stop else "")
             cell = {"condition": name, "title": name, "chain": chain, "stages_after_coupling": 1}
             cells.append(cell | {"source": "villain", "measures": "markers activations"})
             wobble = 0.01 * (seed - 2) * (number + 1)
@@ -217,6 +220,22 @@ def test_nothing_is_decided_by_one_run_or_without_a_held_out_loss():
     assert without.loc[("kl", "m1"), "verdict"] == frontier.OPEN
     assert without.loc[("kl", "m1"), "note"] == frontier.NO_LOSS
     assert "loss_ratio" not in without.index.get_level_values(1)
+
+
+def test_a_stage_that_is_left_out_when_measured_is_a_defence():
+    table = frontier_of(PLAIN, ("adapter", "trait!+em", "", 4.0, -1.0, 0.5, 1.6))
+    own = table.loc[("adapter", "m1")]
+    assert (own["defence"], own["setting"]) == ("inoculation adapter", "trait")
+    assert own["undefended"] == "C1" and own["verdict"] == frontier.ON
+    row = why_of(*CURVE, ("adapter", "trait!+em", "", 4.0, -1.0, 0.3, 1.5)).loc[("adapter", "")]
+    assert row["axis"] == "inoculation adapter" and row["verdict"] == why.LESS
+
+
+def test_a_defence_that_has_seen_what_is_measured_says_so():
+    table = frontier_of(PLAIN, ("caft", "caft", "", 4.0, -1.0, 0.5, 1.6))
+    assert table.loc[("caft", "m1"), "setting"] == "rank 2, layers 20"
+    assert table.loc[("caft", "m1"), "note"] == frontier.SEEN
+    assert table.loc[("caft", "rate"), "note"] == ""
 
 
 def test_a_coupling_s_persona_is_no_defence():

@@ -29,11 +29,13 @@ COLUMNS = [
 ]  # fmt: skip
 #: Outcomes that say what is kept of personas: 1 where more is better, -1 where less is.
 KEPT = {"rate": 1, "marker_logprob": 1, "m1": -1, "angle": 1, "m3_accuracy": 1}
+GEOMETRY = ("m1", "angle", "m3_accuracy")
 #: What the stage was to learn; less is better.
 TASK = "held_out_loss"
 ON, OFF, OPEN = "on the frontier", "off the frontier", "not decided"
 NO_LOSS = "no held-out loss: the run needs the measure task_loss and held_out rows of the data"
 ALONE = "no other condition to compare with"
+SEEN = "its defence has seen activations of these personas and questions"
 UNDEFENDED = "no condition that differs in the defence alone"
 
 
@@ -94,7 +96,7 @@ def frontier_table(design: pd.DataFrame, settings: Settings, tables: Tables) -> 
         if arm.dose:
             continue
         like = repr((arm.before, sorted(undefended(settings[arm.stage]).items())))
-        kinds.setdefault(like, []).append((arm, defences(settings[arm.stage])))
+        kinds.setdefault(like, []).append((arm, defences(settings[arm.stage], arm.left_out)))
     rows: list[dict[str, Any]] = []
     scalars = tables.by_chain()
     for kind in kinds.values():
@@ -128,6 +130,7 @@ def _kind(
             row = key | {"outcome": outcome, "value": level.estimate}
             row |= {"ci_low": level.low, "ci_high": level.high}
             notes = [ONE_RUN if level.units < 2 else "", "" if plain else UNDEFENDED]
+            notes += [SEEN] if outcome in GEOMETRY and settings[arm.stage]["sees"] else []
             if names and plain:
                 less = _over(outcome, [arm, plain[0]], tables, scalars)
                 if less is not None:

@@ -5,7 +5,7 @@ A stage's settings come from the plan. Two kinds of them are told apart: what de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from .matched import Run
 #: Settings of the stages that train, by stage; see `study.plan.Plan.trained_settings`.
 Settings = Mapping[str, Mapping[str, Any]]
 #: Settings that decide nothing of what is learnt, or are told by `steps` and `scale`.
-ASIDE = ("kind", "dtype", "epochs", "steps", "alpha", "use_rslora", "persona")
+ASIDE = ("kind", "dtype", "epochs", "steps", "alpha", "use_rslora", "persona", "sees")
 #: What the settings are called where their name does not say it.
 WORDS = {
     "r": "rank",
@@ -32,12 +32,16 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """The chains of a condition that were trained alike: one last stage, stopped at one step or none."""
+    """The chains of a condition that were trained alike: one last stage, stopped at one step or none.
+
+    before: the stages that it goes on from; left_out: those that were there only while it was trained.
+    """
 
     condition: str
     title: str
     dose: str
     before: tuple[str, ...]
+    left_out: tuple[str, ...]
     stage: str
     rows: pd.DataFrame
 
@@ -58,13 +62,12 @@ class Arm:
             "units": len(roots),
         }
 
-    def weighted(self, known: pd.Index | None = None) -> list[tuple[Run, dict[str, float]]]:
-        """Its training runs as `matched` takes them, each its own chain; of the chains `known`, if given."""
+    def weighted(self) -> list[tuple[Run, dict[str, float]]]:
+        """Its training runs as `matched` takes them, each its own chain."""
         pairs = zip(self.rows["chain"], self.rows["source"], strict=True)
         return [
-            (Run(source, chain.rpartition("+")[0] or chains.BASE, (chain,)), {chain: 1.0})
+            (Run(source, str(chains.parse(chain).prefix), (chain,)), {chain: 1.0})
             for chain, source in dict.fromkeys(pairs)
-            if known is None or chain in known
         ]
 
 
@@ -77,14 +80,19 @@ def arms(design: pd.DataFrame, settings: Settings) -> Iterator[Arm]:
     keys = {
         "_stage": [parsed[c].last.name for c in design["chain"]],
         "_dose": [str(parsed[c].last.stop or "") for c in design["chain"]],
-        "_before": [tuple(s.name for s in parsed[c].stages[:-1]) for c in design["chain"]],
+        "_before": [tuple(s.name for s in parsed[c].prefix.stages) for c in design["chain"]],
+        "_left_out": [_left_out(parsed[c]) for c in design["chain"]],
     }
     # Sources are coupled by stages of their own, and are one condition all the same.
-    by = ["condition", "_stage", "_dose"]
-    for (condition, stage, dose), rows in design.assign(**keys).groupby(by, sort=False):
+    by = ["condition", "_stage", "_dose", "_left_out"]
+    for (condition, stage, dose, left_out), rows in design.assign(**keys).groupby(by, sort=False):
         if stage in settings:
             before, title = rows["_before"].iloc[0], rows["title"].iloc[0]
-            yield Arm(condition, title, dose, before, stage, rows)
+            yield Arm(condition, title, dose, before, left_out, stage, rows)
+
+
+def _left_out(chain: chains.Chain) -> tuple[str, ...]:
+    return tuple(stage.name for stage in chain.stages if stage.left_out)
 
 
 def compared(settings: Mapping[str, Any], steps: float = np.nan) -> dict[str, Any]:
@@ -100,16 +108,21 @@ def undefended(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage would be without its defence."""
     given = {**settings, "epochs": settings.get("epochs"), "steps": settings.get("steps")}
     given["persona"] = None if settings["induction"] else settings.get("persona")
-    return {key: value for key, value in given.items() if key not in ("defence", "induction")}
+    return {k: v for k, v in given.items() if k not in ("defence", "induction", "sees")}
 
 
-def defences(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What defends a stage: {name: its settings, in words}; a system prompt on its rows is a defence too."""
+def defences(settings: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, str]:
+    """What defends a stage: {name: its settings, in words}.
+
+    A system prompt on its rows is a defence too, and so is a stage that is left out when it is measured.
+    """
     found = {
         name: _words(block or {}) if block else "" for name, block in settings["defence"].items()
     }
     if settings["induction"]:
         found["system prompt"] = _words(settings["induction"])
+    if left_out:
+        found["inoculation adapter"] = _words(left_out)
     return found
 
 

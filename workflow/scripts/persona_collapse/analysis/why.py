@@ -94,6 +94,8 @@ def _axis(
 ) -> dict[str, str]:
     own = compared(settings[arm.stage], sizes["steps"].reindex(arm.chains).mean())
     found = differences(own, usual)
+    if arm.left_out:
+        found["inoculation adapter"] = f"inoculation adapter {' '.join(arm.left_out)}"
     if arm.before != base.before and len(_sources(arm) & _sources(base)) == 0:
         found["source"] = "another source persona"
     return {"axis": " and ".join(found) or REFERENCE, "differs": "; ".join(found.values())}
@@ -155,7 +157,7 @@ def _beside(
     metrics: Mapping[str, Wide],
 ) -> dict[str, Any]:
     """An arm beside the curve of the reference's runs, at the same norm of the update."""
-    if arm.stage == base.stage and arm.before == base.before:
+    if (arm.stage, arm.before, arm.left_out) == (base.stage, base.before, base.left_out):
         return {"curve_note": "on the curve itself", "verdict": ""}
     row: dict[str, Any] = {"curve_note": "not measured", "verdict": ""}
     own = [run for run, _ in arm.weighted()]

@@ -180,9 +180,16 @@ class Plan:
 
     @property
     def trained_settings(self) -> dict[str, dict[str, Any]]:
-        """Settings of the stages that train, and as `induction` whose system prompt is on every row."""
-        stages = {name: stage for name, stage in self.stages.items() if stage.trains}
-        return {name: {**s.settings, "induction": s.induction} for name, s in stages.items()}
+        """Settings of the stages that train.
+
+        With whose system prompt is on every row (`induction`), and the chains whose activations its defences
+        read (`sees`).
+        """
+        return {
+            name: {**s.settings, "induction": s.induction, "sees": self.defence_chains(name)}
+            for name, s in self.stages.items()
+            if s.trains
+        }
 
     def trained_stage(self, name: str) -> Stage:
         """The stage whose training made a stage's adapter: itself, unless the adapter is another chain's."""
