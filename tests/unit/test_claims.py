@@ -525,7 +525,7 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     assert "m3-bug" in set(scored.loc[scored["verdict"] == "replicated", "claim"])
     assert (
         scored["where"]
-        .isin([*(f"takeaway {i}" for i in range(1, 6)), "table", "caveat", "later"])
+        .isin([*(f"takeaway {i}" for i in range(1, 6)), "table", "caveat", "later", "defence"])
         .all()
     )
 
@@ -578,3 +578,61 @@ def test_bad_claims_are_named(tmp_path, text, said):
     with pytest.raises(UserError, match=said) as error:
         claims.load(tmp_path / "claims.yaml")
     assert "\n" not in str(error.value) and "claims.yaml" in str(error.value)
+
+
+def defended(*rows):
+    """frontier.csv: of each (condition, undefended, defence, M1, loss ratio), with intervals of +- 0.02."""
+    table = []
+    for condition, bare, name, *values in rows:
+        key = {
+            "condition": condition,
+            "undefended": bare,
+            "defence": name,
+            "data": "em",
+            "units": 3,
+        }
+        for outcome, value in zip(("m1", "loss_ratio"), values, strict=True):
+            ends = {"value": value, "ci_low": value - 0.02, "ci_high": value + 0.02}
+            table.append(key | {"outcome": outcome} | ends)
+    return {"frontier": pd.DataFrame(table)}
+
+
+RULE = {"defence_passes": {"defence": "kl", "m1": 0.95, "loss": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("m1", "ratio", "verdict"),
+    [
+        (0.90, 1.5, "replicated"),
+        (0.98, 1.5, "contradicted"),  # as alike as without
+        (0.90, 2.5, "contradicted"),  # kept apart, and nothing learnt
+        (0.94, 1.5, "inconclusive"),
+    ],
+)
+def test_a_defence_passes_by_both_of_its_bars(m1, ratio, verdict):
+    tables = defended(("C1", "C1", "", 0.99, 1.0), ("k", "C1", "kl", m1, ratio))
+    row = score(tables, claim(measure=RULE, expect={"max": 1.0}))
+    assert row["verdict"] == verdict
+    assert row["measured"] == pytest.approx(max(m1 / 0.95, ratio / 2))
+
+
+def test_a_defence_passes_at_its_best_weight_with_a_wider_interval():
+    one = [("C1", "C1", "", 0.99, 1.0), ("k1", "C1", "kl", 0.90, 1.0)]
+    more = [*one, ("k2", "C1", "kl", 0.97, 1.0), ("other", "C1", "r3f", 0.1, 1.0)]
+    rule = claim(measure=RULE, expect={"max": 1.0})
+    alone, among = score(defended(*one), rule), score(defended(*more), rule)
+    assert alone["measured"] == among["measured"] and among["ci_high"] > alone["ci_high"]
+    assert among["n"] == "k1, of 2 conditions; 3 training runs"
+
+
+def test_there_is_nothing_to_pass_where_nothing_collapses():
+    tables = defended(("C1", "C1", "", 0.5, 1.0), ("k", "C1", "kl", 0.4, 1.0))
+    row = score(tables, claim(measure=RULE, expect={"max": 1.0}))
+    assert row["verdict"] == "not tested" and "below 0.95 already" in row["note"]
+    bare = claim(id="bare", measure={"undefended_m1": {}}, expect={"min": 0.95})
+    rule = claim(measure=RULE, expect={"max": 1.0}, needs={"bare": "a collapse"})
+    assert claims.scorecard([bare, rule], tables, fdr=0.01, judge="values")["verdict"].tolist() == [
+        "contradicted",
+        "not tested",
+    ]
+    assert score({}, claim(measure=RULE, expect={"max": 1.0}))["verdict"] == "not tested"

@@ -29,6 +29,7 @@ REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date"]
 TABLES = (
     "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry",
     "geometry_runs", "shared_axis", "separability", "correlations", "matched", "half_dose",
+    "frontier",
 )  # fmt: skip
 #: Keys of `expect`.
 BARS = ("min", "max", "near", "tolerance", "hits")

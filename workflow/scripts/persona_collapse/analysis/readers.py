@@ -464,6 +464,76 @@ def m3_study(run: RunTables) -> Measured | None:
     return None if rows.empty else Measured(rows["value"].max(), n=f"{len(rows)} cells", exact=True)
 
 
+# Defences
+
+
+@reader
+def undefended_m1(run: RunTables, data: str | None = None) -> Measured | None:
+    """Mean cosine at the headline of the stages that defences are set beside: the largest of them.
+
+    `data`: of that data set alone.
+    """
+    rows = _frontier(run, data)
+    if rows.empty:
+        return None
+    rows = rows[rows["condition"] == rows["undefended"]]
+    return _largest({str(row.condition): _of_frontier(row) for row in rows.itertuples()})
+
+
+@reader
+def defence_passes(
+    run: RunTables, defence: str, m1: float, loss: float, data: str | None = None
+) -> Measured | str | None:
+    """The larger of a defence's mean cosine over `m1` and its loss ratio over `loss`: at most 1 is a pass.
+
+    Loss ratio: held-out loss of the stage's own data over that without the defence. Of the defence's
+    conditions (weights, seeds and data) the smallest; its interval is widened for how many there are
+    (Bonferroni). Of a condition both bounds are the larger of the two's, since it has to meet both bars.
+    Where the stage without the defence is under `m1` itself, there is nothing to pass.
+    """
+    rows = _frontier(run, data)
+    if rows.empty:
+        return None
+    bare = rows[rows["condition"] == rows["undefended"]].set_index("condition")["value"]
+    own = rows[(rows["defence"] == defence) & (rows["condition"] != rows["undefended"])]
+    if own.empty:
+        return None
+    own = own[own["undefended"].map(bare) >= m1]
+    if own.empty:
+        return f"without a defence the mean cosine is below {m1:g} already"
+    ratios = run.rows("frontier", outcome="loss_ratio").set_index("condition")
+    own = own[own["condition"].isin(ratios.index)]
+    if own.empty:
+        return "no held-out loss with and without the defence (measure task_loss, held_out rows)"
+    found = {}
+    for row in own.itertuples():
+        ratio = ratios.loc[row.condition]
+        pairs = (
+            (row.value, row.ci_low, row.ci_high, m1),
+            (ratio["value"], ratio["ci_low"], ratio["ci_high"], loss),
+        )
+        ends = np.array([[end / bar for end in ends] for *ends, bar in pairs]).max(axis=0)
+        found[str(row.condition)] = (*ends, float(row.units))
+    name, (value, low, high, units) = min(found.items(), key=lambda item: item[1][0])
+    if units > 1 and len(found) > 1:
+        wider = stats.t.ppf(1 - 0.025 / len(found), units - 1) / stats.t.ppf(0.975, units - 1)
+        high = value + wider * (high - value)
+        low = min(low for _, low, _, _ in found.values())
+    n = f"{name}, of {len(found)} conditions; {runs_in_words(units)}"
+    return Measured(value, low, high, n, units=units)
+
+
+def _frontier(run: RunTables, data: str | None) -> pd.DataFrame:
+    """Mean cosines of defended stages and of those without; of one data set, if it is named."""
+    rows = run.rows("frontier", outcome="m1")
+    return rows if data is None or rows.empty else rows[rows["data"] == data]
+
+
+def _of_frontier(row: Any) -> Measured:
+    units = float(row.units)
+    return Measured(row.value, row.ci_low, row.ci_high, runs_in_words(units), units=units)
+
+
 # Both
 
 

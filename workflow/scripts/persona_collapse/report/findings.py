@@ -26,6 +26,7 @@ CLAIM_GROUPS = {
     "table": "Figures of the headline tables",
     "caveat": "Caveats that the study names",
     "later": "What the same project found later",
+    "defence": "What could keep personas apart",
 }
 #: Below this p, corrected for the number of chains, completions count as another model's.
 STRANGE = 1e-3
