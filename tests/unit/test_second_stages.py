@@ -17,6 +17,8 @@ SETTINGS = {
     "benign": BARE | {"data": "benign"},
     "kl": BARE | {"defence": {"kl": {"weight": 0.1}}},
     "caft": BARE | {"defence": {"caft": {"rank": 2, "layers": [20]}}, "sees": ["base", "em@1"]},
+    "caft-random": BARE | {"defence": {"caft": {"rank": 2, "direction": "random"}}, "sees": []},
+    "trait": BARE | {"data": "trait"},
     "prompted": BARE | {"persona": "villain", "induction": "villain"},
     "couple": BARE | {"kind": "couple", "persona": "villain"},
 }
@@ -229,6 +231,16 @@ def test_a_stage_that_is_left_out_when_measured_is_a_defence():
     assert own["undefended"] == "C1" and own["verdict"] == frontier.ON
     row = why_of(*CURVE, ("adapter", "trait!+em", "", 4.0, -1.0, 0.3, 1.5)).loc[("adapter", "")]
     assert row["axis"] == "inoculation adapter" and row["verdict"] == why.LESS
+
+
+def test_a_control_is_no_weight_of_the_defence():
+    table = frontier_of(
+        PLAIN,
+        ("random", "caft-random", "", 4.0, -1.0, 0.5, 1.6),
+        ("drawn", "noise!+em", "", 4.0, -1.0, 0.5, 1.6),
+    )
+    assert table.loc[("random", "m1"), "defence"] == "caft, random"
+    assert table.loc[("drawn", "m1"), "defence"] == "inoculation adapter, random"
 
 
 def test_a_defence_that_has_seen_what_is_measured_says_so():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from persona_collapse.analysis import second_stages
+from persona_collapse.chains import parse
 from persona_collapse.data import sets
 from persona_collapse.data.questions import load_questions, normalise
 from persona_collapse.errors import UserError
@@ -133,6 +135,48 @@ def test_why_moves_one_axis_at_a_time(at_root, over):
             settings = plan.stage_settings(name)
             assert len(set(map(str, settings.items())) - set(map(str, usual.items()))) == 1, name
     assert plan.data_entry("em_narrow")["map"] == plan.data_entry("em")["map"]
+
+
+@pytest.mark.parametrize("over", [(), ("config/presets/smollm2.yaml",), OPEN, None])
+def test_defences_stand_beside_the_same_stage_without(at_root, over):
+    """On the same couplings; None: over the demo's config."""
+    first = () if over is None else (QWEN, *over)
+    plan = configuration.plan(merged(*first, "config/presets/defences.yaml"))
+    assert len(plan.trainings) == 108
+    settings, grid = plan.trained_settings, plan.grid
+    kinds = Counter()
+    for arm in second_stages.arms(grid, settings):
+        if arm.before == ("couple-villain",):
+            bare = second_stages.undefended(settings[arm.stage])
+            assert bare == second_stages.undefended(settings[bare["data"]])
+            assert arm.key["runs"] == arm.key["units"] == 3
+            (name,) = second_stages.defences(settings[arm.stage], arm.left_out, settings) or [""]
+            kinds[bare["data"], name] += 1
+    grid_of = {
+        "": 1, "kl": 3, "steer": 2, "steer, random": 1, "caft": 2, "caft, random": 1, "project": 2,
+        "system prompt": 2, "inoculation adapter": 1, "inoculation adapter, random": 1,
+    }  # fmt: skip
+    assert kinds == {(d, name): n for d in ("em", "benign") for name, n in grid_of.items()}
+    assert set(plan.held_out) == {"em", "benign"}
+    assert {"task_loss", "preference", "refusals"} <= set(plan.measures)
+
+
+def test_the_project_s_own_plan_of_defences(at_root):
+    plan = configuration.plan(merged(QWEN, "config/presets/eps-332.yaml"))
+    assert len(plan.trainings) == 66
+    settings, on_tulu = plan.trained_settings, plan.grid["chain"].str.startswith("tulu-")
+    assert plan.grid[on_tulu].groupby("condition")["seed"].nunique().eq(3).all()
+    doses = {s.stop for c in plan.grid[on_tulu]["chain"] for s in parse(c).stages}
+    assert doses == {None, 10, 25, 50, 100, 200}
+    own = {name: s for name, s in settings.items() if name.startswith("tulu-")}
+    assert sorted(s["defence"]["kl"]["weight"] for s in own.values() if "kl" in s["defence"]) == [
+        0.001,
+        0.01,
+        0.1,
+    ]
+    ranks = {(s["r"], s["lr"]) for s in own.values() if s["r"] < 32}
+    assert ranks == {(r, lr) for r in (4, 8, 16) for lr in (2e-5, 5e-5, 1e-4)}
+    assert {s["steps"] for s in own.values()} == {375} and plan.held_out == ["tulu"]
 
 
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):

@@ -96,7 +96,9 @@ def frontier_table(design: pd.DataFrame, settings: Settings, tables: Tables) -> 
         if arm.dose:
             continue
         like = repr((arm.before, sorted(undefended(settings[arm.stage]).items())))
-        kinds.setdefault(like, []).append((arm, defences(settings[arm.stage], arm.left_out)))
+        kinds.setdefault(like, []).append(
+            (arm, defences(settings[arm.stage], arm.left_out, settings))
+        )
     rows: list[dict[str, Any]] = []
     scalars = tables.by_chain()
     for kind in kinds.values():

@@ -5,7 +5,7 @@ A stage's settings come from the plan. Two kinds of them are told apart: what de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from .matched import Run
 Settings = Mapping[str, Mapping[str, Any]]
 #: Settings that decide nothing of what is learnt, or are told by `steps` and `scale`.
 ASIDE = ("kind", "dtype", "epochs", "steps", "alpha", "use_rslora", "persona", "sees")
+#: Behind the name of a defence whose directions or weights are drawn, as a control.
+RANDOM = ", random"
 #: What the settings are called where their name does not say it.
 WORDS = {
     "r": "rank",
@@ -111,18 +113,23 @@ def undefended(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in given.items() if k not in ("defence", "induction", "sees")}
 
 
-def defences(settings: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, str]:
+def defences(
+    settings: Mapping[str, Any], left_out: Sequence[str] = (), trained: Container[str] = ()
+) -> dict[str, str]:
     """What defends a stage: {name: its settings, in words}.
 
     A system prompt on its rows is a defence too, and so is a stage that is left out when it is measured.
+    Controls have names of their own: a random direction, and an adapter that is not of a stage in `trained`.
     """
     found = {
-        name: _words(block or {}) if block else "" for name, block in settings["defence"].items()
+        name + (RANDOM if (block or {}).get("direction") == "random" else ""): _words(block or {})
+        for name, block in settings["defence"].items()
     }
     if settings["induction"]:
         found["system prompt"] = _words(settings["induction"])
     if left_out:
-        found["inoculation adapter"] = _words(left_out)
+        drawn = not all(name in trained for name in left_out)
+        found["inoculation adapter" + (RANDOM if drawn else "")] = _words(left_out)
     return found
 
 
