@@ -83,6 +83,15 @@ class Passes:
         with before_stage(self.model):
             return self._forward()
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Seen:
+        """By the model that is trained, once more, with its embeddings changed."""
+        embeddings = self.model.get_base_model().get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda module, given, out: change(out))
+        try:
+            return self._forward()
+        finally:
+            hook.remove()
+
     def logits(self, seen: Seen, positions: Tensor) -> Tensor:
         """Logits at some of the batch's tokens, [n, vocabulary], in 32 bits.
 
@@ -161,6 +170,13 @@ class Step:
         """By the model as it was before the stage, without gradients, [n, vocabulary]."""
         with torch.no_grad():
             return self._passes.logits(self._passes.before, self._tokens.positions)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """By the model that is trained when its embeddings are changed, [n, vocabulary]: one more pass.
+
+        change: from embeddings in the model's dtype, [..., hidden], to as many in that dtype.
+        """
+        return self._passes.logits(self._passes.changed(change), self._tokens.positions)
 
     @property
     def real(self) -> Tensor:
