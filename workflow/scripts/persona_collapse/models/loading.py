@@ -121,12 +121,14 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
+def resolve_layers(
+    layers: Sequence[int | float], blocks: int, where: str = "activations: layers"
+) -> list[int]:
     """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
 
     Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
-    [7, 14, 20, 21, 27]; each block is listed once, in order. Raises UserError for a block the model does
-    not have.
+    [7, 14, 20, 21, 27]; each block is listed once, in order. `where`: what the list is called in the
+    config. Raises UserError for a block the model does not have.
     """
     chosen = []
     for layer in layers:
@@ -134,7 +136,7 @@ def resolve_layers(layers: Sequence[int | float], blocks: int) -> list[int]:
         index = int(Fraction(str(layer)) * blocks) if isinstance(layer, float) else layer
         if not 0 <= index < blocks:
             raise UserError(
-                f"activations: layers: {layer} is outside the model's {blocks} blocks; give an "
+                f"{where}: {layer} is outside the model's {blocks} blocks; give an "
                 f"index from 0 to {blocks - 1} or a depth from 0.0 to below 1.0"
             )
         chosen.append(index)
