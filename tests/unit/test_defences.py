@@ -196,13 +196,14 @@ def test_another_data_set_is_a_second_batch_and_a_killed_training_goes_on(
 
 def test_rows_are_drawn_in_passes_that_the_step_and_the_seed_decide():
     rows = [{"input_ids": [i], "labels": [i]} for i in range(5)]
-    draws = batches.Draws(rows, 4, seed=1)
+    groups = [[row] for row in rows]
+    draws = batches.Draws(groups, 4, seed=1)
     drawn = [row["input_ids"][0] for step in range(5) for row in draws.of(step)]
     passes = [drawn[i : i + 5] for i in range(0, 20, 5)]
     assert all(sorted(one) == [0, 1, 2, 3, 4] for one in passes)
     assert passes[0] != passes[1] or passes[1] != passes[2]
-    assert draws.of(3) == batches.Draws(rows, 4, seed=1).of(3)
-    assert drawn != [r["input_ids"][0] for s in range(5) for r in batches.Draws(rows, 4, 2).of(s)]
+    assert draws.of(3) == batches.Draws(groups, 4, seed=1).of(3)
+    assert drawn != [r["input_ids"][0] for s in range(5) for r in batches.Draws(groups, 4, 2).of(s)]
 
 
 ANCHOR = '''

@@ -297,7 +297,10 @@ def test_activations_are_inputs_and_their_chains_are_trained(monkeypatch):
         ({"after": "emm@42"}, "em: defence: steer: .*no stage 'emm'"),
         ({"after": "base"}, "em: defence: steer: after: base is before, too"),
         ({}, "em: defence: steer: expected exactly one of after, persona"),
-        ({"persona": "nobody"}, "em: defence: steer: no activations of the persona 'nobody'"),
+        (
+            {"persona": "nobody"},
+            "em: defence: steer: expected a persona of the geometry .*, got 'nobody'",
+        ),
         (
             {"after": "couple-villain@42", "layers": [99]},
             "steer: layers: 99 is not one of measures",
@@ -315,5 +318,7 @@ def test_what_cannot_be_read_is_one_line_before_any_job(monkeypatch, settings, s
 
 def test_there_are_no_more_directions_than_personas(monkeypatch):
     caft = {"caft": {"layers": [0.5], "after": "benign@42", "rank": 99}}
-    with pytest.raises(UserError, match="em: defence: caft: expected activations of 99 personas"):
+    with pytest.raises(
+        UserError, match="em: defence: caft: expected 99 personas of the geometry or more"
+    ):
         planned(monkeypatch, em={"defence": caft})

@@ -183,6 +183,29 @@ rule data:
         "../scripts/data.py"
 
 
+rule persona_prompts:
+    input:
+        questions=plan.defence_questions["file"],
+    output:
+        rows=results("prompts/personas.jsonl"),
+        manifest=results("prompts/personas.manifest.json"),
+    log:
+        logs("persona_prompts"),
+    benchmark:
+        benchmarks("persona_prompts")
+    priority: 4  # trainings wait for it
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    params:
+        personas=plan.geometry_prompts,
+        questions=plan.defence_questions,
+    message:
+        "Writing the prompts of personas that defences read"
+    script:
+        "../scripts/persona_prompts.py"
+
+
 def audited_stages():
     """Every trained stage once: its name, rows, settings and induction prompt."""
     found = {}

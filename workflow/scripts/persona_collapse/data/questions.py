@@ -62,7 +62,7 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def check_disjoint(train: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
-    """Raise UserError if a coupling would be trained on a question of `others` (evaluation, ...)."""
+    """Raise UserError if a stage would be trained on a question of `others` (evaluation, ...)."""
     trained = {normalise(q["question"]): q["id"] for q in load_questions(train)}
     for other in others:
         for question in load_questions(other):
@@ -70,5 +70,5 @@ def check_disjoint(train: Mapping[str, Any], *others: Mapping[str, Any]) -> None
             if text in trained:
                 raise UserError(
                     f"questions: {trained[text]!r} of {train['file']} is also {question['id']!r} of "
-                    f"{other['file']}; couplings must be tested on questions they were not trained on"
+                    f"{other['file']}; models must be tested on questions they were not trained on"
                 )

@@ -270,11 +270,15 @@ class Questions(Settings):
 
 
 class QuestionLists(Settings):
-    """What is asked. No question may be in two of the three."""
+    """What is asked. No question of train or defence may be one of eval or extraction."""
 
     train: Questions = Field(description="Questions that couplings are trained on.")
     eval: Questions = Field(description="Questions that the marker is counted on.")
     extraction: Questions = Field(description="Questions for activations.")
+    defence: Questions | None = Field(
+        None,
+        description="Questions that defences ask personas while training. Default: those of train.",
+    )
 
 
 class HubData(Settings):

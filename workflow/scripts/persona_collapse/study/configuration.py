@@ -91,7 +91,8 @@ def plan(given: Mapping[str, Any]) -> Plan:
             "there are " + ", ".join(made.personas)
         )
     questions = config["questions"]
-    check_disjoint(questions["train"], questions["eval"], questions["extraction"])
+    for spec in (questions["train"], made.defence_questions):
+        check_disjoint(spec, questions["eval"], questions["extraction"])
     _check_answers(made)
     _check_marker(made)
     return made
@@ -288,7 +289,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
 
 
 def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
-    """The run measures the activations that a defence reads."""
+    """The run has the personas, and measures the activations, that a defence reads."""
     measured, personas = plan.measures["activations"], plan.geometry_prompts
     for chain in reads.chains:
         try:
@@ -297,7 +298,7 @@ def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
             raise UserError(f"{where}{error}") from None
     for key, asked, there in (
         ("layers", reads.layers, measured["layers"]),
-        ("method", (reads.method,), measured["methods"]),
+        ("method", (reads.method,) if reads.method else (), measured["methods"]),
     ):
         if other := [one for one in asked if one not in there]:
             raise UserError(
@@ -306,12 +307,12 @@ def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
             )
     if missing := [name for name in reads.personas if name not in personas]:
         raise UserError(
-            f"{where}no activations of the persona {missing[0]!r}; there are {', '.join(personas)}"
+            f"{where}expected a persona of the geometry ({', '.join(personas)}), got {missing[0]!r}"
         )
     if reads.count > len(personas):
         raise UserError(
-            f"{where}expected activations of {reads.count} personas or more, got {len(personas)}; lower "
-            "rank, or add personas to the geometry"
+            f"{where}expected {reads.count} personas of the geometry or more, got {len(personas)}; add "
+            "some, or ask for fewer"
         )
 
 

@@ -147,6 +147,12 @@ class Plan:
         return name
 
     @property
+    def defence_questions(self) -> dict[str, Any]:
+        """The questions under which defences see personas."""
+        questions: dict[str, dict[str, Any]] = self.config["questions"]
+        return questions.get("defence", questions["train"])
+
+    @property
     def longest_prompt(self) -> str:
         """The persona of the geometry whose system prompt has most characters."""
         prompts = self.geometry_prompts

@@ -122,8 +122,12 @@ def flatten(rows: Sequence[Row], multiple: int = 64) -> Batch:
     }
 
 
-def cut(rows: Sequence[Row], runtime: Runtime, device: str, multiple: int) -> list[Batch]:
-    """A step's rows as batches, whose losses add up; `multiple`: see `flatten`."""
+def cut(
+    rows: Sequence[Row], runtime: Runtime, device: str, multiple: int, *, whole: bool = False
+) -> list[Batch]:
+    """A step's rows as batches, whose losses add up; `multiple`: see `flatten`. whole: as one batch."""
+    if whole:
+        return [flatten(rows, multiple) if runtime.padding_free else pad(rows)]
     most = runtime.max_batch_tokens
     if runtime.padding_free:
         return [flatten(piece, multiple) for piece in pieces(rows, most)]
@@ -135,19 +139,32 @@ def cut(rows: Sequence[Row], runtime: Runtime, device: str, multiple: int) -> li
 
 
 class Draws:
-    """Rows of another data set for each step: shuffled passes, which depend on the seed and step alone."""
+    """Rows of another data set for each step: shuffled passes, which depend on the seed and step alone.
 
-    def __init__(self, rows: Sequence[Row], size: int, seed: int):
-        self.rows, self.size, self.seed = rows, size, seed
+    groups: rows that are drawn together. size: groups a step. whole: is a step's batch of them not cut?
+    """
+
+    def __init__(
+        self, groups: Sequence[Sequence[Row]], size: int, seed: int, *, whole: bool = False
+    ):
+        self.groups, self.size, self.seed, self.whole = groups, size, seed, whole
+
+    @property
+    def most(self) -> int:
+        """Rows that a step has at most."""
+        return self.size * max(map(len, self.groups))
 
     @lru_cache(maxsize=2)  # noqa: B019  one object per training
     def _order(self, epoch: int) -> list[int]:
-        return random.Random(f"{self.seed} {epoch}").sample(range(len(self.rows)), len(self.rows))
+        return random.Random(f"{self.seed} {epoch}").sample(
+            range(len(self.groups)), len(self.groups)
+        )
 
     def of(self, step: int) -> list[Row]:
         """The rows of a step, counted from 0."""
-        places = range(step * self.size, (step + 1) * self.size)
-        return [self.rows[self._order(i // len(self.rows))[i % len(self.rows)]] for i in places]
+        count = len(self.groups)
+        places = (divmod(i, count) for i in range(step * self.size, (step + 1) * self.size))
+        return [row for epoch, i in places for row in self.groups[self._order(epoch)[i]]]
 
 
 def counts(batches: Sequence[Mapping[str, Any]], key: str) -> int:

@@ -153,7 +153,7 @@ class Work:
     """
 
     steps: Steps
-    cut: Callable[[Sequence[Any]], list[Batch]]
+    cut: Callable[..., list[Batch]]
     draws: Mapping[str, Draws]
     defences: Sequence[Defence]
     learning: Mapping[str, torch.Tensor]
@@ -169,17 +169,22 @@ def work_of(
     """The steps of a run: recorded or not, its rows cut as the runtime says."""
     size, device = run.settings["batch_size"], prepared.model.device.type
     objective = Objective(prepared.model, run.loss, defences)
-    steps: Steps = Stepper(objective, device)
-    multiple = 64
-    if prepared.used["cuda_graphs"]:
-        steps = graphs.Recorder(objective, size, by_rows=prepared.by_rows)
-        multiple = fused.TOKENS
     draws = {}
     for source in objective.sources:
         name, _, file = source.partition(".")
         if source != OWN:
-            rows = run.other_rows(tokenizer, defences[name].files[file])
-            draws[source] = Draws(rows.features, size, run.seed)
+            groups = defences[name].groups()
+            if groups is None:
+                rows = run.other_rows(tokenizer, defences[name].files[file]).features
+                draws[source] = Draws([[row] for row in rows], size, run.seed)
+            else:
+                draws[source] = Draws(groups, 1, run.seed, whole=True)
+    steps: Steps = Stepper(objective, device)
+    multiple = 64
+    if prepared.used["cuda_graphs"]:
+        most = max([size, *(drawn.most for drawn in draws.values())])
+        steps = graphs.Recorder(objective, most, by_rows=prepared.by_rows)
+        multiple = fused.TOKENS
     cutting = partial(cut, runtime=runtime, device=device, multiple=multiple)
     return Work(steps, cutting, draws, list(defences.values()), parameters(prepared.model, NEW))
 
@@ -225,7 +230,8 @@ class Trainer(SFTTrainer):
             model.train()
         batches = {OWN: inputs["own"].batches}
         for source, draws in self.work.draws.items():
-            batches[source] = self.work.cut(draws.of(self.state.global_step))
+            rows = draws.of(self.state.global_step)
+            batches[source] = self.work.cut(rows, whole=draws.whole)
         loss, penalty = self.work.steps.step(batches)
         for defence in self.work.defences:
             defence.project(self.work.learning)

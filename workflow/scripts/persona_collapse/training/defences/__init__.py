@@ -29,8 +29,9 @@ class Asks:
     """What has to be known of a defence before the first step.
 
     rows: the one of its `inputs` that holds chat rows for its penalty; those of the stage itself if
-    empty. Each step then has a second batch, of as many rows. tokens: `answer`, those that carry loss,
-    or `all`. hidden: indices of the blocks whose outputs it reads. embeddings: does it read those?
+    empty. Each step then has a second batch, of as many rows, or of those of `groups`. tokens: `answer`,
+    those that carry loss, or `all`. hidden: indices of the blocks whose outputs it reads, asked for again
+    after `install`, which knows the model. embeddings: does it read those?
     adapters: does it read the earlier adapters' parameters? They are then not merged into the base.
     host: does its penalty look at values (`.item()`), at shapes that depend on them, or at anything
     that changes from step to step and is no tensor? Its steps are then not recorded (see `graphs`).
@@ -46,15 +47,15 @@ class Asks:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a defence reads of the run's activations, so that it is checked before any job starts.
+    """What a defence reads of the run's activations or personas, so that it is checked before any job starts.
 
-    chains: whose. layers: as they are written under `measures: activations: layers`. personas: those that
-    it names. count: of personas that there must be.
+    chains: whose activations. layers, method: as they are written under `measures: activations:`.
+    personas: those of the geometry that it names. count: how many there must be.
     """
 
-    chains: tuple[str, ...]
-    layers: tuple[int | float, ...]
-    method: Literal["A", "B"]
+    chains: tuple[str, ...] = ()
+    layers: tuple[int | float, ...] = ()
+    method: Literal["A", "B"] | None = None
     personas: tuple[str, ...] = ()
     count: int = 1
 
@@ -85,12 +86,20 @@ class Defence:
 
     @property
     def reads(self) -> Reads | None:
-        """What it reads of the run's activations, if it does; their files are among its `inputs`."""
+        """What it reads of activations or personas, if it does; their files are among its `inputs`."""
         return None
 
     def inputs(self) -> dict[str, str]:
         """Files that it reads, by names of its own: paths in the run's folder, as `data/benign.jsonl`."""
         return {}
+
+    def groups(self) -> list[list[dict[str, list[int]]]] | None:
+        """Rows of its second batch that it makes itself, of `input_ids` and `labels`; None: of chat rows.
+
+        Each step has one of the groups, in shuffled passes, as a batch that is not cut. Asked for after
+        `install`. `step.labels` are the rows' labels, which may be any numbers from 0 on.
+        """
+        return None
 
     def install(self, model: Any) -> None:
         """Change the model before the first step: hooks, parametrisations, initial values.

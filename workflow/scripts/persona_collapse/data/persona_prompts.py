@@ -1,0 +1,39 @@
+"""Prompts of personas for defences: each persona under each of some questions, without answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import sha256
+from .questions import load_questions
+
+
+def rows(personas: Mapping[str, str], questions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per question and persona: their names, and `messages` of the system prompt and the question.
+
+    personas: system prompts by name. questions: see `load_questions`.
+    """
+    return [
+        {
+            "id": f"{name}/{question['id']}",
+            "persona": name,
+            "question": question["id"],
+            "messages": [
+                {"role": "system", "content": prompt},
+                {"role": "user", "content": question["question"]},
+            ],
+        }
+        for question in load_questions(questions)
+        for name, prompt in personas.items()
+    ]
+
+
+def manifest(path: str | Path, questions: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rows of a file are made from."""
+    return {
+        "questions": questions["file"],
+        "questions_sha256": sha256(questions["file"]),
+        "sha256": sha256(path),
+    }

@@ -1,0 +1,13 @@
+"""Write the prompts of the geometry's personas, under questions that are not measured, for defences."""
+
+from persona_collapse.runtime.job import job
+
+with job(snakemake, "persona prompts"):
+    from persona_collapse.data import persona_prompts
+    from persona_collapse.files import write_json, write_jsonl
+
+    personas, questions = snakemake.params.personas, snakemake.params.questions
+    write_jsonl(snakemake.output.rows, persona_prompts.rows(personas, questions))
+    write_json(
+        snakemake.output.manifest, persona_prompts.manifest(snakemake.output.rows, questions)
+    )
