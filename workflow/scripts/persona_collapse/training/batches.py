@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -126,6 +128,8 @@ def cut(
     rows: Sequence[Row], runtime: Runtime, device: str, multiple: int, *, whole: bool = False
 ) -> list[Batch]:
     """A step's rows as batches, whose losses add up; `multiple`: see `flatten`. whole: as one batch."""
+    if not rows:
+        return []
     if whole:
         return [flatten(rows, multiple) if runtime.padding_free else pad(rows)]
     most = runtime.max_batch_tokens
@@ -141,18 +145,24 @@ def cut(
 class Draws:
     """Rows of another data set for each step: shuffled passes, which depend on the seed and step alone.
 
-    groups: rows that are drawn together. size: groups a step. whole: is a step's batch of them not cut?
+    groups: rows that are drawn together. size: groups a step on average; of 3/2 there is one in the first,
+    two in the second and so on. whole: is a step's batch of them not cut?
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[Row]], size: int, seed: int, *, whole: bool = False
+        self,
+        groups: Sequence[Sequence[Row]],
+        size: int | Fraction,
+        seed: int,
+        *,
+        whole: bool = False,
     ):
         self.groups, self.size, self.seed, self.whole = groups, size, seed, whole
 
     @property
     def most(self) -> int:
         """Rows that a step has at most."""
-        return self.size * max(map(len, self.groups))
+        return math.ceil(self.size) * max(map(len, self.groups))
 
     @lru_cache(maxsize=2)  # noqa: B019  one object per training
     def _order(self, epoch: int) -> list[int]:
@@ -163,7 +173,8 @@ class Draws:
     def of(self, step: int) -> list[Row]:
         """The rows of a step, counted from 0."""
         count = len(self.groups)
-        places = (divmod(i, count) for i in range(step * self.size, (step + 1) * self.size))
+        first, stop = (math.floor(n * self.size) for n in (step, step + 1))
+        places = (divmod(i, count) for i in range(first, stop))
         return [row for epoch, i in places for row in self.groups[self._order(epoch)[i]]]
 
 

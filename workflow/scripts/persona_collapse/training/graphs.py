@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import losses
-from .batches import Batch, counts
+from .batches import Batch
 from .defences import Defence
 from .runtime import Runtime
 from .steps import Batches, Objective, Tokens, added
@@ -69,7 +69,7 @@ class Recorder:
         """A step's loss, penalty included, and its penalty; leaves its gradients in the parameters."""
         self._clear()
         for source, parts in batches.items():
-            sizes = {key: counts(parts, key) for key in self.objective.keys(source)}
+            sizes = self.objective.sizes(source, batches)
             for batch in parts:
                 self._pass(source, batch, sizes, 1 / len(parts))
         for parameter, gradient in zip(self.learning, self.gradients, strict=True):

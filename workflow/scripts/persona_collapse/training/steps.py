@@ -132,7 +132,7 @@ class Tokens:
     """Tokens of a batch that count, `n` of them.
 
     positions: [n], of the tokens that they are predicted from, in the flattened batch. labels: [n], the
-    tokens themselves, or -100 for filler. count: such tokens in the whole optimiser step.
+    tokens themselves, or -100 for filler. count: what sums over them are divided by (`Objective.sizes`).
     """
 
     positions: Tensor
@@ -243,6 +243,12 @@ class Objective:
         keys = ["labels"] if source == OWN or "answer" in asked else []
         return keys + (["all"] if "all" in asked else [])
 
+    def sizes(self, source: str, batches: Batches) -> dict[str, int]:
+        """Of how many tokens of a step its penalties from there are means, by the `keys`."""
+        if source != OWN and any(defence.asks.pooled for defence in self.defences[source]):
+            return dict.fromkeys(self.keys(source), counts(batches[OWN], "labels"))
+        return {key: counts(batches[source], key) for key in self.keys(source)}
+
     def __call__(
         self,
         source: str,
@@ -296,7 +302,7 @@ class Stepper:
         """A step's loss, penalty included, and its penalty; its gradients are added to the parameters'."""
         total, penalties = (torch.zeros((), device=self.device) for _ in range(2))
         for source, parts in batches.items():
-            sizes = {key: counts(parts, key) for key in self.objective.keys(source)}
+            sizes = self.objective.sizes(source, batches)
             for batch in parts:
                 tokens = {key: Tokens.of(batch, key, n) for key, n in sizes.items()}
                 for chosen in tokens.values():

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -173,10 +174,10 @@ def work_of(
     for source in objective.sources:
         name, _, file = source.partition(".")
         if source != OWN:
-            groups = defences[name].groups()
+            groups, share = defences[name].groups(), Fraction(str(defences[name].asks.share))
             if groups is None:
                 rows = run.other_rows(tokenizer, defences[name].files[file]).features
-                draws[source] = Draws([[row] for row in rows], size, run.seed)
+                draws[source] = Draws([[row] for row in rows], size * share / (1 - share), run.seed)
             else:
                 draws[source] = Draws(groups, 1, run.seed, whole=True)
     steps: Steps = Stepper(objective, device)

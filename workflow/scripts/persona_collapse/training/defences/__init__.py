@@ -29,15 +29,19 @@ class Asks:
     """What has to be known of a defence before the first step.
 
     rows: the one of its `inputs` that holds chat rows for its penalty; those of the stage itself if
-    empty. Each step then has a second batch, of as many rows, or of those of `groups`. tokens: `answer`,
-    those that carry loss, or `all`. hidden: indices of the blocks whose outputs it reads, asked for again
-    after `install`, which knows the model. embeddings: does it read those?
-    adapters: does it read the earlier adapters' parameters? They are then not merged into the base.
+    empty. Each step then has a second batch, of these or of `groups`. share: of a step's chat rows, those
+    of the second batch; by default it has as many as the stage's own. pooled: does a token of the second
+    batch weigh as much as one of the stage's own with loss? If not, its penalties are averaged by
+    themselves. tokens: `answer`, those that carry loss, or `all`. hidden: indices of the blocks whose
+    outputs it reads; asked for again after `install`, which knows the model. embeddings: does it read
+    those? adapters: does it read the earlier adapters' parameters? They are then not merged into the base.
     host: does its penalty look at values (`.item()`), at shapes that depend on them, or at anything
     that changes from step to step and is no tensor? Its steps are then not recorded (see `graphs`).
     """
 
     rows: str = ""
+    share: float = 0.5
+    pooled: bool = False
     tokens: Literal["answer", "all"] = "answer"
     hidden: tuple[int, ...] = ()
     embeddings: bool = False
@@ -120,7 +124,8 @@ class Defence:
         """What is added to the loss: a value per token of the step, [n], or one number, [].
 
         Values per token are averaged over all such tokens of an optimiser step, however it is cut into
-        batches; a number counts once for each step.
+        batches; if `pooled`, they are added up and divided by the number of the stage's own with loss. A
+        number counts once for each step.
         """
         return None
 
