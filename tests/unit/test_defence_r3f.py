@@ -145,7 +145,7 @@ def test_weight_zero_is_no_defence_byte_for_byte(train, make_adapter):
     none, zero, some = ((folder / adapter_files.WEIGHTS).read_bytes() for folder, _ in made)
     assert none == zero != some
     assert made[1][1]["defence_record"] == {} and made[2][1]["loss"][-1]["penalty"] > 0
-    assert set(made[2][1]["defence_record"]["r3f"]) == {"embeddings", "noise", "kept"}
+    assert set(made[2][1]["defence_record"]["r3f"]) == {"embeddings", "drawn", "kept"}
 
 
 def test_its_steps_stay_recorded(chained, monkeypatch):

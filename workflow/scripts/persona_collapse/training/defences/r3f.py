@@ -70,7 +70,7 @@ class R3F(Defence):
         own, rms = self.settings, float(states.float().square().mean().sqrt())
         self._numbers = {
             "embeddings": rms,
-            "noise": float(drawn.square().mean().sqrt()),
+            "drawn": float(drawn.square().mean().sqrt()),
             "kept": float(kept.norm() / drawn.norm()),
         }
         if not self._numbers["kept"] >= LEAST:
