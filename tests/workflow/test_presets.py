@@ -142,7 +142,7 @@ def test_defences_stand_beside_the_same_stage_without(at_root, over):
     """On the same couplings; None: over the demo's config."""
     first = () if over is None else (QWEN, *over)
     plan = configuration.plan(merged(*first, "config/presets/defences.yaml"))
-    assert len(plan.trainings) == 108
+    assert len(plan.trainings) == 144
     settings, grid = plan.trained_settings, plan.grid
     kinds = Counter()
     for arm in second_stages.arms(grid, settings):
@@ -154,6 +154,7 @@ def test_defences_stand_beside_the_same_stage_without(at_root, over):
             kinds[bare["data"], name] += 1
     grid_of = {
         "": 1, "kl": 3, "steer": 2, "steer, random": 1, "caft": 2, "caft, random": 1, "project": 2,
+        "r3f": 1, "olora": 1, "ldifs": 1, "persona_gram": 1, "replay": 2,
         "system prompt": 2, "inoculation adapter": 1, "inoculation adapter, random": 1,
     }  # fmt: skip
     assert kinds == {(d, name): n for d in ("em", "benign") for name, n in grid_of.items()}
