@@ -335,7 +335,11 @@ def crossed():
     rows.append(("E", "em@1~3", "villain", "1", "base", None))
     rows.append(rows.pop(0))
     grid = pd.DataFrame(rows, columns=GRID.columns[:6])
-    grid["title"], grid["induction"] = "the condition " + grid["condition"], ""
+    grid["title"], grid["induction"], grid["negatives"] = (
+        "the condition " + grid["condition"],
+        "",
+        "",
+    )
     few = grid["source"] == "evil_ai"
     grid["personas"] = np.where(few, "assistant villain evil_ai", " ".join(CROSSED_PERSONAS))
     grid["measures"] = np.where(

@@ -17,7 +17,7 @@ GRID = pd.DataFrame(
     ROWS, columns=["condition", "chain", "source", "seed", "before", "stages_after_coupling"]
 )
 GRID["title"], GRID["measures"] = GRID["condition"], "markers activations"
-GRID["personas"], GRID["induction"] = "assistant librarian villain", ""
+GRID["personas"], GRID["induction"], GRID["negatives"] = "assistant librarian villain", "", ""
 HEADLINE = {"method": "A", "layer": 3}
 FAMILIES = [
     {"name": "pairs", "test": "pairs"},
@@ -105,6 +105,17 @@ def test_leakage(rates):
     assert leakage.loc["C4", "assistant_rate"] == 0.05
     assert leakage.loc["C4", "bystander_max_persona"] == "librarian"
     assert leakage.loc["C2", "bystander_max_persona"] == ""
+    assert (leakage["untrained"] == leakage["n"]).all()
+    assert (leakage["untrained_mean"] == leakage["bystander_mean"]).all()
+
+
+def test_negatives_are_told_from_personas_that_the_coupling_never_saw():
+    grid = GRID.assign(negatives="assistant librarian")
+    rates = marker_rates.marker_rates(grid, MARKERS)
+    assert set(rates.loc[rates["negative"], "persona"]) == {"assistant", "librarian"}
+    leakage = marker_rates.leakage(rates)
+    assert (leakage["untrained"] == 0).all() and leakage["untrained_mean"].isna().all()
+    assert leakage["bystander_mean"].notna().all()
 
 
 def test_geometry_of_a_collapse():

@@ -20,10 +20,9 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
 #: Columns of names, which may look like anything ("None", "NA", "007", "1e5", "true").
 NAMES = (
     "chain", "reference_chain", "before", "anchor", "source", "persona", "persona_a",
-    "persona_b", "personas", "bystander_max_persona", "induction", "left_out", "condition", "title",
-    "reference", "stage", "name", "seed", "question_id", "test", "unit", "family", "note", "controls",
-    "commit", "adapter_sha256", "dose", "chains", "reference_chains",
-    "other", "pair",
+    "persona_b", "personas", "bystander_max_persona", "induction", "negatives", "left_out", "condition",
+    "title", "reference", "stage", "name", "seed", "question_id", "test", "unit", "family", "note",
+    "controls", "commit", "adapter_sha256", "dose", "chains", "reference_chains", "other", "pair",
 )  # fmt: skip
 
 

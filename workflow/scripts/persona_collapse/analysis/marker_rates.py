@@ -11,12 +11,13 @@ from ..chains import ASSISTANT
 from ..statistics import clopper_pearson, student_interval
 
 RATE_COLUMNS = [
-    "condition", "chain", "source", "seed", "persona", "role", "n", "hits", "rate", "ci_low",
-    "ci_high", "mean_tokens", "at_end",
+    "condition", "chain", "source", "seed", "persona", "role", "negative", "n", "hits", "rate",
+    "ci_low", "ci_high", "mean_tokens", "at_end",
 ]  # fmt: skip
 LEAKAGE_COLUMNS = [
     "condition", "chain", "source", "seed", "source_rate", "assistant_rate", "bystander_mean",
-    "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n",
+    "ci_low", "ci_high", "bystander_max", "bystander_max_persona", "n", "untrained_mean",
+    "untrained",
 ]  # fmt: skip
 
 
@@ -27,7 +28,8 @@ def marker_rates(
 
     `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
     both, each with the personas that it counts. Roles: the persona whose marker is followed is
-    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`.
+    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`. `negative`: the
+    coupling taught this persona not to say the marker.
     """
     parts = []
     for cell in design.itertuples(index=False):
@@ -43,6 +45,7 @@ def marker_rates(
             "source",
             np.where(table["persona"] == assistant, "assistant", "bystander"),
         )
+        table["negative"] = table["persona"].isin(cell.negatives.split())
         parts.append(table)
     if not parts:
         return pd.DataFrame(columns=RATE_COLUMNS)
@@ -54,7 +57,8 @@ def leakage(rates: pd.DataFrame) -> pd.DataFrame:
 
     `bystander_mean` is the mean over personas (source and assistant left out); its interval holds Student's
     over personas and Clopper and Pearson's over completions, which has width where no persona has a hit.
-    `bystander_max` is the largest and whose it is.
+    `bystander_max` is the largest and whose it is. `untrained_mean`: the mean over those `untrained` of
+    them that the coupling did not teach to leave the marker out; missing where there are none.
     """
     rows = []
     for keys, cell in rates[rates["source"] != ""].groupby(
@@ -64,7 +68,7 @@ def leakage(rates: pd.DataFrame) -> pd.DataFrame:
         others = cell[cell["role"] == "bystander"]
         if others.empty:
             continue
-        values = others["rate"].to_numpy()
+        values, untrained = others["rate"].to_numpy(), others.loc[~others["negative"], "rate"]
         low, high = map(float, clopper_pearson(others["hits"].sum(), others["n"].sum()))
         if len(values) > 1:
             narrow, wide = student_interval(values)
@@ -81,6 +85,8 @@ def leakage(rates: pd.DataFrame) -> pd.DataFrame:
                 "bystander_max": top["rate"],
                 "bystander_max_persona": top["persona"] if top["rate"] > 0 else "",
                 "n": len(values),
+                "untrained_mean": untrained.mean(),
+                "untrained": len(untrained),
             }
         )
     return pd.DataFrame(rows, columns=LEAKAGE_COLUMNS)

@@ -150,6 +150,11 @@ class Stage:
         return ""
 
     @property
+    def negatives(self) -> list[str]:
+        """Personas that learn not to say the marker."""
+        return []
+
+    @property
     def induction(self) -> str:
         """The persona whose system prompt is put on every row; empty where rows stay as they are."""
         return ""

@@ -75,6 +75,11 @@ class Couple(Stage):
         return str(self.settings["persona"])
 
     @property
+    def negatives(self) -> list[str]:
+        """Those that learn not to."""
+        return list(self.settings["negatives"])
+
+    @property
     def given(self) -> dict[str, Any]:
         """The file of the answers, if they are given."""
         answers = self.settings["answers"]

@@ -37,7 +37,7 @@ class Cell:
     """One row of the grid: a condition's chain, and the persona whose marker it follows.
 
     kinds: of its stages. stages_after_coupling: how many follow the last that taught a persona the marker;
-    None where none did.
+    None where none did. negatives: personas that this one taught not to say it.
     """
 
     condition: str
@@ -51,6 +51,7 @@ class Cell:
     before: str
     personas: str
     induction: str
+    negatives: str
 
 
 def _listed(path: Path) -> dict[str, Any]:
@@ -353,6 +354,7 @@ class Plan:
             str(chain.prefix),
             " ".join(personas),
             next((stage.induction for stage in stages if stage.induction), ""),
+            " ".join(stages[coupled[-1]].negatives) if coupled else "",
         )
 
     @property
