@@ -49,7 +49,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=workflow/scripts $(BIN)/lint-imports --no-cache
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakefmt --check Snakefile workflow/Snakefile workflow/rules
+	$(BIN)/codespell
 	@echo 'snakemake --lint, but for its "mixed rules and functions": input functions stand above their rules here'
 	@! $(BIN)/snakemake --lint 2>&1 | grep '^    \* ' | grep -v 'Mixed rules and functions'
 

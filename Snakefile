@@ -24,8 +24,10 @@ include: "workflow/rules/collect.smk"
 
 
 # What a rule runs decides whether its results are made again: its script, and all of ours that it imports.
+# As a module, rules of the other workflow are left alone.
 for ruled in filter(lambda rule: rule.script, workflow.rules):
-    ruled.set_params(code_hash=code_hash.of_script(ruled.script))
+    if Path(ruled.snakefile).is_relative_to(CHECKOUT):
+        ruled.set_params(code_hash=code_hash.of_script(ruled.script))
 
 
 rule all:

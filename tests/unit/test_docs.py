@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -21,6 +22,7 @@ import docs as documentation
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "config/README.md",
     ROOT / "benchmarks/README.md",
@@ -88,6 +90,27 @@ def test_files_that_the_pages_name_are_there():
             r"`((?:config|workflow|docs|tests|envs|benchmarks)/[\w./-]+)`", page.read_text()
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_what_runs_elsewhere_calls_targets_of_the_makefile():
+    targets = set(re.findall(r"^(\w[\w ]*):", (ROOT / "Makefile").read_text(), re.M))
+    targets = {name for line in targets for name in line.split()}
+    files = [*(ROOT / ".github").rglob("*.*"), ROOT / "CONTRIBUTING.md"]
+    called = {
+        name
+        for path in files
+        for names in re.findall(r"(?:`|run: .*?|^)make ((?:[a-z]+ ?)+)", path.read_text(), re.M)
+        for name in names.split()
+    }
+    assert {"lint", "quick", "run", "test"} <= called <= targets
+    for path in (ROOT / ".github").rglob("*.yml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_the_version_is_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == cited["version"]
 
 
 def test_the_examples_on_the_statistics_page_give_what_it_says():

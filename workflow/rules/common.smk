@@ -4,13 +4,16 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow" / "scripts"))
+# The checkout, from this file: as a module, another workflow's Snakefile is the main one.
+CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+sys.path.insert(0, str(CHECKOUT / "workflow" / "scripts"))
 
 from persona_collapse import chains, literals, yaml_files
 from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.runtime import code_hash, devices, version
 from persona_collapse.study import configuration, locations, model_checks
+from snakemake.utils import update_config
 
 
 # Of the working directory, or else the one that ships: --directory may lead anywhere.
@@ -21,7 +24,10 @@ try:
     # Snakemake has read these, and of two equal keys taken the last.
     for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles)):
         yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
-    plan = configuration.plan(config)
+    # Used as a module, `config` is what the other workflow gives and no more.
+    defaults = yaml_files.load_mapping(locations.resolve("config/config.yaml"))
+    update_config(defaults, config)
+    plan = configuration.plan(defaults)
     config = plan.config
     model_checks.check_plan(plan)
 except UserError as error:
@@ -84,7 +90,7 @@ def resource(path):
     Not workflow.source_path: it copies files to where each run has another path, so that Snakemake
     cannot know their content again.
     """
-    return os.path.relpath(Path(workflow.basedir) / "workflow/resources" / path)
+    return os.path.relpath(CHECKOUT / "workflow/resources" / path)
 
 
 def marker(wildcards):
