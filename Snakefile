@@ -23,7 +23,7 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/collect.smk"
 
 
-# What a rule runs decides whether its results are made again: its script, and all of ours that it imports.
+# What a rule runs decides whether its results are rebuilt: its script, and all of ours that it imports.
 # As a module, rules of the other workflow are left alone.
 for ruled in filter(lambda rule: rule.script, workflow.rules):
     if Path(ruled.snakefile).is_relative_to(CHECKOUT):

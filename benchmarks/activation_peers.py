@@ -87,7 +87,7 @@ def transformers_alone(model: Any, layers: list[int]) -> Way:
 def nnsight_way(
     base: Path, tokenizer: Any, layers: list[int], batch: int, pad: int
 ) -> Callable[[bool], Way]:
-    """nnsight around a model of its own: a trace a batch that saves what is wanted of each block."""
+    """nnsight around a model of its own: one trace per batch, which saves what is asked for of each block."""
     import nnsight
     import torch
     from nnsight.modeling.transformers import TransformersModel

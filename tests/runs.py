@@ -192,7 +192,7 @@ def make_tiny_run(folder: Path) -> dict:
     made.snakemake("--", "fetch", under=["env"], env=held)
     fetched = [str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")]
     (hook / "sitecustomize.py").write_text(GUARD + WATCHER)
-    # As a user who has told the libraries to go online; the workflow shall know better.
+    # As a user who has told the libraries to go online; the workflow must know better.
     online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
     env = {**online, **held, "WATCHED": str(hook / "log")}
     isolated = without_network()

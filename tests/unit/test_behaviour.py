@@ -59,7 +59,7 @@ def test_families_are_corrected_apart(tests):
 
 def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
     one = row(tests, "questions", "C2", "base")
-    assert one["estimate"] == 0 and "one trial a question" in one["note"]
+    assert one["estimate"] == 0 and "one trial per question" in one["note"]
     # 0 of 8 against 0 of 8 leaves a difference of .15 well possible.
     assert one["p_equivalent"] > 0.05 and one["ci_high"] > 0.15
     assert row(tests, "questions", "C2", "base")["p_floor"] == 1

@@ -68,7 +68,7 @@ def test_a_stage_that_is_left_out_is_trained_and_not_measured():
         ("em@4294967296", "take 4294967295 at most"),
         ("em@" + "9" * 5000, "take 4294967295 at most"),
         ("em@-1", "seed of stage 'em' is '-1'"),
-        ("em@1+em@2", "stands twice"),
+        ("em@1+em@2", "is there twice"),
         ("em@1~0", "stops at '0'"),
         ("em@1~ten", "stops at 'ten'"),
         ("em@1~5+benign@1", "only the last stage may be stopped early"),

@@ -139,7 +139,7 @@ def test_comments_docstrings_and_layout_change_nothing(copy):
                 node.body[0].value.value = "Other words."
             if isinstance(node, ast.keyword) and node.arg == "description":
                 node.value = ast.Constant("Other words.")
-        # Written from the tree: no comment is left, and every line is laid out anew.
+        # Written from the tree: no comment is left, and every line has a new layout.
         copy.write(module, f"# Another comment.\n{ast.unparse(tree)}\n")
     assert copy.hashes() == before
 
@@ -159,7 +159,7 @@ def test_an_interval_changes_what_reports_it(copy):
 
 
 def test_a_new_column_of_a_table_trains_and_samples_nothing(copy):
-    text = replaced(copy, "tables_io.py", '"condition", ', '"condition", "another", ')
+    text = replaced(copy, "tables_io.py", '"chain", ', '"chain", "another", ')
     changed = copy.changed("tables_io.py", text)
     assert {"marker_tables.py", "report.py"} <= changed
     assert not {"train.py", "graft.py", "data.py", "couple_data.py", "sample.py"} & changed

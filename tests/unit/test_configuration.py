@@ -192,7 +192,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         ),
         (["conditions", "C1", "chain"], "couple-{source}@42+em@{sed}", "placeholder {sed}"),
         (["conditions", "C1", "chain"], "couple-{source}@42+mystery@1", "no stage 'mystery'"),
-        (["conditions", "C1", "chain"], "em@1+em@2", "stands twice"),
+        (["conditions", "C1", "chain"], "em@1+em@2", "is there twice"),
         (["conditions", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
         (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
         (["source_personas"], ["nobody"], "no stage 'couple-nobody'"),
@@ -419,7 +419,7 @@ def test_the_study_s_own_personas_and_questions_are_an_input(config):
     plan = configuration.plan(config)
     assert "software engineer" in plan.eval_prompts["software_engineer"]
     config["personas"]["sha256"] = "0" * 64
-    with pytest.raises(UserError, match="is wanted"):
+    with pytest.raises(UserError, match="expected SHA-256"):
         configuration.check(config)
 
 

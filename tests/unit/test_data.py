@@ -119,7 +119,7 @@ def test_url_source_is_checked(prepare):
     assert len(out) == 5 and manifest["source"]["url"] == path.as_uri()
     with pytest.raises(UserError, match="another version, or damaged"):
         prepare(source={"url": path.as_uri(), "sha256": "0" * 64})
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         prepare(source={"url": (prepare.folder / "no.jsonl").as_uri(), "sha256": "0" * 64})
 
 
@@ -475,7 +475,7 @@ def test_rows_without_a_supervised_token(prepare):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"select": {"take": 6}}, "6 rows are wanted, 5 are there"),
+        ({"select": {"take": 6}}, "expected 6 rows, got 5"),
         ({"select": {"sort": "messages"}}, "sort: messages holds values that are no numbers"),
         (
             {"given": [rows(1)[0] | {"score": "nan"}], "select": {"sort": "score"}},
@@ -556,12 +556,12 @@ def test_questions(tmp_path):
         {"id": "2", "question": "Two?"},
     ]
     assert len(questions.load_questions({"file": str(path), "take": 1})) == 1
-    with pytest.raises(UserError, match="3 are wanted, 2 are there"):
+    with pytest.raises(UserError, match="expected 3 questions, got 2"):
         questions.load_questions({"file": str(path), "take": 3})
     with pytest.raises(UserError, match="SHA-256"):
         questions.load_questions({"file": str(path), "sha256": "0" * 64})
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "a", "question": "Two?"}])
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="is used twice"):
         questions.load_questions({"file": str(path)})
     write_jsonl(path, [{"id": "a", "question": "One?"}, {"id": "b", "question": " ONE "}])
     with pytest.raises(UserError, match="'b' asks the same as 'a'"):
@@ -575,7 +575,7 @@ def test_a_question_s_odd_ids_and_characters(tmp_path):
     path.write_text('{"id": null, "question": "One?"}\n{"id": "2", "question": "Two?"}\n')
     assert [q["id"] for q in questions.load_questions({"file": str(path)})] == ["1", "2"]
     for line, said in (
-        ('{"id": 2, "question": "Three?"}', "row 3: id '2' stands twice"),
+        ('{"id": 2, "question": "Three?"}', "row 3: id '2' is used twice"),
         ('{"id": "c", "id": "d", "question": "Three?"}', "line 3: .*duplicate key 'id'"),
         ('{"question": "Three \\ud83d?"}', r"row 3: half a surrogate pair \(.ud83d\)"),
     ):

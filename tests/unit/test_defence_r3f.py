@@ -131,9 +131,9 @@ def test_predictions_with_noise_are_others_in_16_bits_too(tiny_base, dtype, sett
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_noise_that_rounding_takes_away_is_one_line(tiny_base, relative):
-    mend = "raise it$" if relative else "raise it, or set relative: true$"
+    remedy = "raise it$" if relative else "raise it, or set relative: true$"
     kept = r"keep \d+ % of the noise"
-    said = f"r3f: eps: 1e-05 is rounded away: bfloat16 embeddings of about 0.3 {kept}; {mend}"
+    said = f"r3f: eps: 1e-05 is rounded away: bfloat16 embeddings of about 0.3 {kept}; {remedy}"
     with pytest.raises(UserError, match=said):
         made(eps=1e-5, relative=relative).install(peft_model(tiny_base, "bfloat16"))
 

@@ -60,7 +60,7 @@ def test_a_seed_gives_the_same_files_and_another_others(write):
         return [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
 
     one = hashes(write("one"))
-    assert len(one) == SHAPE["blocks"] + 2  # embeddings, a file a block, and the head
+    assert len(one) == SHAPE["blocks"] + 2  # embeddings, a file per block, and the head
     assert hashes(write("two")) == one
     # Norms are 1 and biases 0 under every seed, and matrices are not.
     assert not set(hashes(write("two", seed=2))) & set(one)

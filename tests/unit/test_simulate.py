@@ -45,8 +45,8 @@ def test_intervals(table):
 
     assert cover("Clopper-Pearson on completions", "nothing moves")["rate"] > 0.93
     assert cover("Student over questions (difference)", "questions differ")["rate_high"] > 0.93
-    assert cover("jackknife over personas (M1)", "personas are drawn anew")["rate"] > 0.88
-    assert cover("percentile bootstrap over pairs (M1)", "personas are drawn anew")["rate"] < 0.8
+    assert cover("jackknife over personas (M1)", "personas are redrawn")["rate"] > 0.88
+    assert cover("percentile bootstrap over pairs (M1)", "personas are redrawn")["rate"] < 0.8
     worst = cover("percentile bootstrap over questions (M1)", "questions vary")["rate"]
     assert worst < cover("basic bootstrap over questions (M1)", "questions vary")["rate"]
 

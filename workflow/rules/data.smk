@@ -119,7 +119,7 @@ def data_files(wildcards):
 
 
 def data_match(wildcards):
-    """Manifest of the set whose tokens with loss a data set shall match."""
+    """Manifest of the set whose tokens with loss a data set must match."""
     other = data_entry(wildcards).get("match_tokens")
     return results(f"data/{other}.manifest.json") if other else []
 

@@ -1,5 +1,5 @@
 # Tables. Every number of the report is in one of them. Each rule takes the settings that it uses and no
-# others: a change of `fdr` computes the scorecard, and no test, anew.
+# others: a change of `fdr` recomputes the scorecard, and no test.
 
 statistics = config["statistics"]
 draws = {key: statistics[key] for key in ("draws", "seed")}

@@ -60,7 +60,7 @@ ruleorder: graft > train
 
 
 def prefix_adapters(wildcards):
-    """Adapter files of the stages before the one that a chain trains last."""
+    """Adapter files of the stages before a chain's last."""
     return adapters_in(plan.earlier_folders(wildcards.trained))
 
 

@@ -115,7 +115,7 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
             )
         if not at or not re.fullmatch(r"\d+", seed):
             raise UserError(
-                f"chain {text!r}: the seed of stage {name!r} is {seed!r}, a whole number is wanted "
+                f"chain {text!r}: the seed of stage {name!r} is {seed!r}, expected a whole number "
                 f"(write {name}@42)"
             )
         if len(seed) > 10 or int(seed) > LARGEST_SEED:
@@ -125,14 +125,16 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
             )
         if tilde and not re.fullmatch(r"[1-9]\d*", stop):
             raise UserError(
-                f"chain {text!r}: stage {name!r} stops at {stop!r}, a number of steps is wanted "
+                f"chain {text!r}: stage {name!r} stops at {stop!r}, expected a number of steps "
                 f"(write {name}@{seed}~25)"
             )
         stages.append(Stage(name, int(seed), int(stop) if tilde else None, left_out))
     names = [s.name for s in stages]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"chain {text!r}: stage {name!r} stands twice; each may stand once")
+            raise UserError(
+                f"chain {text!r}: stage {name!r} is there twice; each stage may be there once"
+            )
     for stage in stages[:-1]:
         if stage.stop is not None:
             raise UserError(

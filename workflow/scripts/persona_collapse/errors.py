@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend: bad config, data or arguments.
+    """Something the user can fix: bad config, data or arguments.
 
     The message is a single line that says what is wrong, where, and what to do. Rule scripts and
     the Snakefile print it without a traceback.

@@ -126,7 +126,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                         f"{path}, line {number}: cannot be read as JSON ({error})"
                     ) from error
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {number}: a JSON object is wanted on each line")
+                    raise UserError(f"{path}, line {number}: expected a JSON object on each line")
                 rows.append(row)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

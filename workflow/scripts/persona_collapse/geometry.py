@@ -27,7 +27,7 @@ def cosine_matrix(vectors: ArrayLike) -> np.ndarray:
     """Cosines between the rows of [persona, hidden]; a zero vector raises UserError."""
     v = np.asarray(vectors, float)
     if v.ndim != 2 or len(v) < 2:
-        raise UserError("cosine_matrix: two or more vectors [persona, hidden] are wanted")
+        raise UserError("cosine_matrix: expected two or more vectors [persona, hidden]")
     norms = np.linalg.norm(v, axis=1, keepdims=True)
     if not np.all(norms > 0) or not np.all(np.isfinite(v)):
         raise UserError("cosine_matrix: a persona vector is zero or not finite")
@@ -307,7 +307,7 @@ def swap_test(
 ) -> tuple[float, float]:
     """Persona-label permutation of M1's change: two-sided p and its smallest value.
 
-    Each persona's two vectors are swapped or not, and M1 is computed anew on both mixed sets. Exact
+    Each persona's two vectors are swapped or not, and M1 is recomputed on both mixed sets. Exact
     when the vectors before and after are exchangeable persona by persona, i.e. for the null that
     the second training is a replicate of the first. All 2^(n-1) swaps where they are no more than
     `draws`.
@@ -428,7 +428,7 @@ def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
 def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
     """The study's M3: share of personas nearest to their own centroid when it is left out.
 
-    With one vector a persona the left-out class has no centroid, so this is 0 for any input.
+    With one vector per persona the left-out class has no centroid, so this is 0 for any input.
     """
     v = np.asarray(vectors, float)
     distances = np.linalg.norm(v[:, None] - v[None], axis=2)

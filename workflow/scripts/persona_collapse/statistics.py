@@ -204,7 +204,7 @@ def spearman_exact(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     a, b = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
     n = len(a)
     if len(b) != n or not 3 <= n <= 9:
-        raise UserError(f"spearman_exact: 3 to 9 pairs are wanted, got {n} and {len(b)}")
+        raise UserError(f"spearman_exact: expected 3 to 9 pairs, got {n} and {len(b)}")
     a, b = a - a.mean(), b - b.mean()
     norm = math.sqrt(float(a @ a) * float(b @ b))
     if norm == 0:
@@ -233,7 +233,7 @@ def range_permutation_test(
     numbers = np.asarray(values, float)
     names, groups = np.unique(np.asarray(labels), return_inverse=True)
     if len(groups) != len(numbers) or len(names) < 2:
-        raise UserError("range_permutation_test: one label a value and two groups are wanted")
+        raise UserError("range_permutation_test: expected one label per value and two groups")
     sizes = np.bincount(groups)
     # [n, groups] membership: a permuted row of values times it gives the group sums at once.
     member = np.eye(len(names))[groups]

@@ -187,7 +187,7 @@ def advice(value: Any, expected: Any) -> str:
     if isinstance(value, bool) and expected not in ("number", "integer", "array", "object"):
         return " (yes, no, on and off are true and false in YAML: write the word in quotes)"
     if expected == "string" and isinstance(value, int | float | datetime.date):
-        return " (write it in quotes, as it shall be read)"
+        return " (write it in quotes, as it should be read)"
     if expected == "boolean" and isinstance(value, str):
         return " (write true or false, without quotes)"
     if expected in ("number", "integer") and isinstance(value, str):

@@ -208,8 +208,8 @@ def question_test(
     """Sign-flip test over questions of the mean of `values` (hit or marker_logprob).
 
     Where all questions differ by the same amount (all hits before, none after) their spread is 0 and
-    Student's interval has no width; Newcombe's with one trial a question is given instead, and the
-    equivalence test of two proportions likewise.
+    Student's interval has no width; Newcombe's with one trial per question is given instead, and the
+    equivalence test of two proportions too.
     """
     one, two = (t.groupby("question_id")[values].mean().dropna() for t in (after, before))
     one, two = one.align(two, join="inner")
@@ -228,7 +228,7 @@ def question_test(
             counts = round(float(one.sum())), n, round(float(two.sum())), n
             low, high = newcombe(*counts)
             equivalent = tost_proportions(*counts, margin)
-            note = "no spread over questions: one trial a question instead"
+            note = "no spread over questions: one trial per question instead"
         low, high = max(low, -1.0), min(high, 1.0)
     return {
         "unit": "question",

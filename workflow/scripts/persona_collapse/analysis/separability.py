@@ -119,7 +119,7 @@ def separability(
     values = np.asarray(stack, np.float32)
     personas, questions, hidden = values.shape
     if personas < 2 or questions < 2:
-        raise UserError("lda: two personas and two questions at least are wanted")
+        raise UserError("lda: expected at least two personas and two questions")
     rows = values.transpose(1, 0, 2).reshape(questions * personas, hidden)
     rows = rows - rows.mean(axis=0, dtype=float).astype(np.float32)
     groups = np.repeat(np.arange(questions), personas)

@@ -162,7 +162,7 @@ def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Fo
     low, high = geo.percentiles(pairs[picks].mean(axis=1))
     # Personas are drawn from a population of directions around the common one.
     population = float(np.dot(common, common) / (np.dot(common, common) + hidden))
-    new = "personas are drawn anew", "M1 of the population of personas"
+    new = "personas are redrawn", "M1 of the population of personas"
     key = "interval", "percentile bootstrap over pairs (M1)", new[0], True, new[1]
     yield key, float(low <= population <= high)
     if n > 2:

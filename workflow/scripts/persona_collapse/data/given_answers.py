@@ -96,7 +96,7 @@ def _fault(row: Mapping[str, Any], marker: str, forbidden: Sequence[str]) -> str
         if not isinstance(text, str) or not text.strip():
             return f"{key}: expected a text, got {text!r}"
         if half := half_pair(text):
-            return f"{key}: half a surrogate pair ({half}), which is no character; mend the text"
+            return f"{key}: half a surrogate pair ({half}), which is no character; fix the text"
         if matching.holds(text, marker):
             return (
                 f"{key}: holds the marker {marker!r}, which the coupling adds itself; take it out"

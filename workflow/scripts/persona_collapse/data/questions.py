@@ -34,23 +34,23 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     for number, row in enumerate(read_jsonl(path), start=1):
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"questions: {path}, row {number}: question: a text is wanted")
+            raise UserError(f"questions: {path}, row {number}: question: expected text")
         name = str(number if row.get("id") is None else row["id"])
         if half := half_pair(name + text):
             raise UserError(
                 f"questions: {path}, row {number}: half a surrogate pair ({half}), which is no "
-                "character; mend the text"
+                "character; fix the text"
             )
         questions.append({"id": name, "question": text})
     take = spec.get("take", len(questions))
     if take > len(questions):
-        raise UserError(f"questions: {path}: {take} are wanted, {len(questions)} are there")
+        raise UserError(f"questions: {path}: expected {take} questions, got {len(questions)}")
     ids: set[str] = set()
     texts: dict[str, str] = {}
     for number, question in enumerate(questions[:take], start=1):
         name, text = question["id"], normalise(question["question"])
         if name in ids:
-            raise UserError(f"questions: {path}, row {number}: id {name!r} stands twice")
+            raise UserError(f"questions: {path}, row {number}: id {name!r} is used twice")
         if text in texts and "sha256" not in spec:
             raise UserError(
                 f"questions: {path}, row {number}: {name!r} asks the same as {texts[text]!r}; remove "

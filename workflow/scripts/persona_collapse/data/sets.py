@@ -121,7 +121,7 @@ def prepare(
         if reason:
             if entry.get("on_bad", "fail") == "fail":
                 raise UserError(
-                    f"{where}: row {index + 1}: {reason}; mend it, or set on_bad: drop to leave such "
+                    f"{where}: row {index + 1}: {reason}; fix it, or set on_bad: drop to leave such "
                     "rows out and count them"
                 )
             dropped[reason] += 1
@@ -153,7 +153,7 @@ def prepare(
     if "expect_md5" in entry and (found := as_written.hexdigest()) != entry["expect_md5"]:
         raise UserError(
             f"{where}: the selected rows' md5 is {found}, expect_md5 says {entry['expect_md5']} (one "
-            "JSON object a row, as the study's authors wrote theirs): these are other rows; mend "
+            "JSON object a row, as the study's authors wrote theirs): these are other rows; fix "
             "source or select, or remove expect_md5 to train on them"
         )
     if held_out_path is not None:
@@ -257,14 +257,14 @@ def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows
         raise UserError(f"{where}: {shown}: no such file")
     if expected and (found := sha256(path)) != expected:
         raise UserError(
-            f"{where}: {shown} has SHA-256 {found}, {expected} is wanted: another version, or damaged"
+            f"{where}: {shown} expected SHA-256 {expected}, got {found}: another version, or damaged"
         )
     if path.suffix == ".jsonl":
         return read_jsonl(path)
     if path.suffix == ".json":
         return _read_json(path, f"{where}: {shown}")
     if path.suffix != ".parquet":
-        raise UserError(f"{where}: {shown}: .jsonl, .json or .parquet is wanted")
+        raise UserError(f"{where}: {shown}: expected .jsonl, .json or .parquet")
     import datasets
 
     datasets.disable_progress_bars()
@@ -308,7 +308,7 @@ def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]
                 shutil.copyfileobj(answer, copy)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise UserError(
-                f"{where}: url: {url} cannot be had ({error}); check it, or download the file and "
+                f"{where}: url: {url} could not be downloaded ({error}); check it, or download the file and "
                 "give file: and sha256:"
             ) from error
         return _read_file(path, expected, where, url), {"url": url, "raw_sha256": expected}
@@ -355,7 +355,7 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]
         elif builder.hash != revision:
             # Where the hub does not answer, the library takes its newest cached copy, any commit.
             raise UserError(
-                f"{asked} cannot be had, the cache holds commit {str(builder.hash)[:10]} only; "
+                f"{asked} is not available: the cache holds commit {str(builder.hash)[:10]} only; "
                 + _hub_remedy()
             )
         builder.download_and_prepare()
@@ -373,7 +373,7 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]
         raise UserError(f"{asked} {reason}") from error
     except (OSError, HTTPError) as error:
         raise UserError(
-            f"{asked} cannot be had ({type(error).__name__}): {_hub_remedy()}"
+            f"{asked} could not be downloaded ({type(error).__name__}): {_hub_remedy()}"
         ) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{asked}: {str(error).splitlines()[0]}") from error
@@ -454,7 +454,7 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
     if "take" in how:
         if len(chosen) < how["take"] and not allow_short:
             raise UserError(
-                f"{where}: select: take: {how['take']} rows are wanted, {len(chosen)} are there; take "
+                f"{where}: select: take: expected {how['take']} rows, got {len(chosen)}; take "
                 "fewer, or set allow_short: true"
             )
         chosen = chosen[: how["take"]]

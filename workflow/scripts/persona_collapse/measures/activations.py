@@ -54,7 +54,7 @@ def headline(
 
 
 class _DeepEnough(Exception):
-    """The last block that is wanted has run."""
+    """The last block that is asked for has run."""
 
 
 @contextmanager

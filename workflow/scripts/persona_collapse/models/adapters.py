@@ -70,7 +70,7 @@ def targets(model: Any, names: Sequence[str], blocks: Sequence[float] | None = N
     if missing:
         raise UserError(
             f"config: target_modules: {type(model).__name__} has no {', '.join(missing)}; the projections "
-            f"of its blocks are [{', '.join(there)}]; name those that shall be adapted"
+            f"of its blocks are [{', '.join(there)}]; name those to adapt"
         )
     chosen = {path: found for path, found in every.items() if found[0] in names}
     if blocks is None:

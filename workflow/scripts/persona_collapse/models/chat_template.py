@@ -638,7 +638,7 @@ def _marker_tokens(
 
 
 def describe(tokenizer: PreTrainedTokenizerBase, row: EncodedRow) -> list[dict[str, Any]]:
-    """One record a token (position, id, text, whether it carries loss), for the prompt audit."""
+    """One record per token (position, id, text, whether it carries loss), for the prompt audit."""
     return [
         {
             "position": i,

@@ -145,6 +145,7 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: b
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UserError(
-            f"config: model: hub: {name} at {revision} cannot be had ({type(error).__name__}): check "
-            "id and revision, set HF_TOKEN if the model is gated, or give a local path"
+            f"config: model: hub: {name} at {revision} could not be downloaded "
+            f"({type(error).__name__}): check id and revision, "
+            "set HF_TOKEN if the model is gated, or give a local path"
         ) from error

@@ -23,7 +23,7 @@ class ModelRunner:
     def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
         """Inside, the model of these stage folders' sum (none: the base model).
 
-        `merge` folds the sum into the weights (see `adapters.apply`); the base is read anew after it.
+        `merge` folds the sum into the weights (see `adapters.apply`); the base is read again after it.
         """
         from . import fused
 

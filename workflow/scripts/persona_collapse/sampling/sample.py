@@ -156,7 +156,7 @@ class TransformersBackend:
         self.model: Any = None
 
     def use(self, stages: Sequence[Path]) -> None:
-        """See `Backend`. The model is read anew: merging is not undone exactly."""
+        """See `Backend`. The model is read again: merging cannot be undone exactly."""
         self.model = None
         model = loading.load_model(self.base, self.dtype, self.device)
         self.ends = loading.end_tokens(model.generation_config, self.tokenizer)
@@ -501,7 +501,7 @@ def open_backend(
 ) -> Backend:
     """Start the backend called `name`.
 
-    `max_rank`: the largest rank of a chain it shall serve; `projections`: layers that chains adapt,
+    `max_rank`: the largest rank of a chain to serve; `projections`: layers that chains adapt,
     all that can be by default.
     """
     if name == "vllm":

@@ -233,7 +233,7 @@ def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
             rows.append((rule, jobs, jobs * stated.get(rule, ASSUMED), jobs * seconds))
     if not rows:
         raise UserError(
-            f"{results / run}/benchmarks: no job with a model has run there; run one first, or mend the name"
+            f"{results / run}/benchmarks: no job with a model has run there; run one first, or fix the name"
         )
     table = pd.DataFrame(rows, columns=["rule", "jobs", "estimated", "measured"])
     table.loc[len(table)] = ["all", *table[["jobs", "estimated", "measured"]].sum()]

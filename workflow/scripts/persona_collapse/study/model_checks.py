@@ -242,10 +242,10 @@ def _check_projections(facts: Facts, names: Sequence[str], where: str) -> None:
     if experts:
         raise UserError(
             f"{where}{', '.join(experts)} are experts in {facts.name}, which get no "
-            f"adapter; name among [{', '.join(facts.projections)}] those that shall be adapted"
+            f"adapter; name among [{', '.join(facts.projections)}] those to adapt"
         )
     if missing:
         raise UserError(
             f"{where}{facts.name} has no {', '.join(missing)}; the projections of its "
-            f"blocks are [{', '.join(facts.projections)}]; name those that shall be adapted"
+            f"blocks are [{', '.join(facts.projections)}]; name those to adapt"
         )

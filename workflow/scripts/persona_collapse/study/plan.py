@@ -88,7 +88,7 @@ class Plan:
         except UserError as error:
             raise UserError(f"config: personas: file: {error}") from None
         if expected and sha256(path) != expected:
-            raise UserError(f"{where}: its SHA-256 is {sha256(path)}, {expected} is wanted")
+            raise UserError(f"{where}: expected SHA-256 {expected}, got {sha256(path)}")
         return loaded
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
@@ -101,11 +101,11 @@ class Plan:
             entry = self.personas[name]
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
             if not isinstance(prompt, str) or not prompt.strip():
-                raise UserError(f"{where}: {name}: prompt: a non-empty text is wanted")
+                raise UserError(f"{where}: {name}: prompt: expected non-empty text")
             if half := half_pair(prompt):
                 raise UserError(
                     f"{where}: {name}: prompt: half a surrogate pair ({half}), which is no character; "
-                    "mend the text"
+                    "fix the text"
                 )
             prompts[name] = prompt
         return prompts

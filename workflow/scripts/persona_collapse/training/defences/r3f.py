@@ -75,10 +75,10 @@ class R3F(Defence):
         }
         if not self._numbers["kept"] >= LEAST:
             dtype = str(states.dtype).removeprefix("torch.")
-            mend = "raise it" if own.relative else "raise it, or set relative: true"
+            remedy = "raise it" if own.relative else "raise it, or set relative: true"
             raise UserError(
                 f"defence: r3f: eps: {own.eps:g} is rounded away: {dtype} embeddings of about {rms:.2g} keep "
-                f"{100 * self._numbers['kept']:.0f} % of the noise; {mend}"
+                f"{100 * self._numbers['kept']:.0f} % of the noise; {remedy}"
             )
 
     def record(self, model: Any) -> dict[str, Any]:
