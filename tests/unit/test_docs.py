@@ -84,6 +84,18 @@ def test_relative_links_lead_somewhere(page):
             assert anchor in anchors(found.read_text()), f"{page.name}: {target}"
 
 
+def test_the_chart_of_rules_names_rules_and_its_drawing_is_of_it():
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    known = set(re.findall(r"^rule (\w+):|^use rule \w+ as (\w+) with", rules, re.M))
+    chart = (ROOT / "docs/images/rules.mmd").read_text().split("flowchart LR")[1]
+    named = set(re.findall(r"\w+", re.sub(r"\|\w+\|", "", chart)))
+    assert len(named) > 20 and named <= {name for pair in known for name in pair}
+    drawn = re.findall(
+        r"<tspan[^>]*>([a-z_]+)</tspan>", (ROOT / "docs/images/rules.svg").read_text()
+    )
+    assert set(drawn) - {"prefix"} == named, "draw docs/images/rules.svg again: docs/layout.md"
+
+
 def test_files_that_the_pages_name_are_there():
     for page in PAGES:
         for name in re.findall(
@@ -122,12 +134,25 @@ def test_the_examples_on_the_statistics_page_give_what_it_says():
     assert result.attempted > 8 and not result.failed
 
 
-def test_the_readme_quotes_the_errata_and_the_bound_of_a_zero():
-    readme = (ROOT / "README.md").read_text()
-    hits, total = re.search(r"(\d+) hits of ([\d,]*\d)", readme).groups()
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000, "move text to a page of docs/"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/reading.md"])
+def test_the_readme_and_the_reading_page_quote_the_errata_and_the_bound_of_a_zero(name):
+    page = " ".join((ROOT / name).read_text().split())
+    hits, total = re.search(r"(\d+) hits of ([\d,]*\d)", page).groups()
     assert f"{hits} of {total}" in (ROOT / "docs/errata.md").read_text()
-    percent = re.search(r"zero in 24 answers still allows (\d+) %", readme).group(1)
+    percent = re.search(r"zero in 24 answers still allows (\d+) %", page).group(1)
     assert int(percent) == round(100 * statistics.clopper_pearson(0, 24)[1].item())
+
+
+def test_the_readme_quotes_the_small_model_s_rates():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    said = re.findall(r"in (0\.\d+ \(0\.\d+ to 0\.\d+\))", readme)
+    rows = [line.split(" | ") for line in documentation.small_table().splitlines()]
+    source = {cells[0].strip("| ").split(":")[0]: cells[2] for cells in rows}
+    assert said == [source["C4"], source["C1"], source["C5"]]
 
 
 def test_the_overlays_are_sound(monkeypatch):
