@@ -25,7 +25,6 @@ import docs as documentation
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "config/README.md",
     ROOT / "benchmarks/README.md",
@@ -138,7 +137,9 @@ def test_the_chart_of_rules_names_rules_and_its_drawing_is_of_it():
     drawn = re.findall(
         r"<tspan[^>]*>([a-z_]+)</tspan>", (ROOT / "docs/images/rules.svg").read_text()
     )
-    assert set(drawn) - {"prefix"} == named, "draw docs/images/rules.svg again: docs/layout.md"
+    assert set(drawn) - {"prefix"} == named, (
+        "draw docs/images/rules.svg again: docs/contributing.md"
+    )
 
 
 def test_files_that_the_pages_name_are_there():
@@ -152,7 +153,7 @@ def test_files_that_the_pages_name_are_there():
 def test_what_runs_elsewhere_calls_targets_of_the_makefile():
     targets = set(re.findall(r"^(\w[\w ]*):", (ROOT / "Makefile").read_text(), re.M))
     targets = {name for line in targets for name in line.split()}
-    files = [*(ROOT / ".github").rglob("*.*"), ROOT / "CONTRIBUTING.md"]
+    files = [*(ROOT / ".github").rglob("*.*"), ROOT / "docs/contributing.md"]
     called = {
         name
         for path in files
