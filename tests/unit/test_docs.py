@@ -131,7 +131,7 @@ def test_the_site_builds_and_asks_no_other_host_for_anything(tmp_path):
 def test_the_chart_of_rules_names_rules_and_its_drawing_is_of_it():
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     known = set(re.findall(r"^rule (\w+):|^use rule \w+ as (\w+) with", rules, re.M))
-    chart = (ROOT / "docs/images/rules.mmd").read_text().split("flowchart LR")[1]
+    chart = (ROOT / "docs/images/rules.mmd").read_text().split("flowchart TB")[1]
     named = set(re.findall(r"\w+", re.sub(r"\|\w+\|", "", chart)))
     assert len(named) > 20 and named <= {name for pair in known for name in pair}
     drawn = re.findall(
