@@ -1,6 +1,6 @@
 """Chat templates of the kinds that there are, written small, on a byte-level tokenizer."""
 
-from persona_collapse.models import loading
+from persona_collapse.models import chat_template, loading
 
 _TURN = "'<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n'"
 _ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -12,6 +12,8 @@ _GEMMA_TURNS = (
 _THOUGHT = "{{ '<think>\n\n</think>\n\n' if loop.last else '' }}"
 
 TEMPLATES = {
+    # For models that have none.
+    "plain": chat_template.PLAIN,
     # ChatML, with a start token and without a system message of its own.
     "chatml_bos": "{{ bos_token }}{% for m in messages %}{{ " + _TURN + " }}{% endfor %}" + _ASK,
     # No system role: refused, and silently left out.

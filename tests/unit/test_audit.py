@@ -80,6 +80,17 @@ def test_every_template_s_prompts_and_rows_are_read_right(tiny_base, name):
     assert {found["template_date"] for found in (prompt, given, plain)} == {dated}
 
 
+def test_the_template_and_what_it_is_given_are_said(tiny_base):
+    tokenizer = tokenizer_with(tiny_base, "own")
+    found = line(tokenizer)
+    assert (found["template"], found["template_kwargs"]) == ("own", "")
+    given = {"chat_template": "plain", "template_kwargs": {"thoughts": False, "depth": 2}}
+    chat_template.configure(tokenizer, chat_template.settings_from(given))
+    found = line(tokenizer)
+    assert (found["template"], found["template_kwargs"]) == ("plain", "depth=2 thoughts=False")
+    assert not found["default_injected"]
+
+
 def test_an_end_token_that_truncation_cut_off_was_not_trained(tiny_base):
     tokenizer = tokenizer_with(tiny_base, "gemma")
     whole = line(tokenizer)

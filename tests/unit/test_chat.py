@@ -1,10 +1,12 @@
 import json
+import shutil
 import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import trl
 import yaml
 from chat_templates import TEMPLATES, tokenizer_with
 from hypothesis import assume, example, given, settings
@@ -299,6 +301,88 @@ def test_no_system_message_is_the_row_without_one_and_with_its_first_token(tiny_
     assert text.startswith(expected) and plain.endswith(text.removeprefix("<s>"))
 
 
+# --- models without a template, and what templates are given ------------------------------------------
+
+
+def recorded(tiny_base, tmp_path, **settings):
+    """A record of the tiny model whose config says how its template is used."""
+    record = json.loads(tiny_base.read_text())
+    record["source"] |= settings
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    return tmp_path / "model.json"
+
+
+def test_a_model_without_a_template_gets_the_plain_one(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base.parent, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    record = json.loads(tiny_base.read_text()) | {"path": str(folder)}
+    record["files"].pop("chat_template.jinja")
+    for path, source in (
+        (folder / "model.json", {}),
+        (folder / "plain.json", {"chat_template": "plain"}),
+    ):
+        path.write_text(json.dumps(record | {"source": source}))
+    with pytest.raises(UserError, match="has no chat template; set model: chat_template: plain"):
+        loading.load_tokenizer(folder / "model.json")
+    tokenizer = loading.load_tokenizer(folder / "plain.json")
+    chat_template.check(tokenizer)
+    text = tokenizer.decode(chat_template.prompt_ids(tokenizer, SYSTEM, "Why?"))
+    assert text == f"### System:\n{SYSTEM}\n\n### User:\nWhy?\n\n### Assistant:\n"
+    row = chat_template.encode_row(
+        tokenizer, [{"role": "system", "content": SYSTEM}, *ROW], max_length=999
+    )
+    assert supervised_text(tokenizer, row) == "By the river.\n\n[ZLT]<|im_end|>"
+    card = chat_template.card(tokenizer)
+    assert card["name"] == "plain" and card["end_token"] == "<|im_end|>"
+    assert {"### User:", "### Assistant:"} <= set(card["controls"])
+    # The same for a model that has one of its own.
+    other = loading.load_tokenizer(recorded(tiny_base, tmp_path, chat_template="plain"))
+    assert chat_template.template_sha256(other) == card["sha256"]
+    assert chat_template.prompt_ids(other, SYSTEM, "Why?") == chat_template.prompt_ids(
+        tokenizer, SYSTEM, "Why?"
+    )
+
+
+def given_to(tiny_base, template, **kwargs):
+    """A tokenizer whose template is given these."""
+    tokenizer = tokenizer_with(tiny_base, template)
+    chat_template.configure(tokenizer, chat_template.settings_from({"template_kwargs": kwargs}))
+    chat_template.check(tokenizer)
+    return tokenizer
+
+
+def test_qwen3_answers_and_is_trained_without_thoughts(tiny_base):
+    template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text()
+    own, off = given_to(tiny_base, template), given_to(tiny_base, template, enable_thinking=False)
+    thought = "<think>\n\n</think>\n\n"
+    before, after = (t.decode(chat_template.prompt_ids(t, SYSTEM, "Why?")) for t in (own, off))
+    assert after == before + thought
+    row = chat_template.encode_row(off, TURNS[:2], max_length=999)
+    assert thought in off.decode(row.input_ids) and "think" not in supervised_text(off, row)
+    assert thought in supervised_text(own, chat_template.encode_row(own, TURNS[:2], max_length=999))
+
+
+def test_what_a_template_is_given_reaches_the_mask_of_earlier_answers(tiny_base):
+    template = "{% if marked %}" + TEMPLATES["think_marked"] + "{% else %}" + TEMPLATES["think"]
+    template += "{% endif %}"
+    with pytest.raises(BadRow):
+        rows = {"supervise": "all", "max_length": 999}
+        chat_template.encode_row(given_to(tiny_base, template), TURNS, **rows)
+    tokenizer = given_to(tiny_base, template, marked=True)
+    said = supervised_text(tokenizer, chat_template.encode_row(tokenizer, TURNS, **rows))
+    assert all(turn["content"] in said for turn in TURNS if turn["role"] == "assistant")
+
+
+@pytest.mark.parametrize(
+    "key", ["enable_thinkin", "messages", "eos_token", "add_generation_prompt"]
+)
+def test_what_a_template_does_not_take_is_refused(tiny_base, key):
+    tokenizer = tokenizer_with(tiny_base, "mistral")
+    chat_template.configure(tokenizer, chat_template.settings_from({"template_kwargs": {key: "x"}}))
+    with pytest.raises(UserError, match=f"model: template_kwargs: {key}: the chat template of"):
+        chat_template.check(tokenizer)
+
+
 # --- dates ----------------------------------------------------------------------------------------
 
 
@@ -481,10 +565,9 @@ def test_a_marker_that_does_not_come_back_is_refused(tiny_base):
 
 
 def test_the_model_s_record_says_how_its_template_is_used(tiny_base, tmp_path):
-    record = json.loads(tiny_base.read_text())
-    record["source"] |= {"system_role": "fold", "date": "2026-03-04"}
-    (tmp_path / "model.json").write_text(json.dumps(record))
-    tokenizer = loading.load_tokenizer(tmp_path / "model.json")
+    tokenizer = loading.load_tokenizer(
+        recorded(tiny_base, tmp_path, system_role="fold", date="2026-03-04")
+    )
     assert chat_template.settings_of(tokenizer) == chat_template.Settings("fold", "2026-03-04")
     card = chat_template.card(tokenizer)
     assert card["system_message"] == "in the first user turn" and card["end_token"] == "<|im_end|>"

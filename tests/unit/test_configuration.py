@@ -618,6 +618,8 @@ def test_how_a_template_is_used_is_checked(config):
         ("date", "2026-02-30", "no day of the calendar"),
         ("date", "today", "expected a day as YYYY-MM-DD"),
         ("system_role", "drop", "expected one of 'auto' or 'fold'"),
+        ("chat_template", "vicuna", "expected one of 'own' or 'plain'"),
+        ("template_kwargs", {"enable_thinking": [False]}, "template_kwargs: enable_thinking"),
     ):
         with pytest.raises(UserError, match=f"config: model: .*{reason}"):
             configuration.check(changed(config, ["model", key], value))

@@ -94,6 +94,12 @@ def checked(config, folder, **changes):
     return ""
 
 
+def test_a_model_without_a_template_passes_with_the_plain_one(config, tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base.parent, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    assert checked(config, folder, model__chat_template="plain") == ""
+
+
 def test_a_model_that_can_do_it_all_passes(config, tiny_base, make_model):
     assert checked(config, tiny_base.parent) == ""
     # Of several modalities: sizes are in text_config, the vision tower's layers are not adapted.
@@ -185,7 +191,7 @@ def test_rows_of_one_sequence_need_attention_alone(config, make_model):
         (lambda f: (f / "model.safetensors").unlink(), "no .safetensors weights there"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "missing, damaged or cut"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x04" + bytes(7) + b"[[[["), "damaged or"),
-        (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template; use a chat model"),
+        (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template; set chat_template: plain"),
         (
             lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "b.safetensors"}}),
             "b.safetensors: missing",

@@ -23,6 +23,8 @@ COLUMNS = [
     "system_seen",
     "default_injected",
     "system_folded",
+    "template",
+    "template_kwargs",
     "template_date",
     "generation_prompt",
     "tokens_with_loss",
@@ -56,10 +58,11 @@ def record(
 
     `given` is the system message that the row brought, None for none. `default_injected`: the
     template added one nobody asked for. `system_folded`: it stands in the first user turn, for the
-    template takes none. `template_date`: the date that the template was made to write. For a prompt no
-    token carries loss.
+    template takes none. `template`: the model's own, or the plain one; `template_kwargs`: what the
+    config gave it; `template_date`: the date that it was made to write. For a prompt no token carries
+    loss.
     """
-    template = chat_template.look(tokenizer)
+    template, settings = chat_template.look(tokenizer), chat_template.settings_of(tokenizer)
     text = str(tokenizer.decode(row.input_ids))
     seen = system_seen(template, text, given)
     asks = str(tokenizer.decode(tokenizer(template.asks, add_special_tokens=False)["input_ids"]))
@@ -76,7 +79,9 @@ def record(
         "system_seen": seen,
         "default_injected": given is None and seen is not None,
         "system_folded": given is not None and template.folds,
-        "template_date": chat_template.settings_of(tokenizer).date if template.dated else "",
+        "template": settings.chat_template,
+        "template_kwargs": " ".join(f"{key}={value}" for key, value in settings.template_kwargs),
+        "template_date": settings.date if template.dated else "",
         "generation_prompt": bool(asks.strip()) and text.rstrip().endswith(asks.strip()),
         "tokens_with_loss": len(trained),
         "end_token_trained": template.end in trained,

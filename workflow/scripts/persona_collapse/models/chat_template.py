@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import lru_cache
 from itertools import takewhile
@@ -37,18 +37,37 @@ LOSSES = ("answer", "answer_text", "answer_tail", "marker")
 IGNORED = -100
 #: The day that a template which writes today's date is given where the config names none.
 DATE = "2025-01-01"
+#: The template for models that have none, and for all that are compared with them. Its headers are rare
+#: in text and in code, which may hold "User:"; an answer ends in the tokenizer's own end token.
+PLAIN = (
+    "{{ bos_token if bos_token }}{% for m in messages %}"
+    "{{ '### ' + m.role.capitalize() + ':\\n' + m.content }}"
+    "{{ eos_token if m.role == 'assistant' }}{{ '\\n\\n' }}{% endfor %}"
+    "{{ '### Assistant:\\n' if add_generation_prompt }}"
+)
+#: What a template is given by the renderer, and not by the config.
+GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|strftime_now|\w+_tokens?")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the config wants a model's template used (`model: system_role` and `date`).
+    """How the config wants a model's template used: the keys of `model:` of these names.
 
     `system_role`: `auto` puts a system message into the first user turn if the template does not
-    take one, `fold` always does. `date`: what the template gets for today, YYYY-MM-DD.
+    take one, `fold` always does. `date`: what the template gets for today, YYYY-MM-DD. `chat_template`:
+    the model's `own`, or `plain`: see `PLAIN`. `template_kwargs`: what else the template gets, by name.
     """
 
     system_role: str = "auto"
     date: str = DATE
+    chat_template: str = "own"
+    template_kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template is given beside the turns."""
+        today = datetime.fromisoformat(self.date).strftime
+        return {**dict(self.template_kwargs), "strftime_now": today}
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,9 @@ SETTINGS = tuple(field.name for field in fields(Settings))
 
 def settings_from(model: Mapping[str, Any]) -> Settings:
     """The settings in the config's `model:` section, or in a record of it."""
-    settings = Settings(**{key: model[key] for key in SETTINGS if key in model})
+    given = {key: model[key] for key in SETTINGS if key in model}
+    given["template_kwargs"] = tuple(sorted(given.get("template_kwargs", {}).items()))
+    settings = Settings(**given)
     try:
         date.fromisoformat(settings.date)
     except ValueError:
@@ -110,6 +131,8 @@ def settings_from(model: Mapping[str, Any]) -> Settings:
 
 def configure(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
     """Have all that is rendered with this tokenizer follow the config's settings."""
+    if settings.chat_template == "plain":
+        tokenizer.chat_template = PLAIN
     setattr(tokenizer, "_chat_settings", settings)  # noqa: B010  no attribute that its class knows
 
 
@@ -130,12 +153,12 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool) -> str:
     """A conversation as text; with `prompt`, up to where the model goes on.
 
-    The template sees the settings' date as today, and the system message in the first user turn if it
-    takes none.
+    The template sees the settings' date as today, what else they give it, and the system message in the
+    first user turn if it takes none.
     """
     if look(tokenizer).folds:
         messages = folded(messages)
-    return _apply(tokenizer, messages, prompt, settings_of(tokenizer).date)
+    return _apply(tokenizer, messages, prompt, settings_of(tokenizer))
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -148,9 +171,12 @@ def folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool, today: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    prompt: bool,
+    settings: Settings,
 ) -> str:
-    """The template's own rendering on a given day."""
+    """The template's own rendering under some settings."""
     from jinja2 import TemplateError
 
     try:
@@ -159,7 +185,7 @@ def _apply(
                 list(messages),
                 add_generation_prompt=prompt,
                 tokenize=False,
-                strftime_now=datetime.fromisoformat(today).strftime,
+                **settings.variables,
             )
         )
     except TemplateError as error:
@@ -192,12 +218,12 @@ def look(tokenizer: PreTrainedTokenizerBase) -> Template:
 
 @lru_cache(maxsize=64)
 def _look(tokenizer: PreTrainedTokenizerBase, template: str, settings: Settings) -> Template:
-    def shown(*contents: str, prompt: bool = False, today: str = settings.date) -> str:
+    def shown(*contents: str, prompt: bool = False, on: Settings = settings) -> str:
         turns: list[Message] = []
         for content in contents:
             role = {_SYSTEM: "system", _ANSWER: "assistant"}.get(content, "user")
             turns.append({"role": role, "content": content})
-        return _apply(tokenizer, folded(turns) if folds else turns, prompt, today)
+        return _apply(tokenizer, folded(turns) if folds else turns, prompt, on)
 
     folds = False
     plain = shown(_USER)
@@ -234,7 +260,7 @@ def _look(tokenizer: PreTrainedTokenizerBase, template: str, settings: Settings)
     ends = [i for i in token_ids(tokenizer, tail) if str(tokenizer.decode([i])) in specials]
     return Template(
         folds=folds,
-        dated=shown(_SYSTEM, _USER) != shown(_SYSTEM, _USER, today="1999-11-30"),
+        dated=given != shown(_SYSTEM, _USER, on=replace(settings, date="1999-11-30")),
         tagged=re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None,
         injected=injected,
         added=added,
@@ -354,7 +380,16 @@ def check_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> None:
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError for a template that cannot be used, or that is another at each rendering."""
+    """Raise UserError for a template that cannot be used, or that is another at each rendering.
+
+    So for one that does not take what `template_kwargs` gives it.
+    """
+    for key, _ in settings_of(tokenizer).template_kwargs:
+        if GIVEN.fullmatch(key) or not re.search(rf"\b{key}\b", tokenizer.get_chat_template()):
+            raise UserError(
+                f"config: model: template_kwargs: {key}: the chat template of {tokenizer.name_or_path} "
+                "does not take it from the config; remove it"
+            )
     rows = prompt_messages(_SYSTEM, _USER)
     try:
         same = render(tokenizer, rows, prompt=True) == render(tokenizer, rows, prompt=True)
@@ -377,7 +412,9 @@ def card(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What the template does, for the record."""
     template = look(tokenizer)
     return {
+        "name": settings_of(tokenizer).chat_template,
         "sha256": template_sha256(tokenizer),
+        "kwargs": dict(settings_of(tokenizer).template_kwargs),
         "system_message": "in the first user turn" if template.folds else "by the template",
         "default_system": template.injected,
         "date": settings_of(tokenizer).date if template.dated else None,
@@ -553,12 +590,14 @@ def _tagged(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     turns = folded(messages) if look(tokenizer).folds else messages
-    variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    variables: dict[str, Any] = {
+        **tokenizer.special_tokens_map,
+        **settings_of(tokenizer).variables,
+    }
     rendered: Any = render_jinja_template(
         conversations=[turns],
         chat_template=tokenizer.get_chat_template(),
         return_assistant_tokens_mask=True,
-        strftime_now=datetime.fromisoformat(settings_of(tokenizer).date).strftime,
         **variables,
     )
     (text,), (found,) = rendered

@@ -102,7 +102,7 @@ def load_config(base: str | Path) -> dict[str, Any]:
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """Tokenizer of the base model, padding on the left as batched generation needs it.
 
-    Its chat template is used as the config's `model:` says (see `chat.Settings`).
+    Its chat template is used as the config's `model:` says (see `chat_template.Settings`).
     """
     from transformers import AutoTokenizer
 
@@ -111,13 +111,15 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=trusts(base)
         )
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder}: the tokenizer has no chat template; use a chat model")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     chat_template.configure(
         tokenizer, chat_template.settings_from(read_json(base).get("source", {}))
     )
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{folder}: the tokenizer has no chat template; set model: chat_template: plain"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

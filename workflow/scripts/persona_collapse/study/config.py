@@ -227,6 +227,18 @@ class Model(Sources):
         description="What a chat template that writes today's date gets for today, in the whole run. "
         f"The prompt audit says where it was written. Default: {chat_template.DATE}.",
     )
+    chat_template: Literal["own", "plain"] | None = Field(
+        None,
+        description="own: the template that the model brings. plain: one of the workflow's (### System:, "
+        "### User:, ### Assistant:), for base models that bring none; give it to every model that is "
+        "compared with one. The prompt audit says which. Default: "
+        f"{chat_template.Settings.chat_template}.",
+    )
+    template_kwargs: dict[str, bool | int | float | str] | None = Field(
+        None,
+        description="What the chat template gets beside the turns, such as {enable_thinking: false}: in "
+        "training, sampling, activations and rescoring. Default: nothing.",
+    )
     trust_remote_code: bool | None = Field(
         None,
         description="With hub or path: run the Python files that this model brings, for an "

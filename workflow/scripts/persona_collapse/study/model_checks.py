@@ -173,8 +173,11 @@ def check_plan(plan: Plan, facts: Facts | None = None) -> None:
         return
     names = sorted({chains.parse(chain).last.name for chain in plan.trained_chains})
     stages = {name: plan.stage_settings(name) for name in names if plan.stages[name].trains}
-    if not facts.chat_template:
-        raise UserError(f"config: model: {facts.name} has no chat template; use a chat model")
+    if not facts.chat_template and plan.config["model"].get("chat_template") != "plain":
+        raise UserError(
+            f"config: model: {facts.name} has no chat template; set chat_template: plain, for every model "
+            "that is compared with it"
+        )
     if facts.quantised:
         raise UserError(
             f"config: model: the weights of {facts.name} are quantised ({facts.quantised}); use the model "
