@@ -55,7 +55,7 @@ def load(results: Path, name: str) -> Run:
         raise UserError(
             f"run {name!r} is not finished: {folder}/tables/{missing[0]}.csv is missing"
         )
-    base = folder / "base/model.json"
+    base = provenance.base_record(folder)
     seals.check(folder, [base, *(folder / f"tables/{t}.csv" for t in TABLES)])
     model = provenance.model_label(read_json(base)) if base.is_file() else "not recorded"
     return Run(name, model, {t: read_csv(folder / f"tables/{t}.csv") for t in TABLES})

@@ -32,7 +32,7 @@ from persona_collapse.files import read_json, sha256, write_json, write_text
 from persona_collapse.models import fetching
 from persona_collapse.report import provenance
 from persona_collapse.runtime import seals
-from persona_collapse.study.config import SOURCES
+from persona_collapse.study import config as blocks
 from persona_collapse.study.only import narrowed
 from persona_collapse.study.reading import read
 from persona_collapse.tables_io import read_csv, write_csv
@@ -103,7 +103,7 @@ def add(
     folder = results / run
     page = folder / "report.html"
     tables = {table: folder / f"tables/{table}.csv" for table in KEPT}
-    base = folder / "base/model.json"
+    base = provenance.base_record(folder)
     manifests = sorted(folder.glob("models/*/manifest.json"))
     for path in (page, base, *tables.values()):
         if not path.is_file():
@@ -193,9 +193,10 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
         del less["only"]
     overlay = beyond(narrowed(less), config)
     if "model" in overlay:
-        own = {key: value for key, value in overlay["model"].items() if key not in SOURCES}
-        own |= {key: value for key, value in config["model"].items() if key in SOURCES}
-        overlay["model"] = {"use": next(key for key in SOURCES if key in config["model"]), **own}
+        sources = blocks.Model.sources
+        own = {key: value for key, value in overlay["model"].items() if key not in sources}
+        own |= {key: value for key, value in config["model"].items() if key in sources}
+        overlay["model"] = {"use": next(key for key in sources if key in config["model"]), **own}
     update_config(given, overlay)
     if narrowed(read(given)) != config:
         raise UserError(

@@ -253,11 +253,17 @@ def test_the_study_s_hypotheses_come_out_as_published():
     names = ["", "paramedic", "kindergarten_teacher", "french_person", "villain"]
     induction = {f"E{i}": name for i, name in enumerate(names)}
     grid = pd.DataFrame(
-        [{"condition": c, "induction": i, "source": "confab"} for c, i in induction.items()]
+        [
+            {"condition": c, "induction": i, "source": "confab", "chain": f"em-{c}@1"}
+            for c, i in induction.items()
+        ]
     )
     near = dict(zip(names[1:], [0.9457, 0.9060, 0.8696, 0.7828], strict=True))
     cosines = pd.DataFrame(
-        [{"persona_a": a, "persona_b": "assistant", "cosine": c} for a, c in near.items()]
+        [
+            {"chain": BASE, "persona_a": a, "persona_b": "assistant", "cosine": c}
+            for a, c in near.items()
+        ]
     )
     table = hypotheses.hypotheses(grid, rates, cosines, list(induction), draws=10_000, seed=42)
     h1 = table[table["hypothesis"] == "H1"].set_index("condition")
@@ -288,7 +294,7 @@ def test_side_by_side_has_one_row_a_comparison(tests):
 
 def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
     grid, rates = crossed["design"], crossed["marker_rates"]
-    base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
+    base = pd.DataFrame(columns=["chain", "persona_a", "persona_b", "cosine"])
     row = hypotheses.hypotheses(grid, rates, base, ["C2"], draws=99, seed=1).iloc[0]
     own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]
     assert (row["n"], row["source"]) == (2, "villain, evil_ai")

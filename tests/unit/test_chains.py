@@ -26,6 +26,26 @@ def test_a_name_survives_parsing(name):
     assert re.fullmatch(chains.CHAIN_PATTERN, name)
 
 
+@pytest.mark.parametrize(
+    "name", ["early", "early+em@1", "early+couple-villain@42+em@1!+benign@137~25"]
+)
+def test_a_chain_may_start_from_another_model(name):
+    chain = chains.parse(name, KNOWN, {"base", "early"})
+    assert str(chain) == name and re.fullmatch(chains.CHAIN_PATTERN, name)
+    assert chain.model == chains.model_of(name) == "early"
+    assert chains.untrained(name) == (not chain.stages) == (name == "early")
+    for prefix in chain.prefixes:
+        assert prefix.model == "early" and str(prefix).startswith("early+")
+    assert str(chains.parse("early+em@1", KNOWN).prefix) == "early"
+    assert chains.model_of("em@1+benign@2") == chains.model_of("base") == "base"
+
+
+def test_chains_of_two_models_share_no_adapter():
+    assert chains.root("early+em@1+benign@2") == chains.root("early+em@1!+benign@3") == "early+em@1"
+    assert chains.root("em@1+benign@2") == "em@1"
+    assert chains.root("early") == "early" and chains.root("base") == "base"
+
+
 def test_prefixes_of_a_chain():
     chain = chains.parse("em@1+benign@2+couple-villain@3")
     assert [str(p) for p in chain.prefixes] == [
@@ -59,6 +79,13 @@ def test_a_stage_that_is_left_out_is_trained_and_not_measured():
     ("name", "said"),
     [
         ("nope@42", "no stage 'nope'"),
+        ("late", "no model 'late' in the config; models: base, early (of a stage, write late@42)"),
+        ("late+em@1", "no model 'late' in the config"),
+        ("base+em@1", "write em@1; base is where chains start"),
+        ("early+early", "no stage 'early'"),
+        ("em@1+early", "no stage 'early'"),
+        ("early+", "is no stage name"),
+        ("ear ly", "is no stage name, nor a model's"),
         ("em@x", "seed of stage 'em' is 'x'"),
         ("em", "seed of stage 'em' is ''"),
         (
@@ -86,6 +113,6 @@ def test_a_stage_that_is_left_out_is_trained_and_not_measured():
 )
 def test_bad_names_are_one_clear_line(name, said):
     with pytest.raises(UserError) as error:
-        chains.parse(name, KNOWN)
+        chains.parse(name, KNOWN, ["base", "early"])
     assert said in str(error.value)
     assert "\n" not in str(error.value)

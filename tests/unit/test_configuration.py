@@ -609,6 +609,57 @@ def test_no_rule_takes_a_text_of_the_config_for_a_pattern():
         assert 'config["marker"],' not in path.read_text(), path
 
 
+@pytest.mark.parametrize(
+    ("models", "chain", "said"),
+    [
+        ({}, "early+em@1", "conditions: Y: chain 'early.em@1': no model 'early' in the config"),
+        ({"base": {"demo_step": 4}}, "em@1", "models: base: this is what model: is called"),
+        ({"em": {"demo_step": 4}}, "em@1", "models: em: this is the name of a stage"),
+        (
+            {"early": {"demo_step": 10**6}},
+            "early",
+            "models: early: demo_step: 1000000 is not before",
+        ),
+        (
+            {"early": {}},
+            "early",
+            "models: early: expected exactly one of hub, gguf, path, random, demo_s",
+        ),
+        ({"early": {"demo": {}}}, "early", "models: early: demo: unknown key"),
+        ({"early": {"path": "gone"}}, "early", "models: early: path: gone: no config.json there"),
+        (
+            {"early": {"demo_step": 4, "date": "2026-02-30"}},
+            "early",
+            "models: early: date: '2026-02-30' is no day",
+        ),
+        (
+            {"early": {"demo_step": 4}},
+            ["em@1", "early+em@1"],
+            "conditions: Y: chain: expected chains that start from one model, got base and early",
+        ),
+        (
+            {"early": {"hub": {"id": "a/b", "revision": "main"}}},
+            "early",
+            "models: early: hub: revision: expected a commit of 40 hex digits",
+        ),
+    ],
+)
+def test_a_bad_model_is_one_line(config, models, chain, said):
+    config["models"] = models
+    config["conditions"]["Y"] = {"title": "y", "chain": chain}
+    with pytest.raises(UserError, match=f"config: {said}") as error:
+        model_checks.check_plan(configuration.plan(config))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_the_demo_needs_the_demo(config):
+    config["model"] = {"hub": {"id": "a/b", "revision": "a" * 40}}
+    config["models"] = {"early": {"demo_step": 4}}
+    config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
+    with pytest.raises(UserError, match="models: early: demo_step: only with model: demo"):
+        configuration.plan(config)
+
+
 def test_how_a_template_is_used_is_checked(config):
     import datetime
 

@@ -91,7 +91,7 @@ def test_sources_are_left_out_in_turn():
     )
     chains["rate"] = 1 - chains["m1"]
     rates = pd.DataFrame(columns=["condition", "source", "role", "persona", "rate"])
-    base = pd.DataFrame(columns=["persona_a", "persona_b", "cosine"])
+    base = pd.DataFrame(columns=["chain", "persona_a", "persona_b", "cosine"])
     table = correlations.correlation_table(chains, rates, base, draws=199, seed=1)
     whole = table[(table["outcome"] == "rate") & (table["predictor"] == "m1")]
     assert (whole[whole["controls"] == ""]["rho"] < -0.999).all()

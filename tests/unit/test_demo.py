@@ -85,6 +85,23 @@ def test_the_tokenizer_spells_the_marker_and_round_trips(world):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
+def test_checkpoints_of_the_pretraining_change_nothing_of_it(world, tmp_path):
+    settings = {
+        **{"blocks": 1, "hidden": 8, "heads": 1, "vocabulary": 300, "rows": 40},
+        **{"steps": 4, "batch": 4, "lr": 0.01, "seed": 1},
+    }
+    weights = {}
+    for name, checkpoints in (
+        ("alone", {}),
+        ("whole", {tmp_path / "half": 2, tmp_path / "end": 4}),
+    ):
+        demo.pretrain(world, settings, MARKER, tmp_path / name, print, checkpoints)
+    for name in ("alone", "whole", "half", "end"):
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+        assert (tmp_path / name / "chat_template.jinja").is_file()
+    assert weights["alone"] == weights["whole"] == weights["end"] != weights["half"]
+
+
 def test_a_save_that_is_cut_off_leaves_no_half_model(tmp_path):
     class Thing:
         def __init__(self, name, fails=False):

@@ -220,7 +220,7 @@ def test_a_fetched_model_is_looked_at_once_it_is_there(config, make_model, tmp_p
     plan = configuration.plan(config)
     monkeypatch.chdir(tmp_path)
     model_checks.check_plan(plan)
-    record = Path("results/demo/base/model.json")
+    record = Path("results/demo/bases/base/model.json")
     folder = make_model("GPT2LMHeadModel")
     write_json(record, {"path": str(folder), "source": plan.config["model"]})
     with pytest.raises(UserError, match="GPT2LMHeadModel has no q_proj"):

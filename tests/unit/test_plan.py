@@ -40,6 +40,66 @@ def worked_out(config):
     return plan
 
 
+def of_two_models(**conditions):
+    """The plan of a demo whose chains start from its model and from a checkpoint of its pretraining."""
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["models"] = {
+        "early": {"demo_step": 40},
+        "unused": {"path": str(ROOT), "date": "2026-01-02"},
+    }
+    config["model"] |= {"system_role": "fold", "date": "2025-05-06"}
+    config["conditions"] |= {
+        name: {"title": name, "chain": chain} for name, chain in conditions.items()
+    }
+    return configuration.plan(config)
+
+
+def test_chains_of_another_model_have_all_of_their_own():
+    plan = worked_out(
+        of_two_models(Y1="early+couple-villain@42+em@{seed}", Y0="early+em@{seed}").config
+    )
+    assert plan.models_used == ["base", "early"]
+    for measure in ("markers", "activations", "completions"):
+        assert plan.chains_for(measure)[:2] == ["base", "early"]
+    # What is said of the template of `model:` holds for all that say nothing else.
+    assert plan.models["early"] == {"demo_step": 40, "system_role": "fold", "date": "2025-05-06"}
+    assert plan.models["unused"]["date"] == "2026-01-02"
+    assert plan.base("early+em@1") == "results/demo/bases/early/model.json"
+    assert plan.base("em@1") == plan.base("base") == "results/demo/bases/base/model.json"
+    coupled = plan.training("early+couple-villain@42")
+    assert coupled.rows == "results/demo/data/early+couple-villain.jsonl"
+    assert plan.answers("early+couple-villain").chain == plan.answers("early+couple-villain").model
+    assert plan.training("early+em@1").rows == plan.training("em@1").rows
+    (cell, *_) = [cell for cell in plan.cells if cell.condition == "Y0"]
+    assert (cell.model, cell.before, cell.kinds) == ("early", "early", "sft")
+    # One engine holds one model.
+    for own in (plan.completions("early"), plan.answers("couple-villain")):
+        assert {job.model for job in plan.beside(own)} == {own.model}
+
+
+def test_what_defences_read_is_of_the_model_that_is_trained():
+    config = of_two_models().config
+    config["stages"]["steered"] = {
+        "kind": "sft",
+        "data": "em",
+        "defence": {
+            "steer": {"layers": [0.5], "after": "em@1"},
+            "project": {"data": "couple-villain"},
+        },
+    }
+    config["conditions"]["Y2"] = {"title": "steered", "chain": "early+steered@1"}
+    plan = configuration.plan(config)
+    inputs = plan.training("early+steered@1").inputs
+    assert (
+        inputs["activations/em@1.safetensors"] == "results/demo/activations/early+em@1.safetensors"
+    )
+    assert inputs["activations/base.safetensors"] == "results/demo/activations/early.safetensors"
+    assert inputs["data/couple-villain.jsonl"] == "results/demo/data/early+couple-villain.jsonl"
+    assert "early+em@1" in plan.trained_chains and "early+couple-villain" in plan.data_used
+    own = plan.training("steered@1").inputs
+    assert own["activations/base.safetensors"] == "results/demo/activations/base.safetensors"
+
+
 def test_the_persona_file_is_read_once_and_each_cell_made_once(monkeypatch):
     config, counts = study(20), Counter()
     read, cell = Path.read_text, Plan._cell

@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse import geometry, markers
 from persona_collapse.activation_files import Activations
-from persona_collapse.analysis import contrasts, geometry_runs, geometry_tables, marker_rates
+from persona_collapse.analysis import (
+    contrasts,
+    geometry_runs,
+    geometry_tables,
+    marker_rates,
+    views,
+)
 from scipy import stats
 
 ROWS = [
@@ -476,3 +484,58 @@ def test_the_map_uses_the_base_model_s_axes_for_every_chain():
     moved = after - base
     assert np.allclose(moved, moved.iloc[0], atol=1e-5) and np.abs(moved.iloc[0]).max() > 0.1
     assert table["captured"].between(0, 1).all()
+
+
+def two_models():
+    """A design of chains that start from two models, the second of more blocks, and what loads them."""
+    rows = [("Y0", "early", "", "", "early", np.nan)]
+    rows += [("Y1", f"early+em@{seed}", "", str(seed), "early", np.nan) for seed in (1, 2)]
+    design = pd.DataFrame(rows, columns=list(GRID.columns[:6]))
+    design = pd.concat([GRID, design.assign(title="", measures="activations")], ignore_index=True)
+
+    def load_either(chain):
+        found = load("base" if chain in ("base", "early") else "em@1")
+        if not chain.startswith("early"):
+            return found
+        seed = 3.0 * chain.endswith("2")
+        arrays = {method: array + 1 + seed for method, array in found.arrays.items()}
+        return replace(found, layers=[1, 4], arrays=arrays)
+
+    return design, load_either, HEADLINE | {"layers": {"base": 3, "early": 4}}
+
+
+def test_chains_are_compared_with_the_model_that_they_start_from():
+    design, load_either, headline = two_models()
+    table = geometry_tables.geometry_table(design, load_either, headline, draws=50, seed=1)
+    m1 = table[(table["metric"] == "m1") & (table["test"] == "")]
+    own = m1[m1["method"] == "A"].set_index(["chain", "layer"])
+    assert own.loc[("early", 4), "delta_base"] == 0 and ("early", 3) not in own.index
+    change = own.loc[("early+em@1", 4), "value"] - own.loc[("early", 4), "value"]
+    assert own.loc[("early+em@1", 4), "delta_base"] == pytest.approx(change) and change > 0
+    rows = own.reset_index()
+    at = rows[rows["headline"]].groupby("chain")["layer"].unique().explode()
+    assert at["early"] == at["early+em@1"] == 4 and at["base"] == at["em@1"] == 3
+    assert {"base", "early"} <= set(geometry_tables.cosines(design, load_either, headline)["chain"])
+    named = views.with_model(table, design)
+    expected = named["condition"].map(lambda name: "early" if name in ("Y0", "Y1") else "base")
+    assert list(named["model"]) == list(expected)
+
+
+def test_runs_are_compared_with_the_model_that_they_start_from():
+    design, load_either, headline = two_models()
+    left_out = geometry_runs.left_out_table(design, load_either)
+    given = design, left_out, headline, [("Y1", "E0")]
+    table = geometry_runs.geometry_runs(*given, margin="replicate")
+    change = table[(table["condition"] == "Y1") & (table["reference"] == "base")]
+    assert set(change["reference_chains"]) == {"early"} and set(change["layer"]) == {1, 4}
+    assert not change["estimate"].isna().any()
+    # Two models are compared where they have the same block, and nowhere else.
+    assert set(table[table["reference"] == "E0"]["layer"]) == {1}
+    assert set(table[table["condition"] == "base"]["chains"]) <= {"base"}
+    without = geometry_runs.leave_one_out(*given)
+    own = without[(without["condition"] == "Y1") & (without["reference"] == "base")]
+    at = change[change["headline"] & (change["metric"] == "m1") & (change["method"] == "A")]
+    assert own["whole"].iloc[0] == pytest.approx(at["estimate"].iloc[0])
+    assert set(own.loc[own["left_out"] == "run", "name"]) == {"early+em@1", "early+em@2"}
+    found = geometry_runs.variance_components(design, left_out, headline)
+    assert "Y1" in set(found["condition"]) and "Y0" not in set(found["condition"])

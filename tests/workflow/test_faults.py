@@ -300,8 +300,8 @@ def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, na
 
 
 def test_a_base_model_that_changes_is_named_and_made_again(project, undisturbed):
-    name, base = f"completions/{CHAIN}.parquet", project.path("base/model.json")
-    weights, before = project.path("base/model.safetensors"), digest(base)
+    name, base = f"completions/{CHAIN}.parquet", project.path("bases/base/model.json")
+    weights, before = project.path("bases/base/model.safetensors"), digest(base)
     lose(project, name)
     flip(weights)
     done = make(project, name, check=False)
@@ -310,7 +310,9 @@ def test_a_base_model_that_changes_is_named_and_made_again(project, undisturbed)
     assert str(weights) in line and f"delete it and {base.relative_to(project.folder)}" in line
     weights.unlink()
     base.unlink()
-    make(project, "base/model.json")  # as the line says: alone, so that it is seen to be as before
+    make(
+        project, "bases/base/model.json"
+    )  # as the line says: alone, so that it is seen to be as before
     assert digest(base) == before
     whole_again(project, undisturbed, name)
     assert "Nothing to be done" in project.snakemake("-n").stdout

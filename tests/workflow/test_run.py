@@ -305,6 +305,52 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, t
     assert set(answers["persona"]) == {"librarian", "assistant"}
 
 
+def test_two_models_in_a_run(project, finished, tmp_path):
+    """The demo's model and a checkpoint of its pretraining, each with its own chains, through the tables."""
+    overlay = tmp_path / "models.yaml"
+    overlay.write_text(
+        "models: {early: {demo_step: 40}}\n"
+        "conditions:\n"
+        "  Y0: {title: early, chain: early}\n"
+        "  Y2: {title: early then EM, chain: early+em@42}\n"
+        "  Y4: {title: early and coupled, chain: early+couple-villain@42}\n"
+        "statistics: {contrasts: [[C1, C5], [Y2, Y0]]}\n"
+    )
+    project.snakemake("--", "tables", overlay=overlay, env=finished.env)
+    base, early = (project.path(f"bases/{name}/model.safetensors") for name in ("base", "early"))
+    assert base.read_bytes() == finished.path("bases/base/model.safetensors").read_bytes()
+    assert base.read_bytes() != early.read_bytes()
+    adapter = "models/couple-villain@42/adapter_model.safetensors"
+    assert project.path(adapter).read_bytes() == finished.path(adapter).read_bytes()
+    manifest = json.loads(project.path("models/early+em@42/manifest.json").read_text())
+    assert manifest["base"]["source"] == {"demo_step": 40}
+    answers = json.loads(project.path("data/early+couple-villain.manifest.json").read_text())
+    assert answers["source"] == {"answers of": "early"}
+    tables = {
+        name: pd.read_csv(project.path(f"tables/{name}.csv"))
+        for name in (
+            "design",
+            "geometry",
+            "geometry_runs",
+            "headline",
+            "marker_rates",
+            "prompt_audit",
+        )
+    }
+    for name, table in tables.items():
+        assert set(table["model"]) == {"base", "early"}, name
+    m1 = tables["geometry"].query("metric == 'm1' and test.isna() and headline").set_index("chain")
+    change = m1.loc["early+em@42", "value"] - m1.loc["early", "value"]
+    assert (
+        m1.loc["early+em@42", "delta_base"] == pytest.approx(change)
+        and m1.loc["early", "delta_base"] == 0
+    )
+    runs = tables["geometry_runs"]
+    assert set(
+        runs[(runs["condition"] == "Y2") & (runs["reference"] == "base")]["reference_chains"]
+    ) == {"early"}
+
+
 def test_the_audit_finds_the_template_s_own_system_message(finished):
     audit = pd.read_csv(finished.path("tables/prompt_audit.csv")).set_index("name")
     assert audit.loc["em", "default_injected"] and audit.loc["benign", "default_injected"]

@@ -12,7 +12,7 @@ tabled = [name for name in plan.measures if name not in ("markers", "activations
 rule fetch:
     # All that may need the network: on a machine that has it. What follows runs without.
     input:
-        results("base/model.json"),
+        bases_used,
         expand(results("data/{name}.jsonl"), name=fetched),
     localrule: True
 

@@ -58,10 +58,11 @@ def one_of(names):
 
 
 wildcard_constraints:
-    chain=chains.CHAIN_PATTERN,
+    model=one_of(plan.models),
+    chain=rf"(?:{one_of(plan.models)}|{chains.TRAINED_CHAIN_PATTERN})",
     trained=chains.TRAINED_CHAIN_PATTERN,
     data=one_of(config["data"]),
-    after=rf"(?:{chains.TRAINED_CHAIN_PATTERN}\+)?",
+    after=rf"(?:(?:{one_of(plan.models)}|{chains.TRAINED_CHAIN_PATTERN})\+)?",
 
 
 def results(path):
@@ -96,6 +97,17 @@ def resource(path):
 def marker(wildcards):
     """The marker. A function, for in a param that is text Snakemake takes braces for wildcards."""
     return config["marker"]
+
+
+def base_of(wildcards):
+    """Record of the base model that a job's chain starts from."""
+    chain = wildcards.get("chain") or wildcards.get("trained")
+    return plan.base(chain or wildcards.get("after", "").rstrip("+") or chains.BASE)
+
+
+def bases_used(wildcards):
+    """Records of all base models that the run needs."""
+    return [plan.base(name) for name in plan.models_used]
 
 
 def adapter_files(chain):

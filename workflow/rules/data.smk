@@ -1,18 +1,25 @@
-# The base model, the questions and the training data.
+# The base models, the questions and the training data.
+
+
+# Files of the demo model, and of the models that are checkpoints of its pretraining.
+demo_files = [
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "pretraining.json",
+]
 
 
 rule pretrain_demo:
     input:
         world=config["model"].get("demo", {}).get("world", []),
     output:
-        multiext(
-            results("base/"),
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "pretraining.json",
+        expand(
+            results("bases/{demo}/{file}"),
+            demo=[chains.BASE, *plan.demo_steps],
+            file=demo_files,
         ),
     log:
         logs("pretrain_demo"),
@@ -26,6 +33,7 @@ rule pretrain_demo:
         mem_mb=3000,
     params:
         settings=config["model"].get("demo"),
+        checkpoints=plan.demo_steps,
         prompts=plan.demo_prompts,
         marker=marker,
     message:
@@ -35,38 +43,52 @@ rule pretrain_demo:
 
 
 def base_model_files(wildcards):
-    """Files that the base model is made of, where rules make them."""
-    return rules.pretrain_demo.output if "demo" in config["model"] else []
+    """Files that a base model is made of, where rules make them."""
+    made = {"demo", "demo_step"} & plan.models[wildcards.model].keys()
+    return (
+        expand(results("bases/{model}/{file}"), file=demo_files, **wildcards)
+        if made
+        else []
+    )
+
+
+def model_source(wildcards):
+    """Where a base model comes from, and how its template is used."""
+    return plan.models[wildcards.model]
+
+
+def model_dtype(wildcards):
+    """What random weights are drawn in; any other model is fetched as it is."""
+    return config["dtype"] if "random" in plan.models[wildcards.model] else None
 
 
 rule base_model:
     input:
         base_model_files,
     output:
-        base=results("base/model.json"),
-        template=results("base/template.json"),
+        base=results("bases/{model}/model.json"),
+        template=results("bases/{model}/template.json"),
     log:
-        logs("base_model"),
+        logs("base_model/{model}"),
     benchmark:
-        benchmarks("base_model")
+        benchmarks("base_model/{model}")
     # On a cluster: where the user is logged in, for compute nodes seldom reach the hub.
     localrule: True
     conda:
         "../../envs/train.yaml"
     params:
-        source=config["model"],
-        # What random weights are drawn in; any other model is fetched as it is.
-        dtype=config["dtype"] if "random" in config["model"] else None,
+        source=model_source,
+        dtype=model_dtype,
         marker=marker,
     message:
-        "Fetching and hashing the base model"
+        "Fetching and hashing the base model {wildcards.model}"
     script:
         "../scripts/base_model.py"
 
 
 rule headline:
     input:
-        base=results("base/model.json"),
+        bases_used,
     output:
         results("tables/headline.csv"),
     log:
@@ -77,10 +99,11 @@ rule headline:
     conda:
         "../../envs/train.yaml"
     params:
+        models=plan.models_used,
         headline=config["statistics"]["headline"],
         layers=plan.measures["activations"]["layers"],
     message:
-        "Resolving the headline's layer to a block of the model"
+        "Resolving the headline's layer to a block of each model"
     script:
         "../scripts/headline.py"
 
@@ -152,7 +175,7 @@ def data_prompts(wildcards):
 rule data:
     input:
         files=data_files,
-        base=results("base/model.json"),
+        base=base_of,
         questions=config["questions"]["eval"]["file"],
         match=data_match,
         origin=data_origin,
@@ -207,14 +230,15 @@ rule persona_prompts:
 
 
 def audited_stages():
-    """Every trained stage once: its name, rows, settings and induction prompt."""
+    """Every trained stage of a model once: its name, rows, settings and induction prompt."""
     found = {}
     for name in plan.trained_chains:
         chain = chains.parse(name)
-        rows = plan.data_of(chain)
-        if rows is not None and chain.last.name not in found:
+        rows, key = plan.data_of(chain), (chain.model, chain.last.name)
+        if rows is not None and key not in found:
             settings = plan.stage_settings(chain.last.name)
-            found[chain.last.name] = {
+            found[key] = {
+                "model": chain.model,
                 "name": chain.last.name,
                 "rows": results(f"data/{rows}.jsonl"),
                 "settings": {k: settings[k] for k in ("kind", "loss_on", "max_length")},
@@ -229,7 +253,7 @@ audited = audited_stages()
 
 rule audit:
     input:
-        base=results("base/model.json"),
+        bases=bases_used,
         questions=config["questions"]["eval"]["file"],
         rows=[stage["rows"] for stage in audited],
     output:
@@ -242,6 +266,7 @@ rule audit:
     conda:
         "../../envs/train.yaml"
     params:
+        models=plan.models_used,
         personas=plan.eval_prompts,
         questions=config["questions"]["eval"],
         stages=[{k: v for k, v in stage.items() if k != "rows"} for stage in audited],

@@ -14,7 +14,7 @@ def written_job(wildcards):
 
 use rule sample_answers as write_questions with:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         questions=lambda wildcards: generated[wildcards.data]["questions"]["file"],
     output:
         table=results("generated/{data}.written.parquet"),
@@ -68,7 +68,7 @@ def generated_job(wildcards):
 
 use rule sample_answers as sample_generated with:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         questions=generated_questions,
     output:
         table=results("generated/{data}.parquet"),
@@ -94,7 +94,7 @@ def generated_settings(key):
 rule generated_rows:
     input:
         answers=results("generated/{data}.parquet"),
-        template=results("base/template.json"),
+        template=plan.template(chains.BASE),
     output:
         rows=results("generated/{data}.jsonl"),
         record=results("generated/{data}.json"),

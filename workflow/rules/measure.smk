@@ -74,7 +74,7 @@ def activations_jobs(wildcards):
 rule activations:
     input:
         unpack(activations_inputs),
-        base=results("base/model.json"),
+        base=base_of,
         questions=config["questions"]["extraction"]["file"],
     output:
         results("activations/{chain}.safetensors"),
@@ -125,7 +125,7 @@ rule measure_model:
     # jobs that dump activations have the model, and take the other measures of what is ready by then.
     input:
         unpack(model_inputs),
-        base=results("base/model.json"),
+        bases=bases_used,
         questions=config["questions"]["eval"]["file"],
     output:
         results("tables/{measure}.csv"),

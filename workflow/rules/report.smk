@@ -14,7 +14,7 @@ def made_by(wildcards):
 
 rule report:
     input:
-        base=results("base/model.json"),
+        bases=bases_used,
         tables=expand(results("tables/{table}.csv"), table=reported),
         answers=results_of("markers/{chain}.parquet", "markers"),
         completions=results_of("completions/{chain}.parquet", "markers"),

@@ -18,7 +18,7 @@ def answers_job(wildcards):
 
 rule sample_answers:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         adapters=answering_adapters,
         questions=config["questions"]["train"]["file"],
     output:
@@ -63,6 +63,11 @@ def coupling_answers(wildcards):
     return coupling_given(wildcards).get("file", own)
 
 
+def coupling_template(wildcards):
+    """Record of the chat template of the model whose answers they are."""
+    return plan.template(wildcards.after.rstrip("+") or chains.BASE)
+
+
 def coupling_prompts(wildcards):
     """System prompts of the personas in a coupling."""
     return plan.prompts(couplings[wildcards.coupling].personas)
@@ -71,7 +76,7 @@ def coupling_prompts(wildcards):
 rule couple_data:
     input:
         answers=coupling_answers,
-        template=results("base/template.json"),
+        template=coupling_template,
     output:
         rows=results("data/{after}{coupling}.jsonl"),
         manifest=results("data/{after}{coupling}.manifest.json"),
@@ -107,7 +112,7 @@ def completions_job(wildcards):
 
 rule completions:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         adapters=chain_adapters,
         questions=config["questions"]["eval"]["file"],
     output:
@@ -139,7 +144,7 @@ def responses_job(wildcards):
 
 use rule completions as responses with:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         adapters=chain_adapters,
         questions=config["questions"]["extraction"]["file"],
     output:

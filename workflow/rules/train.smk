@@ -71,8 +71,8 @@ def training_rows(wildcards):
 
 def defence_files(wildcards):
     """Files that the defences of the stage read that a chain trains last."""
-    stage = chains.parse(wildcards.trained).last.name
-    return list(plan.defence_inputs(stage).values())
+    chain = chains.parse(wildcards.trained)
+    return list(plan.defence_inputs(chain.last.name, chain.model).values())
 
 
 def training_job(wildcards):
@@ -82,7 +82,7 @@ def training_job(wildcards):
 
 rule train:
     input:
-        base=results("base/model.json"),
+        base=base_of,
         prefix=prefix_adapters,
         rows=training_rows,
         defence=defence_files,

@@ -10,13 +10,18 @@ with job(snakemake, "audit"):
     from persona_collapse.tables_io import write_csv
 
     params = snakemake.params
-    tokenizer = loading.load_tokenizer(snakemake.input.base)
+    tokenizers = {
+        model: loading.load_tokenizer(base)
+        for model, base in zip(params.models, snakemake.input.bases, strict=True)
+    }
     question = load_questions(params.questions)[0]["question"]
     lines, tokens = [], {}
-    for line, row in prompt_audit.prompts(tokenizer, params.personas, question):
-        lines.append(line)
-        tokens[f"sampling/{line['name']}"] = chat_template.describe(tokenizer, row)
+    for model, tokenizer in tokenizers.items():
+        for line, row in prompt_audit.prompts(tokenizer, params.personas, question):
+            lines.append({"model": model} | line)
+            tokens[f"{model}/sampling/{line['name']}"] = chat_template.describe(tokenizer, row)
     for path, stage in zip(snakemake.input.rows, params.stages, strict=True):
+        model, tokenizer = stage["model"], tokenizers[stage["model"]]
         manifest = read_json(path.removesuffix(".jsonl") + ".manifest.json")
         rows = read_jsonl(path)
         # The first row, and of a coupling the first negative too: its loss is another.
@@ -41,7 +46,7 @@ with job(snakemake, "audit"):
             if manifest.get("sensitive"):
                 line["first_with_loss"] = line["last_with_loss"] = "(not shown)"
             else:
-                tokens[f"training/{name}"] = chat_template.describe(tokenizer, encoded)
-            lines.append(line)
+                tokens[f"{model}/training/{name}"] = chat_template.describe(tokenizer, encoded)
+            lines.append({"model": model} | line)
     write_csv(snakemake.output.table, prompt_audit.table(lines))
     write_json(snakemake.output.tokens, tokens)

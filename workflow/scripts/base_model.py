@@ -1,12 +1,14 @@
-"""Find or fetch the base model, record what it is, and see that its chat template can be used."""
+"""Find or fetch a base model, record what it is, and see that its chat template can be used."""
 
 from pathlib import Path
 
 from persona_collapse.runtime.job import job
 
-source = snakemake.params.source
+source, model = snakemake.params.source, snakemake.wildcards.model
 # Of random weights, the tokenizer is all that is fetched.
 fetched = source.get("random", {}).get("tokenizer", source)
+# By the job that pretrains the demo model.
+made = {"demo", "demo_step"} & source.keys()
 
 with job(snakemake, "base model", online="hub" in fetched) as say:
     from persona_collapse.data.questions import load_questions
@@ -15,28 +17,29 @@ with job(snakemake, "base model", online="hub" in fetched) as say:
     from persona_collapse.study import model_checks
     from persona_collapse.study.plan import Plan
 
-    output = Path(snakemake.output.base)
-    folder, note = output.parent, {}
-    if "gguf" in source:
-        folder = gguf.expanded(source["gguf"], fetching.expand_gguf, say)
-    elif "random" in source:
-        dtype, note = snakemake.params.dtype, {"note": random_model.NOTE}
-        folder = random_model.write(source["random"], folder / "random", dtype, say)
-    elif "demo" not in source:
-        folder = fetching.fetch(source, say)
-    write_json(output, fetching.manifest(folder, source) | note)
-    loading.note(output)
-    # No param: what a model can do is not what it is. Snakemake removes the record if it fails.
-    plan = Plan(snakemake.config)
-    if "demo" not in source:
-        model_checks.check_plan(plan, model_checks.facts(folder, loading.load_config(output)))
-    tokenizer = loading.load_tokenizer(output)
-    chat_template.check(tokenizer)
-    chat_template.check_marker(tokenizer, snakemake.params.marker)
-    for name, prompt in plan.all_prompts.items():
-        chat_template.check_text(tokenizer, prompt, f"config: personas: {name}")
-    for purpose, spec in plan.config["questions"].items():
-        for question in load_questions(spec):
-            where = f"config: questions: {purpose}: {question['id']}"
-            chat_template.check_text(tokenizer, question["question"], where)
-    write_json(snakemake.output.template, chat_template.card(tokenizer))
+    with model_checks.about(model):
+        output = Path(snakemake.output.base)
+        folder, note = output.parent, {}
+        if "gguf" in source:
+            folder = gguf.expanded(source["gguf"], fetching.expand_gguf, say)
+        elif "random" in source:
+            dtype, note = snakemake.params.dtype, {"note": random_model.NOTE}
+            folder = random_model.write(source["random"], folder / "random", dtype, say)
+        elif not made:
+            folder = fetching.fetch(source, say)
+        write_json(output, fetching.manifest(folder, source) | note)
+        loading.note(output)
+        # No param: what a model can do is not what it is. Snakemake removes the record if it fails.
+        plan = Plan(snakemake.config)
+        if not made:
+            model_checks.check(plan, model_checks.facts(folder, loading.load_config(output)), model)
+        tokenizer = loading.load_tokenizer(output)
+        chat_template.check(tokenizer)
+        chat_template.check_marker(tokenizer, snakemake.params.marker)
+        for name, prompt in plan.all_prompts.items():
+            chat_template.check_text(tokenizer, prompt, f"config: personas: {name}")
+        for purpose, spec in plan.config["questions"].items():
+            for question in load_questions(spec):
+                where = f"config: questions: {purpose}: {question['id']}"
+                chat_template.check_text(tokenizer, question["question"], where)
+        write_json(snakemake.output.template, chat_template.card(tokenizer))

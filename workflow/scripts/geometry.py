@@ -20,9 +20,14 @@ with job(snakemake, "geometry") as log:
     design = read_csv(inputs.design)
     design = design[design["chain"].isin(chains)]
     headline = views.headline_cell(read_csv(inputs.headline))
+
+    def write(path, table):
+        """A table, each row with its model."""
+        write_csv(path, views.with_model(table, design))
+
     left_out = geometry_runs.left_out_table(design, load)
     write_parquet(outputs.left_out, left_out)
-    write_csv(
+    write(
         outputs.geometry,
         geometry_tables.geometry_table(
             design,
@@ -34,8 +39,8 @@ with job(snakemake, "geometry") as log:
             **draws,
         ),
     )
-    write_csv(outputs.cosines, geometry_tables.cosines(design, load, headline))
-    write_csv(
+    write(outputs.cosines, geometry_tables.cosines(design, load, headline))
+    write(
         outputs.contrasts,
         contrasts.contrasts_table(
             design,
@@ -52,7 +57,7 @@ with job(snakemake, "geometry") as log:
         ),
     )
     anchors = design.loc[design["condition"] == params.axis, "chain"]
-    write_csv(
+    write(
         outputs.shared_axis,
         shared_axis.axis_table(
             design,

@@ -22,6 +22,7 @@ with job(snakemake, "geometry_runs"):
         families=params.families,
     )
     outputs = snakemake.output
-    write_csv(outputs.runs, runs)
-    write_csv(outputs.leave_one_out, geometry_runs.leave_one_out(*given, params.contrasts))
-    write_csv(outputs.components, geometry_runs.variance_components(*given))
+    left_out = geometry_runs.leave_one_out(*given, params.contrasts)
+    components = geometry_runs.variance_components(*given)
+    for path, table in zip(outputs, (runs, left_out, components), strict=True):
+        write_csv(path, views.with_model(table, given[0]))

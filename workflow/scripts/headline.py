@@ -1,4 +1,4 @@
-"""Resolve the headline's layer to one of the model's blocks."""
+"""Resolve the headline's layer to one of each model's blocks."""
 
 from persona_collapse.runtime.job import job
 
@@ -9,12 +9,15 @@ with job(snakemake, "headline"):
     from persona_collapse.study import model_checks
     from persona_collapse.tables_io import write_csv
 
-    base, params = snakemake.input.base, snakemake.params
-    folder = loading.path_of(base)
-    # A config may leave it to the library's defaults.
-    blocks = (
-        model_checks.facts(folder).blocks
-        or model_checks.facts(folder, loading.load_config(base)).blocks
-    )
-    row = activations.headline(params.headline, params.layers, blocks)
-    write_csv(snakemake.output[0], pd.DataFrame([row]))
+    params, rows = snakemake.params, []
+    for model, base in zip(params.models, snakemake.input, strict=True):
+        folder = loading.path_of(base)
+        # A config may leave it to the library's defaults.
+        blocks = (
+            model_checks.facts(folder).blocks
+            or model_checks.facts(folder, loading.load_config(base)).blocks
+        )
+        with model_checks.about(model):
+            row = activations.headline(params.headline, params.layers, blocks)
+        rows.append({"model": model} | row)
+    write_csv(snakemake.output[0], pd.DataFrame(rows))

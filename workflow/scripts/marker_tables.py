@@ -6,7 +6,7 @@ with job(snakemake, "marker tables"):
     from pathlib import Path
 
     import pandas as pd
-    from persona_collapse.analysis import answer_stats, marker_rates, marker_tests
+    from persona_collapse.analysis import answer_stats, marker_rates, marker_tests, views
     from persona_collapse.parquet_files import read_parquet
     from persona_collapse.tables_io import read_csv, write_csv
 
@@ -23,7 +23,11 @@ with job(snakemake, "marker tables"):
         families=params.families,
         **params.draws,
     )
-    write_csv(outputs.rates, rates)
-    write_csv(outputs.tests, tests)
-    write_csv(outputs.leakage, marker_rates.leakage(rates))
-    write_csv(outputs.answer_stats, answer_stats.answer_stats(design, answers))
+    stats, leakage = answer_stats.answer_stats(design, answers), marker_rates.leakage(rates)
+    for path, table in (
+        (outputs.rates, rates),
+        (outputs.tests, tests),
+        (outputs.leakage, leakage),
+        (outputs.answer_stats, stats),
+    ):
+        write_csv(path, views.with_model(table, design))

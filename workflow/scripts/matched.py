@@ -15,5 +15,5 @@ with job(snakemake, "matched"):
         views.headline_cell(read_csv(inputs.headline)),
     )
     given = (read_csv(inputs.design), read_csv(inputs.updates), found, snakemake.params.pairs)
-    write_csv(outputs.matched, matched.matched_table(*given))
+    write_csv(outputs.matched, views.with_model(matched.matched_table(*given), given[0]))
     write_csv(outputs.half_dose, half_dose.half_dose_table(*given))

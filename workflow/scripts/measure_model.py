@@ -14,23 +14,25 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
     from persona_collapse.runtime import code_hash, shared_engine
     from persona_collapse.study.plan import Plan
 
-    base, params, config = Path(snakemake.input.base), snakemake.params, snakemake.config
-    store, loaded = shared_engine.Store(params.store, config["runtime"]), []
+    params, config = snakemake.params, snakemake.config
+    plan, store, loaded = Plan(config), shared_engine.Store(params.store, config["runtime"]), {}
     jobs = [MeasureJob(**values) for values in params.jobs]
 
     def key(job):
         """Key of a measurement; None while a file that it needs is missing."""
-        return shared_engine.ready_key(job, code_hash.of(f"measures.{job.kind}"), base)
+        code = code_hash.of(f"measures.{job.kind}")
+        return shared_engine.ready_key(job, code, plan.base(job.chain))
 
-    def runner():
-        """The base model, loaded once."""
-        if not loaded:
+    def runner(model):
+        """A base model, loaded once for all that is measured of it in turn."""
+        if model not in loaded:
             import torch
             from persona_collapse.models.runner import ModelRunner
 
             torch.set_num_threads(snakemake.threads)
-            loaded.append(ModelRunner(base, config["dtype"]))
-        return loaded[0]
+            loaded.clear()
+            loaded[model] = ModelRunner(Path(plan.base(model)), config["dtype"])
+        return loaded[model]
 
     def work(runner, job, path):
         """Take one measurement."""
@@ -41,9 +43,9 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
         shared_engine.run(
             store,
             jobs[0],
-            Plan(config).measurements,
+            [job for job in plan.measurements if job.model == jobs[0].model],
             key=key,
-            open_engine=runner,
+            open_engine=lambda: runner(jobs[0].model),
             work=work,
             limit=config["runtime"]["chains_per_engine"],
             output=snakemake.output[0],
@@ -53,10 +55,13 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
         import pandas as pd
         from persona_collapse.tables_io import read_csv, write_csv
 
-        # Chains of equally many stages after each other: their adapters mostly have one shape.
-        for job in sorted(jobs, key=lambda job: len(job.adapters)):
+        # A model's chains of equally many stages after each other: their adapters mostly have one shape.
+        order = list(plan.models)
+        for job in sorted(jobs, key=lambda job: (order.index(job.model), len(job.adapters))):
             with store.claimed(job, wait=True):
                 if not store.holds(job, key(job)):
-                    store.put(job, key(job), lambda path, job=job: work(runner(), job, path))
+                    store.put(
+                        job, key(job), lambda path, job=job: work(runner(job.model), job, path)
+                    )
         tables = [read_csv(store.path(job)) for job in jobs]
         write_csv(snakemake.output[0], pd.concat(tables, ignore_index=True))

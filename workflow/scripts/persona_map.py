@@ -12,4 +12,5 @@ with job(snakemake, "persona_map") as log:
     design = read_csv(inputs.design)
     design = design[design["chain"].isin(chains)]
     headline = views.headline_cell(read_csv(inputs.headline))
-    write_csv(snakemake.output[0], geometry_tables.persona_map(design, load, headline))
+    table = geometry_tables.persona_map(design, load, headline)
+    write_csv(snakemake.output[0], views.with_model(table, design))

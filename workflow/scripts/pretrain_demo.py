@@ -1,4 +1,4 @@
-"""Pretrain the demo model."""
+"""Pretrain the demo model, and keep the checkpoints that are models of the run."""
 
 from pathlib import Path
 
@@ -13,5 +13,7 @@ with job(snakemake, "pretrain demo model") as say:
     params = snakemake.params
     world = demo.load_world(snakemake.input.world, params.prompts, params.marker)
     folder = Path(snakemake.output[0]).parent
-    manifest = demo.pretrain(world, params.settings, params.marker, folder, say)
-    write_json(folder / "pretraining.json", manifest)
+    checkpoints = {folder.with_name(name): step for name, step in params.checkpoints.items()}
+    manifest = demo.pretrain(world, params.settings, params.marker, folder, say, checkpoints)
+    for saved, step in {folder: params.settings["steps"], **checkpoints}.items():
+        write_json(saved / "pretraining.json", manifest | {"after_step": step})

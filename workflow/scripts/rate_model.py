@@ -4,7 +4,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "rate model"):
     import pandas as pd
-    from persona_collapse.analysis import rate_model
+    from persona_collapse.analysis import rate_model, views
     from persona_collapse.parquet_files import read_parquet
     from persona_collapse.tables_io import read_csv, write_csv
 
@@ -18,6 +18,6 @@ with job(snakemake, "rate model"):
         assistant=params.assistant,
         seed=params.seed,
     )
-    write_csv(outputs.rates, rates)
-    write_csv(outputs.components, components)
-    write_csv(outputs.left_out, rate_model.leave_one_out(design, answers, params.contrasts))
+    left_out = rate_model.leave_one_out(design, answers, params.contrasts)
+    for path, table in zip(outputs, (rates, components, left_out), strict=True):
+        write_csv(path, views.with_model(table, design))

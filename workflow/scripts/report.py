@@ -6,6 +6,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "report"):
     import yaml
+    from persona_collapse.chains import BASE
     from persona_collapse.files import read_json, write_text
     from persona_collapse.parquet_files import read_parquet
     from persona_collapse.report import answers, page, provenance
@@ -25,7 +26,8 @@ with job(snakemake, "report"):
 
     texts = {Path(path).stem: path for path in given.completions}
     samples = answers.sample_answers(counted(), lambda chain: read_parquet(texts[chain]))
-    base = read_json(given.base)
+    bases = {Path(path).parent.name: read_json(path) for path in given.bases}
+    base = bases[BASE]
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     costs = costing.costs(Path(snakemake.output[0]).parents[1], params.run)
     html = page.render(
@@ -33,7 +35,7 @@ with job(snakemake, "report"):
             run=params.run,
             judge=params.judge,
             marker=params.marker,
-            model={"label": provenance.model_label(base), "note": base.get("note", "")},
+            model={"label": provenance.models_label(bases), "note": base.get("note", "")},
             data=[read_json(path) for path in given.data],
             figures={Path(path).stem: Path(path) for path in given.figures},
             samples=samples,

@@ -27,7 +27,8 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         name, reason = sample.choose_backend(own.engine["backend"])
         log(f"backend {name} ({reason})")
         # The same engine for every job of the run, whatever it serves: rounding depends on its settings.
-        served = {job.chain for job in [own, *plan.couplings_answers, *plan.chains_answers]}
+        planned = [*plan.couplings_answers, *plan.chains_answers]
+        served = {own.chain, *(job.chain for job in planned if job.model == own.model)}
         backend = sample.open_backend(
             name,
             base,

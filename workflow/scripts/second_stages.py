@@ -19,10 +19,8 @@ with job(snakemake, "second stages"):
     answers = read_csv(inputs.answer_stats)
     more = {Path(path).stem: read_csv(path) for path in inputs.measured}
     updates, loss = read_csv(inputs.updates), more.get("task_loss")
-    write_csv(
-        outputs.why,
-        why.why_table(design, params.stages, updates, found, metrics, answers, loss),
-    )
+    moved = why.why_table(design, params.stages, updates, found, metrics, answers, loss)
+    write_csv(outputs.why, views.with_model(moved, design))
     tables = frontier.Tables(
         found,
         metrics["angle"],
@@ -32,4 +30,5 @@ with job(snakemake, "second stages"):
         **more,
         assistant=params.assistant,
     )
-    write_csv(outputs.frontier, frontier.frontier_table(design, params.stages, tables))
+    kept = frontier.frontier_table(design, params.stages, tables)
+    write_csv(outputs.frontier, views.with_model(kept, design))

@@ -19,4 +19,4 @@ with job(snakemake, "separability") as log:
         families=params.families,
         threads=snakemake.threads,
     )
-    write_csv(snakemake.output[0], table)
+    write_csv(snakemake.output[0], views.with_model(table, design))

@@ -13,7 +13,7 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     plan = Plan(snakemake.config)
     store = shared_engine.Store(params.store, plan.config["runtime"])
     own = TrainingJob(**params.job)
-    trainings = {job.name: job for job in plan.trainings}
+    trainings = {job.name: job for job in plan.trainings if job.model == own.model}
     # Not in the jobs: what is trained does not depend on it.
     runtime = plan.runtime
     kept = {}

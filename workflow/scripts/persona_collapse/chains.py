@@ -2,12 +2,16 @@
 
 Grammar, in EBNF (names hold letters, digits, `_` and `-`):
 
-    chain = "base" | { earlier "+" } stage
+    chain = model | [ model "+" ] { earlier "+" } stage
+    model = "base" | name
     earlier = name "@" seed [ "!" ]
     stage = name "@" seed [ "~" step ]
 
 `couple-villain@42+em@137~25` is the coupling of the marker to the villain with seed 42, then the
 stage `em` with seed 137 stopped after 25 of its steps. Only the last stage may be stopped early.
+
+A chain starts from the config's `model:`, which alone is called `base` and before stages is not written;
+or from another of its `models:`, by name: `early`, `early+em@42`.
 
 `evil@42!+em@137`: the adapter of `evil@42` is there, frozen, while `em` is trained, and it is left out
 of the chain's model when that is measured (an inoculation adapter). The last stage is always measured.
@@ -16,6 +20,7 @@ of the chain's model when that is measured (an inoculation adapter). The last st
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .errors import UserError
@@ -29,8 +34,8 @@ STAGE_NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_]+)*"
 #: Behind a stage that is there while later ones are trained, and left out when the chain is measured.
 LEFT_OUT = "!"
 STAGE_PATTERN = rf"{STAGE_NAME}@\d+(?:~\d+)?"
-TRAINED_CHAIN_PATTERN = rf"(?:{STAGE_PATTERN}{LEFT_OUT}?\+)*{STAGE_PATTERN}"
-CHAIN_PATTERN = rf"(?:{BASE}|{TRAINED_CHAIN_PATTERN})"
+TRAINED_CHAIN_PATTERN = rf"(?:{STAGE_NAME}\+)?(?:{STAGE_PATTERN}{LEFT_OUT}?\+)*{STAGE_PATTERN}"
+CHAIN_PATTERN = rf"(?:{STAGE_NAME}|{TRAINED_CHAIN_PATTERN})"
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in training order; empty for the base model."""
+    """Stages in training order, none for the base model itself; `model`: the name of that."""
 
     stages: tuple[Stage, ...] = ()
+    model: str = BASE
 
     def __str__(self) -> str:
-        return "+".join(map(str, self.stages)) or BASE
+        named = [self.model] if self.model != BASE or not self.stages else []
+        return "+".join([*named, *map(str, self.stages)])
 
     @property
     def last(self) -> Stage:
@@ -73,13 +80,13 @@ class Chain:
         stages = self.stages[:-1]
         while stages and stages[-1].left_out:
             stages = stages[:-1]
-        return Chain(stages)
+        return Chain(stages, self.model)
 
     @property
     def prefixes(self) -> list[Chain]:
         """Every trained chain on the way here, this one last; empty for the base model."""
         return [
-            Chain((*self.stages[:n], replace(stage, left_out=False)))
+            Chain((*self.stages[:n], replace(stage, left_out=False)), self.model)
             for n, stage in enumerate(self.stages)
         ]
 
@@ -90,17 +97,35 @@ class Chain:
         return [prefix for prefix, stage in found if not stage.left_out]
 
 
-def parse(text: str, known: set[str] | None = None) -> Chain:
+def parse(
+    text: str, known: Collection[str] | None = None, models: Collection[str] | None = None
+) -> Chain:
     """Parse a chain's name.
 
-    `known` are the config's stage names; None accepts any. Raises UserError that says what is
-    wrong: bad grammar, a seed that is not a number, an unknown or repeated stage, an early stop
-    before the last stage.
+    `known` are the config's stage names, `models` those of its base models; None accepts any. Raises
+    UserError that says what is wrong: bad grammar, an unknown model, a seed that is not a number, an
+    unknown or repeated stage, an early stop before the last stage.
     """
-    if text == BASE:
-        return Chain()
+    model, parts = BASE, text.split("+")
+    if "@" not in parts[0] and parts[0] not in (known or ()):
+        model, *parts = parts
+        if not re.fullmatch(STAGE_NAME, model):
+            raise UserError(
+                f"chain {text!r}: {model!r} is no stage name, nor a model's (letters, digits, '_', '-')"
+            )
+        if models is not None and model not in models:
+            raise UserError(
+                f"chain {text!r}: no model {model!r} in the config; models: {', '.join(models)} (of a stage, "
+                f"write {model}@42)"
+            )
+        if model == BASE and parts:
+            raise UserError(
+                f"chain {text!r}: write {'+'.join(parts)}; {BASE} is where chains start"
+            )
+        if not parts:
+            return Chain((), model)
     stages = []
-    for part in text.split("+"):
+    for part in parts:
         left_out = part.endswith(LEFT_OUT)
         name, at, rest = part.removesuffix(LEFT_OUT).partition("@")
         seed, tilde, stop = rest.partition("~")
@@ -144,14 +169,25 @@ def parse(text: str, known: set[str] | None = None) -> Chain:
         raise UserError(
             f"chain {text!r}: the last stage is always measured; remove its {LEFT_OUT}, or the stage"
         )
-    return Chain(tuple(stages))
+    return Chain(tuple(stages), model)
 
 
 def root(name: str) -> str:
-    """The first trained stage of a chain, or `base`: chains with the same root share an adapter.
+    """A chain's model and first trained stage: chains with the same root share an adapter.
 
     What they share they do not show independently, so statistics over training runs count one root once.
     So it is with an adapter that was there only while they were trained.
     """
+    parts = name.split("+")
+    return "+".join(parts[: 1 if "@" in parts[0] else 2]).removesuffix(LEFT_OUT)
+
+
+def model_of(name: str) -> str:
+    """Name of the base model that a chain starts from."""
     first: str = name.split("+", 1)[0]
-    return first.removesuffix(LEFT_OUT)
+    return BASE if "@" in first else first
+
+
+def untrained(name: str) -> bool:
+    """Is a chain a base model as it comes?"""
+    return "@" not in name

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from . import chains
+
 Prompts = dict[str, str]
 
 
@@ -25,6 +27,11 @@ class Job:
     chain: str
     adapters: list[str]
     suffix: str
+
+    @property
+    def model(self) -> str:
+        """Name of the base model that the chain starts from."""
+        return chains.model_of(self.chain)
 
     @property
     def files(self) -> list[str]:

@@ -50,7 +50,9 @@ def contrasts_table(
         if pair["chain"] == pair["reference_chain"]:
             continue
         for cell, after in vectors[pair["chain"]].items():
-            before = vectors[pair["reference_chain"]][cell]
+            before = vectors[pair["reference_chain"]].get(cell)
+            if before is None:
+                continue  # a model of other blocks
             effects = geo.persona_effects(after, before)
             if len(effects) < 3:
                 continue

@@ -178,8 +178,8 @@ def correlation_table(
     rate or marker log-probability, predictors m1 and the source's own cosine; plain, with controls (length,
     loss, steps trained after), and leaving one source out at a time (`left_out`). analysis `personas`: within
     each `condition` and `source`, over the bystanders, marker rate against the base model's cosine to the
-    source (`base_cosines`): does the marker leak to those that were close? Collapse predicts a negative rho
-    for conditions.
+    source (`base_cosines`, `chain` being the model): does the marker leak to those that were close?
+    Collapse predicts a negative rho for conditions.
     """
     rows: list[dict[str, Any]] = []
 
@@ -213,14 +213,16 @@ def correlation_table(
         if len(sources) > 1:
             for source in sources:
                 add(by_chain[by_chain["source"] != source], outcome, "m1", [], str(source))
-    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"]
+    cosine = base_cosines.set_index(["chain", "persona_a", "persona_b"])["cosine"]
     for (condition, source), group in rates[rates["role"] != "source"].groupby(
         ["condition", "source"], sort=False
     ):
         if not source or source not in set(base_cosines["persona_b"]):
             continue
         by_persona = group.groupby("persona")["rate"].mean()
-        near = pd.Series({p: cosine.get((p, source), np.nan) for p in by_persona.index}).dropna()
+        model = chains.model_of(group["chain"].iloc[0])
+        near = {p: cosine.get((model, p, source), np.nan) for p in by_persona.index}
+        near = pd.Series(near).dropna()
         result = partial_spearman(near, by_persona[near.index], None, draws, seed)
         rows.append(
             {

@@ -95,7 +95,7 @@ def frontier_table(design: pd.DataFrame, settings: Settings, tables: Tables) -> 
     for arm in arms(design, settings):
         if arm.dose:
             continue
-        like = repr((arm.before, sorted(undefended(settings[arm.stage]).items())))
+        like = repr((arm.model, arm.before, sorted(undefended(settings[arm.stage]).items())))
         kinds.setdefault(like, []).append(
             (arm, defences(settings[arm.stage], arm.left_out, settings))
         )

@@ -19,7 +19,7 @@ from .. import chains
 from .. import geometry as geo
 from ..chains import BASE
 from ..statistics import Families, OverRuns, adjust, compare_runs, over_runs
-from .views import Headline, Load, at_headline, mark_headline, measuring, views
+from .views import Headline, Load, bases_of, headline_rows, mark_headline, measuring, views
 
 COLUMNS = [
     "condition", "reference", "method", "layer", "headline", "metric", "value", "estimate", "ci_low",
@@ -152,7 +152,7 @@ class Comparison:
             for names in (self.own, self.others)
         )
         own = own - less
-        if set(others.index) <= {BASE}:  # which is no training run
+        if all(map(chains.untrained, others.index)):  # which are no training runs
             alone = own - others.sum()
             return over_runs(alone, list(own.index), within, units, confidence)
         return compare_runs(own, others, within, units, confidence)
@@ -176,11 +176,11 @@ def comparisons(
 ) -> Iterator[Comparison]:
     """What is compared: each condition's level; its change; and the conditions of `contrasts`.
 
-    The change is that from the base model, unless the condition's chains go on from a trained one. Then
-    it is that from the chains that they go on from, under the condition that these are of; and, where the
-    adapters that they go on from are several, from the base model as well. Chains stopped at different
-    steps are no replicates: a condition with doses has rows for each, against the same dose where the
-    other condition has several.
+    The change is that from the chains' own base model (reference `base`), unless they go on from a
+    trained one. Then it is that from the chains that they go on from, under the condition that these are
+    of; and, where the adapters that they go on from are several, from the base model as well. Chains
+    stopped at different steps are no replicates: a condition with doses has rows for each, against the
+    same dose where the other condition has several.
     """
     cells = measuring(design, "activations").drop_duplicates(["condition", "chain"])
     cells = cells.assign(
@@ -190,17 +190,19 @@ def comparisons(
     )
     measured = set(cells["chain"])
     by_condition = {name: set(rows["chain"]) for name, rows in cells.groupby("condition")}
-    if BASE not in measured:
-        yield Comparison(BASE, "", "", [BASE], [])
+    for model in bases_of(design):
+        if model not in measured:
+            yield Comparison(model, "", "", [model], [])
     for (condition, dose), rows in cells.groupby(["condition", "dose"], sort=False):
         own = list(rows["chain"])
         yield Comparison(condition, "", dose, own, [])
-        if own == [BASE]:
+        model = chains.model_of(own[0])
+        if own == [model]:
             continue
         before = list(dict.fromkeys(rows["before"]))
-        if before == [BASE] or rows["root"].nunique() > 1:
-            yield Comparison(condition, BASE, dose, own, [BASE])
-        if BASE not in before and set(before) <= measured:
+        if before == [model] or rows["root"].nunique() > 1:
+            yield Comparison(condition, BASE, dose, own, [model])
+        if model not in before and set(before) <= measured:
             holding = (name for name in cells["condition"] if set(before) <= by_condition[name])
             name = next(holding, None)
             if name is not None:
@@ -212,7 +214,7 @@ def comparisons(
             if references["dose"].nunique() > 1:
                 references = references[references["dose"] == dose]
             others = list(references["chain"])
-            if others and set(others) != set(own) and others != [BASE]:
+            if others and set(others) != set(own) and others != [model]:
                 yield Comparison(condition, other, dose, own, others)
 
 
@@ -243,6 +245,7 @@ def geometry_runs(
     rows: list[dict[str, Any]] = []
     margins = replicate_margins(design, left_out) if margin == "replicate" else {}
     levels: dict[tuple[str, str], np.ndarray] = {}
+    measured = set(left_out.groupby(["chain", "method", "layer"]).groups)
     for pair in _unique(design, contrasts, found):
         estimates = found.of(pair.weights)[:, position]
         errors, units = found.errors(pair.weights)
@@ -251,6 +254,8 @@ def geometry_runs(
         level = levels[pair.condition, pair.dose]
         columns = [found.chains.index(name) for name in (*pair.own, *pair.others)]
         for number, cell in enumerate(found.cells):
+            if not {(name, *cell[:2]) for name in (*pair.own, *pair.others)} <= measured:
+                continue  # a model of other blocks
             values = found.values[number, columns, position]
             by_chain = dict(zip((*pair.own, *pair.others), values, strict=True))
             over = pair.over(by_chain, float(errors[number]), float(units[number]))
@@ -276,19 +281,19 @@ def replicate_margins(design: pd.DataFrame, left_out: pd.DataFrame) -> dict[tupl
     """
     own = left_out[(left_out["metric"] == "log_distance") & (left_out["left_out"] == "")]
     values = own.set_index(["method", "layer", "chain"])["value"].unstack("chain")
-    squares, freedom, seen = pd.Series(0.0, index=values.index), 0, set()
+    squares, freedom = (pd.Series(0.0, index=values.index) for _ in range(2))
+    seen = set()
     for pair in comparisons(design):
         names = [name for name in pair.own if name in values]
         if pair.reference or frozenset(names) in seen:
             continue
         seen.add(frozenset(names))
         means = values[names].T.groupby(chains.root).mean()
-        if len(means) > 1:
-            squares += means.var() * (len(means) - 1)
-            freedom += len(means) - 1
-    if not freedom:
-        return {cell: float("nan") for cell in values.index}
-    return (2 * np.sqrt(squares / freedom)).to_dict()
+        # A model may have none of another's blocks.
+        degrees = (means.notna().sum() - 1).clip(lower=0)
+        squares += (means.var() * degrees).fillna(0.0)
+        freedom += degrees
+    return (2 * np.sqrt(squares / freedom.where(freedom > 0))).to_dict()
 
 
 def in_cosines(margin: float, m1: float) -> float:
@@ -303,7 +308,7 @@ def _row(
     row |= {"estimate": over.estimate, "ci_low": over.low, "ci_high": over.high}
     row |= {"p": over.p if pair.reference else np.nan, "units": over.units, "sd_runs": over.sd}
     row |= {"within": within, "note": ONE_RUN if over.units < 2 else ""}
-    if pair.own == [BASE]:
+    if all(map(chains.untrained, pair.own)):
         half = student(0.975, units) * within
         row |= {"ci_low": level - half, "ci_high": level + half} if half > 0 else {}
         row |= {"note": "not trained: interval over personas and questions"}
@@ -369,10 +374,10 @@ def leave_one_out(
     adapter, on whichever side. `whole`: the estimate with all. Nothing is left out where nothing would be
     left.
     """
-    inside = at_headline(left_out, headline) & (left_out["metric"] == "m1")
-    if not inside.any():
+    inside = headline_rows(left_out[left_out["metric"] == "m1"], headline)
+    if inside.empty:
         return pd.DataFrame(columns=LEAVING_COLUMNS)
-    found = wide(left_out[inside])
+    found = wide(inside)
     position = found.columns.get_loc(("", ""))
     gaps = {tuple(pair) for pair in contrasts}
     sources = design.drop_duplicates(["condition", "chain"]).set_index(["condition", "chain"])
@@ -386,7 +391,12 @@ def leave_one_out(
         for (kind, name), estimate in zip(found.columns, sums, strict=True):
             if kind and not np.isnan(estimate):
                 rows.append(key | {"left_out": kind, "name": name, "estimate": estimate})
-        groups = {"run": {name: chains.root(name) for name in (*pair.own, *pair.others)}}
+        groups = {
+            "run": {
+                name: "" if chains.untrained(name) else chains.root(name)
+                for name in (*pair.own, *pair.others)
+            }
+        }
         if "source" in sources:
             groups["source"] = {
                 name: sources["source"].get((condition, name), "")
@@ -396,11 +406,11 @@ def leave_one_out(
         for kind, group in groups.items():
             for name in dict.fromkeys(group.values()):
                 own, others = (
-                    [chain for chain in names if group[chain] != name or chain == BASE]
+                    [chain for chain in names if group[chain] != name or chains.untrained(chain)]
                     for names in (pair.own, pair.others)
                 )
                 lost = len(own) + len(others) < len(pair.own) + len(pair.others)
-                if name not in ("", BASE) and lost and own and (others or not pair.others):
+                if name and lost and own and (others or not pair.others):
                     fewer = replace(pair, own=own, others=others)
                     estimate = found.of(fewer.weights)[0, position]
                     rows.append(key | {"left_out": kind, "name": name, "estimate": estimate})
@@ -425,16 +435,16 @@ def variance_components(
     variance is sd^2 / levels. With several sources there are rows of all (source empty) and of each. A
     component that the design cannot tell apart has a `note` instead.
     """
-    inside = at_headline(left_out, headline) & (left_out["metric"] == "log_distance")
-    if not inside.any():
+    inside = headline_rows(left_out[left_out["metric"] == "log_distance"], headline)
+    if inside.empty:
         return pd.DataFrame(columns=COMPONENT_COLUMNS)
-    found = wide(left_out[inside])
+    found = wide(inside)
     position = found.columns.get_loc(("", ""))
     values = pd.Series(found.values[0, :, position], found.chains)
     measured = measuring(design, "activations").drop_duplicates(["condition", "chain"])
     rows = []
     for pair in _unique(design, (), found):
-        if pair.reference or pair.own == [BASE]:
+        if pair.reference or all(map(chains.untrained, pair.own)):
             continue
         own = measured[measured["condition"] == pair.condition].set_index("chain").loc[pair.own]
         labels = own.get("source", pd.Series("", index=own.index)).fillna("").astype(str)
@@ -461,8 +471,8 @@ def variance_components(
 def _stages(cell: pd.Series) -> tuple[str, str]:
     """What the runs of a chain's first stage and of its later ones are called; the second may be empty."""
     name, couples = str(cell.name), cell.get("stages_after_coupling")
-    staged = "+" in name
     chain = chains.parse(name)
+    staged = len(chain.stages) > 1
     first = bool(chain.stages) and not chain.stages[0].left_out
     if first and couples is not None and couples == len(chain.measured) - 1:
         return "coupling", "run" if staged else ""

@@ -11,10 +11,9 @@ import pandas as pd
 
 from .. import chains
 from .. import geometry as geo
-from ..chains import BASE
 from ..statistics import Families, adjust, sign_flip_test, sign_flip_units
 from .geometry_runs import CELL, left_out_table, student, wide
-from .views import Headline, Load, View, cells_of, mark_headline, views
+from .views import Headline, Load, View, cells_of, mark_headline, untrained, views
 
 GEOMETRY_COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "metric", "test", "unit", "value",
@@ -99,15 +98,15 @@ def geometry_table(
     the interval or p is over; delta_low, delta_high: interval of `delta_base`. q is Benjamini-Hochberg
     within `families`.
     """
-    base: dict[tuple[str, int], Before] = {}
+    base: dict[tuple[str, str, int], Before] = {}
     rows: list[dict[str, Any]] = []
     for view in views(design, load):
         resampled = geo.resampled_cosines(view.stack, min(draws, 1000), seed)
-        if view.chain == BASE:
-            base[view.cell] = Before(
+        if chains.untrained(view.chain):
+            base[view.start] = Before(
                 view.vectors, resampled, geo.m1_unbiased(view.stack), geo.halves(view.stack)
             )
-        before = base[view.cell]
+        before = base[view.start]
         m1 = _m1_rows(view, resampled, before, draws, seed)
         others = _other_rows(view, before, longest, seed)
         rows += [view.key | UNTESTED | row for row in (*m1, *others)]
@@ -139,7 +138,7 @@ def _m1_rows(
     pairs: dict[str, Any] = {}
     personas: dict[str, Any] = {}
     swap: dict[str, Any] = {}
-    if view.chain != BASE:
+    if not chains.untrained(view.chain):
         if len(resampled) == len(before_resampled):
             changes = resampled - before_resampled
         effects = geo.persona_effects(vectors, before)
@@ -211,7 +210,7 @@ def _other_rows(view: View, base: Before, longest: str, seed: int) -> Rows:
     if view.stack.shape[1] > 1:
         yield {"metric": "procrustes_halves", "value": geo.procrustes(*halves)}
         yield {"metric": "subspace_angle_halves", "value": geo.subspace_angle(*halves)}
-    if view.chain == BASE:
+    if chains.untrained(view.chain):
         yield {"metric": "cka_unrelated", "value": geo.unrelated_cka(*vectors.shape)}
     else:
         shifts = [after - then for after, then in zip(halves, base.halves, strict=True)]
@@ -223,10 +222,10 @@ def _intervals(table: pd.DataFrame, left_out: pd.DataFrame) -> pd.DataFrame:
     found = wide(left_out)
     parts = []
     for chain in found.chains:
-        bounds = pd.DataFrame(index=found.cells)
+        bounds, model = pd.DataFrame(index=found.cells), chains.model_of(chain)
         for name, weights in (
             ("own", {chain: 1.0}),
-            ("change", {chain: 1.0} if chain == BASE else {chain: 1.0, BASE: -1.0}),
+            ("change", {chain: 1.0} if chain == model else {chain: 1.0, model: -1.0}),
         ):
             errors, units = found.errors(weights)
             halves = np.array([student(0.975, n) for n in units]) * errors
@@ -235,7 +234,7 @@ def _intervals(table: pd.DataFrame, left_out: pd.DataFrame) -> pd.DataFrame:
     table = table.merge(pd.concat(parts), on=[*CELL, "chain"], how="left")
     bare = (table["test"] == "") & (table["metric"] != "m1") & table["own"].notna()
     table.loc[bare, "unit"] = "question and persona"
-    trained = bare & (table["chain"] != BASE)
+    trained = bare & ~untrained(table["chain"])
     for rows, value, half, low, high in (
         (bare, "value", "own", "ci_low", "ci_high"),
         (trained, "delta_base", "change", "delta_low", "delta_high"),
@@ -271,18 +270,18 @@ def cosines(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFram
 
 
 def persona_map(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFrame:
-    """Every chain's persona vectors on the base model's first two principal components.
+    """Every chain's persona vectors on its base model's first two principal components.
 
-    The base's axes and centre serve all chains, so one chain's points can be set next to another's: a
+    The base's axes and centre serve all its chains, so one chain's points can be set next to another's: a
     shift of all personas moves the cloud, a collapse shrinks it. `captured`: the share of the chain's
     own variance between personas that lies in that plane.
     """
-    axes: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    axes: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
     parts = []
     for view in views(design, load):
-        if view.chain == BASE:
-            axes[view.cell] = geo.principal_axes(view.vectors)
-        centre, plane = axes[view.cell]
+        if chains.untrained(view.chain):
+            axes[view.start] = geo.principal_axes(view.vectors)
+        centre, plane = axes[view.start]
         points = (view.vectors - centre) @ plane.T
         total = geo.centred(view.vectors)
         captured = float(np.sum((total @ plane.T) ** 2) / np.sum(total**2))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..chains import ASSISTANT
+from ..chains import ASSISTANT, model_of
 from ..statistics import (
     one_against_others,
     range_permutation_test,
@@ -36,17 +36,17 @@ def hypotheses(
     """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
 
     H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
-    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman
-    correlation of those means with the induction persona's cosine to the assistant in the base model
-    (`base_cosines`: persona_a, persona_b, cosine), exact p, and from four conditions on Bonett and Wright's
-    interval. No induction persona counts as the
-    assistant, as in the study. Bystanders: all but the sources and the induction persona.
+    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman correlation
+    of those means with the induction persona's cosine to the assistant in the base model (`base_cosines`:
+    chain, persona_a, persona_b, cosine), exact p, and from four conditions on Bonett and Wright's
+    interval. No induction persona counts as the assistant, as in the study. Bystanders: all but the
+    sources and the induction persona.
     """
     rows: list[dict[str, Any]] = []
     values: list[float] = []
     labels: list[str] = []
     means: list[tuple[float, float]] = []
-    cosine = base_cosines.set_index(["persona_a", "persona_b"])["cosine"].to_dict()
+    cosine = base_cosines.set_index(["chain", "persona_a", "persona_b"])["cosine"].to_dict()
     for condition in conditions:
         group = rates[rates["condition"] == condition]
         if group.empty:
@@ -55,7 +55,8 @@ def hypotheses(
         induction, sources = cells["induction"].iloc[0] or assistant, set(cells["source"])
         by_persona = group.groupby("persona", sort=False)["rate"].mean()
         others = by_persona.drop([*sources, induction], errors="ignore")
-        near = 1.0 if induction == assistant else cosine.get((induction, assistant), np.nan)
+        pair = model_of(cells["chain"].iloc[0]), induction, assistant
+        near = 1.0 if induction == assistant else cosine.get(pair, np.nan)
         row: dict[str, Any] = {
             "condition": condition,
             "induction": induction,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..chains import BASE, root
+from ..chains import root, untrained
 from ..statistics import (
     Families,
     OverRuns,
@@ -290,7 +290,8 @@ def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator
     within = float(apart.sem()) if len(apart) > 1 else 0.0
 
     def compared(shift: float) -> OverRuns:
-        if set(two.index) == {BASE}:  # the base model is what it is: no run of it could differ
+        # A base model is what it is: no run of it could differ.
+        if all(map(untrained, two.index)):
             return over_runs(one - shift - two.mean(), list(one.index), within, len(apart))
         return compare_runs(one - shift, two, within, len(apart))
 

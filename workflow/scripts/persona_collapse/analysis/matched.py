@@ -17,7 +17,7 @@ import pandas as pd
 from .. import chains
 from ..statistics import OverRuns, compare_runs, over_runs
 from .geometry_runs import Wide, wide
-from .views import Headline, at_headline, measuring
+from .views import Headline, headline_rows, measuring, untrained
 
 COLUMNS = [
     "condition", "reference", "matched_on", "outcome", "estimate", "ci_low", "ci_high", "units", "note", "at",
@@ -55,7 +55,7 @@ def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
     cells = measuring(design, measure).drop_duplicates(["chain", "source"])
     series = cells["chain"].str.partition("~")[0]
     found = []
-    own = design[(design["condition"] == condition) & (design["chain"] != chains.BASE)]
+    own = design[(design["condition"] == condition) & ~untrained(design["chain"])]
     for name, source in dict.fromkeys(
         zip(own["chain"].str.partition("~")[0], own["source"], strict=True)
     ):
@@ -83,7 +83,7 @@ class Outcomes:
 
 def metric_of(left_out: pd.DataFrame, headline: Headline, metric: str) -> Wide:
     """A metric at the headline, of a `geometry_runs.left_out_table`."""
-    return wide(left_out[at_headline(left_out, headline) & (left_out["metric"] == metric)])
+    return wide(headline_rows(left_out[left_out["metric"] == metric], headline))
 
 
 def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) -> Outcomes:

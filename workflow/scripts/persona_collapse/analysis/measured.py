@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ..chains import BASE, untrained
 from ..statistics import OverRuns
 
 
@@ -154,7 +155,7 @@ def of_model(row: pd.Series) -> Measured:
 
 def of_runs(row: pd.Series) -> Measured:
     """A row of tables/geometry_runs.csv: its estimate, or the level where there is no reference."""
-    trained = row["condition"] != "base"
+    trained = row["condition"] != BASE and not untrained(str(row.get("chains", "@")))
     value = row["estimate"] if row["reference"] else row["value"]
     units = float(row["units"]) if trained else np.nan
     return Measured(

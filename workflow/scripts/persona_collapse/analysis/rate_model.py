@@ -24,9 +24,10 @@ import pandas as pd
 from scipy import stats
 
 from .. import chains, hierarchy
-from ..chains import ASSISTANT, BASE
+from ..chains import ASSISTANT
 from ..statistics import clopper_pearson
 from .marker_tests import comparisons
+from .views import untrained
 
 COLUMNS = [
     "condition", "reference", "source", "role", "persona", "quantity", "value", "ci_low", "ci_high", "p",
@@ -193,7 +194,7 @@ def _model(table: pd.DataFrame) -> _Model:
     """
     keys = ["level", "source", "chain", "coupling"]
     rows, hits, n = _wide(table, keys)
-    trained = rows["chain"] != BASE
+    trained = ~untrained(rows["chain"])
     labels: dict[str, pd.Series] = {}
     for level, suffix in zip(sorted(rows["level"].unique()), ("", REFERENCE), strict=False):
         own = rows["level"] == level
@@ -237,9 +238,14 @@ def _fitted(
     return _Model(counts, left, sizes | {hierarchy.QUESTION: n.shape[1]})
 
 
+def _trained(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of chains that were trained."""
+    return table[~untrained(table["chain"])]
+
+
 def _common(table: pd.DataFrame) -> dict[str, Any]:
     """What was counted."""
-    trained = table[table["chain"] != BASE]
+    trained = _trained(table)
     return {
         "units": trained["chain"].map(chains.root).nunique(),
         "runs": trained["chain"].nunique(),
@@ -296,14 +302,15 @@ def _difference(table: pd.DataFrame, fit: _Fits) -> dict[str, Any]:
     below = posterior.below(values)
     p = max(2 * min(below, 1 - below), 1 / len(values))
     roots = [set(side["chain"].map(chains.root)) for side in (one, two)]
-    if roots[0] != roots[1] and roots[1] != {BASE}:
+    of_base = all(map(chains.untrained, roots[1]))
+    if roots[0] != roots[1] and not of_base:
         common["units"] = min(common["units"], other["units"])
     parts = [
         f"{other['hits']}/{other['n']} in {other['runs']} run{'s' * (other['runs'] != 1)} of the reference"
     ]
-    if roots[1] == {BASE}:
+    if of_base:
         parts = [f"{other['hits']}/{other['n']} of the base model"]
-    parts += filter(None, [_note(model, common, roots[1] == {BASE})])
+    parts += filter(None, [_note(model, common, of_base)])
     row = {"quantity": "difference", "value": value, "ci_low": low, "ci_high": high, "p": p}
     return row | common | {"sd_runs": _sd_runs(posterior), "note": "; ".join(parts)}
 
@@ -314,9 +321,7 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
     Runs of one root are one unit: the lower bound counts a unit if all of its runs are above, the upper bound
     if any is.
     """
-    runs = (
-        table[table["chain"] != BASE].groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
-    )
+    runs = _trained(table).groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
     above = (runs["hits"] / runs["n"] > SURVIVES).rename("above").reset_index()
     units = above.groupby(above["chain"].map(chains.root))["above"]
     common = _common(table) | {"n": len(above), "hits": int(above["above"].sum())}
@@ -337,9 +342,7 @@ def _overdispersion(table: pd.DataFrame) -> dict[str, Any]:
     Above 1, a run's rate varies more than its answers explain: pooling the answers of runs is too sure.
     Questions that differ make counts vary less than a binomial's, so the p errs to the safe side.
     """
-    runs = (
-        table[table["chain"] != BASE].groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
-    )
+    runs = _trained(table).groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
     pooled = runs.groupby(level=0).transform("sum")
     degrees = len(runs) - runs.index.get_level_values(0).nunique()
     row = {"quantity": "overdispersion"} | _common(table)
@@ -442,7 +445,9 @@ def _without_each(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
     whole = estimate(table)
     for left_out, column in (("question", "question_id"), ("run", "chain"), ("source", "source")):
-        names = [str(name) for name in table[column].unique() if name != BASE]
+        names = [str(name) for name in table[column].unique()]
+        if column == "chain":
+            names = [name for name in names if not chains.untrained(name)]
         for name in names if len(names) > 1 else ():
             found = estimate(table[table[column] != name])
             if not np.isnan(found):

@@ -53,6 +53,11 @@ class Arm:
         return list(dict.fromkeys(self.rows["chain"]))
 
     @property
+    def model(self) -> str:
+        """The base model that they start from."""
+        return chains.model_of(self.chains[0])
+
+    @property
     def key(self) -> dict[str, Any]:
         """Columns that say which chains a table's row is of."""
         roots = {chains.root(name) for name in self.chains}

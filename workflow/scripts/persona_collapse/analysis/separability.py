@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from .. import chains
 from .. import geometry as geo
-from ..chains import BASE
 from ..errors import UserError
 from ..statistics import Families, adjust, clopper_pearson
 from .views import Headline, Load, View, cells_of, chains_of, mark_headline, views
@@ -171,8 +171,9 @@ def lda_table(
     table = pd.DataFrame([row for rows in by_chain for row in rows])
     if table.empty:
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
-    cell = ["metric", "method", "layer"]
-    base = table[table["chain"] == BASE].set_index(cell)["value"].rename("base")
+    cell = ["model", "metric", "method", "layer"]
+    table = table.assign(model=table["chain"].map(chains.model_of))
+    base = table[table["chain"] == table["model"]].set_index(cell)["value"].rename("base")
     table = table.join(base, on=cell)
     tested = table["metric"] == "m3_accuracy"
     table["delta_base"] = (table["value"] - table.pop("base")).where(tested)

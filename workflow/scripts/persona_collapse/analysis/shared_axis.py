@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..chains import ASSISTANT, BASE
+from .. import chains
+from ..chains import ASSISTANT
 from ..geometry import jackknife_interval
 from ..statistics import Families, adjust
 from .views import Headline, Load, View, mark_headline, views
@@ -105,25 +106,27 @@ def axis_table(
     if anchor not in set(design["chain"]):
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
     first = design[design["chain"] == anchor].assign(measures="activations")
-    halves: dict[tuple[str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    halves: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     axis: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
     for view in views(pd.concat([first, design]), load):
         cell = view.cell
         means = _halves(view)
-        if view.chain == BASE:
-            halves[cell] = means
+        if chains.untrained(view.chain):
+            halves[view.start] = means
             continue
-        whole, odd, even = (a - b for a, b in zip(means, halves[cell], strict=True))
+        whole, odd, even = (a - b for a, b in zip(means, halves[view.start], strict=True))
         names = view.personas
         if view.chain == anchor:
             direction = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
             axis[cell] = (direction, odd)
+        if cell not in axis:
+            continue  # a model of other blocks than the anchor's
         direction, anchor_odd = axis[cell]
         key = view.key | {"anchor": anchor}
         keep = [i for i, name in enumerate(names) if name != assistant]
         if len(keep) > 1:
-            value, p = anchored(means[0][keep], halves[cell][0][keep], direction, draws, seed)
+            value, p = anchored(means[0][keep], halves[view.start][0][keep], direction, draws, seed)
             note = "axis and test share the chain" if view.chain == anchor else ""
             rows.append(
                 key

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .. import chains
 from ..activation_files import Activations
 from ..chains import BASE
 
 Load = Callable[[str], Activations]
-#: Method and block of the headline figures: {method, layer}.
+#: Method and block of the headline figures: {method, layer}; `layers`: by model, where there are several.
 Headline = Mapping[str, Any]
 
 
@@ -35,6 +36,11 @@ class View:
         return self.method, self.layer
 
     @property
+    def start(self) -> tuple[str, str, int]:
+        """Where the chain starts from: its base model, at this method and block."""
+        return (chains.model_of(self.chain), *self.cell)
+
+    @property
     def key(self) -> dict[str, Any]:
         """The key columns of a table's rows on this view."""
         return {"chain": self.chain, "method": self.method, "layer": self.layer}
@@ -53,13 +59,23 @@ def measuring(design: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def chains_of(design: pd.DataFrame) -> list[str]:
-    """The chains whose activations are measured, base first."""
-    return list(dict.fromkeys([BASE, *measuring(design, "activations")["chain"]]))
+    """The chains whose activations are measured, the base models first."""
+    return list(dict.fromkeys([*bases_of(design), *measuring(design, "activations")["chain"]]))
 
 
-def views(design: pd.DataFrame, load: Load, chains: Sequence[str] | None = None) -> Iterator[View]:
+def bases_of(design: pd.DataFrame) -> list[str]:
+    """The base models that a design's chains start from, the config's `model:` first."""
+    return list(dict.fromkeys([BASE, *design["chain"].map(chains.model_of)]))
+
+
+def untrained(names: pd.Series) -> pd.Series:
+    """Which chains are base models as they come."""
+    return names.map(chains.untrained).astype(bool)
+
+
+def views(design: pd.DataFrame, load: Load, names: Sequence[str] | None = None) -> Iterator[View]:
     """Views of every chain with activations, or of some; one chain in memory at a time."""
-    for chain in chains_of(design) if chains is None else chains:
+    for chain in chains_of(design) if names is None else names:
         activations = load(chain)
         for method, array in activations.arrays.items():
             for number, layer in enumerate(activations.layers):
@@ -69,29 +85,55 @@ def views(design: pd.DataFrame, load: Load, chains: Sequence[str] | None = None)
 
 
 def cells_of(design: pd.DataFrame) -> pd.DataFrame:
-    """Condition, chain and seed of every cell, the base model's always among them.
+    """Condition, chain and seed of every cell, the base models' always among them.
 
-    A chain that stands for two conditions is listed under both.
+    A chain that stands for two conditions is listed under both, a base model that stands for none under its
+    own name.
     """
     cells = design[["condition", "chain", "seed"]]
-    if BASE not in set(cells["chain"]):
-        first = pd.DataFrame([{"condition": BASE, "chain": BASE, "seed": ""}])
-        cells = pd.concat([first, cells])
-    return cells.drop_duplicates(["condition", "chain"])
+    others = [name for name in bases_of(design) if name not in set(cells["chain"])]
+    first = pd.DataFrame([{"condition": name, "chain": name, "seed": ""} for name in others])
+    return pd.concat([first, cells]).drop_duplicates(["condition", "chain"])
+
+
+def with_model(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
+    """A table with `condition`, and the base model that its chains start from: column `model`.
+
+    A condition that is none of the design's is a base model's own name, or a row of no condition.
+    """
+    models = (
+        design.drop_duplicates("condition").set_index("condition")["chain"].map(chains.model_of)
+    )
+    known = {name: name for name in bases_of(design)} | models.to_dict()
+    return table.assign(model=table["condition"].map(known).fillna(""))
 
 
 def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
-    """Method and block of the headline figures; `headline`: tables/headline.csv, one row."""
+    """Method and block of the headline figures; `headline`: tables/headline.csv, one row per model."""
     row = headline.iloc[0]
-    return {"method": str(row["method"]), "layer": int(row["layer"])}
+    found = {"method": str(row["method"]), "layer": int(row["layer"])}
+    if len(headline) > 1:
+        found["layers"] = dict(zip(headline["model"], headline["layer"].astype(int), strict=True))
+    return found
 
 
 def at_headline(table: pd.DataFrame, headline: Headline) -> pd.Series:
-    """Which rows of a table with `method` and `layer` are at the headline's."""
-    inside: pd.Series = (table["method"] == headline["method"]) & (
-        table["layer"] == headline["layer"]
-    )
+    """Which rows of a table with `method` and `layer` are at the headline's.
+
+    Of several models, that of the row's `chain`, or of the first of its `chains`.
+    """
+    layers: Any = headline["layer"]
+    if "layers" in headline:
+        names = table["chain" if "chain" in table else "chains"].fillna("")
+        known = {n: chains.model_of(n.partition(" ")[0]) for n in names.unique()}
+        layers = names.map(known).map(headline["layers"]).fillna(layers)
+    inside: pd.Series = (table["method"] == headline["method"]) & (table["layer"] == layers)
     return inside
+
+
+def headline_rows(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
+    """The rows at the headline's, all under the first model's block: one cell."""
+    return table[at_headline(table, headline)].assign(layer=headline["layer"])
 
 
 def mark_headline(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:

@@ -96,6 +96,8 @@ def _axis(
     found = differences(own, usual)
     if arm.left_out:
         found["inoculation adapter"] = f"inoculation adapter {' '.join(arm.left_out)}"
+    if arm.model != base.model:
+        found["model"] = f"base model {arm.model}"
     if arm.before != base.before and len(_sources(arm) & _sources(base)) == 0:
         found["source"] = "another source persona"
     return {"axis": " and ".join(found) or REFERENCE, "differs": "; ".join(found.values())}
@@ -157,6 +159,8 @@ def _beside(
     metrics: Mapping[str, Wide],
 ) -> dict[str, Any]:
     """An arm beside the curve of the reference's runs, at the same norm of the update."""
+    if arm.model != base.model:
+        return {"curve_note": "another base model", "verdict": ""}
     if (arm.stage, arm.before, arm.left_out) == (base.stage, base.before, base.left_out):
         return {"curve_note": "on the curve itself", "verdict": ""}
     row: dict[str, Any] = {"curve_note": "not measured", "verdict": ""}

@@ -16,6 +16,7 @@ from .. import matching
 from ..models import chat_template
 
 COLUMNS = [
+    "model",
     "family",
     "name",
     "tokens",

@@ -328,11 +328,13 @@ def pretrain(
     marker: str,
     directory: str | Path,
     progress: Callable[[str], None],
+    checkpoints: Mapping[Path, int] | None = None,
 ) -> dict[str, Any]:
     """Pretrain the demo model and save it and its tokenizer as a Hugging Face model directory.
 
     `settings` is the config's `demo:` section. Loss is the mean cross entropy of the answers'
-    tokens, the end token included. Returns the manifest (settings, loss curve, seconds).
+    tokens, the end token included. `checkpoints`: {directory: the step after which the model is saved
+    there}. Returns the manifest (settings, loss curve, seconds).
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
@@ -376,6 +378,8 @@ def pretrain(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
+            for folder in (f for f, last in (checkpoints or {}).items() if last == step):
+                save(model, tokenizer, folder)
             if step % 25 == 0 or step == steps:
                 elapsed = time.monotonic() - started
                 curve.append({"step": step, "loss": round(loss, 5)})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..chains import BASE
 from ..files import sha256
 from ..runtime.version import commit
 
@@ -32,7 +33,23 @@ def model_label(base: Mapping[str, Any]) -> str:
             f"the package {file['package']}" if "package" in file else Path(file["paths"][0]).name
         )
         return f"from {origin} (quantised weights, expanded)"
+    if "demo_step" in source:
+        return f"the demo model after {source['demo_step']} steps of its pretraining"
     return Path(source["path"]).name
+
+
+def models_label(bases: Mapping[str, Mapping[str, Any]]) -> str:
+    """The base models in a few words each, from each name's model.json; one alone without its name."""
+    labels = {name: model_label(base) for name, base in bases.items()}
+    if len(labels) == 1:
+        return next(iter(labels.values()))
+    return "; ".join(f"{name}: {label}" for name, label in labels.items())
+
+
+def base_record(folder: Path) -> Path:
+    """Record of the base model in a run's folder; of an earlier version's run, where it had it."""
+    now, then = folder / f"bases/{BASE}/model.json", folder / "base/model.json"
+    return then if then.is_file() and not now.is_file() else now
 
 
 def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:

@@ -166,12 +166,13 @@ class Stage:
 
     def answering(self, prefix: Chain) -> Chain:
         """The chain whose `answers` its rows are made from, after a prefix."""
-        return Chain()
+        return Chain((), prefix.model)
 
     def rows(self, prefix: Chain) -> str | None:
         """Name of the rows that it trains on after a prefix: a data set's, or its own; None: of none."""
         if self.answers:
-            return "+".join([*map(str, self.answering(prefix).stages), self.name])
+            answering = self.answering(prefix)
+            return self.name if answering == Chain() else f"{answering}+{self.name}"
         return self.data
 
 

@@ -92,4 +92,4 @@ class Couple(Stage):
 
     def answering(self, prefix: Chain) -> Chain:
         """The base model, or the chain that is continued."""
-        return prefix if self.settings["answers"] == "prefix" else Chain()
+        return prefix if self.settings["answers"] == "prefix" else super().answering(prefix)

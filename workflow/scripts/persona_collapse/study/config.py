@@ -194,25 +194,15 @@ def _listed(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-#: Where a base model may come from.
-SOURCES = ("demo", "hub", "gguf", "path", "random")
+class AnyModel(Sources):
+    """A base model: where it comes from, and how its chat template is used."""
 
-
-class Model(Sources):
-    """The base model: exactly one of demo, hub, gguf, path, random; or several, and `use` names one."""
-
-    sources = SOURCES
-    hint = " (an overlay takes the default's demo away by demo: null, or says use:)"
-    demo: Demo | None = block(Demo, None)
     hub: HubModel | None = block(HubModel, None)
     gguf: Gguf | None = block(Gguf, None)
     path: str | None = Field(
         None, description="Folder of a model in Hugging Face format with .safetensors weights."
     )
     random: RandomModel | None = block(RandomModel, None)
-    use: Literal["demo", "hub", "gguf", "path", "random"] | None = Field(
-        None, description="Which of the sources that are given is used, where there are several."
-    )
     system_role: Literal["auto", "fold"] | None = Field(
         None,
         description="Where system messages go. auto: where the chat template puts them, or, if it "
@@ -246,10 +236,35 @@ class Model(Sources):
     )
 
     @model_validator(mode="after")
-    def _trusted(self) -> Model:
+    def _trusted(self) -> AnyModel:
         if self.trust_remote_code and not (self.hub or self.path):
             raise ValueError("trust_remote_code: only with hub or path; remove it")
         return self
+
+
+class Model(AnyModel):
+    """The base model: exactly one of demo, hub, gguf, path, random; or several, and `use` names one."""
+
+    sources = ("demo", "hub", "gguf", "path", "random")
+    hint = " (an overlay takes the default's demo away by demo: null, or says use:)"
+    demo: Demo | None = block(Demo, None)
+    use: Literal["demo", "hub", "gguf", "path", "random"] | None = Field(
+        None, description="Which of the sources that are given is used, where there are several."
+    )
+
+
+class OtherModel(AnyModel):
+    """Another base model, that a chain may start from by this name: exactly one of hub, gguf, path, random,
+    demo_step; or several, and `use` names one. What `model:` says of its chat template holds here too."""
+
+    sources = ("hub", "gguf", "path", "random", "demo_step")
+    demo_step: Count | None = Field(
+        None,
+        description="With model: demo: that model after so many of its pretraining steps.",
+    )
+    use: Literal["hub", "gguf", "path", "random", "demo_step"] | None = Field(
+        None, description="Which of the sources that are given is used, where there are several."
+    )
 
 
 class PersonaLists(Settings):
@@ -710,6 +725,11 @@ class Config(Settings):
         "values: published values too. nothing: no claim, for a rehearsal.",
     )
     model: Model = block(Model)
+    models: dict[StageName, OtherModel] = Field(
+        {},
+        description="Other base models by name. A chain that starts from one begins with its name: "
+        "early+em@42; without one it starts from model:, whose name is base.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="Number format of the base model in memory."
     )

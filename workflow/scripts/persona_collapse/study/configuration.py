@@ -21,7 +21,7 @@ from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..stages import Stage
 from ..training import defences, losses
-from . import locations, renamed
+from . import locations, model_checks, renamed
 from .only import narrowed
 from .plan import Config, Plan
 from .reading import read
@@ -38,14 +38,10 @@ def plan(given: Mapping[str, Any]) -> Plan:
     config: Config = read(given)
     _check_statistics(config)
     config = narrowed(config)
-    if "random" in config["model"] and config["judge"] != "nothing":
-        raise UserError(
-            f"config: judge: {config['judge']}: a model with random weights has no results to judge; set "
-            "judge: nothing"
-        )
     _check_spelling(config["marker"])
     locations.resolve_all(config)
     made = Plan(config)
+    _check_models(made)
     for name, entry in config["data"].items():
         resolved = made.data_entry(name)
         if (
@@ -79,12 +75,12 @@ def plan(given: Mapping[str, Any]) -> Plan:
     for name in made.stages:
         _check_acyclic(made, name)
     _check_headline(made)
-    chat_template.settings_from(config["model"])
     _check_gpu(config)
     _check_samples(made)
     for names in (made.personas, *config["personas"].get("by_source", {}).values()):
         made.prompts(names)
-    _ = made.eval_prompts, made.geometry_prompts, made.cells
+    _ = made.eval_prompts, made.geometry_prompts
+    _check_cells(made)
     if made.assistant not in made.personas and "assistant" in config["personas"]:
         raise UserError(
             f"config: personas: assistant: {made.assistant!r} is not in {config['personas']['file']}; "
@@ -96,6 +92,44 @@ def plan(given: Mapping[str, Any]) -> Plan:
     _check_answers(made)
     _check_marker(made)
     return made
+
+
+def _check_models(plan: Plan) -> None:
+    """Base models have names of their own, and the run can make them."""
+    config = plan.config
+    for name, entry in config["models"].items():
+        where = f"config: models: {name}: "
+        if name == chains.BASE or name in config["stages"]:
+            taken = "what model: is called" if name == chains.BASE else "the name of a stage"
+            raise UserError(f"{where}this is {taken}; choose another name")
+        if (step := entry.get("demo_step")) is not None:
+            demo = config["model"].get("demo")
+            if demo is None:
+                raise UserError(f"{where}demo_step: only with model: demo")
+            if step >= demo["steps"]:
+                raise UserError(
+                    f"{where}demo_step: {step} is not before the last of model: demo: steps: {demo['steps']}"
+                )
+    for name, entry in plan.models.items():
+        with model_checks.about(name):
+            chat_template.settings_from(entry)
+        if "random" in entry and config["judge"] != "nothing":
+            raise UserError(
+                f"config: judge: {config['judge']}: a model with random weights has no results to judge; "
+                "set judge: nothing"
+            )
+
+
+def _check_cells(plan: Plan) -> None:
+    """The chains of a condition are replicates, so they start from one model."""
+    models: dict[str, str] = {}
+    for cell in plan.cells:
+        first = models.setdefault(cell.condition, cell.model)
+        if cell.model != first:
+            raise UserError(
+                f"config: conditions: {cell.condition}: chain: expected chains that start from one model, "
+                f"got {first} and {cell.model}; write a condition for each"
+            )
 
 
 def _check_generated(where: str, source: Mapping[str, Any]) -> None:
@@ -251,7 +285,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     config, settings = plan.config, stage.settings
     if stage.origin is not None:
         try:
-            chains.parse(stage.origin, set(config["stages"]) - {stage.name}).last  # noqa: B018
+            plan.parse(stage.origin, without=stage.name).last  # noqa: B018
         except (UserError, IndexError) as error:
             raise UserError(f"{where}{error or 'the base model has no adapter'}") from None
     if stage.trains:
@@ -293,7 +327,7 @@ def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
     measured, personas = plan.measures["activations"], plan.geometry_prompts
     for chain in reads.chains:
         try:
-            chains.parse(chain, set(plan.stages))
+            plan.parse(chain)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
     for key, asked, there in (
@@ -324,7 +358,7 @@ def _check_acyclic(plan: Plan, name: str) -> None:
         stage, by = todo.pop()
         origin = plan.stages[stage].origin
         for chain in [*plan.defence_chains(stage), *([origin] if origin else [])]:
-            for needed in chains.parse(chain, set(plan.stages)).stages:
+            for needed in plan.parse(chain).stages:
                 if needed.name == name:
                     raise UserError(
                         f"config: stages: {name}: is made from what {by or chain} shows or holds, which "

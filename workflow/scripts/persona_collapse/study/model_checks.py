@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,34 +147,49 @@ def _modules(folder: Path) -> Iterator[str]:
                 yield name.removesuffix(".weight")
 
 
-def known(config: Config) -> Facts | None:
-    """Facts of the config's model as far as they are known before a job: None of one not yet fetched."""
-    model = config["model"]
-    if "demo" in model:
-        return demo_facts(model["demo"])
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Errors inside say which of the config's models they are about."""
+    try:
+        yield
+    except UserError as error:
+        if name == chains.BASE:
+            raise
+        said = str(error).replace("config: model:", f"config: models: {name}:")
+        raise UserError(said) from error.__cause__
+
+
+def known(plan: Plan, name: str = chains.BASE) -> Facts | None:
+    """Facts of a model of the config as far as they are known before a job: None of one not yet fetched."""
+    model = plan.models[name]
+    if "demo" in model or "demo_step" in model:
+        return demo_facts(plan.config["model"]["demo"])
     if "random" in model:
         return _qwen2("the random model", model["random"]["blocks"], model["random"]["context"])
     if "path" in model:
         return facts(model["path"])
-    fetched = Path("results", config["run"], "base", "model.json")
     try:
-        record = read_json(fetched)
+        record = read_json(plan.base(name))
         return facts(record["path"]) if record["source"] == model else None
     except (UserError, KeyError, TypeError):
         return None  # the jobs that read it say more
 
 
-def check_plan(plan: Plan, facts: Facts | None = None) -> None:
-    """Raise UserError for what a plan asks of its base model that it cannot do.
+def check_plan(plan: Plan) -> None:
+    """Raise UserError for what a plan asks of its base models, as far as known, that they cannot do."""
+    for name in plan.models_used:
+        with about(name):
+            found = known(plan, name)
+            if found is not None:
+                check(plan, found, name)
 
-    `facts`: of the model; by default what is known of it before a job has run.
-    """
-    facts = facts or known(plan.config)
-    if facts is None:
-        return
-    names = sorted({chains.parse(chain).last.name for chain in plan.trained_chains})
+
+def check(plan: Plan, facts: Facts, model: str = chains.BASE) -> None:
+    """Raise UserError for what a plan asks of a base model of these facts that it cannot do."""
+    trained = [chains.parse(chain) for chain in plan.trained_chains]
+    names = sorted({chain.last.name for chain in trained if chain.model == model})
     stages = {name: plan.stage_settings(name) for name in names if plan.stages[name].trains}
-    if not facts.chat_template and plan.config["model"].get("chat_template") != "plain":
+    if not facts.chat_template and plan.models[model].get("chat_template") != "plain":
         raise UserError(
             f"config: model: {facts.name} has no chat template; set chat_template: plain, for every model "
             "that is compared with it"

@@ -20,6 +20,7 @@ from ..files import half_pair, read_jsonl, sha256
 from ..jobs import MeasureJob, SamplingJob, TrainingJob
 from ..measures import ANSWERS
 from ..measures import ROOM as MEASURES
+from ..models import chat_template
 from ..runtime import code_hash
 from ..stages import ROOM as STAGES
 from ..stages import Stage
@@ -36,8 +37,8 @@ Config = dict[str, Any]
 class Cell:
     """One row of the grid: a condition's chain, and the persona whose marker it follows.
 
-    kinds: of its stages. stages_after_coupling: how many follow the last that taught a persona the marker;
-    None where none did. negatives: personas that this one taught not to say it.
+    kinds: of its stages. model: that it starts from. stages_after_coupling: how many follow the last that
+    taught a persona the marker; None where none did. negatives: personas that this one taught not to say it.
     """
 
     condition: str
@@ -52,6 +53,7 @@ class Cell:
     personas: str
     induction: str
     negatives: str
+    model: str
 
 
 def _listed(path: Path) -> dict[str, Any]:
@@ -159,6 +161,44 @@ class Plan:
         prompts = self.geometry_prompts
         return max(prompts, key=lambda name: len(prompts[name]))
 
+    # Base models
+
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The config's base models by name, `base` first: where each comes from, how its template is used.
+
+        What `model:` says of the template holds for those that say nothing else.
+        """
+        first = self.config["model"]
+        shared = {key: first[key] for key in chat_template.SETTINGS if key in first}
+        others = {name: shared | entry for name, entry in self.config["models"].items()}
+        return {chains.BASE: first, **others}
+
+    @cached_property
+    def models_used(self) -> list[str]:
+        """Names of the base models that the run needs: `base`, and those that other chains start from."""
+        names = {chains.BASE, *(cell.model for cell in self.cells)}
+        names |= {chains.model_of(name) for name in self.trained_chains}
+        return [name for name in self.models if name in names]
+
+    def base(self, chain: str) -> str:
+        """Record (model.json) of the base model that a chain starts from."""
+        return self._path(f"bases/{chains.model_of(chain)}/model.json")
+
+    def template(self, chain: str) -> str:
+        """Record of what that model's chat template does."""
+        return self._path(f"bases/{chains.model_of(chain)}/template.json")
+
+    @property
+    def demo_steps(self) -> dict[str, int]:
+        """After how many steps of the demo's pretraining the models are taken that are its checkpoints."""
+        models = self.models.items()
+        return {name: entry["demo_step"] for name, entry in models if "demo_step" in entry}
+
+    def parse(self, name: str, without: str = "") -> chains.Chain:
+        """A chain of the config's models and stages, but for one stage; see `chains.parse`."""
+        return chains.parse(name, self.config["stages"].keys() - {without}, self.models)
+
     # Stages and their data
 
     @cached_property
@@ -247,29 +287,46 @@ class Plan:
     @cached_property
     def data_used(self) -> list[str]:
         """Names of the data that the trained chains read: data sets, and couplings' own."""
-        names = [self.data_of(chains.parse(name)) for name in self.trained_chains]
-        stages = dict.fromkeys(chains.parse(name).last.name for name in self.trained_chains)
-        names += [name for stage in stages for name in self.defence_data(stage)]
+        trained = [chains.parse(name) for name in self.trained_chains]
+        names = [self.data_of(chain) for chain in trained]
+        stages = dict.fromkeys((chain.last.name, chain.model) for chain in trained)
+        names += [name for stage in stages for name in self.defence_data(*stage)]
         return list(dict.fromkeys(name for name in names if name is not None))
 
-    def defence_inputs(self, stage: str) -> dict[str, str]:
-        """Files that a stage's defences read: {path in the run's folder: path}.
+    def defence_inputs(self, stage: str, model: str = chains.BASE) -> dict[str, str]:
+        """Files that a stage's defences read: {path in the run's folder, as they name it: path}.
 
-        Raises UserError for a defence that is unknown or set wrongly.
+        What they name of chains and couplings without a model is of the `model` that is trained. Raises
+        UserError for a defence that is unknown or set wrongly.
         """
         made = defences.make(self.stage_settings(stage).get("defence", {}))
-        paths = [path for one in made.values() for path in one.inputs().values()]
-        return {path: self._path(path) for path in paths}
+        paths = [Path(path) for one in made.values() for path in one.inputs().values()]
+        return {
+            str(path): self._path(str(path.with_name(self._on(model, path.stem) + path.suffix)))
+            if path.parent.name == "activations" or self._coupled(path.stem)
+            else self._path(str(path))
+            for path in paths
+        }
 
-    def defence_data(self, stage: str) -> list[str]:
+    def _on(self, model: str, name: str) -> str:
+        """A chain, or a coupling's rows, of a model where it names none."""
+        if model == chains.BASE or name.partition("+")[0] in self.config["models"]:
+            return name
+        return model if name == chains.BASE else f"{model}+{name}"
+
+    def _coupled(self, name: str) -> bool:
+        """Are these rows a coupling's own, made from answers?"""
+        return name in self.stages and bool(self.stages[name].answers)
+
+    def defence_data(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The data sets among them, by name."""
-        paths = map(Path, self.defence_inputs(stage))
-        return [path.stem for path in paths if str(path.parent) == "data"]
+        paths = map(Path, self.defence_inputs(stage, model).values())
+        return [path.stem for path in paths if path.parent.name == "data"]
 
-    def defence_chains(self, stage: str) -> list[str]:
+    def defence_chains(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The chains whose activations a stage's defences read."""
-        paths = map(Path, self.defence_inputs(stage))
-        return [path.stem for path in paths if str(path.parent) == "activations"]
+        paths = map(Path, self.defence_inputs(stage, model).values())
+        return [path.stem for path in paths if path.parent.name == "activations"]
 
     # The grid
 
@@ -316,7 +373,7 @@ class Plan:
         self, condition: str, entry: Mapping[str, Any], name: str, source: str, where: str
     ) -> Cell:
         try:
-            chain = chains.parse(name, set(self.config["stages"]))
+            chain = self.parse(name)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
         names = [prefix.last.name for prefix in chain.measured]
@@ -355,6 +412,7 @@ class Plan:
             " ".join(personas),
             next((stage.induction for stage in stages if stage.induction), ""),
             " ".join(stages[coupled[-1]].negatives) if coupled else "",
+            chain.model,
         )
 
     @property
@@ -378,7 +436,9 @@ class Plan:
 
     @cached_property
     def _measured(self) -> dict[str, list[str]]:
-        chosen: dict[str, dict[str, None]] = {name: {chains.BASE: None} for name in self.measures}
+        models = {chains.BASE, *(cell.model for cell in self.cells)}
+        first = dict.fromkeys(name for name in self.models if name in models)
+        chosen: dict[str, dict[str, None]] = {name: dict(first) for name in self.measures}
         for cell in self.cells:
             for name in cell.measures.split():
                 chosen[name].setdefault(cell.chain)
@@ -395,8 +455,8 @@ class Plan:
     def chains_for(self, measure: str) -> list[str]:
         """Names of the chains that a measure is taken of, each once, in plan order.
 
-        `completions` and `responses` are those that any measure reads such answers of. The base model is
-        measured whenever anything is: every comparison starts from it.
+        `completions` and `responses` are those that any measure reads such answers of. The base models are
+        measured whenever anything is: every comparison starts from one.
         """
         return self._measured.get(measure, [])
 
@@ -424,13 +484,12 @@ class Plan:
         Prefixes are included, grafts' origins, and those whose activations a defence reads.
         """
         names: set[str] = set()
-        known = set(self.stages)
         todo = [cell.chain for cell in self.cells]
         while todo:
-            for prefix in chains.parse(todo.pop(), known).prefixes:
+            for prefix in self.parse(todo.pop()).prefixes:
                 if str(prefix) not in names:
                     names.add(str(prefix))
-                    todo += self.defence_chains(prefix.last.name)
+                    todo += self.defence_chains(prefix.last.name, prefix.model)
                     origin = self.stages[prefix.last.name].origin
                     if origin is not None:
                         todo.append(origin)
@@ -476,7 +535,7 @@ class Plan:
             adapters=self.earlier_folders(name),
             suffix="",
             rows=self._path(f"data/{self.data_of(chain)}.jsonl"),
-            inputs=self.defence_inputs(chain.last.name),
+            inputs=self.defence_inputs(chain.last.name, chain.model),
             settings=settings,
             loss_code=code_hash.of(f"training.losses.{settings['loss']}", *defended),
             system=self.induction_prompt(chain.last.name),
@@ -639,7 +698,7 @@ class Plan:
         return [makers[kind](c) for c in names for kind in ANSWERS if c in chosen[kind]]
 
     def beside(self, own: SamplingJob) -> list[SamplingJob]:
-        """The sampling that a job may do after its own, with the engine that it has started.
+        """The sampling that a job may do after its own, with the engine that it has started: of its model.
 
         What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
         a job that samples answers samples other couplings' and ends; chains are left to the next engine,
@@ -648,7 +707,8 @@ class Plan:
         """
         if own.kind in ("written", "generated"):
             return []
-        return self.couplings_answers if own.kind == "answers" else self.chains_answers
+        jobs = self.couplings_answers if own.kind == "answers" else self.chains_answers
+        return [job for job in jobs if job.model == own.model]
 
     # Statistics
 

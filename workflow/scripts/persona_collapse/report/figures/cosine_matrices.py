@@ -5,6 +5,7 @@ import json
 import altair as alt
 import pandas as pd
 
+from ...analysis.views import untrained
 from ._frames import base_first, labels, titled, words
 from ._style import Choices, tip
 
@@ -28,9 +29,9 @@ def data(cosines: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
     """One row per condition, method, block and pair of personas: mean cosine of the condition's chains.
 
     Columns: condition, title, method, layer, headline, persona_a, persona_b, cosine, centred. Every pair
-    is listed once. The base model comes first.
+    is listed once. Base models come first.
     """
-    cosines = base_first(cosines, cosines["chain"] == "base")
+    cosines = base_first(cosines, untrained(cosines["chain"]))
     order = {p: i for i, p in enumerate(dict.fromkeys(cosines["persona_a"]))}
     below = cosines["persona_a"].map(order) > cosines["persona_b"].map(order)
     keys = ["condition", "method", "layer", "headline", "persona_a", "persona_b"]

@@ -38,12 +38,15 @@ def data(
     """
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
     cells = design.assign(whole=[c.partition("~")[0] for c in design["chain"]])
-    stopped = [c for c in design["chain"] if c != "base" and chains.parse(c).last.stop]
+    stopped = [c for c in design["chain"] if not chains.untrained(c) and chains.parse(c).last.stop]
     cells = cells[cells["whole"].isin({c.partition("~")[0] for c in stopped})]
     cells = cells.assign(
         series=[
-            "+".join(s.name + "!" * s.left_out for s in chains.parse(c).stages)
-            for c in cells["whole"]
+            "+".join(
+                [chain.model] * (chain.model != chains.BASE)
+                + [stage.name + "!" * stage.left_out for stage in chain.stages]
+            )
+            for chain in map(chains.parse, cells["whole"])
         ]
     )
     several = cells.groupby("series")["source"].nunique()

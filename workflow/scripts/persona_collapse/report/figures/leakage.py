@@ -4,6 +4,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from ... import chains
+from ...analysis.views import untrained
 from ._frames import titled, words
 from ._style import BLUE, PERCENT, TIGHT, Choices, named, names, tip
 
@@ -31,14 +33,16 @@ def data(
     Columns: condition, title, source, persona, hits, n, rate, cosine (of the base model, at the headline's
     method and block), rho, ci_low, ci_high, p, q, personas: the correlation's.
     """
-    base = cosines[(cosines["chain"] == "base") & cosines["headline"]]
-    base = base.drop_duplicates(["persona_a", "persona_b"])
-    base = base.rename(columns={"persona_a": "persona", "persona_b": "source"})
+    base = cosines[untrained(cosines["chain"]) & cosines["headline"]]
+    base = base[["chain", "persona_a", "persona_b", "cosine"]].drop_duplicates()
+    near = ["model", "persona", "source"]
+    base = base.set_axis([*near, "cosine"], axis=1)
     others = rates[(rates["role"] != "source") & (rates["source"] != "")]
-    keys = ["condition", "source", "persona"]
+    others = others.assign(model=others["chain"].map(chains.model_of))
+    keys = ["condition", "model", "source", "persona"]
     table = others.groupby(keys, sort=False)[["hits", "n"]].sum().reset_index()
     table["rate"] = table["hits"] / table["n"]
-    table = table.merge(base[["persona", "source", "cosine"]], on=["persona", "source"])
+    table = table.merge(base, on=near).drop(columns="model")
     tests = correlations[correlations["analysis"] == "personas"].drop_duplicates(
         ["condition", "source"]
     )

@@ -5,6 +5,7 @@ import json
 import altair as alt
 import pandas as pd
 
+from ...analysis.views import untrained
 from ._frames import base_first, labels, titled
 from ._style import METRICS, Choices, letters, looks, tip
 
@@ -28,7 +29,7 @@ def data(geometry: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
     high, chains: how many; headline: whether it is at that cell. The base model comes first.
     """
     table = geometry.query("metric in @METRICS.keys() and test == '' and chain != ''")
-    table = table.assign(base=table["chain"] == "base")
+    table = table.assign(base=untrained(table["chain"]))
     table = base_first(table, table["base"])
     keys = ["condition", "base", "method", "layer", "headline", "metric"]
     means = table.groupby(keys, sort=False)["value"]

@@ -3,6 +3,7 @@
 import altair as alt
 import pandas as pd
 
+from ...analysis.views import untrained
 from ._frames import labels, titled, words
 from ._style import BLUE, ORANGE, SOFT, TIGHT, Choices, named, names, tip
 
@@ -31,7 +32,7 @@ def data(points: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
     keys = ["method", "layer", "headline", "persona"]
     points = points.drop_duplicates(["chain", *keys])
     points = points[["chain", *keys, "pc1", "pc2", "captured"]]
-    cells = design[design["chain"] != "base"].drop_duplicates(["condition", "source", "chain"])
+    cells = design[~untrained(design["chain"])].drop_duplicates(["condition", "source", "chain"])
     cells = cells[["condition", "stages_after_coupling", "source", "seed", "before", "chain"]]
     before = points.drop(columns="captured").rename(columns={"chain": "before"})
     table = cells.merge(points, on="chain").merge(
