@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from ...chains import BASE
+from ...models import directions
+from ...models.directions import Change as Change
 from ...settings import DISTINCT, NotNegative, Seed, Settings
 from . import Defence, Reads
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...activation_files import Activations
-
-Change = Callable[["Tensor"], "Tensor"]
 
 
 class Options(Settings):
@@ -71,14 +71,9 @@ class OnBlocks(Defence):
         """Activations of a chain by block, of so many: [persona, question, hidden], in 32 bits."""
         import torch
 
-        from ...models.loading import resolve_layers
-
-        found = self.activations(name)
-        array = found.arrays[self.settings.method]
-        return {
-            layer: torch.from_numpy(array[found.layers.index(layer)])
-            for layer in resolve_layers(self.settings.layers, blocks)
-        }
+        own = self.settings
+        found = directions.states(self.activations(name), own.method, own.layers, blocks)
+        return {layer: torch.from_numpy(array) for layer, array in found.items()}
 
     def activations(self, name: str) -> Activations:
         """The activations of one of its chains, read once."""
@@ -92,20 +87,10 @@ class OnBlocks(Defence):
         """Hook the blocks. The model before the stage stays as it is."""
         from ...models.loading import blocks_of
 
-        blocks = blocks_of(model.get_base_model())
-        changes = self.changes(len(blocks), model.device)
-
-        def hook(change: Change) -> Callable[..., Any]:
-            def changed(module: Any, given: Any, out: Any) -> Any:
-                if getattr(model, "before_stage", False):
-                    return out
-                return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
-
-            return changed
-
-        self._hooks = [
-            blocks[layer].register_forward_hook(hook(change)) for layer, change in changes.items()
-        ]
+        changes = self.changes(len(blocks_of(model)), model.device)
+        self._hooks = directions.hook(
+            model, changes, lambda: getattr(model, "before_stage", False)
+        )
 
     def remove(self, model: Any) -> None:
         """Take the hooks away."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ...models.directions import displacements
 from . import Reads, _activations, defence
 from ._activations import Change, OnBlocks
 
@@ -71,7 +72,7 @@ class Caft(OnBlocks):
         self._numbers, changes = {}, {}
         before, after = self.states("before", blocks), self.states("after", blocks)
         for layer, states in before.items():
-            shifts = after[layer].mean(1) - states.mean(1)
+            shifts = displacements(states, after[layer])
             if own.direction == "random":
                 drawn = torch.randn(shifts.shape[1], own.rank, generator=generator)
                 axes = torch.linalg.qr(drawn).Q

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from ...chains import ASSISTANT
+from ...models.directions import displacements
 from ...settings import exactly_one
 from . import Reads, _activations, defence
 from ._activations import Change, OnBlocks
@@ -96,7 +97,7 @@ class Steer(OnBlocks):
         before = self.states("before", blocks)
         if own.after is not None:
             after = self.states("after", blocks)
-            found = {layer: (after[layer] - before[layer]).mean((0, 1)) for layer in before}
+            found = {n: displacements(each, after[n]).mean(0) for n, each in before.items()}
         else:
             names = self.activations("before").personas
             one, other = names.index(str(own.persona)), names.index(own.assistant)

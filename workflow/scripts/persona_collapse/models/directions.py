@@ -1,0 +1,50 @@
+"""Directions in the residual stream: read from the run's activations, and put on blocks' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .loading import blocks_of, resolve_layers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..activation_files import Activations
+
+#: What is done to a block's output, [..., hidden] to [..., hidden].
+Change = Callable[["Tensor"], "Tensor"]
+#: [persona, question, hidden] or [persona, hidden], of NumPy or PyTorch.
+Array = TypeVar("Array", "np.ndarray", "Tensor")
+
+
+def states(
+    found: Activations, method: str, layers: Sequence[int | float], blocks: int
+) -> dict[int, np.ndarray]:
+    """Activations by block, of so many; float32 [persona, question, hidden].
+
+    `layers`: as written in the config. Raises UserError for a block that the model does not have.
+    """
+    array = found.arrays[method]
+    return {layer: array[found.layers.index(layer)] for layer in resolve_layers(layers, blocks)}
+
+
+def displacements(before: Array, after: Array) -> Array:
+    """How far each persona's centroid moved, [persona, hidden]; of states [persona, question, hidden]."""
+    return after.mean(1) - before.mean(1)
+
+
+def hook(model: Any, changes: Mapping[int, Change], off: Callable[[], bool]) -> list[Any]:
+    """Change blocks' outputs, except in passes while `off`; returns the hooks, to be removed in the end."""
+
+    def hooked(change: Change) -> Callable[..., Any]:
+        def changed(module: Any, given: Any, out: Any) -> Any:
+            if off():
+                return out
+            return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+        return changed
+
+    blocks = blocks_of(model)
+    return [blocks[layer].register_forward_hook(hooked(one)) for layer, one in changes.items()]
