@@ -277,7 +277,7 @@ class Drawn:
     def training(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """A record of every training, and of its update: all alike, and nothing depends on them."""
         rows, updates = [], []
-        for chain in self.plan.trained_chains:
+        for chain in self.plan.adapted_chains:
             last = chains.parse(chain).last
             kind, steps = self.plan.stages[last.name].kind, last.stop or 100
             near = np.exp(0.02 * self.rng.normal(size=3))

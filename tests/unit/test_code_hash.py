@@ -162,7 +162,7 @@ def test_a_new_column_of_a_table_trains_and_samples_nothing(copy):
     text = replaced(copy, "tables_io.py", '"chain", ', '"chain", "another", ')
     changed = copy.changed("tables_io.py", text)
     assert {"marker_tables.py", "report.py"} <= changed
-    assert not {"train.py", "graft.py", "data.py", "couple_data.py", "sample.py"} & changed
+    assert not {"train.py", "make_stage.py", "data.py", "couple_data.py", "sample.py"} & changed
 
 
 def test_a_measure_changes_its_own_hash_and_no_other_measure_s(copy):

@@ -131,7 +131,8 @@ def test_one_file_is_another_kind(given, another):
 
 
 def test_no_kind_is_named_elsewhere():
-    kinds = "|".join(stages.ROOM.names())
+    # That one is a word of columns and of directions, too.
+    kinds = "|".join(set(stages.ROOM.names()) - {"shift"})
     files = [*(ROOT / "workflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk")]
     for path in files:
         if path.parent.name != "stages":

@@ -34,7 +34,7 @@ JOBS = {
     "sample_answers": 24,
     "couple_data": 24,
     "train": 105,
-    "graft": 6,
+    "make_stage": 6,
     "completions": 112,
     "responses": 112,
     "activations": 112,
@@ -199,7 +199,7 @@ def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
     assert alone.pop("Training") == JOBS["train"]
-    here = {"Fetching": 1, "Preparing": JOBS["data"], "Putting": JOBS["graft"]}
+    here = {"Fetching": 1, "Preparing": JOBS["data"], "Making": JOBS["make_stage"]}
     here |= {"Resolving": JOBS["headline"], "Registering": JOBS["register_claims"]}
     assert alone == here | {"logprob_check": JOBS["measure_model"]}
     assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 159

@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 from environments import RULES
+from persona_collapse.activation_files import load
 from persona_collapse.parquet_files import write_parquet
 from safetensors import safe_open
 
@@ -74,7 +75,7 @@ def test_every_file_of_the_contract_is_there(finished):
 
 def test_every_rule_ran_with_what_its_environment_holds(finished):
     # Not in this run.
-    elsewhere = {"graft", "measure_table", "generated_questions", "generated_rows"}
+    elsewhere = {"make_stage", "measure_table", "generated_questions", "generated_rows"}
     guarded = {script for _, _, script in RULES} - elsewhere | {"snakemake"}
     assert set(finished.guarded) == guarded
 
@@ -276,21 +277,24 @@ def test_data_that_the_base_model_writes(project, tmp_path):
     assert len((project.folder / target).read_text().splitlines()) == 8
 
 
-def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):
+def test_a_graft_a_shift_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):
     overlay = tmp_path / "more.yaml"
     overlay.write_text(
         "stages:\n"
         "  graft-villain: {kind: graft, of: couple-villain@42}\n"
+        "  restore: {kind: shift, does: restore, direction: own, after: prefix, layers: [0.5]}\n"
         "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
         " negatives: [assistant]}\n"
         "conditions:\n"
         "  G: {title: graft, chain: em@1+graft-villain@42}\n"
+        "  S: {title: shift, chain: couple-villain@42+em@1+restore@1}\n"
         "  L: {title: own answers, chain: em@1+couple-librarian@1}\n"
     )
     targets = [
         "results/demo/models/em@1+graft-villain@42/manifest.json",
         "results/demo/models/em@1+couple-librarian@1/manifest.json",
         "results/demo/markers/em@1+graft-villain@42.csv",
+        "results/demo/activations/couple-villain@42+em@1+restore@1.safetensors",
     ]
     project.snakemake("--", *targets, overlay=overlay, env=finished.env)
     weights = "adapter_model.safetensors"
@@ -298,6 +302,17 @@ def test_a_graft_and_a_coupling_on_the_prefix_s_own_answers(project, finished, t
     assert grafted.read_bytes() == project.path(f"models/couple-villain@42/{weights}").read_bytes()
     manifest = json.loads((project.folder / targets[0]).read_text())
     assert (manifest["kind"], manifest["graft_of"]) == ("graft", "couple-villain@42")
+    # The centroids are put back to where they were in the base model.
+    chain = "couple-villain@42+em@1"
+    said = json.loads(project.path(f"models/{chain}+restore@1/manifest.json").read_text())["shift"]
+    assert (said["before"], said["after"]) == ("base", chain)
+    base, after, restored = (
+        load(project.path(f"activations/{name}.safetensors"))
+        for name in ("base", chain, f"{chain}+restore@1")
+    )
+    place = base.layers.index(int(next(iter(said["blocks"]))))
+    before, moved, back = (f.arrays["A"][place].mean(1) for f in (base, after, restored))
+    assert abs(back - before).max() < 0.05 * abs(moved - before).max()
     data = json.loads(project.path("data/em@1+couple-librarian.manifest.json").read_text())
     assert data["source"] == {"answers of": "em@1"}
     answers = pd.read_parquet(project.path("answers/em@1+couple-librarian.parquet"))

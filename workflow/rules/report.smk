@@ -20,7 +20,7 @@ rule report:
         completions=results_of("completions/{chain}.parquet", "markers"),
         manifests=expand(
             results("models/{chain}/manifest.json"),
-            chain=plan.trained_chains,
+            chain=plan.adapted_chains,
         ),
         data=expand(results("data/{name}.manifest.json"), name=plan.data_used),
         figures=expand(results("figures/{figure}.svg"), figure=figures),

@@ -288,11 +288,11 @@ rule updates:
     input:
         manifests=expand(
             results("models/{chain}/manifest.json"),
-            chain=plan.trained_chains,
+            chain=plan.adapted_chains,
         ),
         weights=expand(
             results("models/{chain}/{file}"),
-            chain=plan.trained_chains,
+            chain=plan.adapted_chains,
             file=["adapter_model.safetensors", "adapter_config.json"],
         ),
     output:
@@ -371,7 +371,7 @@ rule training_table:
     input:
         expand(
             results("models/{chain}/manifest.json"),
-            chain=plan.trained_chains,
+            chain=plan.adapted_chains,
         ),
     output:
         curves=results("tables/training_curves.csv"),

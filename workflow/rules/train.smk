@@ -1,62 +1,54 @@
 # Training: one recursive rule. A chain depends on its own prefix, its data and nothing else.
 
 
-grafted = [
+made = [
     name
     for name in plan.trained_chains
     if not plan.stages[chains.parse(name).last.name].trains
 ]
 
 
-def graft_of(wildcards):
-    """The chain whose last adapter a graft puts in."""
-    return plan.stages[chains.parse(wildcards.grafted).last.name].origin
+def made_from(wildcards):
+    """Files that a stage is made of which is not trained."""
+    return plan.made_from(wildcards.made)
 
 
-def graft_kind(wildcards):
-    """Kind of the stage that a graft is, for its record."""
-    return plan.stages[chains.parse(wildcards.grafted).last.name].kind
+def made_settings(wildcards):
+    """Its settings."""
+    return plan.made_settings(wildcards.made)
 
 
-def graft_code(wildcards):
-    """Hash of the code of that kind."""
-    return code_hash.of(f"stages.{graft_kind(wildcards)}")
+def made_code(wildcards):
+    """Hash of the code of its kind."""
+    return code_hash.of(f"stages.{made_settings(wildcards)['kind']}")
 
 
-def graft_origin(wildcards):
-    """Files of the adapter that a graft puts in."""
-    folder = f"models/{graft_of(wildcards)}"
-    names = ("adapter_model.safetensors", "adapter_config.json", "manifest.json")
-    return [results(f"{folder}/{name}") for name in names]
-
-
-rule graft:
+rule make_stage:
     input:
-        graft_origin,
+        unpack(made_from),
     output:
-        weights=results("models/{grafted}/adapter_model.safetensors"),
-        config=results("models/{grafted}/adapter_config.json"),
-        manifest=results("models/{grafted}/manifest.json"),
+        weights=results("models/{made}/adapter_model.safetensors"),
+        config=results("models/{made}/adapter_config.json"),
+        manifest=results("models/{made}/manifest.json"),
     log:
-        logs("graft/{grafted}"),
+        logs("make/{made}"),
     benchmark:
-        benchmarks("graft/{grafted}")
+        benchmarks("make/{made}")
     wildcard_constraints:
-        grafted=one_of(grafted),
+        made=one_of(made),
     localrule: True
     conda:
         "../../envs/train.yaml"
     params:
-        of=graft_of,
-        kind=graft_kind,
-        code=graft_code,
+        settings=made_settings,
+        code=made_code,
     message:
-        "Putting the adapter of {params.of} into {wildcards.grafted}"
+        "Making the last stage of {wildcards.made}"
     script:
-        "../scripts/graft.py"
+        "../scripts/make_stage.py"
 
 
-ruleorder: graft > train
+ruleorder: make_stage > train
 
 
 def prefix_adapters(wildcards):

@@ -9,11 +9,29 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from .errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a plugin reads of the run's activations or personas, so that it is checked before any job starts.
+
+    chains: whose activations. layers, method: as they are written under `measures: activations:`.
+    personas: those of the geometry that are named. count: how many there must be. evaluated: must all
+    personas be among them that answer?
+    """
+
+    chains: tuple[str, ...] = ()
+    layers: tuple[int | float, ...] = ()
+    method: Literal["A", "B"] | None = None
+    personas: tuple[str, ...] = ()
+    count: int = 1
+    evaluated: bool = False
 
 
 class Room(Generic[T]):

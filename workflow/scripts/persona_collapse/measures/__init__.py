@@ -11,8 +11,9 @@ A measure is a function that asks for what it needs by the names of its paramete
     batch_size, log           from `runtime:`; a function for one line of progress
 
 With `runner` it is a measure of the model. It returns a table, one row per what it likes, and all
-chains' tables become `tables/<measure>.csv`. The loaded model is shared: whichever job has one
-does all measures of the model for the chains that are ready.
+chains' tables become `tables/<measure>.csv`. Passes are made by `_passes`, which tells shifts whose
+tokens they have. The loaded model is shared: whichever job has one does all measures of the model for
+the chains that are ready.
 
 Without, it is a measure of answers. It gets completions and returns one row per answer with the
 answer's keys (persona, question_id, sample) and what it found; a column of truth values, named by

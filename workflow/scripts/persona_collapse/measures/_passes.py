@@ -16,11 +16,20 @@ Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
 TOKENS_A_PROMPT = 64
 
 
-def batches(model: Any, sequences: Sequences, batch_size: int, pad: int) -> Batches:
-    """Passes over all sequences, the short ones first, with inputs where the model is."""
+def batches(
+    model: Any,
+    sequences: Sequences,
+    batch_size: int,
+    pad: int,
+    personas: Sequence[str | None] | None = None,
+) -> Batches:
+    """Passes over all sequences, the short ones first, with inputs where the model is.
+
+    `personas`: whose sequences they are, for shifts (see `models.shifts`), which are aimed at each pass.
+    """
     import torch
 
-    from ..models import fused
+    from ..models import fused, shifts
 
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     if fused.by_rows(model):
@@ -28,6 +37,16 @@ def batches(model: Any, sequences: Sequences, batch_size: int, pad: int) -> Batc
     else:
         made = _padded(sequences, order, batch_size, pad)
     for batch, inputs, starts in made:
+        spans = [
+            shifts.Span(
+                start,
+                len(sequences[i][0]),
+                sum(map(len, sequences[i])),
+                personas[i] if personas else None,
+            )
+            for i, start in zip(batch, starts, strict=True)
+        ]
+        shifts.aim(model, inputs["input_ids"].shape, spans)
         there = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
         yield batch, there, starts
 
@@ -105,20 +124,29 @@ def fitting(model: Any, sequences: Sequences) -> int:
 
 
 def surprises(
-    model: Any, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int
+    model: Any,
+    rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
+    pad: int,
+    persona: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of -log p over each row's chosen tokens (nats), and how many they are; both [row].
 
     `rows`: (token ids, which of them are chosen); the first token of a row has no prediction and is
-    never counted. The model is taken as it is, at temperature 1.
+    never counted. The model is taken as it is, at temperature 1. `persona`: whose rows they are, if
+    anybody's; what stands before the first chosen token is their prompt.
     """
     import numpy as np
     import torch
 
     sums, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
-    sequences: list[tuple[list[int], list[int]]] = [(list(ids), []) for ids, _ in rows]
+    prompts = [[*chosen, True].index(True) for _, chosen in rows]
+    sequences: list[tuple[list[int], list[int]]] = [
+        (list(ids[:end]), list(ids[end:])) for (ids, _), end in zip(rows, prompts, strict=True)
+    ]
     with torch.inference_mode():
-        for batch, inputs, starts in batches(model, sequences, fitting(model, sequences), pad):
+        for batch, inputs, starts in batches(
+            model, sequences, fitting(model, sequences), pad, [persona] * len(rows)
+        ):
             width = inputs["input_ids"].shape[1]
             where, drawn, owner = [], [], []
             for i, start in zip(batch, starts, strict=True):

@@ -92,13 +92,15 @@ def extract(
     end_tokens: Sequence[int],
     pad: int,
     batch_size: int,
+    personas: Sequence[str | None] | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, np.ndarray]:
     """Methods A and B for (prompt ids, answer ids) pairs; float32 [layer, sequence, hidden].
 
     Sequences are batched by length, `batch_size` at a time, and padded on the right, which a causal
     model with a mask never sees. A model that attends by rows (see fused.py) gets them behind each
-    other instead, in batches of equally many tokens. Means accumulate in float32.
+    other instead, in batches of equally many tokens. Means accumulate in float32. `personas`: whose
+    sequences they are, for shifts.
     """
     import numpy as np
     import torch
@@ -112,7 +114,7 @@ def extract(
     out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
     done = 0
     with block_outputs(model, layers) as seen, torch.inference_mode():
-        for batch, inputs, starts in _passes.batches(model, sequences, batch_size, pad):
+        for batch, inputs, starts in _passes.batches(model, sequences, batch_size, pad, personas):
             tokens = inputs["input_ids"].numel()
             ends = [
                 start + len(sequences[i][0]) - 1 for i, start in zip(batch, starts, strict=True)
@@ -217,6 +219,7 @@ def activations(
             end_tokens=loading.end_tokens(model.generation_config, runner.tokenizer),
             pad=runner.tokenizer.pad_token_id,
             batch_size=batch_size,
+            personas=[name for name in geometry_personas for _ in extraction],
             progress=log,
         )
     shape = (len(layers), len(geometry_personas), len(extraction), -1)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ..errors import UserError
-from ..models import chat_template
+from ..models import chat_template, shifts
 from ..settings import Settings as Block
 from . import _passes, measure
 
@@ -103,11 +103,12 @@ def scores(
     temperature: float,
     top_p: float,
     pad: int,
+    personas: Sequence[str | None] | None = None,
 ) -> np.ndarray:
     """`token_scores` summed over each answer; float64 [sequence, 7].
 
-    `model`: with an adapter of PEFT's, which is switched off for the base model's scores, or without.
-    `sequences`: (prompt ids, answer ids).
+    `model`: with an adapter of PEFT's or with shifts, which are switched off for the base model's scores,
+    or without. `sequences`: (prompt ids, answer ids). `personas`: whose they are, for shifts.
     """
     import numpy as np
     import torch
@@ -115,7 +116,7 @@ def scores(
     out = np.zeros((len(sequences), len(SUMS)))
     with torch.inference_mode():
         for batch, inputs, starts in _passes.batches(
-            model, sequences, _passes.fitting(model, sequences), pad
+            model, sequences, _passes.fitting(model, sequences), pad, personas
         ):
             width = inputs["input_ids"].shape[1]
             at: list[int] = []  # where the logits of the drawn tokens are
@@ -133,7 +134,7 @@ def scores(
             )
             given = {**inputs, "logits_to_keep": keep, "use_cache": False}
             logits, base = model(**given).logits, None
-            if hasattr(model, "peft_config"):
+            if hasattr(model, "peft_config") or shifts.of(model).shifts:
                 with _switched_off(model):
                     base = model(**given).logits
             found = []
@@ -152,11 +153,15 @@ def scores(
 @contextmanager
 def _switched_off(model: Any) -> Iterator[None]:
     """Inside, the base model answers. PEFT's own context also looks at every layer's state, in vain."""
-    model.base_model.disable_adapter_layers()
+    adapted = hasattr(model, "peft_config")
+    if adapted:
+        model.base_model.disable_adapter_layers()
     try:
-        yield
+        with shifts.off(model):
+            yield
     finally:
-        model.base_model.enable_adapter_layers()
+        if adapted:
+            model.base_model.enable_adapter_layers()
 
 
 class Settings(Block):
@@ -194,7 +199,8 @@ def logprob_check(
         sequences.append((prompt, [int(token) for token in row.token_ids]))
     how = sampling["temperature"], sampling["top_p"]
     with runner.chain(adapters) as model:
-        found = scores(model, sequences, *how, runner.tokenizer.pad_token_id)
+        pad = runner.tokenizer.pad_token_id
+        found = scores(model, sequences, *how, pad, chosen["persona"].tolist())
     log(f"{len(sequences)} completions scored")
     out = chosen[["persona", "question_id", "sample"]].copy()
     out["tokens"] = [len(answer) for _, answer in sequences]

@@ -80,7 +80,9 @@ def preference(
                     sequences.append(
                         ([*asked, *answer], [False] * len(asked) + [True] * len(answer))
                     )
-                sums, counts = _passes.surprises(model, sequences, runner.tokenizer.pad_token_id)
+                sums, counts = _passes.surprises(
+                    model, sequences, runner.tokenizer.pad_token_id, persona
+                )
                 means.append(-sums / counts)
             margins = means[0] - means[1]
             rows += [

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import adapters, loading
+from . import adapters, loading, shifts
 
 
 class ModelRunner:
@@ -21,7 +21,7 @@ class ModelRunner:
 
     @contextmanager
     def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
-        """Inside, the model of these stage folders' sum (none: the base model).
+        """Inside, the model of these stage folders' sum (none: the base model), with their shifts.
 
         `merge` folds the sum into the weights (see `adapters.apply`); the base is read again after it.
         """
@@ -32,7 +32,9 @@ class ModelRunner:
             fused.attend_by_rows(self.model)
         # Gone until the chain's model is whole, and kept by no one who fails on the way.
         given, self.model = self.model, None
-        model = adapters.apply(given, stages, merge=merge)
-        if not (merge and stages):
+        summed, shifting = shifts.split(stages)
+        model = adapters.apply(given, summed, merge=merge)
+        if not (merge and summed):
             self.model = model
-        yield fused.fuse(model) if self.device == "cuda" else model
+        with shifts.on(model, shifting):
+            yield fused.fuse(model) if self.device == "cuda" else model

@@ -21,7 +21,7 @@ import pandas as pd
 from .. import adapter_files, matching
 from ..errors import UserError
 from ..jobs import SamplingJob
-from ..models import adapters, chat_template, fetching, loading
+from ..models import adapters, chat_template, fetching, loading, shifts
 from . import vllm_lora
 
 COLUMNS = [
@@ -88,8 +88,13 @@ class Backend(Protocol):
     ) -> list[Completion]:
         """Completions in the order of the requests."""
 
-    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
-        """For each (token ids, start): the log-probability, in nats, of ids[start:] given ids[:start]."""
+    def logprobs(
+        self, requests: Sequence[Request], sequences: Sequence[tuple[list[int], int]]
+    ) -> list[float]:
+        """For each (token ids, start): the log-probability, in nats, of ids[start:] given ids[:start].
+
+        `requests`: those whose prompts they begin with.
+        """
 
 
 def request_seed(seed: int, chain: str, persona: str, question_id: str, sample: int) -> int:
@@ -160,9 +165,21 @@ class TransformersBackend:
         self.model = None
         model = loading.load_model(self.base, self.dtype, self.device)
         self.ends = loading.end_tokens(model.generation_config, self.tokenizer)
-        self.model = adapters.apply(model, stages, merge=self.dtype == "float32")
+        summed, shifting = shifts.split(stages)
+        self.model = adapters.apply(model, summed, merge=self.dtype == "float32")
+        shifts.put(self.model, shifting)
 
-    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+    def _aim(self, width: int, asked: Sequence[tuple[Request, int]]) -> None:
+        """Tell shifts of a pass, padded on the left to a width: each row's request, and its tokens."""
+        spans = [
+            shifts.Span(n * width - tokens, len(request.prompt), tokens, request.persona)
+            for n, (request, tokens) in enumerate(asked, start=1)
+        ]
+        shifts.aim(self.model, (len(asked), width), spans)
+
+    def logprobs(
+        self, requests: Sequence[Request], sequences: Sequence[tuple[list[int], int]]
+    ) -> list[float]:
         """See `Backend`."""
         import torch
 
@@ -175,6 +192,8 @@ class TransformersBackend:
             ).to(self.device)
             # The tokenizer pads on the left, so a sequence ends where its row does.
             keep = max(len(sequences[i][0]) - sequences[i][1] for i in batch) + 1
+            width = padded["input_ids"].shape[1]
+            self._aim(width, [(requests[i], len(sequences[i][0])) for i in batch])
             positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(0)
             with torch.inference_mode():
                 logits = self.model(**padded, position_ids=positions, logits_to_keep=keep).logits
@@ -215,6 +234,10 @@ class TransformersBackend:
                     {"input_ids": [requests[i].prompt + drawn[i] for i in batch]},
                     return_tensors="pt",
                 ).to(self.device)
+                width = padded["input_ids"].shape[1]
+                self._aim(
+                    width, [(requests[i], len(requests[i].prompt) + len(drawn[i])) for i in batch]
+                )
                 with torch.inference_mode():
                     output = self.model.generate(
                         **padded,
@@ -223,7 +246,6 @@ class TransformersBackend:
                             _sampling_processors(sampling, [generators[i] for i in batch])
                         ),
                     )
-                width = padded["input_ids"].shape[1]
                 for i, row in zip(batch, output[:, width:].tolist(), strict=True):
                     end = next((n for n, token in enumerate(row) if token in self.ends), None)
                     drawn[i] += row if end is None else row[: end + 1]
@@ -370,7 +392,9 @@ class VllmBackend:
             config = self.engine.llm_engine.vllm_config.model_config
             self.lora, self.folder = _serve(stages, config.dtype)
 
-    def logprobs(self, sequences: Sequence[tuple[list[int], int]]) -> list[float]:
+    def logprobs(
+        self, requests: Sequence[Request], sequences: Sequence[tuple[list[int], int]]
+    ) -> list[float]:
         """See `Backend`."""
         from vllm import SamplingParams
 
@@ -557,7 +581,8 @@ def marker_logprobs(
     short = {i: s for i, s in zip(finished, sequences, strict=True) if len(s[0]) < limit}
     values = [float("nan")] * len(requests)
     if short:
-        for i, value in zip(short, backend.logprobs(list(short.values())), strict=True):
+        found = backend.logprobs([requests[i] for i in short], list(short.values()))
+        for i, value in zip(short, found, strict=True):
             values[i] = value
     return values
 

@@ -7,17 +7,15 @@ else names it: what the plan, the rules and the checks ask of a stage are the pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from .. import settings
 from ..chains import Chain
-from ..plugins import Room
+from ..plugins import Reads, Room
 from ..settings import AS_GIVEN, Count, NotNegative, Positive, Share
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Lora(settings.Settings):
@@ -105,10 +103,12 @@ class Stage:
     #: The kind's name in the config and in tables, and its block of settings.
     kind: ClassVar[str]
     Settings: ClassVar[type[settings.Settings]]
-    #: Is an adapter trained? If not, it is that of `origin`.
+    #: Is it trained? If not, it is made of files (see `inputs`, `make`).
     trains: ClassVar[bool] = True
-    #: Does the adapter of `origin` only give shape and size of another (see `redrawn`)?
+    #: Does the adapter of `origin` only give shape and size of another?
     redraws: ClassVar[bool] = False
+    #: Is it an adapter? If not, it changes blocks' outputs while the chain answers and is measured.
+    adapts: ClassVar[bool] = True
 
     def __init__(self, name: str, settings: dict[str, Any]):
         self.name = name
@@ -159,10 +159,24 @@ class Stage:
         """The persona whose system prompt is put on every row; empty where rows stay as they are."""
         return ""
 
-    @classmethod
-    def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-        """The adapter that is put in, of a kind that `redraws`; `tensors`: those of `origin`."""
-        return dict(tensors)
+    @property
+    def reads(self) -> Reads | None:
+        """What it reads of activations or personas beside those of the chain before it, if it does."""
+        return None
+
+    def inputs(self, prefix: Chain) -> dict[str, str]:
+        """Files that it is made of after a prefix, if it is not trained: paths in the run's folder, by name.
+
+        Raises UserError if it cannot stand there.
+        """
+        return {}
+
+    def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+        """Write weights and config (see `adapter_files`) of a stage that is not trained, last in a chain.
+
+        files: its `inputs`. Returns what its manifest says beside chain, stage and kind.
+        """
+        raise NotImplementedError
 
     def answering(self, prefix: Chain) -> Chain:
         """The chain whose `answers` its rows are made from, after a prefix."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from pydantic import Field
 
 from .. import settings
+from ..adapter_files import CONFIG, WEIGHTS
+from ..chains import Chain
+from ..files import atomic, read_json
 from . import Stage, kind
 
 
@@ -25,3 +33,19 @@ class Graft(Stage):
     def origin(self) -> str:
         """The chain whose last adapter it is."""
         return str(self.settings["of"])
+
+    def inputs(self, prefix: Chain) -> dict[str, str]:
+        """That adapter, and its record."""
+        names = {"weights": WEIGHTS, "config": CONFIG, "manifest": "manifest.json"}
+        return {key: f"models/{self.origin}/{name}" for key, name in names.items()}
+
+    def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+        """Copy it; its record is the other's, of which nothing was trained here."""
+        for name in ("weights", "config"):
+            with atomic(folder / files[name].name) as temporary:
+                shutil.copyfile(files[name], temporary)
+        return self.record(files)
+
+    def record(self, files: Mapping[str, Path]) -> dict[str, Any]:
+        """What its manifest says: what the other's does."""
+        return {**read_json(files["manifest"]), "graft_of": self.origin}

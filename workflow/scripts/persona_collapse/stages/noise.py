@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from .. import settings
-from . import Stage, kind
+from ..chains import Chain
+from . import graft, kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Settings(settings.Settings):
+class Settings(graft.Settings):
     """noise: put in a random adapter of the shape and size of another chain's last one."""
 
     of: str = Field(
@@ -24,17 +25,19 @@ class Settings(settings.Settings):
 
 
 @kind("noise")
-class Noise(Stage):
+class Noise(graft.Graft):
     """Nothing is trained: each module's A and update B A are as long as the other adapter's."""
 
     Settings = Settings
-    trains = False
     redraws = True
 
-    @property
-    def origin(self) -> str:
-        """The chain whose last adapter gives shapes and norms."""
-        return str(self.settings["of"])
+    def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+        """Draw it, by the chain's seed."""
+        from ..models import adapters
+
+        config, tensors = adapters.load(files["weights"].parent)
+        adapters.save(config, self.redrawn(tensors, chain.last.seed), folder)
+        return {**self.record(files), "seed": chain.last.seed}
 
     @classmethod
     def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

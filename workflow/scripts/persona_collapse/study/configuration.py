@@ -19,6 +19,7 @@ from ..data.sets import follows_branch
 from ..errors import UserError
 from ..models import chat_template
 from ..models.chat_template import LOSSES
+from ..plugins import Reads
 from ..stages import Stage
 from ..training import defences, losses
 from . import locations, model_checks, renamed
@@ -312,6 +313,8 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         for name, one in defences.make(settings["defence"]).items():
             if one.reads is not None:
                 _check_reads(plan, one.reads, f"{where}defence: {name}: ")
+    if stage.reads is not None:
+        _check_reads(plan, stage.reads, where)
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
             f"{where}data: {stage.data!r} is not under data:; there are "
@@ -322,9 +325,15 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
             raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")
 
 
-def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
-    """The run has the personas, and measures the activations, that a defence reads."""
+def _check_reads(plan: Plan, reads: Reads, where: str) -> None:
+    """The run has the personas, and measures the activations, that a stage or its defence reads."""
     measured, personas = plan.measures["activations"], plan.geometry_prompts
+    if reads.evaluated:
+        lists = [plan.eval_prompts, *plan.config["personas"].get("by_source", {}).values()]
+        if other := [name for names in lists for name in names if name not in personas]:
+            raise UserError(
+                f"{where}{other[0]} is asked and has no centroid; add it to personas: geometry"
+            )
     for chain in reads.chains:
         try:
             plan.parse(chain)
@@ -351,13 +360,14 @@ def _check_reads(plan: Plan, reads: defences.Reads, where: str) -> None:
 
 
 def _check_acyclic(plan: Plan, name: str) -> None:
-    """No adapter is made from itself: by activations that its defences read, or by a graft."""
+    """No stage is made from itself: by activations that it or its defences read, or by a graft."""
     reached: set[str] = set()
     todo = [(name, "")]
     while todo:
         stage, by = todo.pop()
-        origin = plan.stages[stage].origin
-        for chain in [*plan.defence_chains(stage), *([origin] if origin else [])]:
+        origin, reads = plan.stages[stage].origin, plan.stages[stage].reads
+        named = [*(reads.chains if reads else ()), *([origin] if origin else [])]
+        for chain in [*plan.defence_chains(stage), *named]:
             for needed in plan.parse(chain).stages:
                 if needed.name == name:
                     raise UserError(

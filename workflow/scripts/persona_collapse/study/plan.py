@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,12 @@ def _listed(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}, row {number}: {fault} {name!r}")
         loaded[name] = {"prompt": row.get("system")}
     return loaded
+
+
+def _stems(paths: Iterable[str], folder: str) -> list[str]:
+    """Names, without their suffixes, of the files among these that are in a folder of the run."""
+    found = map(Path, paths)
+    return [path.stem for path in found if path.parent.name == folder]
 
 
 class Plan:
@@ -300,13 +307,15 @@ class Plan:
         UserError for a defence that is unknown or set wrongly.
         """
         made = defences.make(self.stage_settings(stage).get("defence", {}))
-        paths = [Path(path) for one in made.values() for path in one.inputs().values()]
-        return {
-            str(path): self._path(str(path.with_name(self._on(model, path.stem) + path.suffix)))
-            if path.parent.name == "activations" or self._coupled(path.stem)
-            else self._path(str(path))
-            for path in paths
-        }
+        paths = [path for one in made.values() for path in one.inputs().values()]
+        return {path: self._of_model(path, model) for path in paths}
+
+    def _of_model(self, path: str, model: str) -> str:
+        """Path of a file that a stage of a model reads: activations and couplings' rows are of that model."""
+        own = Path(path)
+        if own.parent.name == "activations" or self._coupled(own.stem):
+            own = own.with_name(self._on(model, own.stem) + own.suffix)
+        return self._path(str(own))
 
     def _on(self, model: str, name: str) -> str:
         """A chain, or a coupling's rows, of a model where it names none."""
@@ -320,13 +329,11 @@ class Plan:
 
     def defence_data(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The data sets among them, by name."""
-        paths = map(Path, self.defence_inputs(stage, model).values())
-        return [path.stem for path in paths if path.parent.name == "data"]
+        return _stems(self.defence_inputs(stage, model), "data")
 
     def defence_chains(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The chains whose activations a stage's defences read."""
-        paths = map(Path, self.defence_inputs(stage, model).values())
-        return [path.stem for path in paths if path.parent.name == "activations"]
+        return _stems(self.defence_inputs(stage, model), "activations")
 
     # The grid
 
@@ -376,6 +383,18 @@ class Plan:
             chain = self.parse(name)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
+        for one in chain.stages:
+            if one.stop is not None and not self.stages[one.name].trains:
+                raise UserError(
+                    f"{where}chain {name!r}: {one.name} is not trained and has no steps to stop after; "
+                    f"remove ~{one.stop}"
+                )
+        for one, later in pairwise(chain.stages):
+            if self.stages[later.name].adapts and not self.stages[one.name].adapts:
+                raise UserError(
+                    f"{where}chain {name!r}: {one} changes what blocks put out and no weights, so {later} "
+                    "cannot build on it; put it last"
+                )
         names = [prefix.last.name for prefix in chain.measured]
         # A random adapter taught nothing of what the one taught whose size it has.
         stages = [
@@ -481,7 +500,7 @@ class Plan:
     def trained_chains(self) -> list[str]:
         """Every chain that must be trained, short ones first.
 
-        Prefixes are included, grafts' origins, and those whose activations a defence reads.
+        Prefixes are included, grafts' origins, and those whose activations a stage or its defences read.
         """
         names: set[str] = set()
         todo = [cell.chain for cell in self.cells]
@@ -490,10 +509,33 @@ class Plan:
                 if str(prefix) not in names:
                     names.add(str(prefix))
                     todo += self.defence_chains(prefix.last.name, prefix.model)
+                    todo += _stems(self.made_from(str(prefix)).values(), "activations")
                     origin = self.stages[prefix.last.name].origin
                     if origin is not None:
                         todo.append(origin)
         return sorted(names, key=lambda n: (n.count("+"), n))
+
+    @property
+    def adapted_chains(self) -> list[str]:
+        """Those of them whose last stage is an adapter."""
+        last = {name: self.stages[chains.parse(name).last.name] for name in self.trained_chains}
+        return [name for name, stage in last.items() if stage.adapts]
+
+    def made_from(self, name: str) -> dict[str, str]:
+        """Files that a chain's last stage is made of, if it is not trained, by names of its own."""
+        chain = chains.parse(name)
+        stage = self.stages[chain.last.name]
+        try:
+            inputs = stage.inputs(chain.prefix)
+        except UserError as error:
+            raise UserError(f"config: stages: {stage.name}: {error}") from None
+        return {key: self._of_model(path, chain.model) for key, path in inputs.items()}
+
+    def made_settings(self, name: str) -> dict[str, Any]:
+        """The settings that decide such a stage: those of its kind alone."""
+        stage = self.stages[chains.parse(name).last.name]
+        known = {"kind", *stage.Settings.model_fields}
+        return {key: value for key, value in stage.settings.items() if key in known}
 
     # Adapters
 
@@ -513,10 +555,15 @@ class Plan:
         """Names of the layers that a chain adapts."""
         return {name for settings in self._adapters(chain) for name in settings["target_modules"]}
 
+    def shifted(self, chain: str) -> bool:
+        """Does a chain have a stage that changes blocks' outputs?"""
+        return any(not self.stages[stage.name].adapts for stage in chains.parse(chain).stages)
+
     def _adapters(self, chain: str) -> Iterator[dict[str, Any]]:
         """Settings of the training behind each adapter of a chain."""
         for prefix in chains.parse(chain).measured:
-            yield self.trained_stage(prefix.last.name).settings
+            if self.stages[prefix.last.name].adapts:
+                yield self.trained_stage(prefix.last.name).settings
 
     # What jobs do
 

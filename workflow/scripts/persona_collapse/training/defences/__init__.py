@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import ValidationError
 
 from ...errors import UserError
+from ...plugins import Reads as Reads
 from ...plugins import Room
 from ...settings import Settings
 
@@ -47,21 +48,6 @@ class Asks:
     embeddings: bool = False
     adapters: bool = False
     host: bool = False
-
-
-@dataclass(frozen=True)
-class Reads:
-    """What a defence reads of the run's activations or personas, so that it is checked before any job starts.
-
-    chains: whose activations. layers, method: as they are written under `measures: activations:`.
-    personas: those of the geometry that it names. count: how many there must be.
-    """
-
-    chains: tuple[str, ...] = ()
-    layers: tuple[int | float, ...] = ()
-    method: Literal["A", "B"] | None = None
-    personas: tuple[str, ...] = ()
-    count: int = 1
 
 
 class Defence:

@@ -88,9 +88,7 @@ class OnBlocks(Defence):
         from ...models.loading import blocks_of
 
         changes = self.changes(len(blocks_of(model)), model.device)
-        self._hooks = directions.hook(
-            model, changes, lambda: getattr(model, "before_stage", False)
-        )
+        self._hooks = directions.hook(model, changes, lambda: getattr(model, "before_stage", False))
 
     def remove(self, model: Any) -> None:
         """Take the hooks away."""
