@@ -163,3 +163,77 @@ def test_one_engine_serves_the_base_and_other_chains_in_turn(engines, tiny_base,
         texts[name] = vllm
     assert texts["both"] == texts["again"]
     assert texts["base"] != texts["both"] != texts["first"]
+
+
+@pytest.fixture
+def shift(tmp_path):
+    """Factory of shifts: a random direction for each persona at two blocks."""
+    import numpy as np
+    from persona_collapse.models import shifts
+
+    def made(scale, positions="all", does="add"):
+        folder = tmp_path / f"{does}-{positions}-{scale}"
+        folder.mkdir()
+        drawn = np.random.default_rng(0).normal(size=(2, 4, 64)) * 2
+        if does != "add":
+            drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
+        rows = ["villain", "assistant", "librarian", ""]
+        config = {"does": does, "scale": scale, "positions": positions, "rows": rows}
+        levels = dict.fromkeys((0, 1), np.full(4, 0.5))
+        shifts.save(folder, config, dict(enumerate(drawn)), levels)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def shifting(tiny_base):
+    """Both backends, vLLM's in an engine that serves shifts."""
+    from persona_collapse.sampling import sample
+
+    return {
+        name: sample.open_backend(name, tiny_base, SETTINGS, 12, PROJECTIONS, True)
+        for name in ("transformers", "vllm")
+    }
+
+
+@pytest.mark.parametrize(
+    ("scale", "positions", "does"),
+    [
+        (1.0, "all", "add"),
+        (-1.5, "prompt", "add"),
+        (1.5, "answer", "add"),
+        (1.0, "answer", "remove"),
+        (1.0, "all", "cap"),
+    ],
+)
+def test_shifted_chains_agree(shifting, stages, shift, tiny_base, prompts, scale, positions, does):
+    """Greedy answers to the token, and their log-probabilities, of a chain with adapters and a shift."""
+    from persona_collapse.sampling import sample
+
+    how = sample.Sampling(1, 0.0, 1.0, 12, 0)
+    asked = requests(tiny_base, prompts, how)
+    found, folder = {}, shift(scale, positions, does)
+    for name, engine in shifting.items():
+        engine.use(stages)
+        plain = engine.complete(asked, how, lambda m: None)
+        engine.use([*stages, folder])
+        done = engine.complete(asked, how, lambda m: None)
+        assert [c.token_ids for c in done] != [c.token_ids for c in plain]
+        both = zip(asked, done, strict=True)
+        sequences = [([*r.prompt, *c.token_ids], len(r.prompt)) for r, c in both]
+        found[name] = [c.token_ids for c in done], engine.logprobs(asked, sequences)
+    assert found["vllm"][0] == found["transformers"][0]
+    assert found["vllm"][1] == pytest.approx(found["transformers"][1], abs=2e-3)
+
+
+def test_a_shift_of_strength_0_is_none_to_the_token(shifting, stages, shift, tiny_base, prompts):
+    from persona_collapse.sampling import sample
+
+    how = sample.Sampling(3, 1.0, 1.0, 12, 0)
+    asked, engine = requests(tiny_base, prompts, how), shifting["vllm"]
+    answers = []
+    for folders in (stages, [*stages, shift(0.0)], stages):
+        engine.use(folders)
+        answers.append([c.token_ids for c in engine.complete(asked, how, lambda m: None)])
+    assert answers[0] == answers[1] == answers[2]

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from persona_collapse.jobs import SamplingJob
 from persona_collapse.measures import _passes, activations, logprob_check
 from persona_collapse.models import adapters, loading, shifts
 from persona_collapse.models.runner import ModelRunner
-from persona_collapse.sampling import sample
+from persona_collapse.sampling import sample, vllm_shifts
 from persona_collapse.study import configuration
 from persona_collapse.tables_io import write_csv
 
@@ -541,3 +542,82 @@ def test_a_job_s_answers_are_those_of_the_shifted_chain(make, tiny_base, prompts
     engine.use([Path(folder) for folder in job.adapters])
     done = engine.complete(first, replace(how, max_tokens=6), lambda m: None)
     assert table["token_ids"].tolist() == [c.token_ids for c in done]
+
+
+# In vLLM's engine, as far as it can be said without it
+
+
+def engine(newer):
+    """What of an engine shifts see: blocks that put out a state and a residual, and a runner."""
+    blocks = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()])
+    runner = SimpleNamespace(device="cpu", get_model=lambda: torch.nn.ModuleList([blocks]))
+    if newer:
+        runner.prepare_inputs = lambda scheduled, *rest: SimpleNamespace(req_ids=scheduled.order)
+    else:
+
+        def prepare(scheduled, *rest):
+            runner.input_batch = SimpleNamespace(req_ids=scheduled.order)
+
+        runner._prepare_inputs = prepare
+    text = SimpleNamespace(num_hidden_layers=3)
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(get_text_config=lambda: text)),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=16),
+    )
+    return SimpleNamespace(
+        collective_rpc=lambda function: [function(SimpleNamespace(model_runner=runner))],
+        llm_engine=SimpleNamespace(vllm_config=config),
+        prepare=lambda scheduled: getattr(runner, "prepare_inputs" if newer else "_prepare_inputs")(
+            scheduled, None
+        ),
+        blocks=blocks,
+    )
+
+
+def scheduled(new, cached, order):
+    """A pass: new and cached requests as (name, tokens done, tokens now), new ones with their tags."""
+    return SimpleNamespace(
+        scheduled_new_reqs=[
+            SimpleNamespace(
+                req_id=name,
+                num_computed_tokens=done,
+                sampling_params=SimpleNamespace(extra_args=vllm_shifts.tags(*of)),
+            )
+            for name, done, _, of in new
+        ],
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=[name for name, *_ in cached], num_computed_tokens=[n for _, n, _ in cached]
+        ),
+        finished_req_ids=set(),
+        num_scheduled_tokens={name: count for name, _, count, *_ in [*new, *cached]},
+        order=order,
+    )
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_an_engine_s_tokens_are_their_requests(make, newer):
+    """Prompts in parts, answers token by token, and requests in an order of the engine's own."""
+    served = engine(newer)
+    steering = vllm_shifts.Steering(served)
+    steering.use([make(**own(layers=[1], positions="answer"))])
+    v = {"villain": torch.from_numpy(MOVED[0, 1]), "assistant": torch.from_numpy(MOVED[0, 0])}
+
+    def moved(tokens, padding=0):
+        states, residual = torch.randn(2, tokens + padding, 64)
+        out = served.blocks[1]((states, residual))
+        assert torch.equal(out[1], residual)
+        assert torch.equal(served.blocks[0]((states, residual))[0], states)
+        return out[0] - states
+
+    # Of "a", 2 of 4 tokens of the prompt; of "b", all 3, after one that was kept from before.
+    new = [("a", 0, 2, ("villain", 4)), ("b", 1, 2, ("assistant", 3))]
+    served.prepare(scheduled(new, [], ["b", "a"]))
+    zero = torch.zeros(64)
+    expected = torch.stack([zero, v["assistant"], zero, zero, zero])
+    assert torch.allclose(moved(4, padding=1), expected, atol=1e-5)
+    # The rest of that prompt, whose last token is where its answer begins; and an answer's token.
+    served.prepare(scheduled([], [("a", 2, 2), ("b", 3, 1)], ["a", "b"]))
+    assert torch.allclose(moved(3), torch.stack([zero, v["villain"], v["assistant"]]), atol=1e-5)
+    steering.use([])
+    served.prepare(scheduled([], [("a", 4, 1)], ["a"]))
+    assert not moved(1).any()

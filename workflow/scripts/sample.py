@@ -39,6 +39,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
             },
             max(map(plan.rank, served)),
             set().union(*map(plan.projections, served)),
+            any(map(plan.shifted, served)),
         )
         return backend, loading.load_tokenizer(base), sample
 

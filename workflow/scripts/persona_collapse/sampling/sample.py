@@ -22,7 +22,7 @@ from .. import adapter_files, matching
 from ..errors import UserError
 from ..jobs import SamplingJob
 from ..models import adapters, chat_template, fetching, loading, shifts
-from . import vllm_lora
+from . import vllm_lora, vllm_shifts
 
 COLUMNS = [
     "chain",
@@ -320,6 +320,7 @@ class VllmBackend:
         settings: Mapping[str, Any],
         max_rank: int = 0,
         projections: Collection[str] = (),
+        shifting: bool = False,
     ):
         cpu = loading.pick_device() == "cpu"
         # One process: the script needs no main guard, and nothing is left behind when it ends.
@@ -348,8 +349,10 @@ class VllmBackend:
                 # By default embeddings and the vocabulary's projection too run through LoRA kernels.
                 "lora_target_modules": sorted(projections) or None,
             }
+        # Recorded graphs would leave shifts out.
+        options["enforce_eager"] = cpu or shifting
         if cpu:
-            options |= {"enforce_eager": True, "dtype": "float32"}
+            options["dtype"] = "float32"
         else:
             at_a_time = settings.get("max_num_seqs", ANSWERS_AT_A_TIME)
             options |= {
@@ -358,14 +361,15 @@ class VllmBackend:
                 "kv_cache_memory_bytes": _cache_bytes(base, settings),
                 "max_num_seqs": at_a_time,
                 "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
-                # Recorded whole and not compiled: the base model samples as fast, and the engine
-                # starts in half the time.
-                "compilation_config": {
-                    "mode": 0,
-                    "cudagraph_mode": "FULL",
-                    "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
-                    or [at_a_time],
-                },
+            }
+        if not options["enforce_eager"]:
+            # Recorded whole and not compiled: the base model samples as fast, and the engine
+            # starts in half the time.
+            options["compilation_config"] = {
+                "mode": 0,
+                "cudagraph_mode": "FULL",
+                "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
+                or [at_a_time],
             }
         # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
         own = not projections or (settings.get("batch_invariant") and not cpu)
@@ -380,6 +384,7 @@ class VllmBackend:
         self.ends = loading.end_tokens(
             self.engine.llm_engine.vllm_config.model_config.hf_config, self.tokenizer
         )
+        self.steering = vllm_shifts.Steering(self.engine) if shifting else None
 
     def use(self, stages: Sequence[Path]) -> None:
         """See `Backend`. vLLM keys its caches by the adapter's name, so that is its content's hash."""
@@ -388,9 +393,29 @@ class VllmBackend:
         self.lora = self.folder = None
         # What was asked before is not to change how prompts are cut into passes, hence roundings.
         self.engine.reset_prefix_cache()
-        if stages:
+        summed, shifted = shifts.split(stages)
+        if self.steering is not None:
+            self.steering.use(shifted)
+        elif shifted:
+            raise RuntimeError("this engine was not started for shifts")
+        if summed:
             config = self.engine.llm_engine.vllm_config.model_config
-            self.lora, self.folder = _serve(stages, config.dtype)
+            self.lora, self.folder = _serve(summed, config.dtype)
+
+    def _prompt(self, request: Request, ids: list[int]) -> dict[str, Any]:
+        """A prompt as vLLM takes it; what it keeps of one serves others that shifts change alike."""
+        if self.steering is None:
+            return {"prompt_token_ids": ids}
+        return {
+            "prompt_token_ids": ids,
+            "cache_salt": f"{request.persona} {len(request.prompt)}",
+        }
+
+    def _tags(self, request: Request) -> dict[str, Any] | None:
+        """What shifts have to know of a request."""
+        if self.steering is None:
+            return None
+        return vllm_shifts.tags(request.persona, len(request.prompt))
 
     def logprobs(
         self, requests: Sequence[Request], sequences: Sequence[tuple[list[int], int]]
@@ -399,8 +424,17 @@ class VllmBackend:
         from vllm import SamplingParams
 
         outputs = self.engine.generate(
-            [{"prompt_token_ids": ids} for ids, _ in sequences],
-            SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False),
+            [self._prompt(r, ids) for r, (ids, _) in zip(requests, sequences, strict=True)],
+            [
+                SamplingParams(
+                    max_tokens=1,
+                    temperature=0.0,
+                    prompt_logprobs=0,
+                    detokenize=False,
+                    extra_args=self._tags(r),
+                )
+                for r in requests
+            ],
             lora_request=self.lora,
             use_tqdm=False,
         )
@@ -417,7 +451,7 @@ class VllmBackend:
 
         started = time.monotonic()
         outputs = self.engine.generate(
-            [{"prompt_token_ids": r.prompt} for r in requests],
+            [self._prompt(r, r.prompt) for r in requests],
             [
                 SamplingParams(
                     temperature=sampling.temperature,
@@ -426,6 +460,7 @@ class VllmBackend:
                     seed=r.seed,
                     stop_token_ids=self.ends,
                     detokenize=False,
+                    extra_args=self._tags(r),
                 )
                 for r in requests
             ],
@@ -522,14 +557,15 @@ def open_backend(
     settings: Mapping[str, Any],
     max_rank: int = 0,
     projections: Collection[str] = (),
+    shifting: bool = False,
 ) -> Backend:
     """Start the backend called `name`.
 
     `max_rank`: the largest rank of a chain to serve; `projections`: layers that chains adapt,
-    all that can be by default.
+    all that can be by default; `shifting`: are shifts served, too?
     """
     if name == "vllm":
-        return VllmBackend(base, settings, max_rank, projections)
+        return VllmBackend(base, settings, max_rank, projections, shifting)
     return TransformersBackend(base, settings)
 
 
