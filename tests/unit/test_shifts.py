@@ -46,7 +46,7 @@ def make(tmp_path):
     """A shift's folder, from activations that are given or those above; `settings`: its own."""
     import pandas as pd
 
-    write_csv(tmp_path / "headline.csv", pd.DataFrame([{"blocks": 3}]))
+    write_csv(tmp_path / "headline.csv", pd.DataFrame([{"model": "base", "blocks": 3}]))
 
     def made(chain=CHAIN, read=None, **settings):
         stage = stages.ROOM.get("shift")(

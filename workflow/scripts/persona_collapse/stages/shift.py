@@ -169,7 +169,8 @@ class Shift(Stage):
         from ..models import directions, shifts
         from ..tables_io import read_csv
 
-        own, blocks = _read(self.settings), int(read_csv(files["headline"])["blocks"][0])
+        own, models = _read(self.settings), read_csv(files["headline"]).set_index("model")
+        blocks = int(models.loc[chain.model, "blocks"])
         read = {name: activation_files.load(files[name]) for name in self.chains(chain.prefix)}
         personas = read["before"].personas
         states = {

@@ -329,11 +329,11 @@ class Plan:
 
     def defence_data(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The data sets among them, by name."""
-        return _stems(self.defence_inputs(stage, model), "data")
+        return _stems(self.defence_inputs(stage, model).values(), "data")
 
     def defence_chains(self, stage: str, model: str = chains.BASE) -> list[str]:
         """The chains whose activations a stage's defences read."""
-        return _stems(self.defence_inputs(stage, model), "activations")
+        return _stems(self.defence_inputs(stage, model).values(), "activations")
 
     # The grid
 
