@@ -20,6 +20,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
     def open_engine():
         """Start the engine; imports are done here, for most jobs find their work done."""
         import torch
+        from persona_collapse import adapter_files
         from persona_collapse.models import loading
         from persona_collapse.sampling import sample
 
@@ -40,6 +41,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
             max(map(plan.rank, served)),
             set().union(*map(plan.projections, served)),
             any(map(plan.shifted, served)),
+            adapter_files.split(own.adapters)[0],
         )
         return backend, loading.load_tokenizer(base), sample
 

@@ -21,7 +21,8 @@ with job(snakemake, "training table"):
         pd.DataFrame(
             [
                 {k: m[k] for k in keys}
-                | {k: m["lora"][k] for k in ("r", "alpha", "use_rslora", "scale")}
+                # A stage that trained all weights has no adapter.
+                | {k: m.get("lora", {}).get(k) for k in ("r", "alpha", "use_rslora", "scale")}
                 | {k: m["data"][k] for k in ("name", "rows", "rows_dropped_no_loss")}
                 | {
                     k: m[k]

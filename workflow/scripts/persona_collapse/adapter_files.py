@@ -18,6 +18,17 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 CONFIG = "adapter_config.json"
+#: `peft_type` in the config of a stage that trained all weights. Its tensors are no factors but the change
+#: W' - W of every parameter, by the parameter's name.
+ALL_WEIGHTS = "ALL_WEIGHTS"
+
+
+def split(directories: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """A chain's folders: of the stages that trained all weights, and of those that trained adapters."""
+    found: tuple[list[Path], list[Path]] = [], []
+    for directory in map(Path, directories):
+        found[read_json(directory / CONFIG).get("peft_type") != ALL_WEIGHTS].append(directory)
+    return found
 
 
 def content_hash(directories: Sequence[str | Path]) -> str:
@@ -46,7 +57,7 @@ def effective_scale(config: Mapping[str, Any]) -> float:
 def arrays(directory: str | Path) -> tuple[float, dict[str, np.ndarray]]:
     """An adapter's factor on B A, and its float32 arrays by name, without PyTorch.
 
-    A damaged file raises UserError.
+    Of a stage that trained all weights, 1 and their changes. A damaged file raises UserError.
     """
     import numpy as np
     from safetensors import SafetensorError, deserialize
@@ -64,4 +75,5 @@ def arrays(directory: str | Path) -> tuple[float, dict[str, np.ndarray]]:
             kind = {"F32": "<f4", "F16": "<f2"}[tensor["dtype"]]
             numbers = np.frombuffer(tensor["data"], kind).astype("<f4")
         found[name] = numbers.reshape(tensor["shape"])
-    return effective_scale(read_json(Path(directory) / CONFIG)), found
+    config = read_json(Path(directory) / CONFIG)
+    return 1.0 if config.get("peft_type") == ALL_WEIGHTS else effective_scale(config), found

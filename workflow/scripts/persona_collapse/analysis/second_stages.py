@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .. import chains
+from ..stages import OF_ADAPTERS
 from .matched import Run
 
 #: Settings of the stages that train, by stage; see `study.plan.Plan.trained_settings`.
@@ -104,10 +105,11 @@ def _left_out(chain: chains.Chain) -> tuple[str, ...]:
 
 def compared(settings: Mapping[str, Any], steps: float = np.nan) -> dict[str, Any]:
     """A stage's settings as they are compared: the scale for what it is made of, and steps as trained."""
-    alpha, rank = settings["alpha"], settings["r"]
-    scale = alpha / np.sqrt(rank) if settings.get("use_rslora") else alpha / rank
     out = {key: value for key, value in settings.items() if key not in ASIDE}
-    out["scale"] = float(scale)
+    if "r" in settings:  # not where all weights are trained
+        alpha, rank = settings["alpha"], settings["r"]
+        scale = alpha / np.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+        out["scale"] = float(scale)
     return out | ({"steps": float(steps)} if np.isfinite(steps) else {})
 
 
@@ -139,9 +141,13 @@ def defences(
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """How what two stages are set to differs: {property: in words}."""
+    """How what two stages are set to differs: {property: in words}.
+
+    What only an adapter has is left out where one of them trains all weights.
+    """
     found = {}
-    for key in dict.fromkeys([*other, *own]):
+    aside = (*OF_ADAPTERS, "scale") if own.get("adapter") != other.get("adapter") else ()
+    for key in dict.fromkeys(key for key in [*other, *own] if key not in aside):
         one, two = own.get(key), other.get(key)
         if one != two:
             name = WORDS.get(key, key.replace("_", " "))

@@ -1,12 +1,13 @@
 """What training did to the weights: size of each stage's LoRA update, and how far two updates overlap.
 
 An update is W' - W = s B A with A [rank, inputs] and B [outputs, rank]; no product of that size is formed.
+Of a stage that trained all weights it is the change itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -27,9 +28,15 @@ RANK = 1e-6
 
 @dataclass(frozen=True)
 class Update:
-    """A stage's update by module: (s B, A), float64."""
+    """A stage's update by module: (s B, A), float64; and, where all weights were trained, their changes."""
 
     modules: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    changes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def names(self) -> set[str]:
+        """Its modules, or its parameters."""
+        return {*self.modules, *self.changes}
 
     @property
     def norm(self) -> float:
@@ -49,8 +56,17 @@ def _basis(rows: np.ndarray) -> np.ndarray:
 
 
 def inner(one: Update, two: Update) -> float:
-    """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B."""
+    """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B.
+
+    <D, B A> = trace((B' D) A') where all weights were trained, by D.
+    """
     total = 0.0
+    for name in sorted(one.changes.keys() & two.changes.keys()):
+        total += float(np.vdot(one.changes[name].astype(float), two.changes[name].astype(float)))
+    for whole, parts in ((one, two), (two, one)):
+        for name in sorted(whole.changes.keys() & parts.modules.keys()):
+            b, a = parts.modules[name]
+            total += float(np.sum((b.T @ whole.changes[name].astype(float)) * a))
     for name in sorted(one.modules.keys() & two.modules.keys()):
         (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
         total += float(np.sum((a1 @ a2.T) * (b1.T @ b2)))
@@ -63,7 +79,8 @@ def overlap(one: Update, two: Update) -> dict[str, float]:
     overlap_a, overlap_b: ||Q1 Q2'||^2 / min(r1, r2), where Q are orthonormal rows that span the row space of
     A and the column space of B: 0 for orthogonal spaces, 1 where one holds the other. baseline_a and
     baseline_b: its expectation for random spaces, max(r1, r2) / d. cosine: of the two whole updates, with
-    0 as its expectation. NaN where nothing is shared or an update is 0.
+    0 as its expectation. NaN where nothing is shared or an update is 0, and for the spaces of a stage that
+    trained all weights, which hold every direction.
     """
     shared = sorted(one.modules.keys() & two.modules.keys())
     found: dict[str, list[float]] = {key: [] for key in COLUMNS[5:9]}
@@ -76,7 +93,7 @@ def overlap(one: Update, two: Update) -> dict[str, float]:
     norms = one.norm * two.norm
     cosine = inner(one, two) / norms if norms else np.nan
     means = {key: float(np.mean(values)) if values else np.nan for key, values in found.items()}
-    return {"cosine": cosine, **means, "modules": len(shared)}
+    return {"cosine": cosine, **means, "modules": len(one.names & two.names)}
 
 
 def read(folder: str | Path) -> Update:
@@ -87,8 +104,12 @@ def read(folder: str | Path) -> Update:
         path, _, rest = name.rpartition(".lora_A.")
         if path:
             b = arrays[f"{path}.lora_B.{rest}"]
-            modules[path] = (scale * b.astype(float), a.astype(float))
-    return Update(modules)
+            modules[path.removeprefix("base_model.model.")] = (
+                scale * b.astype(float),
+                a.astype(float),
+            )
+    changes = {n.removesuffix(".weight"): d for n, d in arrays.items() if ".lora_" not in n}
+    return Update(modules, changes)
 
 
 def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -126,7 +147,7 @@ def updates_table(
             "steps": manifest["steps"] if seen else np.nan,
         }
         update = load(name)
-        modules = len(update.modules)
+        modules = len(update.names)
         key = {"chain": name, "other": "", "pair": "", "update_norm": update.norm}
         rows.append(key | {"modules": modules} | own)
     for one, two, kind in pairs(list(manifests)):

@@ -6,7 +6,8 @@ base plus the sum of its stages, and a sum of LoRA updates is itself a LoRA upda
     sum_i s_i B_i A_i  =  [s_1 B_1 | s_2 B_2 | ...] [A_1; A_2; ...]
 
 so a chain is one adapter whose rank is the sum of its stages' ranks, and nothing is merged into the
-base weights on disk.
+base weights on disk. A stage that trained all weights holds their change, which is added to the base's in
+memory (`load_base`): the adapters of the other stages are on that sum.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapter_files import CONFIG, WEIGHTS
+from ..adapter_files import ALL_WEIGHTS, CONFIG, WEIGHTS
 from ..adapter_files import effective_scale as effective_scale
+from ..adapter_files import split as split
 from ..errors import UserError
 from ..files import atomic, read_json, sha256, write_json
-from .loading import blocks_of
+from .loading import bare, blocks_of, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +45,14 @@ def projections(model: Any) -> Modules:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare(model)
     inside: dict[int, int | None] = {
-        id(m): i for i, b in enumerate(blocks_of(bare)) for m in b.modules()
+        id(m): i for i, b in enumerate(blocks_of(inner)) for m in b.modules()
     }
-    inside |= {id(bare.get_output_embeddings()): None}
+    inside |= {id(inner.get_output_embeddings()): None}
     return {
         path: (path.rpartition(".")[2], inside[id(module)])
-        for path, module in bare.named_modules()
+        for path, module in inner.named_modules()
         if isinstance(module, Linear | Conv1D | LoraLayer)
         and id(module) in inside
         and not {"base_layer", "lora_A", "lora_B"}
@@ -107,8 +109,7 @@ def named(model: Any, modules: Modules) -> list[str]:
     `model`: with or without adapters.
     """
     names = {name for name, _ in modules.values()}
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    matching = {path for path, _ in bare.named_modules() if path.rpartition(".")[2] in names}
+    matching = {path for path, _ in bare(model).named_modules() if path.rpartition(".")[2] in names}
     return sorted(names if matching == set(modules) else modules)
 
 
@@ -132,7 +133,7 @@ def partly(modules: Modules, blocks: int) -> list[str]:
 def load(
     directory: str | Path, device: str = "cpu"
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """PEFT config and tensors of one adapter.
+    """Config and tensors of one adapter, or of a stage that trained all weights.
 
     Raises UserError if it is missing, damaged, or not the one that the manifest beside it speaks of.
     """
@@ -141,7 +142,8 @@ def load(
 
     directory = Path(directory)
     config = read_json(directory / CONFIG)
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
+    plain = not (config.get("use_dora") or config.get("rank_pattern"))
+    if config.get("peft_type") not in ("LORA", ALL_WEIGHTS) or not plain:
         raise UserError(f"{directory}: only plain LoRA adapters with one rank can be chained")
     try:
         tensors = load_file(directory / WEIGHTS, device)
@@ -205,6 +207,31 @@ def save(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directo
     with atomic(directory / WEIGHTS) as temporary:
         save_file(dict(tensors), temporary, metadata={"format": "pt"})
     write_json(directory / CONFIG, dict(config))
+
+
+def load_base(base: Path, stages: Sequence[Path], dtype: str, device: str) -> Any:
+    """The base model with the changes of stages that trained all weights, added in 32 bits, rounded once.
+
+    Raises UserError for a stage of another base.
+    """
+    import torch
+
+    model = load_model(base, dtype, device)
+    changes: dict[str, torch.Tensor] = {}
+    for stage in stages:
+        for name, change in load(stage, device)[1].items():
+            changes[name] = changes[name] + change.float() if name in changes else change.float()
+    parameters = dict(model.named_parameters())
+    if changes and changes.keys() != parameters.keys():
+        odd = min(changes.keys() ^ parameters.keys())
+        raise UserError(
+            f"{stages[-1]}: weights of other layers than the base model has ({odd}, ...): was it trained on "
+            "another base?"
+        )
+    with torch.no_grad():
+        for name, change in changes.items():
+            parameters[name].copy_(parameters[name].float() + change)
+    return model
 
 
 def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:

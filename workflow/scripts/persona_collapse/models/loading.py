@@ -145,6 +145,11 @@ def resolve_layers(
     return sorted(set(chosen))
 
 
+def bare(model: Any) -> Any:
+    """A causal language model without PEFT's wrapper; layers with adapters stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def blocks_of(model: Any) -> Any:
     """The list of transformer blocks of a causal language model, with or without PEFT's wrapper.
 
@@ -153,7 +158,7 @@ def blocks_of(model: Any) -> Any:
     """
     from torch.nn import ModuleList
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare(model)
     count = inner.config.get_text_config().num_hidden_layers
     for child in inner.get_decoder().children():
         if isinstance(child, ModuleList) and len(child) == count:

@@ -18,6 +18,7 @@ class ModelRunner:
         self.tokenizer = loading.load_tokenizer(base)
         self.device = loading.pick_device()
         self.model: Any = None
+        self.all_weights: list[Path] = []
 
     @contextmanager
     def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
@@ -27,8 +28,11 @@ class ModelRunner:
         """
         from . import fused
 
-        if self.model is None:
-            self.model = loading.load_model(self.base, self.dtype, self.device)
+        all_weights, stages = adapters.split(stages)
+        if self.model is None or all_weights != self.all_weights:
+            self.model = None
+            self.model = adapters.load_base(self.base, all_weights, self.dtype, self.device)
+            self.all_weights = all_weights
             fused.attend_by_rows(self.model)
         # Gone until the chain's model is whole, and kept by no one who fails on the way.
         given, self.model = self.model, None

@@ -163,7 +163,8 @@ class TransformersBackend:
     def use(self, stages: Sequence[Path]) -> None:
         """See `Backend`. The model is read again: merging cannot be undone exactly."""
         self.model = None
-        model = loading.load_model(self.base, self.dtype, self.device)
+        all_weights, stages = adapters.split(stages)
+        model = adapters.load_base(self.base, all_weights, self.dtype, self.device)
         self.ends = loading.end_tokens(model.generation_config, self.tokenizer)
         summed, shifting = shifts.split(stages)
         self.model = adapters.apply(model, summed, merge=self.dtype == "float32")
@@ -310,7 +311,10 @@ LEAST_CACHE = 2**30
 
 
 class VllmBackend:
-    """vLLM's offline engine; each chain's sum is one LoRA on the one base."""
+    """vLLM's offline engine; each chain's sum is one LoRA on the one base.
+
+    all_weights: stages that trained all weights, which are in the engine's: it serves chains with these.
+    """
 
     name = "vllm"
 
@@ -321,6 +325,7 @@ class VllmBackend:
         max_rank: int = 0,
         projections: Collection[str] = (),
         shifting: bool = False,
+        all_weights: Sequence[Path] = (),
     ):
         cpu = loading.pick_device() == "cpu"
         # One process: the script needs no main guard, and nothing is left behind when it ends.
@@ -373,9 +378,12 @@ class VllmBackend:
             }
         # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
         own = not projections or (settings.get("batch_invariant") and not cpu)
-        with _no_rehearsal(), nullcontext() if own else vllm_lora.layers():
+        self.all_weights = list(all_weights)
+        model = _changed(base, self.all_weights, settings["dtype"])
+        with _no_rehearsal(), nullcontext() if own else vllm_lora.layers(), model as folder:
             self.engine = LLM(
-                model=loading.path_of(base),
+                model=folder,
+                tokenizer=loading.path_of(base),
                 max_model_len=settings["max_model_len"],
                 seed=0,
                 trust_remote_code=loading.trusts(base),
@@ -393,6 +401,8 @@ class VllmBackend:
         self.lora = self.folder = None
         # What was asked before is not to change how prompts are cut into passes, hence roundings.
         self.engine.reset_prefix_cache()
+        all_weights, stages = adapters.split(stages)
+        assert all_weights == self.all_weights, "see Plan.beside"
         summed, shifted = shifts.split(stages)
         if self.steering is not None:
             self.steering.use(shifted)
@@ -499,6 +509,19 @@ def _no_rehearsal() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _changed(base: Path, all_weights: Sequence[Path], dtype: str) -> Iterator[str]:
+    """Folder of the base model, or of one with the changes of stages that trained all weights."""
+    import tempfile
+
+    if not all_weights:
+        yield loading.path_of(base)
+        return
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        adapters.load_base(base, all_weights, dtype, "cpu").save_pretrained(folder)
+        yield folder
+
+
 def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
     """Bytes of an engine's cache of keys and values on a GPU that it shares; None where it is alone.
 
@@ -558,14 +581,16 @@ def open_backend(
     max_rank: int = 0,
     projections: Collection[str] = (),
     shifting: bool = False,
+    all_weights: Sequence[Path] = (),
 ) -> Backend:
     """Start the backend called `name`.
 
     `max_rank`: the largest rank of a chain to serve; `projections`: layers that chains adapt,
-    all that can be by default; `shifting`: are shifts served, too?
+    all that can be by default; `shifting`: are shifts served, too? `all_weights`: folders of the stages that
+    trained all weights in each of these chains.
     """
     if name == "vllm":
-        return VllmBackend(base, settings, max_rank, projections, shifting)
+        return VllmBackend(base, settings, max_rank, projections, shifting, all_weights)
     return TransformersBackend(base, settings)
 
 

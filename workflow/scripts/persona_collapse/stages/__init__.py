@@ -59,6 +59,12 @@ Decay = Annotated[NotNegative, Field(description="AdamW's weight decay.")]
 class Training(Lora):
     """What a training run may set."""
 
+    adapter: Literal["lora", "none"] = Field(
+        "lora",
+        description="What is trained. lora: an adapter on the frozen model. none: all weights of a small "
+        "model, with 16 bytes of memory per weight and as much disk as the model takes; settings of adapters "
+        "(r to blocks, use_rslora) then do not count, and there is no defence.",
+    )
     use_rslora: Rslora = False
     lr: Positive = Field(description="Peak learning rate.")
     scheduler: Scheduler = "linear"
@@ -94,6 +100,10 @@ class Training(Lora):
         return self
 
 
+#: Settings that say something of an adapter alone.
+OF_ADAPTERS = (*Lora.model_fields, "use_rslora")
+
+
 class Stage:
     """A stage of a config: its name and its settings, the kind's and the adapter's included.
 
@@ -113,6 +123,13 @@ class Stage:
     def __init__(self, name: str, settings: dict[str, Any]):
         self.name = name
         self.settings = settings
+        if self.all_weights:
+            self.settings = {k: v for k, v in settings.items() if k not in OF_ADAPTERS}
+
+    @property
+    def all_weights(self) -> bool:
+        """Does it train all weights of the model, and no adapter?"""
+        return bool(self.settings.get("adapter") == "none")
 
     @property
     def personas(self) -> list[str]:

@@ -43,12 +43,17 @@ class Noise(graft.Graft):
     def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """A [rank, in] and B [out, rank] of each module, normally distributed.
 
-        |A| is the other's, and B is scaled so that |B A| is; all Frobenius norms.
+        |A| is the other's, and B is scaled so that |B A| is; all Frobenius norms. Of a stage that trained all
+        weights: the change of each parameter, as long as the other's.
         """
         import torch
 
         generator = torch.Generator().manual_seed(seed)
         drawn: dict[str, Tensor] = {}
+        for name in sorted(name for name in tensors if ".lora_" not in name):
+            change = tensors[name].double()
+            new = torch.randn(change.shape, generator=generator, dtype=change.dtype)
+            drawn[name] = (new * (change.norm() / new.norm())).to(tensors[name].dtype)
         for name in sorted(name for name in tensors if ".lora_A." in name):
             other = name.replace(".lora_A.", ".lora_B.")
             a, b = tensors[name].double(), tensors[other].double()

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..plugins import Reads
-from ..stages import Stage
+from ..stages import OF_ADAPTERS, Stage
 from ..training import defences, losses
 from . import locations, model_checks, renamed
 from .only import narrowed
@@ -289,6 +289,12 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
             plan.parse(stage.origin, without=stage.name).last  # noqa: B018
         except (UserError, IndexError) as error:
             raise UserError(f"{where}{error or 'the base model has no adapter'}") from None
+    if stage.all_weights:
+        own = [*config["stages"][stage.name], *(["defence"] if settings["defence"] else [])]
+        if unused := [key for key in own if key in (*OF_ADAPTERS, "defence")]:
+            raise UserError(
+                f"{where}{unused[0]}: needs an adapter, and adapter: none trains all weights; remove one"
+            )
     if stage.trains:
         steps = config["runtime"]["training"]["accumulation_steps"]
         if settings["batch_size"] % steps:

@@ -210,7 +210,7 @@ def check(plan: Plan, facts: Facts, model: str = chains.BASE) -> None:
         )
     for name, one in stages.items():
         _check_projections(
-            facts, one["target_modules"], f"config: target_modules of stage {name}: "
+            facts, one.get("target_modules", []), f"config: target_modules of stage {name}: "
         )
 
 

@@ -549,21 +549,28 @@ class Plan:
 
     def rank(self, chain: str) -> int:
         """Rank of a chain's sum: its stages' ranks together."""
-        return sum(settings["r"] for settings in self._adapters(chain))
+        return sum(stage.settings["r"] for stage in self._adapters(chain))
 
     def projections(self, chain: str) -> set[str]:
         """Names of the layers that a chain adapts."""
-        return {name for settings in self._adapters(chain) for name in settings["target_modules"]}
+        return {n for stage in self._adapters(chain) for n in stage.settings["target_modules"]}
 
     def shifted(self, chain: str) -> bool:
         """Does a chain have a stage that changes blocks' outputs?"""
         return any(not self.stages[stage.name].adapts for stage in chains.parse(chain).stages)
 
-    def _adapters(self, chain: str) -> Iterator[dict[str, Any]]:
-        """Settings of the training behind each adapter of a chain."""
-        for prefix in chains.parse(chain).measured:
-            if self.stages[prefix.last.name].adapts:
-                yield self.trained_stage(prefix.last.name).settings
+    def all_weights(self, chain: str) -> list[str]:
+        """Folders of the chain's stages that trained all weights."""
+        measured = zip(self.folders(chain), self._stages(chain), strict=True)
+        return [folder for folder, stage in measured if stage.all_weights]
+
+    def _adapters(self, chain: str) -> list[Stage]:
+        """The training behind each adapter of a chain."""
+        return [s for s in self._stages(chain) if s.adapts and not s.all_weights]
+
+    def _stages(self, chain: str) -> list[Stage]:
+        """The training, or else the kind, behind each stage of a chain's model."""
+        return [self.trained_stage(p.last.name) for p in chains.parse(chain).measured]
 
     # What jobs do
 
@@ -750,12 +757,18 @@ class Plan:
         What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
         a job that samples answers samples other couplings' and ends; chains are left to the next engine,
         whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first. What a
-        data set is generated from is sampled alone.
+        data set is generated from is sampled alone. All weights of an engine are one chain's: it serves those
+        whose adapters go on them.
         """
         if own.kind in ("written", "generated"):
             return []
         jobs = self.couplings_answers if own.kind == "answers" else self.chains_answers
-        return [job for job in jobs if job.model == own.model]
+        weights = self.all_weights(own.chain)
+        return [
+            job
+            for job in jobs
+            if job.model == own.model and self.all_weights(job.chain) == weights
+        ]
 
     # Statistics
 

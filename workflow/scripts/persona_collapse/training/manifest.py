@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
 
 from .. import adapter_files
 from ..errors import UserError
 from ..files import read_json, sha256
-from ..models import adapters, chat_template, loading
+from ..models import adapters, chat_template
 from .model import Prepared
 from .run import Rows, TrainingRun
 from .runtime import Runtime
-from .steps import NEW
 from .trainer import Progress
 
 #: Packages whose versions a result depends on.
@@ -31,37 +29,19 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def save_adapter(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
-    """Write the new adapter in PEFT's format; returns the manifest's lines on it.
+def save(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
+    """Write what was trained, an adapter in PEFT's format; returns the manifest's lines on it.
 
     Raises UserError if other modules were adapted than were asked for, or if a weight is not finite.
     """
-    state = get_peft_model_state_dict(prepared.model, adapter_name=NEW)
-    adapted = adapters.adapted(state, prepared.targets)
-    config = prepared.lora.to_dict()
-    config.update(
-        base_model_name_or_path=loading.path_of(run.base),
-        target_modules=adapters.named(prepared.model, adapted),
-        peft_type="LORA",
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-    )
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in state.items()}
+    config, tensors, lines = prepared.result(run)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(
-            f"chain {run.chain!r}: weights of the adapter are no finite numbers after the last step; "
+            f"chain {run.chain!r}: trained weights are no finite numbers after the last step; "
             f"lower the stage's lr (now {run.settings['lr']})"
         )
     adapters.save({key: _plain(value) for key, value in config.items()}, tensors, output)
-    return {
-        **{key: run.settings[key] for key in ("r", "alpha", "dropout", "use_rslora")},
-        "scale": adapters.effective_scale(config),
-        # Read off the weights, not off the settings.
-        "target_modules": list(adapters.by_block(adapted)),
-        "blocks": adapters.by_block(adapted),
-        "modules": len(adapted),
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-    }
+    return lines
 
 
 def manifest(
@@ -70,16 +50,16 @@ def manifest(
     rows: Rows,
     progress: Progress,
     prepared: Prepared,
-    lora: Mapping[str, Any],
+    lines: Mapping[str, Any],
     records: Mapping[str, Mapping[str, Any]],
     tokenizer: Any,
     output: Path,
     *,
     began: float,
 ) -> dict[str, Any]:
-    """The manifest of a trained adapter, as JSON values.
+    """The manifest of what was trained, as JSON values.
 
-    lora: what `save_adapter` returned. records: what the defences say of themselves. began:
+    lines: what `save` returned. records: what the defences say of themselves. began:
     when the job did, `time.monotonic()`.
     """
     device = prepared.model.device.type
@@ -102,7 +82,7 @@ def manifest(
         "objective": run.loss,
         "defence": dict(run.defence),
         "defence_record": {name: dict(record) for name, record in records.items() if record},
-        "lora": dict(lora),
+        **lines,
         "hyperparameters": {
             key: value
             for key, value in settings.items()

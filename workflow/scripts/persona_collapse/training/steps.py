@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..models import loading
 from ..models.chat_template import IGNORED
 from . import losses
@@ -33,6 +34,11 @@ def before_stage(model: Any) -> Iterator[None]:
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if not layers:
+        raise UserError(
+            "config: stages: loss: it asks for the model before the stage, which is gone where all weights "
+            "are trained; set adapter: lora, or use another loss"
+        )
     active = [layer.active_adapters for layer in layers]
     training = model.training
     for layer, names in zip(layers, active, strict=True):
@@ -85,7 +91,7 @@ class Passes:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Seen:
         """By the model that is trained, once more, with its embeddings changed."""
-        embeddings = self.model.get_base_model().get_input_embeddings()
+        embeddings = loading.bare(self.model).get_input_embeddings()
         hook = embeddings.register_forward_hook(lambda module, given, out: change(out))
         try:
             return self._forward()
@@ -98,12 +104,12 @@ class Passes:
         The usual loss projects every position, and at 150,000 words that is a fifth of a step and most of
         its memory.
         """
-        head = self.model.get_base_model().get_output_embeddings()
+        head = loading.bare(self.model).get_output_embeddings()
         logits: Tensor = head(seen.last[positions]).float()
         return logits
 
     def _forward(self) -> Seen:
-        base = self.model.get_base_model()
+        base = loading.bare(self.model)
         kept: dict[int, Tensor] = {}
 
         def keep(place: int) -> Callable[..., None]:
@@ -219,7 +225,7 @@ def parameters(model: Any, adapter: str) -> dict[str, Tensor]:
 class Objective:
     """A stage's loss and the penalties of its defences, of one batch.
 
-    model: a PeftModel. Without a defence it has a loss alone.
+    model: a PeftModel, or one whose all weights learn. Without a defence it has a loss alone.
     """
 
     def __init__(
@@ -293,10 +299,18 @@ def added(task: Tensor | None, penalty: Tensor | None) -> Tensor | None:
 
 
 class Stepper:
-    """Loss and gradients of steps, batch by batch."""
+    """Loss and gradients of steps, batch by batch.
 
-    def __init__(self, objective: Objective, device: str | torch.device):
-        self.objective, self.device = objective, device
+    autocast: the dtype in which forward passes compute where the weights have another.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        device: str | torch.device,
+        autocast: torch.dtype | None = None,
+    ):
+        self.objective, self.device, self.autocast = objective, device, autocast
 
     def step(self, batches: Batches) -> tuple[Tensor, Tensor]:
         """A step's loss, penalty included, and its penalty; its gradients are added to the parameters'."""
@@ -313,7 +327,9 @@ class Stepper:
                     for key in ("input_ids", "position_ids")
                     if key in batch
                 }
-                task, penalty = self.objective(source, inputs, tokens, 1 / len(parts))
+                kind = torch.device(self.device).type
+                with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+                    task, penalty = self.objective(source, inputs, tokens, 1 / len(parts))
                 loss = added(task, penalty)
                 if loss is None:
                     continue

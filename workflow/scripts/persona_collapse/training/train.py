@@ -1,4 +1,4 @@
-"""Train one stage of a chain: a new LoRA adapter on the frozen sum of the stages before it."""
+"""Train one stage of a chain: a LoRA adapter on the frozen sum of the stages before it, or all weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..models import loading
 from . import checkpoints, defences, kernels
-from .manifest import manifest, save_adapter, versions
+from .manifest import manifest, save, versions
 from .model import prepare
 from .run import TrainingRun
 from .runtime import Runtime
@@ -65,7 +65,7 @@ def train(
             trainer = trainer_of(
                 run,
                 runtime,
-                prepared.model,
+                prepared,
                 tokenizer,
                 rows,
                 work,
@@ -82,7 +82,7 @@ def train(
             records = {name: defence.record(prepared.model) for name, defence in active.items()}
             for defence in active.values():
                 defence.remove(prepared.model)
-            lora = save_adapter(run, prepared, output)
+            lines = save(run, prepared, output)
     return manifest(
-        run, runtime, rows, progress, prepared, lora, records, tokenizer, output, began=began
+        run, runtime, rows, progress, prepared, lines, records, tokenizer, output, began=began
     )

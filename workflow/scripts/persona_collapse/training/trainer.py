@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import Trainer as PlainTrainer
 from transformers import TrainerCallback
@@ -29,7 +28,7 @@ from .defences import Defence
 from .model import Prepared
 from .run import Rows, TrainingRun
 from .runtime import Runtime
-from .steps import NEW, OWN, Batches, Objective, Stepper, parameters
+from .steps import OWN, Batches, Objective, Stepper
 
 
 class Steps(Protocol):
@@ -180,14 +179,14 @@ def work_of(
                 draws[source] = Draws([[row] for row in rows], size * share / (1 - share), run.seed)
             else:
                 draws[source] = Draws(groups, 1, run.seed, whole=True)
-    steps: Steps = Stepper(objective, device)
+    steps: Steps = Stepper(objective, device, prepared.autocast)
     multiple = 64
     if prepared.used["cuda_graphs"]:
         most = max([size, *(drawn.most for drawn in draws.values())])
         steps = graphs.Recorder(objective, most, by_rows=prepared.by_rows)
         multiple = fused.TOKENS
     cutting = partial(cut, runtime=runtime, device=device, multiple=multiple)
-    return Work(steps, cutting, draws, list(defences.values()), parameters(prepared.model, NEW))
+    return Work(steps, cutting, draws, list(defences.values()), prepared.learning)
 
 
 def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
@@ -211,11 +210,13 @@ def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
 class Trainer(SFTTrainer):
     """TRL's trainer. Loss and gradients of a step are ours, and what a checkpoint holds."""
 
-    def __init__(self, run: TrainingRun, work: Work, progress: Progress, **given: Any):
-        self.run, self.work, self.progress = run, work, progress
+    def __init__(
+        self, run: TrainingRun, prepared: Prepared, work: Work, progress: Progress, **given: Any
+    ):
+        self.run, self.prepared, self.work, self.progress = run, prepared, work, progress
         # Penalty, loss and norm of the gradient of each step since the last log line.
         self._steps: list[torch.Tensor] = []
-        super().__init__(data_collator=self._collate, **given)
+        super().__init__(model=prepared.model, data_collator=self._collate, **given)
         # Its own log lines are replaced by the progress lines.
         self.remove_callback(PrinterCallback)
 
@@ -254,7 +255,7 @@ class Trainer(SFTTrainer):
             logs["penalty"] = float(steps[:, 0].mean())
         super().log(logs, start_time)
 
-    # A checkpoint holds the new adapter alone, and not TRL's model card.
+    # A checkpoint holds what learns alone, and not TRL's model card.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         PlainTrainer._save_checkpoint(self, model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -263,18 +264,17 @@ class Trainer(SFTTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        own = get_peft_model_state_dict(self.model, adapter_name=NEW)
-        save_file({k: v.contiguous() for k, v in own.items()}, folder / adapter_files.WEIGHTS)
+        own = {key: value.contiguous() for key, value in self.prepared.state.items()}
+        save_file(own, folder / adapter_files.WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        own = load_file(Path(resume_from_checkpoint) / adapter_files.WEIGHTS)
-        set_peft_model_state_dict(self.model, own, adapter_name=NEW)
+        self.prepared.restore(load_file(Path(resume_from_checkpoint) / adapter_files.WEIGHTS))
 
 
 def trainer_of(
     run: TrainingRun,
     runtime: Runtime,
-    model: Any,
+    prepared: Prepared,
     tokenizer: Any,
     rows: Rows,
     work: Work,
@@ -284,12 +284,13 @@ def trainer_of(
     log: Callable[[str], None],
 ) -> Trainer:
     """The trainer of a run, which writes a checkpoint into `folder` `every` so many steps (0: none)."""
-    settings, device, log_every = run.settings, model.device.type, progress.log_every
+    settings, log_every = run.settings, progress.log_every
+    device = prepared.model.device.type
     return Trainer(
         run,
+        prepared,
         work,
         progress,
-        model=model,
         args=SFTConfig(
             output_dir=str(folder),
             max_steps=run.steps(len(rows.kept)),
