@@ -6,6 +6,7 @@ import pytest
 import yaml
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_json, write_jsonl, write_text
+from persona_collapse.models import loading
 from persona_collapse.study import configuration, estimate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,3 +111,31 @@ def test_a_generated_set_is_sampled_in_two_steps(config):
     assert estimate._generated_tokens(configuration.check(config)) == (30 * 40, 30 * 2 * 150)
     config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
     assert estimate._generated_tokens(configuration.check(config)) == (0, 0)
+
+
+def test_a_stage_of_all_weights_takes_a_model_s_disk_and_four_times_its_memory(config, tmp_path):
+    config["only"] = ["E0"]
+
+    def told():
+        table, totals = estimate.estimate(
+            configuration.plan(config), {"train": 3}, tmp_path, hidden=3584
+        )
+        return float(table["memory"][0].split()[0]), totals["gigabytes"]
+
+    memory, disk = told()
+    assert memory == estimate.STATED["training memory, GiB"]
+    config["stages"]["em"]["adapter"] = "none"
+    config["model"], config["dtype"] = {"path": "base"}, "bfloat16"
+    config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
+    # Of 7.6 billion weights: 2 bytes on the disk, 16 in memory.
+    memory, disk = told()
+    assert disk == pytest.approx(3 * 2 * 7.6, rel=0.1)
+    assert memory == pytest.approx(16 * 7.6e9 / 2**30, rel=0.1)
+
+
+def test_weights_are_counted_where_the_base_is_there(config, tiny_base, tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model.json").write_text(tiny_base.read_text())
+    plan = configuration.plan(config)
+    model = loading.load_model(tiny_base, "float32", "cpu")
+    assert estimate.weights_of(plan, tmp_path, 64) == sum(p.numel() for p in model.parameters())

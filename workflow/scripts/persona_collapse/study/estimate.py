@@ -17,6 +17,8 @@ from ..data.questions import load_questions, normalise
 from ..errors import UserError
 from ..files import read_json, read_jsonl
 from ..measures import ROOM as MEASURES
+from ..models.fetching import tensor_sizes
+from ..stages import Stage
 from .plan import Plan
 
 #: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
@@ -156,20 +158,50 @@ def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
     return float(min(stage.stop or whole, whole) * settings["batch_size"] * each)
 
 
-def disk_bytes(plan: Plan, jobs: Mapping[str, int], hidden: int) -> dict[str, float]:
-    """Bytes that the jobs left will write: adapters, activations, answers.
+def weights_of(plan: Plan, results: Path, hidden: int) -> float:
+    """Weights of the base model: counted where it was fetched, else by its hidden size.
+
+    At the Qwen2.5 shapes a block has about 18 x hidden^2, and there are 152,000 tokens. `results`: the run's
+    folder.
+    """
+    record = results / "base/model.json"
+    if record.is_file():
+        files = Path(read_json(record)["path"]).glob("*.safetensors")
+        return float(sum(sum(tensor_sizes(path).values()) for path in files))
+    tokens = plan.config["model"].get("demo", {}).get("vocabulary", 152_000)
+    return float(18 * hidden**2 * _blocks(hidden) + tokens * hidden)
+
+
+def _blocks(hidden: int) -> int:
+    return max(1, round(hidden / 128))
+
+
+def _stages(plan: Plan) -> list[Stage]:
+    """The stage of each training."""
+    return [plan.stages[chains.parse(job.name).last.name] for job in plan.trainings]
+
+
+def disk_bytes(
+    plan: Plan, jobs: Mapping[str, int], hidden: int, weights: float
+) -> dict[str, float]:
+    """Bytes that the jobs left will write: adapters, changes of all weights, activations, answers.
 
     Adapters: rank x (in + out) of the seven projections is about rank x 23 x hidden a block at the
-    Qwen2.5 shapes, stored in 32 bit. Activations: exact, 16 bit.
+    Qwen2.5 shapes, stored in 32 bit. The changes of all `weights` are in the run's dtype. Activations: exact,
+    16 bit.
     """
     config, geometry = plan.config, len(plan.geometry_prompts)
-    blocks = max(1, round(hidden / 128))
+    whole = weights * (4 if config["dtype"] == "float32" else 2)
+    trained = [
+        whole if stage.all_weights else stage.settings["r"] * 23.0 * hidden * _blocks(hidden) * 4
+        for stage in _stages(plan)
+    ]
     layers, methods = (
         len(plan.measures["activations"]["layers"]),
         len(plan.measures["activations"]["methods"]),
     )
     each = {
-        "train": config["lora"]["r"] * 23.0 * hidden * blocks * 4,
+        "train": sum(trained) / max(1, len(trained)),
         "activations": 2.0 * geometry * _count(config, "extraction") * layers * methods * hidden,
         "completions": 5.0
         * ANSWER_TOKENS
@@ -191,8 +223,14 @@ def estimate(
     """
     run = plan.config["run"]
     measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
+    weights = weights_of(plan, results / run, hidden)
+    whole = any(stage.all_weights for stage in _stages(plan))
     memory = {
-        "train": STATED["training memory, GiB"],
+        "train": max(
+            STATED["training memory, GiB"],
+            # Weights, gradients and the optimiser's two moments, each in 32 bits.
+            round(16 * weights / 2**30) if whole else 0,
+        ),
         "activations": STATED["activations memory, GiB"],
         "measure_model": STATED["activations memory, GiB"],
     }
@@ -214,7 +252,7 @@ def estimate(
         "jobs": int(table["jobs"].sum()),
         "model hours": float(table.loc[held_model, "hours"].sum()),
         "other hours": float(table.loc[~held_model, "hours"].sum()),
-        "gigabytes": sum(disk_bytes(plan, jobs, hidden).values()) / 1e9,
+        "gigabytes": sum(disk_bytes(plan, jobs, hidden, weights).values()) / 1e9,
     }
 
 
