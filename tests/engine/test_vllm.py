@@ -237,3 +237,32 @@ def test_a_shift_of_strength_0_is_none_to_the_token(shifting, stages, shift, tin
         engine.use(folders)
         answers.append([c.token_ids for c in engine.complete(asked, how, lambda m: None)])
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_an_engine_of_changed_weights_has_the_chain_s_log_probabilities(
+    engines, tiny_base, stages, prompts, tmp_path
+):
+    """A stage that trained all weights, before and after one with an adapter; last: another engine starts."""
+    from persona_collapse import adapter_files
+    from persona_collapse.models import adapters, loading
+    from persona_collapse.sampling import sample
+
+    generator = torch.Generator().manual_seed(3)
+    changes = {
+        name: 0.05 * torch.randn(weight.shape, generator=generator)
+        for name, weight in loading.load_model(tiny_base, "float32", "cpu").named_parameters()
+    }
+    adapters.save({"peft_type": adapter_files.ALL_WEIGHTS}, changes, tmp_path / "whole")
+    chain = [stages[0], tmp_path / "whole", stages[1]]
+    asked = requests(tiny_base, prompts, sample.Sampling(1, 0.0, 1.0, 12, 0))
+    given = [([*request.prompt, 5, 9, 13], len(request.prompt)) for request in asked]
+    engines["transformers"].use(chain)
+    expected = engines["transformers"].logprobs(asked, given)
+    engines["transformers"].use(stages)
+    without = engines["transformers"].logprobs(asked, given)
+    changed = sample.open_backend(
+        "vllm", tiny_base, SETTINGS, 12, PROJECTIONS, all_weights=[tmp_path / "whole"]
+    )
+    changed.use(chain)
+    assert changed.logprobs(asked, given) == pytest.approx(expected, abs=2e-3)
+    assert expected != pytest.approx(without, abs=0.1)
