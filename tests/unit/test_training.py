@@ -522,12 +522,13 @@ def test_a_deterministic_training_goes_on_from_checkpoints_of_its_own_kind_alone
         {"padding_free": True, "cuda_graphs": False},
         {"padding_free": True, "cuda_graphs": False, "fused_lora": False},
         {"gradient_checkpointing": True},
+        {"padding_free": True, "adapter": "none"},
     ],
 )
 def test_a_gpu_trains_the_same_adapter_twice_where_asked(train, make_adapter, settings):
     how = {"deterministic": True, "dtype": "bfloat16", "epochs": 20, **settings}
     how["prefix"] = [make_adapter(31, 4, True)]
     one, two = (train(name, **how)[1] for name in ("one", "two"))
-    recorded = "padding_free" in settings and "cuda_graphs" not in settings
+    recorded = "padding_free" in settings and not {"cuda_graphs", "adapter"} & settings.keys()
     assert one["used"]["cuda_graphs"] == two["used"]["cuda_graphs"] == recorded
     assert one["adapter_sha256"] == two["adapter_sha256"]
