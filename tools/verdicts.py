@@ -61,6 +61,7 @@ WRITTEN = (
     "tables/headline.csv",
     "tables/training.csv",
     "tables/updates.csv",
+    *(f"tables/{name}.csv" for name in worlds.MEASURED),
 )
 
 

@@ -26,6 +26,8 @@ from pydantic import Field
 from scipy.special import expit, logit
 
 Rate = float | dict[str, Any]
+#: Measures that run the model and whose tables verdicts are read from.
+MEASURED = ("task_loss", "preference")
 
 
 class Spread(Settings):
@@ -294,6 +296,22 @@ class Drawn:
             updates.append(update)
         return pd.DataFrame(rows), pd.DataFrame(updates, columns=COLUMNS)
 
+    def measured(self) -> dict[str, pd.DataFrame]:
+        """Tables of the measures in `MEASURED` that the plan takes: nothing depends on them either."""
+        plan, rng = self.plan, self.rng
+        rows: dict[str, list[dict[str, Any]]] = {n: [] for n in MEASURED if n in plan.measures}
+        for chain in plan.chains_for("task_loss"):
+            data = plan.measurement("task_loss", chain).given["data"]
+            for name, of in data.items():
+                loss = float(np.exp(0.02 * rng.normal()))
+                rows["task_loss"].append(
+                    {"chain": chain, "data": name, "own": of["own"], "loss": loss}
+                )
+        for chain in plan.chains_for("preference"):
+            margin = {"margin": 0.02 * float(rng.normal()), "n": 100}
+            rows["preference"].append({"chain": chain, "persona": plan.assistant, **margin})
+        return {name: pd.DataFrame(found) for name, found in rows.items()}
+
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     out: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -316,5 +334,6 @@ def write(drawn: Drawn, folder: Path, layers: list[int]) -> None:
         "blocks": 4,
     }
     write_csv(folder / "tables/headline.csv", pd.DataFrame([row]))
-    for name, table in zip(("training", "updates"), drawn.training(), strict=True):
+    tables = dict(zip(("training", "updates"), drawn.training(), strict=True))
+    for name, table in (tables | drawn.measured()).items():
         write_csv(folder / f"tables/{name}.csv", table)

@@ -101,6 +101,23 @@ def test_rates_lengths_and_shifts_are_the_world_s():
     assert m1["benign@42"] == pytest.approx(m1["base"], abs=1e-3)
 
 
+def test_what_a_model_would_be_run_for_is_written_where_it_is_asked_for(tmp_path):
+    own = "config/presets/defences.yaml"
+    plan = verdicts.configuration.plan(verdicts.merged([own], {"only": ["C4", "C5", "em-kl-1"]}))
+    made = worlds.Drawn(worlds.World(text="x"), plan, np.random.default_rng(0))
+    worlds.write(made, tmp_path, [1])
+    loss = pd.read_csv(tmp_path / "tables/task_loss.csv")
+    assert set(loss["chain"]) == set(plan.chains_for("task_loss"))
+    # Of the data that its last stage trained on.
+    kept = loss[loss["chain"].str.contains(r"em-kl-1@\d+$")]
+    assert set(kept.loc[kept["own"], "data"]) == {"em"}
+    assert len(kept) == len(plan.held_out) * kept["chain"].nunique()
+    rows = pd.read_csv(tmp_path / "tables/preference.csv")
+    assert set(rows["persona"]) == {plan.assistant} and len(rows) == rows["chain"].nunique()
+    assert {f"tables/{name}.csv" for name in worlds.MEASURED} <= set(verdicts.WRITTEN)
+    assert not drawn(worlds.World(text="x")).measured()
+
+
 def test_nulls_counts_p_and_intervals():
     rows = [
         {"test": "t", "p": p, "ci_low": -1.0, "ci_high": h} for p, h in ((0.01, -0.5), (0.5, 1.0))
