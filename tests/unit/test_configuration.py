@@ -113,12 +113,12 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["training", "stf"],
             {},
-            "config: training: expected a kind of stage (couple, graft, noise, sft, shift), got 'stf",
+            "config: training: expected a kind of stage (couple, graft, import, noise, sft, shift)",
         ),
         (
             ["stages", "em", "kind"],
             "stf",
-            "config: stages: em: kind: expected a kind of stage (couple, graft, noise, sft, shift), got 's",
+            "config: stages: em: kind: expected a kind of stage (couple, graft, import, noise, sft, shift)",
         ),
         (
             ["stages", "em", "kind"],

@@ -61,6 +61,10 @@ def test_chains_and_what_came_after_the_coupling():
     assert list(chains.index) == ["couple-villain@42", "couple-villain@42+em@1"]
     assert chains.loc["couple-villain@42", "steps_after"] == 0
     assert chains.loc["couple-villain@42+em@1", "steps_after"] == 60
+    # Of one that was trained elsewhere no steps are known.
+    training.loc[1, "steps"] = np.nan
+    again = correlations.chain_table(GRID, answers, geometry, cosines, training)
+    assert np.isnan(again.set_index("chain").loc["couple-villain@42+em@1", "steps_after"])
     assert chains.loc["couple-villain@42+em@1", "rate"] == 9 / 40
     base = cosines[(cosines["chain"] == "base") & (cosines["layer"] == 3)]
     base = base[base["method"] == "A"]

@@ -14,6 +14,7 @@ rule fetch:
     input:
         bases_used,
         expand(results("data/{name}.jsonl"), name=fetched),
+        expand(results("models/{chain}/manifest.json"), chain=imported),
     localrule: True
 
 

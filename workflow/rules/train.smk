@@ -1,10 +1,12 @@
 # Training: one recursive rule. A chain depends on its own prefix, its data and nothing else.
 
 
+last_stages = {
+    name: plan.stages[chains.parse(name).last.name] for name in plan.trained_chains
+}
+imported = [name for name, stage in last_stages.items() if stage.source]
 made = [
-    name
-    for name in plan.trained_chains
-    if not plan.stages[chains.parse(name).last.name].trains
+    name for name, stage in last_stages.items() if not stage.trains and not stage.source
 ]
 
 
@@ -48,7 +50,48 @@ rule make_stage:
         "../scripts/make_stage.py"
 
 
+def import_source(wildcards):
+    """Where an imported adapter is from."""
+    return last_stages[wildcards.imported].source
+
+
+def import_files(wildcards):
+    """Files of an imported adapter that is in a folder."""
+    folder = import_source(wildcards).get("path")
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    return [os.path.join(folder, name) for name in names] if folder else []
+
+
+rule import_adapter:
+    input:
+        import_files,
+        base=lambda wildcards: plan.base(wildcards.imported),
+    output:
+        weights=results("models/{imported}/adapter_model.safetensors"),
+        config=results("models/{imported}/adapter_config.json"),
+        manifest=results("models/{imported}/manifest.json"),
+    log:
+        logs("import/{imported}"),
+    benchmark:
+        benchmarks("import/{imported}")
+    wildcard_constraints:
+        imported=one_of(imported),
+    # On a cluster: where the user is logged in, for compute nodes seldom reach the hub.
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    params:
+        source=import_source,
+        kind=lambda wildcards: last_stages[wildcards.imported].kind,
+        dtype=config["dtype"],
+    message:
+        "Importing the adapter of {wildcards.imported}"
+    script:
+        "../scripts/import_adapter.py"
+
+
 ruleorder: make_stage > train
+ruleorder: import_adapter > train
 
 
 def prefix_adapters(wildcards):

@@ -22,9 +22,6 @@ with job(snakemake, f"make {snakemake.wildcards.made}"):
             "kind": stage.kind,
             "adapter_sha256": sha256(folder / adapter_files.WEIGHTS),
             "prefix": [str(prefix) for prefix in chain.prefixes[:-1]],
-            # Nothing was trained here.
-            **dict.fromkeys(("rows_seen", "tokens_seen", "supervised_tokens", "epochs_seen"), 0),
-            **dict.fromkeys(("seconds", "seconds_total"), 0.0),
-            "loss": [],
+            **adapter_files.UNTRAINED,
         },
     )

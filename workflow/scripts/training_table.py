@@ -23,9 +23,9 @@ with job(snakemake, "training table"):
                 {k: m[k] for k in keys}
                 # A stage that trained all weights has no adapter.
                 | {k: m.get("lora", {}).get(k) for k in ("r", "alpha", "use_rslora", "scale")}
-                | {k: m["data"][k] for k in ("name", "rows", "rows_dropped_no_loss")}
+                | {k: m.get("data", {}).get(k) for k in ("name", "rows", "rows_dropped_no_loss")}
                 | {
-                    k: m[k]
+                    k: m.get(k)  # an imported adapter has few of them
                     for k in (
                         "loss_on",
                         "objective",

@@ -18,6 +18,12 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 CONFIG = "adapter_config.json"
+#: What a manifest says of an adapter for which nothing was trained.
+UNTRAINED: Mapping[str, Any] = {
+    **dict.fromkeys(("rows_seen", "tokens_seen", "supervised_tokens", "epochs_seen"), 0),
+    **dict.fromkeys(("seconds", "seconds_total"), 0.0),
+    "loss": [],
+}
 #: `peft_type` in the config of a stage that trained all weights. Its tensors are no factors but the change
 #: W' - W of every parameter, by the parameter's name.
 ALL_WEIGHTS = "ALL_WEIGHTS"

@@ -39,7 +39,8 @@ def chain_table(
     """One row per chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
 
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
-    what was trained after the coupling (0: the coupling came last). `final_loss`: of the last stage.
+    what was trained after the coupling (0: the coupling came last; no steps are known of an imported
+    stage). `final_loss`: of the last stage.
     """
     coupled = design[design["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
@@ -74,7 +75,7 @@ def chain_table(
                 "mean_tokens": measured.loc[key, "mean_tokens"],
                 "final_loss": runs["final_loss"].get(cell.chain, np.nan),
                 "stages_after": len(after),
-                "steps_after": sum(int(runs["steps"].get(name, 0)) for name in after),
+                "steps_after": sum(runs["steps"].get(name, 0) for name in after),
             }
         )
     return pd.DataFrame(rows, columns=CHAIN_COLUMNS)

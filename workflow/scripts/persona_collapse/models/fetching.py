@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,6 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: b
         if not (folder / "config.json").is_file():
             raise UserError(f"config: model: path: {folder}: no config.json there")
         return folder.resolve()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     name, revision = source["hub"]["id"], source["hub"]["revision"]
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
     if weights:
@@ -141,11 +138,21 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: b
     if source.get("trust_remote_code"):
         patterns.append("*.py")
     progress(f"fetching {name} at {revision}")
+    return snapshot(name, revision, patterns, "config: model: hub")
+
+
+def snapshot(name: str, revision: str, patterns: Sequence[str], where: str) -> Path:
+    """Folder with the files of a repository on the hub that match; downloads what is not there yet.
+
+    `where`: its place in the config. A gated or missing repository is a UserError that says what to do.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UserError(
-            f"config: model: hub: {name} at {revision} could not be downloaded "
-            f"({type(error).__name__}): check id and revision, "
-            "set HF_TOKEN if the model is gated, or give a local path"
+            f"{where}: {name} at {revision} could not be downloaded ({type(error).__name__}): check id and "
+            "revision, set HF_TOKEN if it is gated, or give a local path"
         ) from error

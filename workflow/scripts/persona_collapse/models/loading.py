@@ -168,6 +168,16 @@ def blocks_of(model: Any) -> Any:
     )
 
 
+def outline(base: str | Path) -> Any:
+    """The base model without its weights: its modules and their shapes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(base) as folder, torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts(base))
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusts(base))
+
+
 def load_model(base: str | Path, dtype: str, device: str) -> Any:
     """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`."""
     import torch

@@ -147,6 +147,11 @@ class Stage:
         return None
 
     @property
+    def source(self) -> dict[str, Any]:
+        """Where its adapter comes from and what it may be, if it was trained elsewhere; else empty."""
+        return {}
+
+    @property
     def answers(self) -> dict[str, int]:
         """Answers to each training question that its rows are made from, by persona; most need none."""
         return {}
@@ -175,6 +180,9 @@ class Stage:
     def induction(self) -> str:
         """The persona whose system prompt is put on every row; empty where rows stay as they are."""
         return ""
+
+    def check(self) -> None:
+        """Raise UserError for what is wrong with it and can be seen before a job runs."""
 
     @property
     def reads(self) -> Reads | None:

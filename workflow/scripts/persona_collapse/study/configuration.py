@@ -284,6 +284,10 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
     """What a stage names exists, and the run can compute it."""
     where = f"config: stages: {stage.name}: "
     config, settings = plan.config, stage.settings
+    try:
+        stage.check()
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
     if stage.origin is not None:
         try:
             plan.parse(stage.origin, without=stage.name).last  # noqa: B018

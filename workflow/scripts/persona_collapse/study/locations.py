@@ -27,6 +27,7 @@ PATHS = (
     ("data", "*", "from", "hub", "id"),  # may be a folder
     ("training", "*", "answers", "file"),
     ("stages", "*", "answers", "file"),
+    ("stages", "*", "path"),
     ("claims",),
     ("errata",),
 )
