@@ -39,6 +39,12 @@ rule geometry_dumps:
     localrule: True
 
 
+rule export:
+    input:
+        results_of("export/{chain}", "activations"),
+    localrule: True
+
+
 rule tables:
     input:
         expand(results("tables/{table}.csv"), table=[*reported, *tabled]),

@@ -99,6 +99,26 @@ rule activations:
         "../scripts/measure_model.py"
 
 
+rule export_vectors:
+    input:
+        base=base_of,
+        activations=results("activations/{chain}.safetensors"),
+    output:
+        directory(results("export/{chain}")),
+    log:
+        logs("export/{chain}"),
+    benchmark:
+        benchmarks("export/{chain}")
+    conda:
+        "../../envs/train.yaml"
+    params:
+        assistant=plan.assistant,
+    message:
+        "Persona vectors of {wildcards.chain} for other tools"
+    script:
+        "../scripts/export.py"
+
+
 def model_jobs(wildcards):
     """How a measure of the model is taken of all its chains."""
     chains = plan.chains_for(wildcards.measure)

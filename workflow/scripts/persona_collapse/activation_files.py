@@ -67,7 +67,7 @@ def save(activations: Activations, path: str | Path, dtype: str = "float16") -> 
     }
     with atomic(path) as temporary:
         serialize_file(tensors, temporary, metadata=metadata)
-        _sort_metadata(temporary)
+        sort_metadata(temporary)
 
 
 def load(path: str | Path) -> Activations:
@@ -128,7 +128,7 @@ def _to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
     return (bits.astype("<u4") << 16).view("<f4")
 
 
-def _sort_metadata(path: Path) -> None:
+def sort_metadata(path: Path) -> None:
     """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -1,0 +1,144 @@
+"""Directions of the residual stream as files that other tools read: persona vectors of a chain.
+
+A persona's direction at a block is its centroid less the assistant's, centroids being means over the
+extraction questions (Chen et al. 2025, arXiv 2507.21509, take a trait's prompt less its opposite's).
+Method A is the last token of the prompt, their `prompt_last_diff`; method B the mean over the answer,
+their `response_avg_diff`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .activation_files import Activations, sort_metadata
+from .errors import UserError
+from .files import atomic, write_json
+
+#: What persona_vectors calls a direction by each method.
+METHODS = {"A": "prompt_last_diff", "B": "response_avg_diff"}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction at some blocks of a model.
+
+    at: float32 [hidden] by block, 0-based, as added to that block's output. blocks: of the model. about: what
+    it is and where it is from.
+    """
+
+    name: str
+    at: Mapping[int, np.ndarray]
+    blocks: int
+    about: Mapping[str, str]
+
+
+def directions(
+    activations: Activations, assistant: str, blocks: int, about: Mapping[str, str]
+) -> Iterator[Direction]:
+    """Each persona's direction by each method. Raises UserError if the assistant is not there."""
+    if assistant not in activations.personas:
+        raise UserError(
+            f"{activations.model}: no activations of {assistant!r}, which directions start from; add it to "
+            "personas: geometry, or name another by personas: assistant"
+        )
+    start = activations.personas.index(assistant)
+    for method, array in sorted(activations.arrays.items()):
+        centroids = array.mean(axis=2, dtype=np.float64)
+        moved = (centroids - centroids[:, [start]]).astype(np.float32)
+        for number, persona in enumerate(activations.personas):
+            if number != start:
+                at = dict(zip(activations.layers, moved[:, number], strict=True))
+                what = {
+                    "chain": activations.model,
+                    "direction": f"{persona} - {assistant}",
+                    "method": METHODS[method],
+                    "layer_convention": "output of block L, 0-based, before the final norm",
+                }
+                yield Direction(f"{persona}_{METHODS[method]}", at, blocks, what | dict(about))
+
+
+def _rows(direction: Direction) -> tuple[list[int], np.ndarray]:
+    """The blocks, in order, and their directions [blocks, hidden]."""
+    blocks = sorted(direction.at)
+    return blocks, np.stack([direction.at[block] for block in blocks])
+
+
+def persona_vectors(direction: Direction, path: Path) -> None:
+    """A tensor [blocks + 1, hidden] as torch.save writes it; `weights_only=True` reads it.
+
+    Row L + 1 is the output of block L, as in transformers' hidden states. Rows that were not measured are
+    NaN, the embeddings' among them, so that nobody takes them for directions without effect.
+    """
+    import torch
+
+    blocks, found = _rows(direction)
+    rows = torch.full((direction.blocks + 1, found.shape[1]), float("nan"))
+    rows[[block + 1 for block in blocks]] = torch.from_numpy(found)
+    # A file's own name would be in its bytes.
+    buffer = io.BytesIO()
+    torch.save(rows, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
+def safetensors(direction: Direction, path: Path) -> None:
+    """A tensor `direction` [measured blocks, hidden]; the blocks, and what it is, in the metadata."""
+    from safetensors.numpy import save_file
+
+    blocks, found = _rows(direction)
+    save_file({"direction": found}, path, {"layers": json.dumps(blocks), **direction.about})
+    sort_metadata(path)
+
+
+def control_vector(direction: Direction, path: Path) -> None:
+    """repeng's and llama.cpp's control vector: a tensor `direction.L` [hidden] for each block L.
+
+    llama.cpp takes no block 0, so that one is left out.
+    """
+    import gguf
+
+    blocks = [block for block in sorted(direction.at) if block > 0]
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", direction.about["family"])
+    writer.add_uint32("controlvector.layer_count", len(blocks))
+    for block in blocks:
+        writer.add_tensor(f"direction.{block}", direction.at[block])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def steering_vector(direction: Direction, path: Path) -> None:
+    """vllm-lens's `SteeringVector` as JSON, of scale 1; `model_validate_json` reads it."""
+    blocks, found = _rows(direction)
+    activations: dict[str, Any] = {
+        "data": base64.b64encode(found.astype("<f4").tobytes()).decode(),
+        "dtype": "float32",
+        "original_dtype": "torch.float32",
+        "shape": list(found.shape),
+    }
+    write_json(path, {"activations": activations, "layer_indices": blocks, "scale": 1.0})
+
+
+#: By the ending of the files.
+FORMATS: dict[str, Callable[[Direction, Path], None]] = {
+    ".pt": persona_vectors,
+    ".safetensors": safetensors,
+    ".gguf": control_vector,
+    ".json": steering_vector,
+}
+
+
+def write(direction: Direction, folder: Path) -> None:
+    """Write a direction in all `FORMATS`; each file appears whole or not at all."""
+    for suffix, put in FORMATS.items():
+        with atomic(folder / f"{direction.name}{suffix}") as temporary:
+            put(direction, temporary)
