@@ -1,6 +1,7 @@
 # Config, names and small helpers that the rules share.
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,6 +39,19 @@ except UserError as error:
 
 # Each adapter's manifest names the commit that trained it; jobs inherit it.
 os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
+# And its card the command that makes it again.
+overlays = list(map(os.path.relpath, workflow.overwrite_configfiles))
+os.environ.setdefault(
+    "PERSONA_COLLAPSE_COMMAND",
+    shlex.join(
+        [
+            "snakemake",
+            "--cores",
+            "all",
+            *(["--configfile", *overlays] if overlays else []),
+        ]
+    ),
+)
 
 # Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
 submitting = workflow.resource_settings.nodes is not None

@@ -125,6 +125,7 @@ rule train:
         weights=results("models/{trained}/adapter_model.safetensors"),
         config=results("models/{trained}/adapter_config.json"),
         manifest=results("models/{trained}/manifest.json"),
+        card=results("models/{trained}/README.md"),
     log:
         logs("train/{trained}"),
     benchmark:

@@ -1,5 +1,7 @@
 """Train the last stage of a chain, and other ready chains' while the libraries are loaded."""
 
+import os
+import shlex
 from pathlib import Path
 
 from persona_collapse.runtime.job import job as running
@@ -48,7 +50,8 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
 
     def work(training, job, folder):
         """Train one chain's last stage into a folder."""
-        from persona_collapse.files import write_json
+        from persona_collapse.files import read_json, write_json, write_text
+        from persona_collapse.training import card
         from persona_collapse.training.run import run_of
         from persona_collapse.training.runtime import Runtime
 
@@ -62,6 +65,11 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
             code=params.code_hash + job.loss_code,
         )
         write_json(folder / "manifest.json", manifest)
+        read = [path.removesuffix(".jsonl") for path in job.files if path.endswith(".jsonl")]
+        data = [read_json(f"{path}.manifest.json") for path in read]
+        target = f"results/{plan.config['run']}/models/{job.name}/README.md"
+        command = f"{os.environ['PERSONA_COLLAPSE_COMMAND']} -- {shlex.quote(target)}"
+        write_text(folder / "README.md", card.text(manifest, data, command))
 
     shared_engine.run(
         store,

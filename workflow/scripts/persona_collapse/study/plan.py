@@ -765,9 +765,7 @@ class Plan:
         jobs = self.couplings_answers if own.kind == "answers" else self.chains_answers
         weights = self.all_weights(own.chain)
         return [
-            job
-            for job in jobs
-            if job.model == own.model and self.all_weights(job.chain) == weights
+            job for job in jobs if job.model == own.model and self.all_weights(job.chain) == weights
         ]
 
     # Statistics
