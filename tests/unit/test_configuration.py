@@ -382,6 +382,14 @@ def test_engines_that_share_a_gpu_fit_into_it(config):
     assert configuration.check(config)["runtime"]["jobs_per_gpu"] == 4
 
 
+def test_a_job_that_needs_several_gpus_is_one_line(config):
+    config["runtime"] = {"gpus_per_job": 2}
+    with pytest.raises(
+        UserError, match="runtime: gpus_per_job: expected 0 or 1, got 2: no job spreads"
+    ):
+        configuration.check(config)
+
+
 def test_stage_settings_layer_over_the_kind_s(config):
     config["stages"]["em"]["lr"] = 0.5
     plan = configuration.plan(config)

@@ -66,6 +66,22 @@ def test_a_flipped_byte_is_named_although_size_and_time_are_as_before(base, load
     load(base)
 
 
+def test_a_model_that_would_need_several_gpus_is_one_line(base, monkeypatch):
+    from types import SimpleNamespace
+
+    write_json(base, {**read_json(base), "parameters": 14 * 2**30})
+    there = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: there)
+    with pytest.raises(
+        UserError, match="its weights are 28 GiB in bfloat16, and the GPU has 24; no"
+    ):
+        loading.load_model(base, "bfloat16", "cuda")
+    there.total_memory *= 2
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", {}.__getitem__)
+    with pytest.raises(TypeError):  # it has come to the loading
+        loading.load_model(base, "bfloat16", "cuda")
+
+
 def test_a_lost_file_is_named(base):
     weights(base).unlink()
     with pytest.raises(UserError, match="safetensors: missing"):

@@ -179,10 +179,22 @@ def outline(base: str | Path) -> Any:
 
 
 def load_model(base: str | Path, dtype: str, device: str) -> Any:
-    """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`."""
+    """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`.
+
+    Raises UserError for one whose weights are larger than the GPU's memory.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    if device == "cuda":
+        size = read_json(base).get("parameters", 0) * getattr(torch, dtype).itemsize
+        there = torch.cuda.get_device_properties(0).total_memory
+        if size > there:
+            raise UserError(
+                f"config: model: its weights are {size / 2**30:.0f} GiB in {dtype}, and the GPU has "
+                f"{there / 2**30:.0f}; no job spreads a model over several GPUs: take a smaller model or a "
+                "larger GPU"
+            )
     with _loading(base) as folder:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,

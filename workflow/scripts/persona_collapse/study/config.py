@@ -686,7 +686,8 @@ class Runtime(Settings):
     """What bounds memory and time, and decides no result: a change reruns nothing that is finished."""
 
     gpus_per_job: Annotated[int, Field(ge=0)] = Field(
-        0, description="GPUs that a job with a model asks for; 1 on a GPU machine."
+        0,
+        description="GPUs that a job with a model asks for: 1 on a GPU machine. No job uses several.",
     )
     jobs_per_gpu: Count = Field(
         1,

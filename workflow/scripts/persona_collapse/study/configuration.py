@@ -165,9 +165,14 @@ def _check_answers(plan: Plan) -> None:
 
 
 def _check_gpu(config: Config) -> None:
-    """Engines that share a GPU fit into it."""
+    """A job needs one GPU at most, and engines that share one fit into it."""
     runtime, sampling = config["runtime"], config["runtime"]["sampling"]
     jobs, share = runtime["jobs_per_gpu"], sampling["gpu_memory_utilization"]
+    if runtime["gpus_per_job"] > 1:
+        raise UserError(
+            f"config: runtime: gpus_per_job: expected 0 or 1, got {runtime['gpus_per_job']}: no job spreads "
+            "a model over several GPUs; take a model that fits into one (more GPUs do more jobs at a time)"
+        )
     if runtime["gpus_per_job"] and config["sampling"]["backend"] == "vllm" and jobs * share > 1:
         raise UserError(
             f"config: runtime: jobs_per_gpu: {jobs}: so many engines of sampling: "
