@@ -1,6 +1,7 @@
 """Trainings of the tiny model for tests: fixtures, which conftest.py shares out, and rows."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def train(tiny_base, tmp_path):
         prefix=(),
         system=None,
         dies_at=None,
+        told=None,
         saved=None,
         defence=None,
         inputs=None,
@@ -67,7 +69,9 @@ def train(tiny_base, tmp_path):
         def say(line):
             said.append(line)
             if dies_at and f"step {dies_at}/" in line:
-                raise KeyboardInterrupt
+                if told is None:
+                    raise KeyboardInterrupt
+                signal.raise_signal(told)
 
         own = {key: changes.pop(key) for key in Runtime.model_fields if key in changes}
         run = TrainingRun(

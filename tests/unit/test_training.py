@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -227,6 +228,24 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
         assert resumed[key] == undisturbed[key]
     assert resumed["seconds_total"] > resumed["seconds"]
     assert not steps["saved"].exists()
+
+
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGUSR1"])
+def test_a_training_that_is_told_to_end_saves_where_it_is(train, tmp_path, told):
+    number = signal.Signals[told]
+    before = signal.getsignal(number)
+    steps = {"epochs": 16, "saved": tmp_path / "saved"}
+    whole, undisturbed = train("whole", **steps)
+    # Between two checkpoints, and between two points of the curve.
+    with pytest.raises(UserError, match=f"{told} ended it after step 13 of 48; its checkpoint is"):
+        train("again", dies_at=12, told=number, **steps)
+    assert signal.getsignal(number) == before
+    (kept,) = steps["saved"].iterdir()
+    assert {p.name for p in kept.iterdir()} == {"checkpoint-10", "checkpoint-13"}
+    again, resumed = train("again", **steps)
+    assert resumed["resumed_after_step"] == 13 and resumed["loss"] == undisturbed["loss"]
+    weights = [folder / adapter_files.WEIGHTS for folder in (whole, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_the_result_does_not_depend_on_what_the_process_trained_before(train):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
+from ..errors import UserError
 from ..models import loading
-from . import checkpoints, defences, kernels
+from . import checkpoints, defences, kernels, stopping
 from .manifest import manifest, save, versions
 from .model import prepare
 from .run import TrainingRun
@@ -33,7 +36,8 @@ def train(
 
     `saved`: folder for checkpoints, one `every` so many steps (0: none). A training that finds one of
     its own there, made by the same `code`, goes on from it and ends with the same bytes as one that was
-    never stopped; when it is done they are removed.
+    never stopped; when it is done they are removed. Told to end by SIGTERM or SIGUSR1, as at a cluster's time
+    limit, it saves one after the step and raises UserError.
 
     The trainer is TRL's SFTTrainer; tokens and labels are ours, so what carries loss is recorded
     here and not left to a default. Data order, LoRA initialisation and dropout follow the seed: on
@@ -77,8 +81,15 @@ def train(
             if resumed:
                 log(f"goes on after step {progress.first}/{stop}, where an earlier job was stopped")
             progress.started = time.monotonic()
-            trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+            told = stopping.asked(partial(setattr, progress, "told"))
+            with told if saved and every else nullcontext():
+                trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
             progress.ended = time.monotonic()
+            if progress.done < stop:
+                raise UserError(
+                    f"chain {run.chain!r}: {progress.told} ended it after step {progress.done} of {stop}; "
+                    "its checkpoint is kept: rerun, and it goes on from there"
+                )
             records = {name: defence.record(prepared.model) for name, defence in active.items()}
             for defence in active.values():
                 defence.remove(prepared.model)

@@ -42,8 +42,9 @@ class Steps(Protocol):
 class Progress:
     """How far a training is. What earlier jobs did of it comes from their last checkpoint.
 
-    done: its steps, of which those up to `first` by earlier jobs. curve: points of the loss curve.
-    started, ended: when this job began its steps and was through with them.
+    done: its steps, of which those up to `first` by earlier jobs. curve: points of the loss curve. pending:
+    penalty, loss and gradient's norm of the steps since the last of them. started, ended: when this job began
+    its steps and was through with them. told: the signal that asked it to end before `stop`.
     """
 
     stop: int
@@ -51,9 +52,11 @@ class Progress:
     seconds_before: float = 0.0
     counted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     curve: list[dict[str, float]] = field(default_factory=list)
+    pending: list[list[float]] = field(default_factory=list)
     done: int = 0
     started: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    told: str = ""
 
     @staticmethod
     def after(stop: int, resumed: tuple[Path, Mapping[str, Any]] | None) -> Progress:
@@ -62,7 +65,11 @@ class Progress:
             return Progress(stop)
         path, mark = resumed
         return Progress(
-            stop, checkpoints.step_of(path), float(mark["seconds"]), dict(mark["counted"])
+            stop,
+            checkpoints.step_of(path),
+            float(mark["seconds"]),
+            dict(mark["counted"]),
+            pending=mark["pending"],
         )
 
     @property
@@ -117,12 +124,14 @@ class Watch(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Stop where the chain's name says."""
+        """Stop where the chain's name says, or, told to end, save and stop here."""
         self.progress.done = state.global_step
         if state.global_step >= self.progress.stop:
             control.should_training_stop = True
             control.should_log = True
             control.should_save = False
+        elif self.progress.told:
+            control.should_training_stop = control.should_save = True
 
 
 class AfterStep(TrainerCallback):
@@ -214,9 +223,9 @@ class Trainer(SFTTrainer):
         self, run: TrainingRun, prepared: Prepared, work: Work, progress: Progress, **given: Any
     ):
         self.run, self.prepared, self.work, self.progress = run, prepared, work, progress
-        # Penalty, loss and norm of the gradient of each step since the last log line.
-        self._steps: list[torch.Tensor] = []
         super().__init__(model=prepared.model, data_collator=self._collate, **given)
+        # Penalty, loss and norm of the gradient of each step since the last log line.
+        self._steps = list(torch.tensor(progress.pending, device=self.args.device))
         # Its own log lines are replaced by the progress lines.
         self.remove_callback(PrinterCallback)
 
@@ -244,7 +253,7 @@ class Trainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The mean penalty stands beside the mean loss, of the same steps.
+        """Mean loss and penalty of the steps since the last line, those of an earlier job among them.
 
         Raises UserError if loss or gradient was no finite number in one of them.
         """
@@ -252,14 +261,19 @@ class Trainer(SFTTrainer):
             steps = torch.stack(self._steps).cpu()
             self._steps.clear()
             check(self.run, steps, self.state.global_step - len(steps) + 1)
-            logs["penalty"] = float(steps[:, 0].mean())
+            logs["penalty"], logs["loss"] = steps[:, :2].mean(0).tolist()
         super().log(logs, start_time)
 
     # A checkpoint holds what learns alone, and not TRL's model card.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         PlainTrainer._save_checkpoint(self, model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        checkpoints.seal(folder, seconds=self.progress.seconds, counted=self.progress.counted)
+        checkpoints.seal(
+            folder,
+            seconds=self.progress.seconds,
+            counted=self.progress.counted,
+            pending=[step.tolist() for step in self._steps],
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir))
@@ -310,8 +324,7 @@ def trainer_of(
             logging_steps=log_every,
             logging_nan_inf_filter=False,
             save_strategy="steps" if every else "no",
-            # Right after a line of the log: the next mean would miss the steps before the checkpoint.
-            save_steps=math.ceil(max(every, 1) / log_every) * log_every,
+            save_steps=max(every, 1),
             save_total_limit=2,
             report_to="none",
             disable_tqdm=True,
