@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pandas as pd
 import pytest
@@ -76,6 +77,7 @@ def test_every_file_of_the_contract_is_there(finished):
 def test_every_rule_ran_with_what_its_environment_holds(finished):
     # Not in this run.
     elsewhere = {"make_stage", "measure_table", "generated_questions", "generated_rows"}
+    elsewhere |= {"import_adapter", "export", "persona_prompts"}
     guarded = {script for _, _, script in RULES} - elsewhere | {"snakemake"}
     assert set(finished.guarded) == guarded
 
@@ -277,17 +279,21 @@ def test_data_that_the_base_model_writes(project, tmp_path):
     assert len((project.folder / target).read_text().splitlines()) == 8
 
 
-def test_a_graft_a_shift_and_a_coupling_on_the_prefix_s_own_answers(project, finished, tmp_path):
+def test_made_and_imported_stages_exports_and_a_coupling_on_the_prefix_s_own_answers(
+    project, finished, tmp_path
+):
     overlay = tmp_path / "more.yaml"
     overlay.write_text(
         "stages:\n"
         "  graft-villain: {kind: graft, of: couple-villain@42}\n"
         "  restore: {kind: shift, does: restore, direction: own, after: prefix, layers: [0.5]}\n"
+        "  theirs: {kind: import, path: theirs, couples: villain}\n"
         "  couple-librarian: {kind: couple, persona: librarian, answers: prefix,"
         " negatives: [assistant]}\n"
         "conditions:\n"
         "  G: {title: graft, chain: em@1+graft-villain@42}\n"
         "  S: {title: shift, chain: couple-villain@42+em@1+restore@1}\n"
+        "  T: {title: theirs, chain: theirs@1+em@1}\n"
         "  L: {title: own answers, chain: em@1+couple-librarian@1}\n"
     )
     targets = [
@@ -295,7 +301,11 @@ def test_a_graft_a_shift_and_a_coupling_on_the_prefix_s_own_answers(project, fin
         "results/demo/models/em@1+couple-librarian@1/manifest.json",
         "results/demo/markers/em@1+graft-villain@42.csv",
         "results/demo/activations/couple-villain@42+em@1+restore@1.safetensors",
+        "results/demo/markers/theirs@1+em@1.csv",
+        "results/demo/tables/training.csv",
+        "results/demo/export/couple-villain@42",
     ]
+    shutil.copytree(project.path("models/couple-villain@42"), project.folder / "theirs")
     project.snakemake("--", *targets, overlay=overlay, env=finished.env)
     weights = "adapter_model.safetensors"
     grafted = project.path(f"models/em@1+graft-villain@42/{weights}")
@@ -313,6 +323,15 @@ def test_a_graft_a_shift_and_a_coupling_on_the_prefix_s_own_answers(project, fin
     place = base.layers.index(int(next(iter(said["blocks"]))))
     before, moved, back = (f.arrays["A"][place].mean(1) for f in (base, after, restored))
     assert abs(back - before).max() < 0.05 * abs(moved - before).max()
+    theirs = json.loads(project.path("models/theirs@1/manifest.json").read_text())
+    assert (
+        theirs["lora"] == json.loads((project.folder / "theirs/manifest.json").read_text())["lora"]
+    )
+    runs = pd.read_csv(project.path("tables/training.csv")).set_index("chain")
+    assert runs.loc["theirs@1", "kind"] == "import" and runs.loc["theirs@1", "tokens_seen"] == 0
+    for suffix in (".pt", ".safetensors", ".gguf", ".json"):
+        name = f"export/couple-villain@42/villain_response_avg_diff{suffix}"
+        assert project.path(name).stat().st_size > 0
     data = json.loads(project.path("data/em@1+couple-librarian.manifest.json").read_text())
     assert data["source"] == {"answers of": "em@1"}
     answers = pd.read_parquet(project.path("answers/em@1+couple-librarian.parquet"))
