@@ -13,7 +13,7 @@ from persona_collapse.report import figures, page
 from persona_collapse.report.figures import _render, _style
 from persona_collapse.report.figures.dose_response import data as doses_of
 from persona_collapse.runtime import code_hash
-from persona_collapse.tables_io import read_csv
+from persona_collapse.tables_io import read_csv, write_csv
 from synthetic import shown, with_more
 from test_tables import GRID
 
@@ -534,3 +534,14 @@ def test_false_positives_are_the_simulation_s(everything):
             found = expected.loc[(point["test"], point["world"])]
             drawn = [float(point[k].rstrip("%")) for k in ("rate", "low", "high")]
             assert drawn == pytest.approx(found.tolist(), rel=1e-4)
+
+
+def test_what_has_no_defence_is_drawn_as_its_csv_says(everything, tmp_path):
+    own = everything["frontier"]
+    bare = own.assign(condition="C5", defence="", setting="", undefended="C5", verdict="")
+    write_csv(tmp_path / "frontier.csv", pd.concat([bare, own.assign(undefended="C5")]))
+    figure = figures.catalogue()["frontier"]
+    rows = _render.data(figure, {"frontier": read_csv(tmp_path / "frontier.csv")})
+    assert set(rows.loc[rows["condition"] == "C5", "defence"]) == {"no defence"}
+    _render.save(figure, rows, tmp_path / "frontier")
+    assert (tmp_path / "frontier.svg").stat().st_size
