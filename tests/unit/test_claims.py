@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse.analysis import claims, measured, verdicts
+from persona_collapse.analysis import claims, measured, readers, verdicts
 from persona_collapse.analysis.measured import Fires, Measured
 from persona_collapse.errors import UserError
+from persona_collapse.report import findings
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config/claims.yaml"
 
@@ -85,6 +86,27 @@ def rates(*rows):
         [(r["condition"], s) for r in rows for s in ("villain",)], columns=["condition", "source"]
     )
     return of("rate_model", *rows) | {"marker_rates": sources}
+
+
+def test_a_shift_is_held_against_the_better_of_its_controls():
+    def found(falls, *differences):
+        rows = [
+            rate("S", *ends, reference=name, quantity="difference")
+            for name, ends in zip(("isotropic", "zero-sum"), differences, strict=True)
+        ]
+        levels = [rate(name, 0.1, 0.2, 0.3) for name in ("S", "isotropic", "zero-sum")]
+        run = measured.RunTables(rates(*levels, *rows), 0.05)
+        return readers.beyond_controls(run, "S", ["isotropic", "zero-sum"], falls)
+
+    raised = found(False, (0.2, 0.3, 0.4), (0.0, 0.1, 0.2))
+    assert raised.value == 0.1 and raised.n.startswith("against zero-sum")
+    # Two controls: 2.24 standard errors instead of 1.96, on the side that choosing one of them narrows.
+    assert raised.low == 0.0 and raised.high == pytest.approx(
+        0.1 + 0.1 * 2.2414 / 1.95996, abs=1e-4
+    )
+    fell = found(True, (-0.4, -0.3, -0.2), (-0.2, -0.1, 0.0))
+    assert (fell.value, fell.low, fell.high) == (-raised.value, -raised.high, -raised.low)
+    assert found(True, (-0.4, -0.3, -0.2), (0.1, 0.2, 0.3)).value == 0.2
 
 
 def test_the_four_outcomes():
@@ -523,11 +545,7 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     assert set(scored["verdict"]) <= set(claims.VERDICTS)
     assert {m for e in entries for m in e.get("measure", {})} == set(measured.READERS)
     assert "m3-bug" in set(scored.loc[scored["verdict"] == "replicated", "claim"])
-    assert (
-        scored["where"]
-        .isin([*(f"takeaway {i}" for i in range(1, 6)), "table", "caveat", "later", "defence"])
-        .all()
-    )
+    assert set(scored["where"]) == set(findings.CLAIM_GROUPS)
 
 
 def test_claims_are_registered_and_changes_are_shown():

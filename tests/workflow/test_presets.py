@@ -163,6 +163,24 @@ def test_defences_stand_beside_the_same_stage_without(at_root, over):
     assert {"task_loss", "preference", "refusals"} <= set(plan.measures)
 
 
+@pytest.mark.parametrize("over", [(), ("config/presets/smollm2.yaml",), OPEN])
+def test_a_shift_stands_beside_both_controls(at_root, over):
+    plan = configuration.plan(merged(QWEN, *over, "config/presets/cause.yaml"))
+    assert len(plan.trainings) == 15
+    for claim in yaml.safe_load(Path("config/claims.yaml").read_text()):
+        if claim["where"] == "cause":
+            asked = claim["measure"]["beyond_controls"]
+            ((own,), *controls) = [
+                {parse(c).last.name for c in plan.grid.loc[plan.grid["condition"] == name, "chain"]}
+                for name in (asked["condition"], *asked["controls"])
+            ]
+            settings = plan.stages[own].settings
+            for (control,), kind in zip(controls, ("isotropic", "zero_sum"), strict=True):
+                assert plan.stages[control].settings == settings | {"control": kind}
+            pairs = plan.config["statistics"]["contrasts"]
+            assert all([asked["condition"], name] in pairs for name in asked["controls"])
+
+
 def test_the_project_s_own_plan_of_defences(at_root):
     plan = configuration.plan(merged(QWEN, "config/presets/eps-332.yaml"))
     assert len(plan.trainings) == 66

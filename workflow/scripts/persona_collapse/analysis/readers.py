@@ -94,6 +94,38 @@ def rate_difference(run: RunTables, condition: str, reference: str) -> Measured 
     return _or_no_pair(found, run, "rate_model", condition, reference)
 
 
+@reader
+def beyond_controls(
+    run: RunTables, condition: str, controls: Sequence[str], falls: bool = False
+) -> Measured | str | None:
+    """Difference of a condition's source rate to the control that comes closest to what it should do.
+
+    A shift should raise the rate, or lower it with `falls`; so the control is the one with the highest
+    rate, or the lowest. The interval holds the difference to the better control, whichever that is: one
+    bound is the outermost of the differences' own, the other is corrected for how many controls there are
+    (Bonferroni).
+    """
+    found = {}
+    for control in controls:
+        one = _or_no_pair(
+            run.rate(condition, reference=control), run, "rate_model", condition, control
+        )
+        if not isinstance(one, Measured):
+            return one
+        found[control] = one
+    widening = stats.norm.ppf(1 - 0.025 / len(found)) / stats.norm.ppf(0.975)
+    sign = -1 if falls else 1
+    name, nearest = min(found.items(), key=lambda item: sign * item[1].value)
+    # Towards no effect, and away from it.
+    ends = [sorted((sign * d.low, sign * d.high)) for d in found.values()]
+    values = [sign * d.value for d in found.values()]
+    inner = min(low for low, _ in ends)
+    outer = min(v + widening * (high - v) for v, (_, high) in zip(values, ends, strict=True))
+    low, high = sorted((sign * inner, sign * outer))
+    units = min(d.units for d in found.values())
+    return replace(nearest, low=low, high=high, n=f"against {name}; {nearest.n}", units=units)
+
+
 def _or_no_pair(
     found: Measured | None, run: RunTables, table: str, condition: str, reference: str
 ) -> Measured | str | None:

@@ -27,6 +27,7 @@ CLAIM_GROUPS = {
     "caveat": "Caveats that the study names",
     "later": "What the same project found later",
     "defence": "What could keep personas apart",
+    "cause": "Does the geometry cause the behaviour?",
 }
 #: Below this p, corrected for the number of chains, completions count as another model's.
 STRANGE = 1e-3
