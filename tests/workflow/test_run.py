@@ -86,7 +86,7 @@ def test_adapters_load_in_peft_unchanged(finished):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(finished.path("base"))
+    base = AutoModelForCausalLM.from_pretrained(finished.path("bases/base"))
     PeftModel.from_pretrained(base, finished.path("models/couple-villain@42+em@1"))
 
 
