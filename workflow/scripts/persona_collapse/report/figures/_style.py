@@ -160,6 +160,35 @@ def looks(names: Sequence[str], bases: Sequence[str] = ()) -> tuple[Any, Any, An
     return colour, alt.Scale(domain=list(names), range=shapes), dash
 
 
+def crossed(
+    base: alt.Chart,
+    x: Any,
+    y: Any,
+    across: tuple[str, str],
+    colour: Any,
+    shape: Any,
+    said: list[alt.Tooltip],
+    size: int,
+) -> alt.LayerChart:
+    """Points with intervals both ways, `low` to `high` and `across`; open where one run has no interval."""
+    low, high = across
+    return (
+        base.mark_rule(opacity=0.6).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        )
+        + base.mark_rule(opacity=0.6).encode(x=f"{low}:Q", x2=f"{high}:Q", y=y, color=colour)
+        + base.mark_point(size=size).encode(
+            x=x,
+            y=y,
+            color=colour,
+            shape=shape,
+            fill=colour.copy(),
+            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
+            tooltip=said,
+        )
+    )
+
+
 def slots(rows: pd.DataFrame, *keys: str) -> pd.Series:
     """Places of the marks that share their keys, one above the other around the middle."""
     groups = rows.groupby(list(keys), sort=False)

@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from ._style import Choices, letters, looks, tip
+from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "What a defence costs, and what it keeps"
 READING = (
@@ -66,21 +66,10 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     )
     y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
     base = alt.Chart(rows).transform_filter(f"datum.kept == {kept}")
-    return (
-        base.mark_rule(opacity=0.6).encode(
-            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
-        )
-        + base.mark_rule(opacity=0.6).encode(x="loss_low:Q", x2="loss_high:Q", y=y, color=colour)
-        + base.mark_point(size=80).encode(
-            x=x,
-            y=y,
-            color=colour,
-            shape=shape,
-            fill=colour.copy(),
-            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
-            tooltip=tip(
-                "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
-                "units:training runs", "verdict",
-            ),
-        )
-    ).properties(height=220 if choose.paper else 300, usermeta=letters(names))  # fmt: skip
+    said = tip(
+        "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
+        "units:training runs", "verdict",
+    )  # fmt: skip
+    return crossed(base, x, y, ("loss_low", "loss_high"), colour, shape, said, size=80).properties(
+        height=220 if choose.paper else 300, usermeta=letters(names)
+    )

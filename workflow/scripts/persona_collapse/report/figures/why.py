@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from ._style import Choices, letters, looks, tip
+from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "Which property of the second stage moves personas"
 READING = (
@@ -53,26 +53,13 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
     base = alt.Chart(rows).transform_filter(f"datum.outcome == {outcome}")
     curve = base.transform_filter(f"indexof({list(CURVE)}, datum.axis) >= 0")
+    said = tip(
+        "condition", "title", "differs", "steps", "update_norm:size of the update", "value", "low",
+        "high", "units:training runs", "verdict",
+    )  # fmt: skip
     return (
         curve.mark_line(color="var(--soft, #57606a)", strokeWidth=1).encode(
             x=x, y=y, order="update_norm:Q"
         )
-        + base.mark_rule(opacity=0.6).encode(
-            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
-        )
-        + base.mark_rule(opacity=0.6).encode(
-            x=alt.X("update_low:Q"), x2="update_high:Q", y=y, color=colour
-        )
-        + base.mark_point(size=70).encode(
-            x=x,
-            y=y,
-            color=colour,
-            shape=shape,
-            fill=colour.copy(),
-            fillOpacity=alt.condition("datum.units > 1", alt.value(1), alt.value(0)),
-            tooltip=tip(
-                "condition", "title", "differs", "steps", "update_norm:size of the update", "value",
-                "low", "high", "units:training runs", "verdict",
-            ),
-        )
-    ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))  # fmt: skip
+        + crossed(base, x, y, ("update_low", "update_high"), colour, shape, said, size=70)
+    ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))
