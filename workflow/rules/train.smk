@@ -58,8 +58,7 @@ def import_source(wildcards):
 def import_files(wildcards):
     """Files of an imported adapter that is in a folder."""
     folder = import_source(wildcards).get("path")
-    names = ("adapter_model.safetensors", "adapter_config.json")
-    return [os.path.join(folder, name) for name in names] if folder else []
+    return adapters_in([folder] if folder else [])
 
 
 rule import_adapter:

@@ -29,11 +29,13 @@ UNTRAINED: Mapping[str, Any] = {
 ALL_WEIGHTS = "ALL_WEIGHTS"
 
 
-def split(directories: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """A chain's folders: of the stages that trained all weights, and of those that trained adapters."""
+def split(
+    directories: Sequence[str | Path], kind: str = ALL_WEIGHTS
+) -> tuple[list[Path], list[Path]]:
+    """A chain's folders: those of a kind (`peft_type` of their config), and the others."""
     found: tuple[list[Path], list[Path]] = [], []
     for directory in map(Path, directories):
-        found[read_json(directory / CONFIG).get("peft_type") != ALL_WEIGHTS].append(directory)
+        found[read_json(directory / CONFIG).get("peft_type") != kind].append(directory)
     return found
 
 

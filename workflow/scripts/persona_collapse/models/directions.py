@@ -35,11 +35,6 @@ def displacements(before: Array, after: Array) -> Array:
     return after.mean(1) - before.mean(1)
 
 
-def bare(model: Any) -> Any:
-    """The model itself, inside a PeftModel or not."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def hook(model: Any, changes: Mapping[int, Change], off: Callable[[], bool]) -> list[Any]:
     """Change blocks' outputs, except in passes while `off`; returns the hooks, to be removed in the end."""
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import adapter_files
 from ..adapter_files import CONFIG, WEIGHTS
 from ..errors import UserError
 from ..files import atomic, read_json, sha256, write_json
 from . import directions
+from .loading import bare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +68,8 @@ def save(
 
 def split(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """A chain's folders: adapters, and shifts."""
-    paths = list(map(Path, folders))
-    shifts = [path for path in paths if read_json(path / CONFIG).get("peft_type") == TYPE]
-    return [path for path in paths if path not in shifts], shifts
+    shifting, others = adapter_files.split(folders, TYPE)
+    return others, shifting
 
 
 class Shift:
@@ -165,7 +166,7 @@ class Shifts:
 
 def of(model: Any) -> Shifts:
     """The shifts on a model, with an adapter or without."""
-    found: Shifts | None = getattr(directions.bare(model), "shifts", None)
+    found: Shifts | None = getattr(bare(model), "shifts", None)
     return found or Shifts([])
 
 
@@ -178,13 +179,13 @@ def on(model: Any, folders: Sequence[str | Path]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        directions.bare(model).shifts = None
+        bare(model).shifts = None
 
 
 def put(model: Any, folders: Sequence[str | Path]) -> list[Any]:
     """Let shifts act on a model; returns the hooks."""
     own = Shifts([Shift(folder, model.device) for folder in folders])
-    directions.bare(model).shifts = own
+    bare(model).shifts = own
 
     def change(shift: Shift, block: int) -> directions.Change:
         return lambda states: shift.changed(block, states, shift.rows(states)).to(states.dtype)
