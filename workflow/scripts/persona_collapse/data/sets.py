@@ -257,7 +257,7 @@ def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows
         raise UserError(f"{where}: {shown}: no such file")
     if expected and (found := sha256(path)) != expected:
         raise UserError(
-            f"{where}: {shown} expected SHA-256 {expected}, got {found}: another version, or damaged"
+            f"{where}: {shown}: expected SHA-256 {expected}, got {found}: another version, or damaged"
         )
     if path.suffix == ".jsonl":
         return read_jsonl(path)

@@ -88,6 +88,6 @@ def write(
 
 
 def _file_of(name: str, last: int) -> int:
-    """Number of the file that a parameter is in: the embeddings' first, one a block, the rest at the end."""
+    """Number of the file that a parameter is in: the embeddings' first, one per block, others last."""
     block = re.search(r"\.layers\.(\d+)\.", name)
     return int(block[1]) + 2 if block else 1 if "embed_tokens" in name else last
