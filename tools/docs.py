@@ -534,6 +534,8 @@ def main() -> None:
     of_models = models_page.page(ROOT / "docs")
     if of_models is not None:
         (ROOT / "docs/models.md").write_text(of_models, encoding="utf-8")
+        drawn = models_page.figure(models_page.load(ROOT / "docs"))
+        (ROOT / "docs/images/models.svg").write_text(drawn, encoding="utf-8")
     tables = ROOT / "results/demo/tables"
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():

@@ -191,12 +191,19 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
     if only and less.get("only") != config["only"]:
         less = narrowed({**less, "only": only})
         del less["only"]
+    sources = blocks.Model.sources
+    use = next(key for key in sources if key in config["model"])
+    there, used = given["model"].get(use), config["model"][use]
+    # Weights of one hash are the same weights: where they lay on that machine is not kept.
+    if _hash(there) and _hash(there) == _hash(used):
+        config = {**config, "model": {**config["model"], use: there}}
+        used = there
     overlay = beyond(narrowed(less), config)
     if "model" in overlay:
-        sources = blocks.Model.sources
         own = {key: value for key, value in overlay["model"].items() if key not in sources}
-        own |= {key: value for key, value in config["model"].items() if key in sources}
-        overlay["model"] = {"use": next(key for key in sources if key in config["model"]), **own}
+        if isinstance(there, Mapping) and isinstance(used, Mapping):
+            used = beyond(there, used)
+        overlay["model"] = {"use": use, **({use: used} if used else {}), **own}
     update_config(given, overlay)
     if narrowed(read(given)) != config:
         raise UserError(
@@ -204,6 +211,11 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
             "with, or none"
         )
     return overlay
+
+
+def _hash(source: Any) -> str | None:
+    """The SHA-256 that a source of weights names, if it is one that does."""
+    return source.get("sha256") if isinstance(source, Mapping) else None
 
 
 def beyond(less: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
+import vl_convert
 from markdown_tables import cell, lines, raw_table, shown, with_table
 from models import Model, load
 from persona_collapse import chains
 from persona_collapse.report import findings
+from persona_collapse.report.figures._render import PAPER_FONT, quiet
+from persona_collapse.report.figures._style import PALETTE, SHAPES
 from persona_collapse.statistics import combined, over_runs, spearman_floor
 
 #: The page where there is none yet; what is written between its tables later stays.
@@ -499,6 +503,55 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "doses": doses_table,
     "sizes": sizes_tables,
 }
+
+
+#: The figure's panels: what is on the y axis, and how a model's condition tells it.
+PANELS: dict[str, Callable[[Model, str], Cell]] = {
+    "source says the marker": lambda m, c: _rate(m, c, "source"),
+    "log(1 − M1) less the base's": COLLAPSE["log(1 − M1) less the base's"],
+}
+
+
+def figure(models: Sequence[Model]) -> str:
+    """What couplings and the stages after them do to the marker and to the geometry, by model: an SVG.
+
+    Conditions of couplings that two models or more have; means with 95 % intervals over training runs.
+    """
+    rows = []
+    for name, own in _conditions(models):
+        if len(own) > 1 and any(_rate(model, name, "source").units for model, _ in own):
+            title = f"{name}: {own[0][1]['title'].iloc[0]}"
+            found_of = [
+                (y, model, read(model, name)) for y, read in PANELS.items() for model, _ in own
+            ]
+            rows += [
+                {"y": y, "condition": title, "model": model.name,
+                 "value": found.value, "low": found.low, "high": found.high}
+                for y, model, found in found_of if found.units
+            ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    names = sorted(table["condition"].unique())
+    legend = alt.Legend(orient="bottom", columns=2, labelLimit=320, title=None)
+    look: dict[str, Any] = {"field": "condition", "type": "nominal", "sort": names}
+    colour = alt.Color(**look, scale=alt.Scale(range=PALETTE), legend=legend)
+    shape = alt.Shape(**look, scale=alt.Scale(range=SHAPES), legend=None)
+    # One line per word and number of the name: "Qwen2.5-Coder", "0.5B-Instruct".
+    words = "split(replace(datum.label, /-(?=[0-9.]+[MB])/, ' '), ' ')"
+    x = alt.X("model:N", sort=[m.name for m in models], title=None,
+              axis=alt.Axis(labelAngle=0, labelExpr=words))  # fmt: skip
+    panels = []
+    with alt.data_transformers.enable("default"):
+        for title, part in table.groupby("y", sort=False):
+            base = alt.Chart(part, width=300, height=240).encode(
+                x=x, xOffset=alt.XOffset("condition:N", sort=names), color=colour
+            )
+            low = alt.Y("low:Q", title=str(title))
+            points = base.mark_point(size=70, filled=True, opacity=1).encode(
+                y="value:Q", shape=shape
+            )
+            panels.append(base.mark_rule(strokeWidth=2).encode(y=low, y2="high:Q") + points)
+        chart = alt.hconcat(*panels).configure(background="white", font=PAPER_FONT)
+        return quiet(vl_convert.vegalite_to_svg(chart.to_dict()))
 
 
 def page(docs: Path) -> str | None:

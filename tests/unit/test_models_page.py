@@ -164,6 +164,16 @@ def test_what_a_preset_says_is_not_in_the_overlay(tables, report, tmp_path):
     files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
     overlay = yaml.safe_load(files["overlay.yaml"].read_text())
     assert config_of(*given, overlay) == config and list(overlay) == ["model"]
+    # The same weights from another place are the same run.
+    paths = {"use": "gguf", "gguf": {"package": None, "paths": ["elsewhere/part.gguf"]}}
+    write_run(tmp_path / "results/run", tables, report, config=config_of(*given, {"model": paths}))
+    files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
+    assert yaml.safe_load(files["overlay.yaml"].read_text()) == {"model": {"use": "gguf"}}
+    paths["gguf"]["sha256"] = "0" * 64
+    config = config_of(*given, {"model": paths})
+    write_run(tmp_path / "results/run", tables, report, config=config)
+    files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
+    assert config_of(*given, yaml.safe_load(files["overlay.yaml"].read_text())) == config
     write_run(tmp_path / "results/run", tables, report, config=config_of(*given))
     files = models.add(tmp_path / "results", "run", tmp_path, "mine", presets)
     assert "overlay.yaml" not in files
@@ -174,6 +184,12 @@ def test_models_stand_in_the_order_of_their_sizes(docs):
     text = models_page.page(docs)
     assert "| claim | published (7B) | a-large | middle | z-small |" in text
     assert "135\u00a0M (llama)" in text and "1.54\u00a0B (qwen2)" in text
+
+
+def test_the_figure_has_the_couplings_that_several_models_have(docs):
+    drawn = models_page.figure(models.load(docs))
+    assert "C1: " in drawn and "C4: " in drawn and "E0: " not in drawn
+    assert drawn == models_page.figure(models.load(docs))
 
 
 def test_a_claim_has_value_interval_verdict_and_reason(docs):

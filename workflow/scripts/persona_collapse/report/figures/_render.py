@@ -88,10 +88,10 @@ class Chart:
         """The chart as its selects are at first, as SVG."""
         import vl_convert
 
-        return _quiet(vl_convert.vegalite_to_svg(self.with_data()))
+        return quiet(vl_convert.vegalite_to_svg(self.with_data()))
 
 
-def _quiet(svg: str) -> str:
+def quiet(svg: str) -> str:
     """An SVG without what Vega says of every mark, which is half of it and which nobody hears.
 
     Its ids are numbered from 0: Vega goes on counting from one drawing to the next.
@@ -223,7 +223,7 @@ def save(figure: Figure, rows: pd.DataFrame, stem: str | Path) -> None:
     else:
         spec = paper(figure, rows)
     with atomic(f"{stem}.svg") as temporary:
-        Path(temporary).write_text(_quiet(vl_convert.vegalite_to_svg(spec)), encoding="utf-8")
+        Path(temporary).write_text(quiet(vl_convert.vegalite_to_svg(spec)), encoding="utf-8")
     with atomic(f"{stem}.png") as temporary:
         scale = PAPER_DOTS / 96
         Path(temporary).write_bytes(vl_convert.vegalite_to_png(spec, scale=scale))
