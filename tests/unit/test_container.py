@@ -31,14 +31,18 @@ def test_it_copies_files_that_git_holds_and_all_that_a_run_reads():
     copied = [word for step, rest in STEPS if step == "COPY" for word in rest.split()[:-1]]
     for name in copied:
         assert any(f == name or f.startswith(f"{name}/") for f in listed), name
-    assert {"Snakefile", "config", "envs", "workflow", "requirements.lock"} <= set(copied)
+    locks = {"requirements.lock", "requirements-torch.lock"}
+    assert {"Snakefile", "config", "envs", "workflow", *locks} <= set(copied)
 
 
-def test_it_installs_the_lock_and_vllm_at_the_environment_s_version_alone():
-    installs = re.findall(r"pip install --no-cache-dir ([^;&]+)", TEXT)
-    assert installs[0].split() == ["-r", "requirements.lock"]
-    assert len(installs) == 2 and "-c requirements.lock" in installs[1]
-    asked = re.search(r"\$\((grep .*?)\)", installs[1]).group(1)
+def test_it_installs_as_make_does_and_vllm_at_the_environment_s_version_alone():
+    *locks, vllm = re.findall(r"pip install --no-cache-dir ([^;&]+)", TEXT)
+    makefile = (ROOT / "Makefile").read_text().partition("$(VENV)/.run:")[2].partition("touch")[0]
+    assert [one.split() for one in locks] == [
+        one.split() for one in re.findall(r"\$\(INSTALL\) (.+)", makefile)
+    ]
+    assert "-c locked.txt" in vllm and "pip freeze > locked.txt" in TEXT
+    asked = re.search(r"\$\((grep .*?)\)", vllm).group(1)
     found = subprocess.run(["sh", "-c", asked], cwd=ROOT, capture_output=True, text=True).stdout
     pinned = re.findall(r"^ +- (vllm==\S+)$", (ROOT / "envs/generate.yaml").read_text(), re.M)
     assert found.split() == pinned

