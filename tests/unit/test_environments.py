@@ -31,10 +31,14 @@ def locked(name="requirements"):
     return {canonicalize_name(package): version for package, version in found}
 
 
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+#: What PyTorch's CUDA build alone asks for.
+OF_CUDA = PYPROJECT["tool"]["uv"]["exclude-dependencies"]
+
+
 def declared():
     """{group: requirements} of pyproject.toml; the run's own are `run`."""
-    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = {"run": found["project"]["dependencies"], **found["dependency-groups"]}
+    groups = {"run": PYPROJECT["project"]["dependencies"], **PYPROJECT["dependency-groups"]}
     return {group: [Requirement(line) for line in lines] for group, lines in groups.items()}
 
 
@@ -44,7 +48,7 @@ def needs(packages):
     while todo:
         one = todo.pop()
         name = canonicalize_name(one.name)
-        if one.marker and not one.marker.evaluate({"extra": ""}):
+        if name in OF_CUDA or (one.marker and not one.marker.evaluate({"extra": ""})):
             continue
         new = name not in found
         found.setdefault(name, []).append(one.specifier)
