@@ -98,6 +98,28 @@ def train(tiny_base, tmp_path):
     return run
 
 
+@pytest.fixture
+def on_gpu(train, make_adapter):
+    """Train with defences on a GPU; its steps are recorded, and give what the same steps unrecorded do.
+
+    Returns the manifests of both trainings.
+    """
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+    def run(defence, inputs=None, rel=3e-2):
+        how = {"dtype": "bfloat16", "padding_free": True, "epochs": 8, "dropout": 0.0}
+        how |= {"prefix": [make_adapter(31, 4, True)], "defence": defence, "inputs": inputs}
+        recorded = train("recorded", **how)[1]
+        plain = train("plain", cuda_graphs=False, **how)[1]
+        assert recorded["used"]["cuda_graphs"] and not plain["used"]["cuda_graphs"]
+        curves = [[point["loss"] for point in one["loss"]] for one in (recorded, plain)]
+        assert curves[0] == pytest.approx(curves[1], rel=rel)
+        return recorded, plain
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def peft_model(tiny_base):
     from peft import LoraConfig, get_peft_model

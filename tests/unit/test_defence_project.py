@@ -164,17 +164,9 @@ def test_its_steps_stay_recorded(tiny_base, rows):
     assert graphs.can_be_recorded(Runtime(padding_free=True), "cross_entropy", [one])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_records_its_steps_and_keeps_out_of_the_directions(train, rows, make_adapter):
-    how = {"dtype": "bfloat16", "padding_free": True, "epochs": 8, "dropout": 0.0}
-    how |= {"inputs": rows, "prefix": [make_adapter(31, 4, True)]}
-    how["defence"] = {"project": {"data": "couple-villain", "rank": 50, "prompts": 1}}
-    recorded = train("recorded", **how)[1]
-    plain = train("plain", cuda_graphs=False, **how)[1]
-    assert recorded["used"]["cuda_graphs"] and not plain["used"]["cuda_graphs"]
-    curves = [[point["loss"] for point in one["loss"]] for one in (recorded, plain)]
-    assert curves[0] == pytest.approx(curves[1], rel=3e-2)
-    for one in (recorded, plain):
+def test_a_gpu_records_its_steps_and_keeps_out_of_the_directions(on_gpu, rows):
+    block = {"project": {"data": "couple-villain", "rank": 50, "prompts": 1}}
+    for one in on_gpu(block, rows):
         record = one["defence_record"]["project"]
         assert record["calibration"]["largest"] < 1e-2 < record["held_out"]["largest"]
 

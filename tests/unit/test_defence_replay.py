@@ -158,17 +158,9 @@ def test_its_steps_stay_recorded(chained):
         assert (gradient - expected[1][name]).norm() <= 1e-4 * expected[1][name].norm(), name
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_a_gpu_records_its_steps(train, other_rows, make_adapter, share):
-    how = {"dtype": "bfloat16", "padding_free": True, "epochs": 8, "dropout": 0.0}
-    how |= {"prefix": [make_adapter(31, 4, True)], "inputs": other_rows}
-    how["defence"] = {"replay": {"data": "other", "share": share}}
-    recorded = train("recorded", **how)[1]
-    plain = train("plain", cuda_graphs=False, **how)[1]
-    assert recorded["used"]["cuda_graphs"] and not plain["used"]["cuda_graphs"]
-    curves = [[point["loss"] for point in one["loss"]] for one in (recorded, plain)]
-    assert curves[0] == pytest.approx(curves[1], rel=3e-2)
+def test_a_gpu_records_its_steps(on_gpu, other_rows, share):
+    on_gpu({"replay": {"data": "other", "share": share}}, other_rows)
 
 
 def planned(monkeypatch, **block):

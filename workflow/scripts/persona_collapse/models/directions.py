@@ -35,6 +35,26 @@ def displacements(before: Array, after: Array) -> Array:
     return after.mean(1) - before.mean(1)
 
 
+def drawn(
+    vectors: np.ndarray, seed: int, block: int, within: np.ndarray | None = None
+) -> np.ndarray:
+    """Random directions as long as these, [row, hidden]: a control of them, by a seed and a block.
+
+    within: centroids [persona, hidden] whose sums they are, with weights that add up to 0; None: of any
+    direction alike.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng([seed, block])
+    if within is None:
+        found = rng.normal(size=vectors.shape)
+    else:
+        weights = rng.normal(size=(len(vectors), len(within)))
+        found = (weights - weights.mean(1, keepdims=True)) @ within
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found * (lengths / np.linalg.norm(found, axis=1, keepdims=True))
+
+
 def hook(model: Any, changes: Mapping[int, Change], off: Callable[[], bool]) -> list[Any]:
     """Change blocks' outputs, except in passes while `off`; returns the hooks, to be removed in the end."""
 

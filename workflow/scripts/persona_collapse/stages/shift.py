@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,9 +36,6 @@ from ..errors import UserError
 from ..plugins import Reads
 from ..settings import DISTINCT, NotNegative
 from . import Stage, kind
-
-if TYPE_CHECKING:
-    import numpy as np
 
 #: What `before` and `after` may name beside a chain.
 PREFIX, EARLIER = "prefix", "earlier"
@@ -194,8 +191,8 @@ class Shift(Stage):
             if self.reads.evaluated:
                 v = np.concatenate([moved, v])
             if own.control != "none":
-                rng = np.random.default_rng([chain.last.seed, block])
-                v = drawn(v, centroids if own.control == "zero_sum" else None, rng)
+                within = centroids if own.control == "zero_sum" else None
+                v = directions.drawn(v, chain.last.seed, block, within)
             lengths = np.linalg.norm(v, axis=1, keepdims=True)
             if own.does in ("remove", "cap"):
                 v = v / np.where(lengths > 0, lengths, 1)
@@ -237,20 +234,3 @@ class Shift(Stage):
                 "questions": read["before"].questions,
             },
         }
-
-
-def drawn(vectors: np.ndarray, within: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Random directions as long as these, [row, hidden].
-
-    within: centroids [persona, hidden] whose sums they are, with weights that add up to 0; None: of any
-    direction alike.
-    """
-    import numpy as np
-
-    if within is None:
-        found = rng.normal(size=vectors.shape)
-    else:
-        weights = rng.normal(size=(len(vectors), len(within)))
-        found = (weights - weights.mean(1, keepdims=True)) @ within
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return found * (lengths / np.linalg.norm(found, axis=1, keepdims=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from ...chains import ASSISTANT
-from ...models.directions import displacements
+from ...models.directions import displacements, drawn
 from ...settings import exactly_one
 from . import Reads, _activations, defence
 from ._activations import Change, OnBlocks
@@ -103,10 +103,9 @@ class Steer(OnBlocks):
             one, other = names.index(str(own.persona)), names.index(own.assistant)
             found = {layer: (each[one] - each[other]).mean(0) for layer, each in before.items()}
         if own.direction == "random":
-            generator = torch.Generator().manual_seed(own.seed)
             for layer, vector in found.items():
-                drawn = torch.randn(len(vector), generator=generator)
-                found[layer] = drawn * (vector.norm() / drawn.norm())
+                [other] = drawn(vector[None].numpy(), own.seed, layer)
+                found[layer] = torch.from_numpy(other).to(vector)
         return found
 
 
