@@ -5,6 +5,9 @@
 #   docker run --rm -v "$PWD/results:/work/results" persona-collapse --cores all
 #
 # On a cluster: apptainer build persona-collapse.sif docker-daemon://persona-collapse:latest
+#
+# Nobody has published an image, so no rule names one (`container:`). `snakemake --containerize` prints another
+# recipe: the conda environments of --use-conda in one image, without Snakemake (it asks conda, so have it).
 FROM python:3.11-slim
 
 # vLLM compiles kernels when it starts; nothing else here needs a compiler.

@@ -1,6 +1,9 @@
 """The workflow as a module of another one, and where Snakemake's catalog looks for it."""
 
+import re
+
 import pytest
+import yaml
 from environments import ROOT
 from runs import Project, copy_project
 
@@ -46,3 +49,14 @@ def test_the_catalog_s_snakefile_is_the_same_workflow(checkout):
     del jobs["all"]
     assert checkout.planned("-s", "workflow/Snakefile")[0] == jobs | {"default": 1}
     assert (ROOT / "config/README.md").is_file()
+
+
+def test_the_catalog_draws_the_rules_and_says_how_to_deploy(checkout):
+    text = (ROOT / ".test/README.md").read_text()
+    drawn, tiny = (block.split()[1:] for block in re.findall(r"```sh\n(.+)\n```", text))
+    [_, *rules] = re.findall(r'label = "(\w+)"', checkout.snakemake(*drawn).stdout)
+    assert {"train", "completions", "report"} <= set(rules)
+    assert "results/tiny/report.html" in checkout.snakemake("--dry-run", *tiny).stdout
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage["software-stack-deployment"] == {"conda": True} and usage["report"]
+    assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}

@@ -5,12 +5,14 @@ runs in the environment. Not tried: conda itself, and conda-forge, of which only
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from environments import ROOT
 from runs import tiny_project
 
 pytestmark = pytest.mark.slow
@@ -53,6 +55,14 @@ def test_use_conda_is_the_same_dag_and_a_rule_runs_in_its_environment(fresh, con
     assert str(made) in (conda / "seen").read_text().splitlines()
     assert (made / "conda-meta").is_dir() and list(made.glob("lib/python*/site-packages/scipy"))
     assert len(pd.read_csv(table)) > 3
+
+
+def test_containerize_prints_a_recipe_with_each_environment(fresh, conda):
+    recipe = fresh.snakemake("--containerize").stdout
+    made = re.findall(r"conda env create --prefix (\S+) --file", recipe)
+    copied = dict(re.findall(r"^COPY (\S+) (\S+)/environment.yaml$", recipe, re.M))
+    assert sorted(copied) == [f"envs/{p.name}" for p in sorted((ROOT / "envs").iterdir())]
+    assert sorted(copied.values()) == sorted(made)
 
 
 def test_an_unknown_version_stops_the_run_before_any_job(fresh, conda):
