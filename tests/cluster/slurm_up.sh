@@ -112,7 +112,7 @@ SlurmdPidFile=$root/run/slurmd.pid
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 MinJobAge=3600
-KillWait=3
+KillWait=60
 InactiveLimit=0
 NodeName=$host NodeAddr=127.0.0.1 CPUs=16 RealMemory=500000 Gres=gpu:$gpus State=UNKNOWN
 PartitionName=cpu Nodes=$host Default=YES MaxTime=INFINITE State=UP DefMemPerCPU=100

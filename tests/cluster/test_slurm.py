@@ -1,6 +1,7 @@
 """The workflow on real SLURM: a cluster of this machine with two fake GPUs (make cluster)."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -280,3 +281,48 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
     assert kinds == ["answers", "measure", "measure", "statistics", "train"]
     for job, kind in zip(jobs, kinds, strict=True):
         assert (job["gpus"] == "gres:gpu:1") == (kind != "statistics"), job
+
+
+#: A training waits, when it is ready to be told to end, until it is told; its second attempt does not.
+WAITS = """
+import os, pathlib, signal
+handle = signal.signal
+
+def wait(number, handler):
+    before = handle(number, handler)
+    ready = pathlib.Path(os.environ["WAITS"])
+    if number == signal.SIGUSR1 and getattr(handler, "__module__", "").endswith("training.stopping"):
+        if not ready.exists():
+            ready.touch()
+            signal.pause()
+    return before
+
+signal.signal = wait
+"""
+
+
+def test_a_training_at_its_time_limit_saves_and_the_next_attempt_goes_on(cluster, finished):
+    project = finished.copy(cluster / "limited")
+    chain = "couple-villain@42"
+    folder = project.path(f"models/{chain}")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in (folder, project.path(f"store/train/{chain}")):
+        shutil.rmtree(path)
+    (project.folder / "sitecustomize.py").write_text(WAITS)
+    ready = project.folder / "ready"
+    workflow = Workflow(project.folder)
+    target = f"results/demo/models/{chain}/adapter_model.safetensors"
+    env = {"PYTHONPATH": str(project.folder), "WAITS": str(ready)}
+    process = workflow.start("--", target, env=env)
+    until(ready.exists)
+    [job] = workflow.jobs()
+    subprocess.run(["scontrol", "update", f"JobId={job['id']}", "EndTime=now"], check=True)
+    status, said = workflow.end(process)
+    assert status == 0, said[-6000:]
+    first, second = workflow.jobs()
+    assert (first["state"], second["state"]) == ("TIMEOUT", "COMPLETED")
+    assert second["time"] == "4:00:00"  # twice the first's
+    assert "SIGTERM ended it after step 1 of 3" in said
+    assert json.loads((folder / "manifest.json").read_text())["resumed_after_step"] == 1
+    weights = "adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == before[weights]
