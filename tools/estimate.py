@@ -24,6 +24,7 @@ sys.path[:0] = [str(TOOLS.parent / "workflow" / "scripts"), str(TOOLS)]
 import verdicts
 from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
+from persona_collapse.report import provenance
 from persona_collapse.study import configuration, estimate, model_checks
 from snakemake.utils import update_config
 
@@ -79,11 +80,23 @@ def main() -> None:
         print("Nothing is left to do.")
         return
     table, totals = estimate.estimate(plan, jobs, Path("results"), hidden)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+    bases = {name: {"source": plan.models[name]} for name in plan.models_used}
+    words = [("model", provenance.models_label(bases)), *estimate.in_words(plan, jobs)]
+    print("\n".join(f"{verb:9} {rest}" for verb, rest in words), end="\n\n")
+    known = table["basis"] != "assumed"
+    if not config["runtime"]["gpus_per_job"]:
+        # What is stated is a GPU's.
+        table.loc[known & table["memory"].str.endswith("GPU"), "memory"] = "not measured"
+    print(table[known].to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+    if not known.all():
+        print(
+            f"and {table.loc[~known, 'jobs'].sum()} jobs of {(~known).sum()} other rules, "
+            f"at {estimate.ASSUMED:g} seconds each until one has run"
+        )
     kind = "GPU-hours" if config["runtime"]["gpus_per_job"] else "hours of one core or two"
     print(
-        f"\n{totals['jobs']} jobs; {totals['model hours']:.2f} {kind} with a model loaded, "
-        f"{totals['other hours']:.2f} hours otherwise; {totals['gigabytes']:.2f} GB of disk"
+        f"\n{totals['jobs']} jobs: {totals['model hours']:.2f} {kind} with a model loaded, "
+        f"{totals['other hours']:.2f} hours otherwise, {totals['gigabytes']:.2f} GB of disk"
     )
     if given.claims and config["judge"] != "nothing":
         print_undecided(files, given.claims)

@@ -134,8 +134,26 @@ def test_a_stage_of_all_weights_takes_a_model_s_disk_and_four_times_its_memory(c
 
 
 def test_weights_are_counted_where_the_base_is_there(config, tiny_base, tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/model.json").write_text(tiny_base.read_text())
+    (tmp_path / "bases/base").mkdir(parents=True)
+    (tmp_path / "bases/base/model.json").write_text(tiny_base.read_text())
     plan = configuration.plan(config)
     model = loading.load_model(tiny_base, "float32", "cpu")
     assert estimate.weights_of(plan, tmp_path, 64) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_plan_is_said_in_words(config):
+    config["only"] = ["C4", "C5"]
+    plan = configuration.plan(config)
+    trained = {job.name for job in plan.trainings}
+    jobs = {"train": 4, "completions": len(plan.chains_for("completions")), "report": 1}
+    assert len(trained) == 6 and "couple-villain@42+benign@42" in trained
+    # A base, three couplings, three benign stages: each asked 12 questions 6 times as 12 personas.
+    assert estimate.in_words(plan, jobs) == [
+        ("trains", "6 stages (3 couple, 3 sft), 4 left"),
+        ("", "seeds 42, 137, 256"),
+        ("samples", "training answers of 1 coupling, none left"),
+        ("samples", f"{7 * 12 * 12 * 6:,} completions of 7 chains for marker rates, all left"),
+        ("samples", f"{7 * 12 * 24:,} responses of 7 chains for activations, none left"),
+        ("measures", "markers, activations, logprob_check"),
+        ("stand-in", f"benign: {config['data']['benign']['substituted'].strip()}"),
+    ]

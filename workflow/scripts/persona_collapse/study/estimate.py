@@ -6,6 +6,7 @@ there are any, and otherwise from throughputs stated here with their origin.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def weights_of(plan: Plan, results: Path, hidden: int) -> float:
     At the Qwen2.5 shapes a block has about 18 x hidden^2, and there are 152,000 tokens. `results`: the run's
     folder.
     """
-    record = results / "base/model.json"
+    record = results / f"bases/{chains.BASE}/model.json"
     if record.is_file():
         files = Path(read_json(record)["path"]).glob("*.safetensors")
         return float(sum(sum(tensor_sizes(path).values()) for path in files))
@@ -254,6 +255,51 @@ def estimate(
         "other hours": float(table.loc[~held_model, "hours"].sum()),
         "gigabytes": sum(disk_bytes(plan, jobs, hidden, weights).values()) / 1e9,
     }
+
+
+def in_words(plan: Plan, jobs: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What a run trains, samples and measures, and what stands in for other data: (verb, the rest).
+
+    `jobs`: {rule: jobs left}, as a dry run counts them.
+    """
+
+    def left(rule: str, whole: int) -> str:
+        count = min(jobs.get(rule, 0), whole)
+        return "all left" if count == whole else f"{count} left" if count else "none left"
+
+    config, kinds = plan.config, Counter(stage.kind for stage in _stages(plan))
+    trained = sum(kinds.values())
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    seeds = sorted({cell.seed for cell in plan.cells if cell.seed}, key=int)
+    lines = []
+    if trained:
+        lines += [("trains", f"{trained} stages ({said}), {left('train', trained)}")]
+    if seeds:
+        lines += [("", f"seeds {', '.join(seeds)}")]
+    if couplings := len(plan.couplings_answers):
+        rest = left("sample_answers", couplings)
+        lines += [
+            ("samples", f"training answers of {couplings} coupling{'s' * (couplings > 1)}, {rest}")
+        ]
+    if completed := plan.chains_for("completions"):
+        each = _count(config, "eval") * config["sampling"]["completions"]["samples"]
+        count = each * sum(len(plan.completed_by(chain)) for chain in completed)
+        rest = left("completions", len(completed))
+        lines += [
+            (
+                "samples",
+                f"{count:,} completions of {len(completed)} chains for marker rates, {rest}",
+            )
+        ]
+    if responded := len(plan.chains_for("responses")):
+        count = responded * len(plan.geometry_prompts) * _count(config, "extraction")
+        rest = left("responses", responded)
+        lines += [("samples", f"{count:,} responses of {responded} chains for activations, {rest}")]
+    lines += [("measures", ", ".join(plan.measures))]
+    for name in plan.data_used:
+        if other := config["data"].get(name, {}).get("substituted"):
+            lines += [("stand-in", f"{name}: {other.strip()}")]
+    return lines
 
 
 def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
