@@ -287,6 +287,10 @@ def page(everything, tmp_path_factory):
             completions=480,
             margins={"rate": 0.15, "m1": 0.02},
             config="run: synthetic\n",
+            commands={
+                "again": "snakemake --cores all",
+                "with a seed": "snakemake --config 'seeds=[1,2]'",
+            },
             provenance={"torch": "2"},
             sources=pd.DataFrame(
                 [

@@ -79,7 +79,8 @@ def test_the_first_screen_says_what_stands_in(page):
 
 def test_sentences_follow_the_tables(page):
     text = page.read_text()
-    assert "in 90.0 % of its answers before the second fine-tuning and in 22.5 % after" in text
+    headline = text.partition('class="headline"')[2].partition("</table>")[0]
+    assert re.search(r"C1: .*?<td[^>]*>90.0\u00a0%</td><td[^>]*>22.5\u00a0%</td>", headline)
     assert "1 replicated" in text and "not tested" in text
 
 
@@ -246,37 +247,54 @@ def test_a_browser_opens_it_without_errors(page, tmp_path):
     assert "CONSOLE" not in done.stderr
 
 
-def test_sentences_tell_one_source_from_another(crossed):
+def test_the_headline_tells_one_source_from_another(crossed):
     rates = crossed["marker_rates"]
-    others = {
-        "logprob_tests": ["p"],
-        "answer_stats": ["condition", "role", "truncated", "rate", "rate_finished"],
-        "scorecard": ["verdict"],
-        "rate_model": ["condition", "quantity", "source", "units"],
-        "simulation": ["kind", "as_study", "verdict", "world"],
-    }
-    empty = {name: pd.DataFrame(columns=columns) for name, columns in others.items()}
-    said = findings.findings(crossed | empty)
+    columns = ["condition", "quantity", "source", "units", "ci_low", "ci_high"]
+    kept = [("C1", "survival", "", 4, 0.1, 0.9), ("C1", "survival", "villain", 2, 0.2, 1.0)]
+    kept += [("C1", "survival", "evil_ai", 1, 0.0, 1.0), ("C4", "survival", "villain", 2, 0.2, 1.0)]
+    shown = findings.in_numbers(crossed | {"rate_model": pd.DataFrame(kept, columns=columns)})
     counted = rates.set_index(["condition", "chain", "persona"])
     for source, name in (("villain", "villain"), ("evil_ai", "evil ai")):
         own = rates[(rates["condition"] == "C1") & (rates["persona"] == source)]
         own = own[own["source"] == source]
         was = counted.loc[("C4", f"couple-{source}@42", source), "rate"]
         now = own["hits"].sum() / own["n"].sum()
-        assert (
-            f"C1 (the condition C1): the source {name} said the marker in {findings.percent(was)} of its "
-            f"answers before the second fine-tuning and in {findings.percent(now)} after it "
-            f"(n\u00a0=\u00a0{own['n'].sum()})."
-        ) in said
+        row = shown[shown["title"] == f"the condition C1 ({name})"].squeeze()
+        assert (row["before"], row["after"]) == (findings.percent(was), findings.percent(now))
+        # One training run of a source says nothing of the next.
+        assert row["kept"] == ("20.0 to 100 %" if source == "villain" else "")
+    by_condition = shown.groupby("condition")
+    # Nothing was coupled before C4, and E follows no source.
+    assert set(by_condition.get_group("C4")["kept"]) == {""}
+    m1 = crossed["geometry"].query(
+        "headline and metric == 'm1' and test == '' and condition == 'C1'"
+    )
+    assert set(by_condition.get_group("C1")["cosine"]) == {f"{m1['value'].mean():.3f}"}
 
 
-def test_the_survival_of_a_new_run_is_said_with_its_interval():
-    row = {"quantity": "survival", "source": "", "hits": 0, "n": 9, "units": 9}
-    row |= {"ci_low": 0.0, "ci_high": 0.336}
-    table = pd.DataFrame([row | {"condition": c} for c in ("C1", "C4")])
-    (sentence,) = findings.survival(table, {"C1"})
-    assert "C1: 0 of 9 chains" in sentence and "0 % to 33.6 %" in sentence
-    assert findings.survival(table.assign(units=1), {"C1"}) == []
+def test_a_value_and_its_interval_are_one_cell():
+    row = {"rate": 0.5, "low": 0.25, "high": 0.75, "none": float("nan")}
+    assert pages.interval(row, ["rate", "low", "high"]) == "0.5 (0.25 to 0.75)"
+    assert pages.interval(row, ["rate", "none", "high"]) == "0.5"
+    assert pages.interval(row, ["none", "none", "none"]) == "–"
+
+
+def test_the_page_says_how_to_run_it_again_and_what_its_words_mean(page):
+    text = page.read_text()
+    again = text.partition('id="again"')[2].partition("</dl>")[0]
+    assert "<code>snakemake --cores all</code>" in again and "seeds=[1,2]" in again
+    words = text.partition('id="glossary"')[2].partition("</dl>")[0]
+    assert words.count("<dt>") == words.count("<dd>") == len(pages.glossary()) > 30
+    assert list(pages.glossary()) == list(dict.fromkeys(pages.glossary()))
+
+
+def test_a_seed_more_is_one_command():
+    config = {"seeds": [42, 137]}
+    made = "snakemake --cores all --configfile 'my study.yaml'"
+    again, more = provenance.commands(made, config).values()
+    assert again == made and more == f"{made} --config 'seeds=[42,137,138]'"
+    *_, more = provenance.commands(f"{made} --config only=C1 'seeds=[42,137]'", config).values()
+    assert more == f"{made} --config only=C1 'seeds=[42,137,138]'"
 
 
 def test_the_scorecard_leads_with_what_was_decided(page, everything):

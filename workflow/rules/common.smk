@@ -39,8 +39,10 @@ except UserError as error:
 
 # Each adapter's manifest names the commit that trained it; jobs inherit it.
 os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
-# And its card the command that makes it again.
+# And its card, and the report, the command that makes them again.
 overlays = list(map(os.path.relpath, workflow.overwrite_configfiles))
+found_anyway = {"Snakefile", "workflow/Snakefile"}
+snakefile = os.path.relpath(workflow.main_snakefile)
 os.environ.setdefault(
     "PERSONA_COLLAPSE_COMMAND",
     shlex.join(
@@ -48,7 +50,9 @@ os.environ.setdefault(
             "snakemake",
             "--cores",
             "all",
+            *([] if snakefile in found_anyway else ["-s", snakefile]),
             *(["--configfile", *overlays] if overlays else []),
+            *(["--config", *own] if (own := workflow.config_settings.config_args) else []),
         ]
     ),
 )

@@ -25,6 +25,7 @@ rule report:
         data=expand(results("data/{name}.manifest.json"), name=plan.data_used),
         figures=expand(results("figures/{figure}.svg"), figure=figures),
         template=resource("report/report.html.j2"),
+        glossary=resource("report/glossary.yaml"),
         parts=resource("report/parts.html.j2"),
         style=resource("report/style.css"),
         script=resource("report/report.js"),

@@ -5,6 +5,8 @@ from pathlib import Path
 from persona_collapse.runtime.job import job
 
 with job(snakemake, "report"):
+    import os
+
     import yaml
     from persona_collapse.chains import BASE
     from persona_collapse.files import read_json, write_text
@@ -42,6 +44,7 @@ with job(snakemake, "report"):
             completions=sampled["answers"],
             margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
+            commands=provenance.commands(os.environ["PERSONA_COLLAPSE_COMMAND"], params.config),
             provenance=provenance.provenance(read_json(given.manifests[0]), base),
             sources=provenance.sources(list(given.tables), params.made_by),
             costs=costs,

@@ -179,9 +179,9 @@
     filter();
   }
 
-  // Paper has no folds.
+  // Paper has no folds, but for long tables, whose file it names.
   window.addEventListener("beforeprint", () => {
-    for (const fold of document.querySelectorAll("details:not([open])")) {
+    for (const fold of document.querySelectorAll("details:not([open]):not(:has(> summary[data-file]))")) {
       fold.open = true;
       fold.dataset.folded = "";
     }

@@ -6,7 +6,7 @@ The sentences hold whichever way the numbers fall.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -47,40 +47,51 @@ def percent(value: float) -> str:
 
 
 def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Sentences about the two arms, computed from the tables."""
+    """What the page says in sentences, beside its headline numbers: claims, and what to be wary of."""
     checked = tables["logprob_tests"]
     sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
-    rates, grid = tables["marker_rates"], tables["design"]
-    own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
-    several = grid.groupby("condition")["source"].nunique()
-    counted = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])
-    cells = grid[grid["stages_after_coupling"] > 0]
-    for (condition, source), chains in cells.groupby(["condition", "source"], sort=False):
-        befores = [(b, source) for b in dict.fromkeys(chains["before"])]
-        if (condition, source) not in own.index or not set(befores) <= set(counted.index):
-            continue
-        was, now = counted.loc[befores, ["hits", "n"]].sum(), own.loc[(condition, source)]
-        who = f"the source {words(source)}" if several[condition] > 1 else "the source"
-        sentences.append(
-            f"{condition} ({chains['title'].iloc[0]}): {who} said the marker in "
-            f"{percent(was['hits'] / was['n'])} of its answers before the second fine-tuning and in "
-            f"{percent(now['hits'] / now['n'])} after it (n\u00a0=\u00a0{now['n']})."
-        )
-    sentences += survival(tables["rate_model"], set(cells["condition"]))
-    sentences += cut_off(tables["answer_stats"])
-    m1 = headline(tables["geometry"]).query("metric == 'm1' and test == ''")
-    means = m1.groupby("condition", sort=False)["value"].mean()
-    if "base" in means and len(means) > 1:
-        parts = ", ".join(f"{c} {v:.3f}" for c, v in means.items() if c != "base")
-        method, layer = m1.iloc[0][["method", "layer"]]
-        sentences.append(
-            f"Mean cosine between persona vectors (method {method}, block {layer}): base "
-            f"{means['base']:.3f}; {parts}."
-        )
     verdicts = tables["scorecard"]["verdict"].value_counts()
     counted = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdict in verdicts]
     sentences.append(f"Of the study's {verdicts.sum()} claims: {', '.join(counted)}.")
-    return sentences + loudest(tables["simulation"])
+    return sentences + cut_off(tables["answer_stats"]) + loudest(tables["simulation"])
+
+
+def in_numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The headline, one row per condition and source: `condition`, `title`, and numbers as text.
+
+    `before`, `after`: share of the source's answers with the marker before and after the last stage, chains
+    pooled. `kept`: probability that a new training run keeps a rate above 5 % (95 % interval), where there
+    are several runs. `cosine`: mean cosine at the headline, mean over chains. Empty where not measured.
+    """
+    rates, grid = tables["marker_rates"], tables["design"]
+    own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
+    counted = rates.drop_duplicates(["chain", "persona"]).set_index(["chain", "persona"])
+    several = grid.groupby("condition")["source"].nunique()
+    continued = set(grid.loc[grid["stages_after_coupling"] > 0, "condition"])
+    m1 = headline(tables["geometry"]).query("metric == 'm1' and test == ''")
+    means = m1.groupby("condition")["value"].mean()
+    rows = []
+    for (condition, source), chains in grid.groupby(["condition", "source"], sort=False):
+        befores = [(before, source) for before in dict.fromkeys(chains["before"])]
+        known = (condition, source) in own.index and set(befores) <= set(counted.index)
+        was = counted.loc[befores, ["hits", "n"]].sum() if known else None
+        now = own.loc[(condition, source)] if (condition, source) in own.index else None
+        rows.append(
+            {
+                "condition": condition,
+                "title": chains["title"].iloc[0]
+                + (f" ({words(source)})" if several[condition] > 1 and source else ""),
+                "before": "" if was is None else percent(was["hits"] / was["n"]),
+                "after": "" if now is None else percent(now["hits"] / now["n"]),
+                "kept": survival(
+                    tables["rate_model"], condition, source if several[condition] > 1 else ""
+                )
+                if condition in continued
+                else "",
+                "cosine": f"{means[condition]:.3f}" if condition in means else "",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def loudest(table: pd.DataFrame) -> list[str]:
@@ -100,19 +111,21 @@ def loudest(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def survival(table: pd.DataFrame, conditions: Collection[str]) -> list[str]:
-    """What a new training run would do, a sentence for each of these conditions with several runs.
+def survival(table: pd.DataFrame, condition: str, source: str) -> str:
+    """How likely a new training run of a condition keeps the marker, as text; empty with one run only.
 
-    `table`: tables/rate_model.csv.
+    `table`: tables/rate_model.csv. `source`: empty for all of the condition's.
     """
-    rows = table[(table["quantity"] == "survival") & (table["source"] == "") & (table["units"] > 1)]
-    return [
-        f"Survival of a new run, {row.condition}: {row.hits} of {row.n} chains kept a marker rate above 5 %; "
-        f"with {row.units} independent training runs, a new one may keep it with probability "
-        f"{percent(row.ci_low)} to {percent(row.ci_high)}."
-        for row in rows.itertuples(index=False)
-        if row.condition in conditions
+    rows = table[
+        (table["quantity"] == "survival")
+        & (table["condition"] == condition)
+        & (table["source"] == source)
+        & (table["units"] > 1)
     ]
+    if rows.empty:
+        return ""
+    low, high = rows.iloc[0][["ci_low", "ci_high"]]
+    return f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
 def decided(scorecard: pd.DataFrame) -> pd.DataFrame:

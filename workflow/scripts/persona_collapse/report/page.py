@@ -20,6 +20,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from .. import yaml_files
 from ..analysis.verdicts import VERDICTS
 from ..analysis.views import headline_cell
 from . import findings
@@ -43,6 +44,8 @@ RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
 PLAIN_ANSWERS = 300
 #: Rows of a folded table that the page holds at most; the table's file has all.
 MOST_ROWS = 200
+#: Rows of a folded table that is printed; the page and the table's file have more.
+MOST_ON_PAPER = 40
 #: Bytes of the figures for papers that the page holds; the others are in the folder beside it.
 PAPER_BYTES = 600_000
 
@@ -53,8 +56,8 @@ class Inputs:
 
     `model`: its label, and as `note` what a reader must know of it first, if anything. `figures`: the file
     of each figure for papers. `samples`: answers to show (chain, persona, question, hit, text), out of
-    `completions`. `sources`: file, rule, rows and hash of every table. `costs`: one row per rule; see
-    `costs`.
+    `completions`. `commands`: what repeats the run and what extends it. `sources`: file, rule, rows and hash
+    of every table. `costs`: one row per rule; see `costs`.
     """
 
     run: str
@@ -68,6 +71,7 @@ class Inputs:
     completions: int
     margins: Mapping[str, float]
     config: str
+    commands: Mapping[str, str]
     provenance: Mapping[str, str]
     sources: pd.DataFrame
     costs: pd.DataFrame
@@ -86,6 +90,14 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def interval(row: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """A value with its interval for a table: the value alone where it has none."""
+    value, low, high = (row[field] for field in fields)
+    if pd.isna(low) or pd.isna(high):
+        return number(value)
+    return f"{number(value)} ({number(low)} to {number(high)})"
+
+
 def environment() -> Environment:
     """Jinja as the pages need it: everything escaped, a missing name an error."""
     made = Environment(
@@ -95,11 +107,16 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": number, "printable": printable, "origin": origin}
-    made.filters.update(filters)
-    made.globals["most_rows"] = MOST_ROWS
+    made.filters.update(number=number, interval=interval, printable=printable, origin=origin)
+    made.globals.update(most_rows=MOST_ROWS, most_on_paper=MOST_ON_PAPER)
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return made
+
+
+def glossary() -> dict[str, str]:
+    """What the page's words mean, in the order of its sections."""
+    words: dict[str, str] = yaml_files.load_mapping(RESOURCES / "glossary.yaml")
+    return words
 
 
 def page_parts() -> dict[str, Any]:
@@ -193,6 +210,8 @@ def render(given: Inputs) -> str:
             given=given,
             figures=by_section(tables, given.figures),
             findings=findings.findings(tables),
+            in_numbers=findings.in_numbers(tables),
+            glossary=glossary(),
             tables=tables,
             scorecard=scorecard,
             decided=findings.decided(scorecard),

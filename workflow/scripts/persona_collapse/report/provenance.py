@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,23 @@ def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
         "code, commit": commit() or "not a git checkout",
         "device": f"{training['device']}, {training['dtype']}",
         **training["versions"],
+    }
+
+
+def commands(made: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """Commands that repeat the run and that add a training seed to it; `made`: the one that made it.
+
+    The new seed is one above the largest.
+    """
+    seeds = [*config["seeds"], max(config["seeds"], default=0) + 1]
+    more = f"seeds={seeds}".replace(" ", "")
+    # Another value of the same key replaces it, so an earlier one is left out.
+    words = [word for word in shlex.split(made) if not word.startswith("seeds=")]
+    if "--config" not in words:
+        words.append("--config")
+    return {
+        "again (a finished run has nothing left to do)": made,
+        f"with one more training seed, {seeds[-1]}": shlex.join([*words, more]),
     }
 
 
