@@ -171,12 +171,17 @@ def crossed(
     size: int,
 ) -> alt.LayerChart:
     """Points with intervals both ways, `low` to `high` and `across`; open where one run has no interval."""
-    low, high = across
+    # A point without an interval has one of no length: Vega warns of a layer without data.
+    points = {"low": y, "high": y} | dict.fromkeys(across, x)
+    ends = {
+        f"_{end}": f"isValid(datum.{end}) ? datum.{end} : datum.{point.shorthand.removesuffix(':Q')}"
+        for end, point in points.items()
+    }
+    lines = base.mark_rule(opacity=0.6).transform_calculate(**ends)
+    low, high = (f"_{end}" for end in across)
     return (
-        base.mark_rule(opacity=0.6).encode(
-            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
-        )
-        + base.mark_rule(opacity=0.6).encode(x=f"{low}:Q", x2=f"{high}:Q", y=y, color=colour)
+        lines.encode(x=x, y=alt.Y("_low:Q", title=None), y2="_high:Q", color=colour)
+        + lines.encode(x=f"{low}:Q", x2=f"{high}:Q", y=y, color=colour)
         + base.mark_point(size=size).encode(
             x=x,
             y=y,
