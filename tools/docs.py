@@ -3,7 +3,8 @@
     python tools/docs.py
 
 docs/config.md and the schema come from the config's blocks, docs/errata.md from the published numbers,
-and the table of docs/statistics.md from results/demo, if that run is there.
+and the table of docs/statistics.md from results/demo, if that run is there. docs/reading.md has the report's
+glossary.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import models_page
 from markdown_tables import shown, table, with_table
 from persona_collapse.analysis import errata
 from persona_collapse.measures import ROOM as MEASURES
+from persona_collapse.report.page import glossary
 from persona_collapse.stages import ROOM as STAGES
 from persona_collapse.stages import Training
 from persona_collapse.statistics import clopper_pearson, student_interval
@@ -166,7 +168,7 @@ def kind(own: Schema, root: Schema) -> str:
 
 
 def default(own: Schema) -> str:
-    """The default of a key that is no block."""
+    """The default of a key that is not a block."""
     value = own.get("default")
     return "" if value is None or "properties" in own else short(value)
 
@@ -209,7 +211,7 @@ def config_page() -> str:
         NOTE,
         "# Config reference",
         "",
-        "Every key there is; any other is an error, reported in one line before a job starts. A key",
+        "All keys. Any other key is an error, reported in one line before a job starts. A key",
         "without a default must be given, unless its text says what is done without it. *demo* is the",
         "value in `config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and",
         "`null` takes a key away. Paths are relative to the folder that Snakemake runs in, `~` is your home,",
@@ -517,6 +519,11 @@ def with_small_tables(page: str) -> str:
     return page
 
 
+def glossary_table() -> str:
+    """What the report's words mean, as a table in Markdown."""
+    return "\n".join(table(["word", "what it means"], [list(row) for row in glossary().items()]))
+
+
 #: What is made, by its path.
 PAGES = {
     "docs/config.md": config_page,
@@ -531,6 +538,7 @@ def main() -> None:
         (ROOT / name).write_text(page(), encoding="utf-8")
     path = ROOT / "docs/smollm2.md"
     path.write_text(with_small_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    _put("docs/reading.md", "glossary", glossary_table())
     of_models = models_page.page(ROOT / "docs")
     if of_models is not None:
         (ROOT / "docs/models.md").write_text(of_models, encoding="utf-8")

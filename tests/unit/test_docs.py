@@ -49,6 +49,12 @@ def test_made_pages_are_what_make_docs_would_write(name):
     assert (ROOT / name).read_text() == documentation.PAGES[name](), "run `make docs`"
 
 
+def test_the_glossary_is_the_report_s():
+    page = (ROOT / "docs/reading.md").read_text()
+    made = documentation.with_table(page, "glossary", documentation.glossary_table())
+    assert page == made, "run `make docs`"
+
+
 def test_every_key_of_the_config_is_described_and_on_the_page():
     page = (ROOT / "docs/config.md").read_text()
     schema = documentation.schema()

@@ -122,6 +122,24 @@ def test_the_examples_of_extending(project, tmp_path):
     assert scorecard.loc["nearest-closer", "measured"] == pytest.approx(means["C5"] - means["C4"])
 
 
+def test_the_page_that_loads_a_run_into_pandas(finished, tmp_path, monkeypatch):
+    (tmp_path / "results").symlink_to(finished.path("").parent)
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    names: dict = {}
+    for info, content in blocks("notebook.md"):
+        assert info == "python"
+        exec(compile(content, "docs/notebook.md", "exec"), names)
+    # Its vectors are those of the tables, and its picture is one.
+    geometry = pd.read_csv(finished.path("tables/geometry.csv"))
+    own = geometry.query("condition == 'C5' and metric == 'm1' and method == 'A' and test.isna()")
+    own = own[(own["chain"] == names["row"]["chain"]) & (own["layer"] == own["layer"].max())]
+    mean = names["geometry"].mean_offdiagonal_cosine(names["after"].to_numpy())
+    assert own["value"].tolist() == [pytest.approx(mean)]
+    assert (tmp_path / "persona_vectors.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_false_positives_that_the_pages_quote(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = configuration.plan(yaml.safe_load(Path("config/config.yaml").read_text()))
