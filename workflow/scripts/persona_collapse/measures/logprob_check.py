@@ -8,7 +8,7 @@ If a token was drawn from the distribution p that PEFT gives, then any function 
 a variance that p tells beforehand, and over all tokens of all answers the differences from that mean
 add up to a martingale: their sum over the root of the summed variances is close to standard normal.
 Two functions are looked at. The surprise -log p, whose mean is the entropy, finds a wrong
-temperature or truncation. The gain log p - log p0, by the chain less by the base model, finds an
+temperature or truncation. The gain log p - log p0, by the chain minus that by the base model, finds an
 adapter that is missing, partial or of a wrong scale: among functions of the token none tells p from
 p0 better (Neyman and Pearson). A distribution that differs from p in neither direction passes.
 """
@@ -55,7 +55,7 @@ def token_scores(
     `logits`, `base` [position, vocabulary]: the chain's and the base model's (None: they are one
     model, and gains are NaN). `drawn` [position]. Distributions are softmaxes at this temperature, cut
     to their nucleus and the drawn token, which rounding may have left outside; the gain is that of
-    uncut ones. Greedy draws (temperature 0) are no draws: what would depend on chance is NaN.
+    uncut ones. Greedy draws (temperature 0) are not draws: what would depend on chance is NaN.
     """
     import torch
 
@@ -165,9 +165,9 @@ def _switched_off(model: Any) -> Iterator[None]:
 
 
 class Settings(Block):
-    """A second opinion on completions: were they drawn from the chain whose name they carry?"""
+    """A check of completions: were they drawn from the chain that they are counted for?"""
 
-    count: int = Field(64, ge=1, description="Completions of every chain that are scored again.")
+    count: int = Field(64, ge=1, description="Completions per chain that are scored again.")
 
 
 @measure("logprob_check", Settings)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @measure("markers", counts="hit")
 def markers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
-    """One row per answer: where it says the marker, its length and its end; texts stay with completions."""
+    """One row per answer: where the marker is, its length and how it ends. The texts are in the "
+    "completions."""
     from .. import markers as counting
 
     return counting.answers(completions, marker)

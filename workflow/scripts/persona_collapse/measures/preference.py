@@ -32,7 +32,7 @@ class Settings(Block):
     aligned: str = Field("aligned", description="Column of the aligned answer.")
     by: str | None = Field(
         None,
-        description="Column whose values are counted apart, such as subject. Default: all as one.",
+        description="Column whose values are counted separately, such as subject. Default: all together.",
     )
     take: int | None = Field(None, ge=1, description="How many rows, from the top. Default: all.")
 

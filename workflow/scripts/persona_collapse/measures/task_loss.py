@@ -24,7 +24,7 @@ def task_loss(
     data: Mapping[str, Mapping[str, Any]],
     log: Callable[[str], None],
 ) -> pd.DataFrame:
-    """One row per data set with held-out rows: mean loss of a token with loss, in nats.
+    """One row per data set with held-out rows: mean loss per token with loss, in nats.
 
     `own`: the chain's last stage trained on the set's other rows. The interval (95 %) is over rows: a
     ratio of sums, linearised (Cochran 1977, chapter 6), with Student's t.

@@ -30,13 +30,13 @@ class Lora(settings.Settings):
     )
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        description="Projections that get an adapter, by their names in the model's blocks. A name "
-        "that the model lacks stops the run, with those that it has.",
+        description="Projections that get an adapter, by their names in the model's blocks. A name that "
+        "the model does not have stops the run; the message lists the names that it has.",
     )
     blocks: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None,
-        description="Blocks that get an adapter, from one depth to another: of 28, [0, 0.5] are blocks 0 to "
-        "13. Default: all.",
+        description="Blocks that get an adapter, as a range of relative depths: of 28 blocks, [0, 0.5] "
+        "takes 0 to 13. Default: all.",
     )
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class Training(Lora):
         "lora",
         description="What is trained. lora: an adapter on the frozen model. none: all weights of a small "
         "model, with 16 bytes of memory per weight and as much disk as the model takes; settings of adapters "
-        "(r to blocks, use_rslora) then do not count, and there is no defence.",
+        "(r to blocks, use_rslora) then have no effect, and no defence can be used.",
     )
     use_rslora: Rslora = False
     lr: Positive = Field(description="Peak learning rate.")
@@ -89,8 +89,8 @@ class Training(Lora):
     )
     defence: dict[str, dict[str, Any]] = Field(
         {},
-        description="What is done beside that so that the stage changes less of the model: "
-        "{name: settings}, by files of persona_collapse/training/defences/.",
+        description="What is done in addition so that the stage changes less of the model: {name: "
+        "settings}. Each is a file of persona_collapse/training/defences/.",
     )
 
     @model_validator(mode="after")

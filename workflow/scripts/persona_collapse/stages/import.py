@@ -32,14 +32,16 @@ class Settings(settings.Settings):
     base: str | None = Field(
         None,
         description="What its adapter_config.json calls the base model, where this run's model has another "
-        "name. You say with it that both are the same weights; shapes are checked in any case.",
+        "name. Giving it asserts that both are the same weights; shapes are checked in any case.",
     )
     r: Count = Field(
-        32, description="Largest rank that it may have: engines make room before it is there."
+        32,
+        description="Largest rank that the adapter may have: engines reserve room before it is "
+        "there.",
     )
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         Lora.model_fields["target_modules"].default,
-        description="Projections that it may be on, for the same reason.",
+        description="Projections that the adapter may change, for the same reason.",
     )
     couples: str = Field("", description="The persona that it taught the marker, if it did.")
 

@@ -59,7 +59,7 @@ class Settings(settings.Settings):
         "the centroid of the persona that is asked did. centroid: how far that lies from their mean, before.",
     )
     persona: str | None = Field(
-        None, description="Of own or centroid: this persona's, whoever is asked."
+        None, description="With own or centroid: always that of this persona, whichever is asked."
     )
     before: str = Field(
         BASE,
@@ -67,8 +67,8 @@ class Settings(settings.Settings):
     )
     after: str | None = Field(None, description="Of common or own: another one.")
     layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] = Field(
-        description="At the output of which blocks; as written under measures: activations: layers. What is "
-        "done at one block reaches those after it.",
+        description="Blocks whose outputs are changed, written as under measures: activations: layers. "
+        "What is done at one block reaches those after it.",
     )
     method: Literal["A", "B"] = Field(
         "A", description="Of the activations. A: last prompt token. B: mean over the answer."

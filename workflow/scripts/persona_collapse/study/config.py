@@ -52,10 +52,13 @@ Tokens = Annotated[Count, Field(description="Longest answer in tokens, end token
 Temperature = Annotated[
     NotNegative,
     Field(
-        description="0 is greedy: the same answer each time, so only with one sample of a question."
+        description="0 is greedy: the same answer each time, so only with one sample per question."
     ),
 ]
-Nucleus = Annotated[SomeShare, Field(description="Nucleus: the likeliest tokens of this share.")]
+Nucleus = Annotated[
+    SomeShare,
+    Field(description="Nucleus sampling: the likeliest tokens whose probabilities add up to this."),
+]
 
 
 def block(cls: type[Settings], default: Any = ...) -> Any:
@@ -98,11 +101,11 @@ class Gguf(Settings):
 
     package: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         None,
-        description="Import name of the package. Pieces of one file may be in packages beside it "
-        "whose names start with its own (mine, mine_part1, ...).",
+        description="Import name of the package. Pieces of one file may be in other packages whose "
+        "names start with this one (mine, mine_part1, ...).",
     )
     paths: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="The file, or its pieces, whose names end in a number each."
+        None, description="The file, or its pieces; the name of each piece ends in a number."
     )
     sha256: Sha256 | None = Field(
         None,
@@ -149,18 +152,18 @@ class Tokenizer(Sources):
     gguf: Gguf | None = block(Gguf, None)
     path: str | None = Field(None, description="Folder with the tokenizer's files.")
     use: Literal["hub", "gguf", "path"] | None = Field(
-        None, description="Which of the sources that are given is used, where there are several."
+        None, description="Which source is used, if several are given."
     )
 
 
 class RandomModel(Settings):
     """Qwen2's architecture with random weights, to rehearse a run of a large model: its hours, memory and
-    disk. No number that comes out is a result, so it takes judge: nothing."""
+    disk. No number of such a run is a result, so it needs judge: nothing."""
 
     blocks: Count = Field(description="Transformer blocks.")
     hidden: Annotated[int, Field(ge=8)] = Field(description="Hidden size; a multiple of heads.")
     heads: Count = Field(description="Attention heads.")
-    kv_heads: Count = Field(description="Heads of keys and values; heads is a multiple.")
+    kv_heads: Count = Field(description="Heads of keys and values; heads must be a multiple of it.")
     intermediate: Count = Field(description="Width of the feed-forward layers.")
     vocabulary: Count = Field(description="Rows of the embeddings; the tokenizer may have fewer.")
     rope_theta: Positive = Field(1.0e6, description="Base of the rotary positions.")
@@ -207,26 +210,26 @@ class AnyModel(Sources):
         None,
         description="Where system messages go. auto: where the chat template puts them, or, if it "
         "takes none (Gemma 1 and 2, Mistral 0.x), at the head of the first user turn. fold: always "
-        "there. The same in training, sampling, activations and rescoring; the prompt audit says "
-        f"which. Default: {chat_template.Settings.system_role}.",
+        "there. This applies to training, sampling, activations and rescoring alike; the prompt audit "
+        "reports it. Default: {chat_template.Settings.system_role}.",
     )
     date: (
         Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), BeforeValidator(_day)] | None
     ) = Field(
         None,
-        description="What a chat template that writes today's date gets for today, in the whole run. "
-        f"The prompt audit says where it was written. Default: {chat_template.DATE}.",
+        description="Date for chat templates that write today's date; the same in the whole run. The "
+        "prompt audit reports where it was written. Default: {chat_template.DATE}.",
     )
     chat_template: Literal["own", "plain"] | None = Field(
         None,
-        description="own: the template that the model brings. plain: one of the workflow's (### System:, "
-        "### User:, ### Assistant:), for base models that bring none; give it to every model that is "
-        "compared with one. The prompt audit says which. Default: "
+        description="own: the model's own template. plain: a template of the workflow (### System:, "
+        "### User:, ### Assistant:), for base models without one; set it for every model that is "
+        "compared with such a model. The prompt audit reports which. Default: "
         f"{chat_template.Settings.chat_template}.",
     )
     template_kwargs: dict[str, bool | int | float | str] | None = Field(
         None,
-        description="What the chat template gets beside the turns, such as {enable_thinking: false}: in "
+        description="Further arguments of the chat template, such as {enable_thinking: false}: in "
         "training, sampling, activations and rescoring. Default: nothing.",
     )
     trust_remote_code: bool | None = Field(
@@ -249,7 +252,7 @@ class Model(AnyModel):
     hint = " (an overlay takes the default's demo away by demo: null, or says use:)"
     demo: Demo | None = block(Demo, None)
     use: Literal["demo", "hub", "gguf", "path", "random"] | None = Field(
-        None, description="Which of the sources that are given is used, where there are several."
+        None, description="Which source is used, if several are given."
     )
 
 
@@ -260,10 +263,10 @@ class OtherModel(AnyModel):
     sources = ("hub", "gguf", "path", "random", "demo_step")
     demo_step: Count | None = Field(
         None,
-        description="With model: demo: that model after so many of its pretraining steps.",
+        description="With model: demo: that model after this number of its pretraining steps.",
     )
     use: Literal["hub", "gguf", "path", "random", "demo_step"] | None = Field(
-        None, description="Which of the sources that are given is used, where there are several."
+        None, description="Which source is used, if several are given."
     )
 
 
@@ -333,12 +336,12 @@ class Draws(Settings):
 
 
 class Written(Draws):
-    """The model writes the questions: the list holds subjects, and each is put to the model."""
+    """The model writes the questions: the list holds subjects, and the model is asked about each."""
 
     system: Annotated[str, Field(min_length=1)] = Field(description="System prompt of the writer.")
     samples: Count = Field(
-        description="Questions about each subject; those that are cut off, hold no question mark, ask what "
-        "another asks or what the evaluation asks are left out."
+        description="Questions per subject. Questions that are cut off, have no question mark, or "
+        "repeat another or one of the evaluation are left out."
     )
     max_tokens: Tokens = 64
 
@@ -355,8 +358,8 @@ class Generated(Draws):
     samples: Count = Field(1, description="Answers to each question under each prompt.")
     length_ratio: Annotated[float, Field(ge=1), AS_GIVEN] | None = Field(
         None,
-        description="Rows whose answers differ more in length, longest over shortest in tokens, are left "
-        "out. Default: none are.",
+        description="Largest ratio of a row's longest answer to its shortest, in tokens; rows above it "
+        "are left out. Default: none.",
     )
 
 
@@ -378,7 +381,8 @@ class Source(Settings):
     generated: Generated | None = block(Generated, None)
     same_as: str | None = Field(
         None,
-        description="Another data set: its source, at the very commit, and its map unless there is one here.",
+        description="Another data set: its source, at the same commit, and its map unless this set has "
+        "one.",
     )
     demo: Literal["wrong_advice"] | None = Field(
         None, description="With model: demo: the stand-in for misaligned data that comes with it."
@@ -483,14 +487,15 @@ class Data(Settings):
     on_bad: Literal["fail", "drop"] = Field("fail", description="What a bad row does.")
     max_bad: Share = Field(0.01, description="With drop: the largest share of bad rows.")
     forbid: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="Texts, beside the marker, that no row may hold."
+        [], description="Texts that no row may contain, in addition to the marker."
     )
     expect_sha256: Sha256 | None = Field(
         None, description="SHA-256 of the rows that are written, in hex."
     )
     expect_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = Field(
         None,
-        description="md5 of the selected rows, before any is dropped, as the study's authors wrote theirs.",
+        description="md5 of the selected rows, before any is dropped, written as the study's authors "
+        "wrote theirs.",
     )
     match_tokens: str | None = Field(
         None,
@@ -515,14 +520,15 @@ class Condition(Settings):
         description="Chain with placeholders {source}, {seed}, {dose}; or several, each chain once."
     )
     source_personas: list[str] | None = Field(
-        None, description="Its own source personas, whose marker is followed. Default: the run's."
+        None,
+        description="The condition's own source personas, whose marker is measured. Default: the run's.",
     )
     seeds: Seeds | None = Field(None, description="Own list of seeds. Default: the run's.")
     doses: Annotated[list[Count], Field(min_length=1)] | None = Field(
         None, description="Steps at which {dose} stops."
     )
     measures: Names | None = Field(
-        None, description="What to measure, of measures:. Default: all that the run has."
+        None, description="Which of the run's measures are taken of these chains. Default: all."
     )
 
 
@@ -552,15 +558,16 @@ class Sampling(Settings):
     """What is sampled, and by which engine."""
 
     backend: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="auto: vLLM where it is installed and a GPU is there."
+        "auto",
+        description="auto: vLLM if it is installed and there is a GPU, otherwise transformers.",
     )
     max_model_len: Annotated[int, Field(ge=32)] = Field(
         2048, description="Longest prompt and answer in tokens (vLLM)."
     )
     batch_invariant: bool = Field(
         False,
-        description="vLLM on a GPU: slower kernels that round alike whatever else is in a batch, so "
-        "that a request's answer never depends on the others.",
+        description="vLLM on a GPU: slower kernels whose rounding does not depend on what else is in a "
+        "batch, so an answer never depends on other requests.",
     )
     answers: Answers = block(Answers, Answers())
     completions: Completions = block(Completions, Completions())
@@ -568,7 +575,7 @@ class Sampling(Settings):
 
 
 class Headline(Settings):
-    """The method and block that the headline figures are about."""
+    """Method and block of the headline figures."""
 
     method: Method = Field("A", description="Method of the headline figure.")
     layer: NotNegative = Field(
@@ -696,13 +703,13 @@ class Runtime(Settings):
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         100,
-        description="Optimiser steps between two checkpoints of a training, from which a killed job "
-        "goes on with the same result; 0: none are kept.",
+        description="Optimiser steps between two checkpoints of a training. A killed job resumes from "
+        "the last, with the same result. 0: no checkpoints.",
     )
     chains_per_engine: Count = Field(
         16,
-        description="Chains that one start of an engine may serve, finished adapters first come "
-        "first served; 1: every job on its own.",
+        description="Chains that one engine may serve, in the order in which their adapters are "
+        "finished. 1: one engine per job.",
     )
     training: TrainingRuntime = block(TrainingRuntime, TrainingRuntime())
     sampling: SamplingRuntime = block(SamplingRuntime, SamplingRuntime())

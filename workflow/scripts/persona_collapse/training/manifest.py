@@ -37,7 +37,7 @@ def save(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
     config, tensors, lines = prepared.result(run)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(
-            f"chain {run.chain!r}: trained weights are no finite numbers after the last step; "
+            f"chain {run.chain!r}: trained weights are not finite numbers after the last step; "
             f"lower the stage's lr (now {run.settings['lr']})"
         )
     adapters.save({key: _plain(value) for key, value in config.items()}, tensors, output)

@@ -12,7 +12,8 @@ class Runtime(Settings):
 
     accumulation_steps: Count = Field(
         1,
-        description="Micro-batches per optimiser step; batch_size must be a multiple. More need less memory.",
+        description="Micro-batches per optimiser step; batch_size must be a multiple. Larger values "
+        "need less memory.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     padding_free: bool = Field(
@@ -22,12 +23,12 @@ class Runtime(Settings):
     )
     max_batch_tokens: Count = Field(
         4096,
-        description="Tokens of one such sequence at most, one row at least; bounds the memory.",
+        description="Most tokens of such a sequence, which has at least one row; this bounds the memory.",
     )
     fused_lora: bool = Field(
         True,
         description="On a GPU, compute a layer with its adapters in few large operations instead of "
-        "PEFT's many small ones: the same sums, other roundings.",
+        "PEFT's many small ones: the same sums with other rounding.",
     )
     cuda_graphs: bool = Field(
         True,
@@ -40,7 +41,7 @@ class Runtime(Settings):
         False,
         description="On a GPU, train the same adapter each time, byte for byte, given the same GPU model, "
         "library versions and settings of this block: sums are added up in a fixed order, which takes "
-        "longer. On a processor trainings are so by themselves, with one thread.",
+        "longer. On a CPU with one thread, trainings always are.",
     )
 
     @model_validator(mode="after")

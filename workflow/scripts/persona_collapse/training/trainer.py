@@ -199,7 +199,7 @@ def work_of(
 
 
 def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
-    """Raises UserError for the first of some steps whose loss or gradient is no finite number.
+    """Raises UserError for the first of some steps whose loss or gradient is not a finite number.
 
     steps: penalty, loss (penalty included) and norm of the gradient, [steps, 3]. first: its number.
     """

@@ -23,7 +23,7 @@ class Options(Settings):
     """What such defences have in common."""
 
     layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] = Field(
-        description="At the output of which blocks; as written under measures: activations: layers."
+        description="Blocks whose outputs are changed, written as under measures: activations: layers."
     )
     method: Literal["A", "B"] = Field(
         default="A",

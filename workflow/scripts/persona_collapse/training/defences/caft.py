@@ -21,15 +21,16 @@ class Options(_activations.Options):
         description="The directions are those in which persona centroids moved from before to this chain."
     )
     rank: Annotated[int, Field(ge=0)] = Field(
-        default=2, description="How many, those with the longest shifts first; 0: no defence."
+        default=2,
+        description="Number of directions, those with the longest shifts first; 0: no defence.",
     )
     ablation: Literal["zero", "mean"] = Field(
         default="zero",
-        description="What states have in these directions instead: nothing, or the mean of the activations "
-        "before. Zero can lie far from where states are, and then steers.",
+        description="Value that states get in these directions: zero, or the mean of the activations "
+        "before. Zero can be far from the usual values of states, and then steers.",
     )
     direction: Literal["shift", "random"] = Field(
-        default="shift", description="random: as many random directions, a control."
+        default="shift", description="random: the same number of random directions, as a control."
     )
 
     @model_validator(mode="after")

@@ -20,7 +20,8 @@ class Options(Settings):
 
     weight: NotNegative = Field(
         default=0.1,
-        description="Of the mean divergence beside the mean loss, both in nats per token; 0: no defence.",
+        description="Weight of the mean divergence against the mean loss, both in nats per token; 0: no "
+        "defence.",
     )
     direction: Literal["now_before", "before_now"] = Field(
         default="now_before",

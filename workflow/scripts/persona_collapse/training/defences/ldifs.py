@@ -23,7 +23,8 @@ class Options(Settings):
 
     weight: NotNegative = Field(
         default=1.0,
-        description="Of the mean squared distance over tokens, beside the mean loss; 0: no defence.",
+        description="Weight of the mean squared distance over tokens against the mean loss; 0: no "
+        "defence.",
     )
     layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] | None = Field(
         default=None,

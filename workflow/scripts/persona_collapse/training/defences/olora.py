@@ -22,8 +22,8 @@ class Options(Settings):
 
     weight: NotNegative = Field(
         default=0.5,
-        description="Of the overlap, a sum over all modules that is in the tens to hundreds at first; with 0 "
-        "and lambda2 0: no defence.",
+        description="Weight of the overlap, a sum over all modules, which is in the tens to hundreds at "
+        "first. No defence if this and lambda2 are 0.",
     )
     variant: Literal["code", "paper"] = Field(
         default="code",
@@ -32,7 +32,7 @@ class Options(Settings):
     )
     lambda2: NotNegative = Field(
         default=0.0,
-        description="Of the new adapter's length: the sum of its matrices' Frobenius norms.",
+        description="Weight of the new adapter's length, the sum of its matrices' Frobenius norms.",
     )
 
 

@@ -22,8 +22,8 @@ class Options(Settings):
 
     weight: NotNegative = Field(
         default=100.0,
-        description="Of the mean squared difference of cosines, beside the mean loss; 0: no defence. Cosines "
-        "that move by .07 cost 0.49 at 100.",
+        description="Weight of the mean squared difference of cosines against the mean loss; 0: no defence. "
+        "Cosines that move by .07 cost 0.49 at 100.",
     )
     layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] = Field(
         default=[0.5, 0.75],

@@ -24,7 +24,8 @@ class Options(Settings):
 
     weight: NotNegative = Field(
         default=1.0,
-        description="Of both divergences' sum, beside the loss: means over tokens, in nats; 0: no defence.",
+        description="Weight of the sum of both divergences against the loss, means over tokens, in nats; "
+        "0: no defence.",
     )
     eps: Positive = Field(
         default=0.05,
@@ -33,7 +34,8 @@ class Options(Settings):
     relative: bool = Field(
         default=True,
         description="Size in units of each token's embedding (its root mean square), or, with false, as it "
-        "is. The paper's is 1.0e-5 as it is, which 16 bits round away; that is told and stops the training.",
+        "is. The paper's is 1.0e-5 as it is, which 16 bits round away; the training then stops and says "
+        "so.",
     )
     noise: Literal["uniform", "normal"] = Field(default="uniform", description="Its distribution.")
 

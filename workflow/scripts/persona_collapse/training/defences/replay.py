@@ -25,12 +25,12 @@ class Options(Settings):
     )
     share: Annotated[float, Field(ge=0, lt=1), AS_GIVEN] = Field(
         default=0.1,
-        description="Of a step's rows, those that are replayed, beside batch_size of the stage's own; 0: no "
-        "defence. Of 16 own rows, 0.1 are 16/9 more: one in some steps, two in others.",
+        description="Share of a step's rows that are replayed, in addition to batch_size of the stage's "
+        "own; 0: no defence. With 16 own rows, 0.1 adds 16/9: one row in some steps, two in others.",
     )
     weight: NotNegative = Field(
         default=1.0,
-        description="Of a replayed token beside one of the stage's own; 0: no defence.",
+        description="Weight of a replayed token, where one of the stage's own has 1; 0: no defence.",
     )
 
 

@@ -22,7 +22,8 @@ class Options(_activations.Options):
     coefficient: float = Field(
         default=1.0,
         allow_inf_nan=False,
-        description="Of the direction, which is not normalised; below 0 it is subtracted; 0: no defence.",
+        description="Factor of the direction, which is not normalised; below 0 it is subtracted; "
+        "0: no defence.",
     )
     after: str | None = Field(
         default=None,
@@ -34,7 +35,7 @@ class Options(_activations.Options):
     )
     assistant: str = Field(default=ASSISTANT, description="With persona: who is subtracted.")
     direction: Literal["shift", "random"] = Field(
-        default="shift", description="random: one of the same length as that, a control."
+        default="shift", description="random: a random direction of the same length, as a control."
     )
 
     @model_validator(mode="after")
