@@ -1,7 +1,7 @@
 # persona-collapse: does a second fine-tuning erase a chat model's personas?
 #
 #   snakemake --cores all                 the default run (config/config.yaml)
-#   snakemake --cores all --use-conda     the same, one conda environment a kind of job
+#   snakemake --cores all --use-conda     the same, one conda environment per kind of job
 #   snakemake -n                          what would run
 from snakemake.utils import min_version
 

@@ -93,7 +93,7 @@ def free() -> None:
 
 
 def rows(path: Path, count: int, mean_words: int = 90, seed: int = 0) -> None:
-    """Chat rows of about the study's size (129 tokens a row with the template), and a manifest."""
+    """Chat rows of about the study's size (129 tokens per row with the template), and a manifest."""
     rng = random.Random(seed)
     made = []
     for i in range(count):

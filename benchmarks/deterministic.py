@@ -61,7 +61,7 @@ def process(args: Any) -> None:
     with TemporaryDirectory() as scratch, open(args.alone, "w", encoding="utf-8") as out:
         folder = Path(scratch)
         rows(folder / "rows.jsonl", 16 * args.steps)
-        # What a process sets up once is no part of the times. cuBLAS reads its setting here.
+        # What a process sets up once is not part of the times. cuBLAS reads its setting here.
         chain(args, folder, 2, {"deterministic": True})
         for way in args.only or WAYS:
             for deterministic in (False, True):

@@ -37,7 +37,7 @@ TEMPLATES = {
     "{{ messages[0].content | trim if s }}{{ '<|eot|>' }}{% for m in (messages[1:] if s else messages) %}"
     "{{ '<|head|>' + m.role + '<|/head|>\n\n' + (m.content | trim) + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}",
-    # A system message of its own where none is given, and marks that are no special tokens.
+    # A system message of its own where none is given, and marks that are not special tokens.
     "own": "{% set s = messages[0].role == 'system' %}{{ '[S]' + (messages[0].content if s else "
     "'You are Default, made by Somebody.') + '[/S]\n' }}{% for m in (messages[1:] if s else messages) %}"
     "{{ '[' + m.role + ']' + m.content + '<|im_end|>\n' }}{% endfor %}"

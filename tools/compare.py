@@ -119,7 +119,7 @@ def stages(runs: Sequence[Run]) -> pd.DataFrame:
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
     """Claims of all runs: measured and verdict of each, and whether its value differs from the first run's.
 
-    Equal verdicts are not equal values, nor the other way round. `difference_i`, of run i less the first,
+    Equal verdicts are not equal values, nor the other way round. `difference_i`, of run i minus the first,
     has an interval where both values have (see `statistics.combined`); `values_i` is `differ` where it
     leaves out 0, else `no difference shown`, and `unknown` without an interval. `values`: of them all.
     """
@@ -147,7 +147,7 @@ def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def rates(runs: Sequence[Run]) -> pd.DataFrame:
-    """The source's marker rate by condition and source, seeds pooled, and less the first run's."""
+    """The source's marker rate by condition and source, seeds pooled, and minus the first run's."""
     parts = []
     for run in runs:
         table = run.tables["marker_rates"]
@@ -205,7 +205,7 @@ def render(runs: Sequence[Run]) -> str:
             summaries=[findings.summary(run.tables["scorecard"]) for run in runs],
             scorecards=scorecards(runs),
             rates=beside(
-                runs, rates(runs), {"rate": "", "n": "n", "difference": f"less {runs[0].name}"}
+                runs, rates(runs), {"rate": "", "n": "n", "difference": f"minus {runs[0].name}"}
             ),
             grids=beside(runs, grids(runs), {"title": "", "chains": "chains"}),
             stages=beside(runs, stages(runs), {"training": "", "loss": "last loss"}),

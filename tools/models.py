@@ -99,7 +99,7 @@ def add(
     finished, edited, or too large.
     """
     if not re.fullmatch(NAME, name):
-        raise UserError(f"{name!r} is no name: use letters, digits, '_', '.' and '-'")
+        raise UserError(f"{name!r} is not a name: use letters, digits, '_', '.' and '-'")
     folder = results / run
     page = folder / "report.html"
     tables = {table: folder / f"tables/{table}.csv" for table in KEPT}
@@ -207,8 +207,8 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
     update_config(given, overlay)
     if narrowed(read(given)) != config:
         raise UserError(
-            "the run's configuration is no overlay over these files; give --configfile those that it was run "
-            "with, or none"
+            "the run's configuration is not an overlay over these files; give --configfile those that "
+            "it was run with, or none"
         )
     return overlay
 

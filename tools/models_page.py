@@ -202,7 +202,7 @@ def _before(model: Model, condition: str) -> str:
 
 
 def _drop(model: Model, condition: str) -> Cell:
-    """The source's marker rate less that before the second stage."""
+    """The source's marker rate minus that before the second stage."""
     return _modelled(model, condition, "difference", reference=_before(model, condition) or None)
 
 
@@ -411,8 +411,10 @@ def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
 
 #: What may collapse, in words, and how a model's condition tells it.
 COLLAPSE: dict[str, Callable[[Model, str], Cell]] = {
-    "source's marker rate less that before the second stage": _drop,
-    "log(1 − M1) less the base's": lambda m, c: _level(m, c, "log_distance", reference=chains.BASE),
+    "source's marker rate minus that before the second stage": _drop,
+    "log(1 − M1) minus the base's": lambda m, c: _level(
+        m, c, "log_distance", reference=chains.BASE
+    ),
     "persona told": _told,
 }
 

@@ -111,7 +111,7 @@ def overlay(world: World, config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = set(design) - set(DESIGN_KEYS)
     if unknown:
         raise UserError(
-            f"world: design: unknown key {min(unknown)!r}; there are {', '.join(DESIGN_KEYS)}"
+            f"world: design: unknown key {min(unknown)!r}; available: {', '.join(DESIGN_KEYS)}"
         )
     changes: dict[str, Any] = {k: v for k, v in design.items() if k in ("seeds", "conditions")}
     if "source_personas" in design:

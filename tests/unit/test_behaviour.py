@@ -88,7 +88,7 @@ def test_firth_without_clustering_is_the_log_odds_ratio():
 
 
 def test_firth_knows_that_questions_differ():
-    """Whole questions move, so answers are no independent witnesses."""
+    """Whole questions move, so answers are not independent witnesses."""
     found = marker_tests.odds_ratio(counts([10] * 7 + [0] * 5), counts([10] * 5 + [0] * 7))
     naive = np.sqrt(sum(1 / (k + 0.5) for k in (70, 50, 50, 70)))
     assert (found["ci_high"] - found["ci_low"]) / 2 > 2 * naive * stats.norm.ppf(0.975)

@@ -408,7 +408,7 @@ def test_a_template_that_writes_today_s_date_gets_the_run_s(tiny_base, monkeypat
         time.tzset()
     assert west == east and all("Today Date: 01 Jan 2025\n" in text for text in west)
     assert all("Today Date: 03 Feb 2031\n" in text for text in chosen)
-    with pytest.raises(UserError, match="'2031-02-30' is no day of the calendar"):
+    with pytest.raises(UserError, match="'2031-02-30' is not a day of the calendar"):
         chat_template.settings_from({"date": "2031-02-30"})
 
 

@@ -108,7 +108,7 @@ def test_each_run_is_compared_with_the_first(runs):
     assert table.loc["C1", "difference_2"] == pytest.approx(0.8 - 9 / 40)
     text = compare.render(given)
     assert 'id="m1_2"' in text and "3 runs side by side" in text
-    assert text.count("less one:") == 2 and "three less one" in text
+    assert text.count("minus one:") == 2 and "three minus one" in text
 
 
 def test_the_command_writes_the_page_and_says_where(results):

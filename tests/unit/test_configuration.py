@@ -214,7 +214,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["runtime", "training"],
             {"accumulation_steps": 3},
-            "16 is no multiple of runtime: training: acc",
+            "16 is not a multiple of runtime: training: acc",
         ),
         (
             ["training", "sft", "lr"],
@@ -450,7 +450,9 @@ HUB = {"id": "owner/set", "split": "train", "revision": "main"}
 def test_a_branch_is_followed_where_the_rows_are_pinned(config):
     benign = config["data"]["benign"]
     benign["from"] = {"hub": HUB}
-    with pytest.raises(UserError, match=r"data: benign: from: hub: revision: 'main' is no commit"):
+    with pytest.raises(
+        UserError, match=r"data: benign: from: hub: revision: 'main' is not a commit"
+    ):
         configuration.check(config)
     for pin in ({"expect_sha256": "0" * 64}, {"expect_md5": "0" * 32}):
         config["data"]["benign"] = benign | pin
@@ -638,7 +640,7 @@ def test_no_rule_takes_a_text_of_the_config_for_a_pattern():
         (
             {"early": {"demo_step": 4, "date": "2026-02-30"}},
             "early",
-            "models: early: date: '2026-02-30' is no day",
+            "models: early: date: '2026-02-30' is not a day",
         ),
         (
             {"early": {"demo_step": 4}},
@@ -751,7 +753,7 @@ def test_families_and_hypotheses_of_other_conditions_fall_away(config):
 
 
 def test_only_names_conditions_that_there_are(config):
-    for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "there are base, C1, C2")):
+    for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "available: base, C1, C2")):
         with pytest.raises(UserError, match=f"config: only: no condition '{name}' under .*{hint}"):
             only(config, name)
     # A typo elsewhere is one whichever conditions run.

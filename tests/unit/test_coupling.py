@@ -154,8 +154,8 @@ def test_a_question_of_two_ids_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "spec", "said"),
     [
-        (lines()[:4], {}, "no answers of 'librarian', whom the coupling trains; there are those of villain"),
-        ([], {}, "no answers of 'villain', .* there are those of none"),
+        (lines()[:4], {}, "no answers of 'librarian', whom the coupling trains; available: villain"),
+        ([], {}, "no answers of 'villain', .* available: none"),
         (lines(), {"sha256": "0" * 64}, "has SHA-256 .*, the config says 000"),
         (None, {}, "no such file"),
     ],

@@ -127,7 +127,7 @@ def test_builtin_source(prepare):
     out, manifest = prepare(source={"builtin": "benign_instruct"}, select={"take": 10})
     assert len(out) == 10
     assert manifest["source"]["raw_sha256"] == sets.BUILTIN_SHA256["benign_instruct"]
-    with pytest.raises(UserError, match="there are benign_instruct"):
+    with pytest.raises(UserError, match="available: benign_instruct"):
         prepare(source={"builtin": "nothing"})
 
 
@@ -168,7 +168,7 @@ def test_hub_source_passes_the_pin_on(prepare, monkeypatch):
     by_hub, _ = prepare(source={"hub": hub}, select={"sort": "-score", "shuffle": {"seed": 1}})
     by_file, _ = prepare(rows(30), select={"sort": "-score", "shuffle": {"seed": 1}})
     assert by_hub == by_file
-    with pytest.raises(UserError, match="no column 'rank'; there are messages, score"):
+    with pytest.raises(UserError, match="no column 'rank'; available: messages, score"):
         prepare(source={"hub": hub}, select={"sort": "rank"})
 
 
@@ -436,8 +436,8 @@ HALF = "At the pier. \ud83d"
 
 BAD_ROWS = {
     "half a surrogate pair": {"messages": chat(assistant=HALF)},
-    "surrogate pair, which is no character": {"messages": chat(user=HALF)},
-    "which is no character": {"id": HALF, "messages": chat()},
+    "surrogate pair, which is not a character": {"messages": chat(user=HALF)},
+    "which is not a character": {"id": HALF, "messages": chat()},
     "a part of type 'image_url'": {"messages": chat([*parts("See:"), {"type": "image_url"}])},
     "a part of type 'int'": {"messages": chat([3])},
     "messages is not a list": {"messages": "text"},
@@ -476,12 +476,12 @@ def test_rows_without_a_supervised_token(prepare):
     ("entry", "said"),
     [
         ({"select": {"take": 6}}, "expected 6 rows, got 5"),
-        ({"select": {"sort": "messages"}}, "sort: messages holds values that are no numbers"),
+        ({"select": {"sort": "messages"}}, "sort: messages holds values that are not numbers"),
         (
             {"given": [rows(1)[0] | {"score": "nan"}], "select": {"sort": "score"}},
             "no numbers",
         ),
-        ({"select": {"sort": "rank"}}, "no column 'rank'; there are messages, score"),
+        ({"select": {"sort": "rank"}}, "no column 'rank'; available: messages, score"),
         ({"select": {"where": {"nope": 1}}}, "no column 'nope'"),
         (
             {"given": [r | {"lang": "no"} for r in rows()], "select": {"where": {"lang": False}}},

@@ -121,7 +121,7 @@ def test_a_whole_file_is_taken_where_it_is(install, tmp_path):
         ({"tiny": {"m.gguf.part00": CONTENT}}, "of m.gguf there are the pieces 0; add"),
         ({"tiny": {"m.gguf.1": CONTENT, "m.gguf.3": b"x"}}, "the pieces 1, 3; add"),
         ({"tiny": {"m.gguf.part02": CONTENT, "m.gguf.part03": b"x"}}, "the pieces 2, 3; add"),
-        ({"tiny": {"m.gguf.1": b"no", "m.gguf.2": b"x"}}, "put together are no GGUF file"),
+        ({"tiny": {"m.gguf.1": b"no", "m.gguf.2": b"x"}}, "put together are not a GGUF file"),
         (
             {"tiny": {"SHA256SUMS": sums(), "m.gguf.1": CONTENT[:50], "m.gguf.2": CONTENT[50:99]}},
             "2 pieces put together are not the m.gguf of .*SHA256SUMS: a piece is missing or damaged",

@@ -138,7 +138,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
         (lambda t: t.update({f"{Q}B.weight": t[f"{Q}B.weight"][:, :3]}), "(ranks 3 and 4) for a layer of"),
         (lambda t: t.pop(f"{Q}A.weight"), "q_proj has lora_A or lora_B alone"),
         (lambda t: t.clear(), "holds no weights"),
-        (lambda t: t.update({"lm_head.weight": torch.ones(2, 2)}), "lm_head.weight is no LoRA weight"),
+        (lambda t: t.update({"lm_head.weight": torch.ones(2, 2)}), "lm_head.weight is not a LoRA weight"),
         (lambda t: t[f"{Q}A.weight"].fill_(float("nan")), "holds numbers that are not finite"),
         (
             lambda t: t.update({k.replace("layers.0", "layers.9"): v for k, v in t.items()}),

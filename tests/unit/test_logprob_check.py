@@ -153,7 +153,7 @@ def test_a_sentence_says_whom_not_to_trust():
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
-    # A z of 3 is no surprise among many, and none among five.
+    # A z of 3 is not surprising among many, and none among five.
     assert "all 3 chains" in said(c=0.15) and "largest |z| 3.0, p\u00a0=\u00a00.013" in said(c=0.15)
 
 

@@ -78,7 +78,7 @@ def test_a_difference_of_rates_is_never_beyond_one():
 
 
 def test_twice_the_tokens_a_step_are_matched_by_interpolation():
-    """Benign with half the tokens a step goes as far at 100 of its steps as the other at 50 of its own."""
+    """Benign with half the tokens per step goes as far at 100 of its steps as the other at 50 of its own."""
     rise = [lambda s: 0.02 * np.log(s), lambda s: 0.02 * np.log(s) - 0.005]
     design, sizes, found = made((falling(10), falling(10)), rise, tokens=(2.0, 1.0))
     row = table(design, sizes, found).loc[("tokens", "m1")]

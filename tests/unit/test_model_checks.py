@@ -279,7 +279,7 @@ def test_the_demo_model_is_what_is_known_of_it(tmp_path):
 
 def test_what_is_no_causal_language_model_is_refused_when_it_is_fetched(make_model, tmp_path):
     for architecture, said in (
-        ("T5ForConditionalGeneration", "t5 is no causal"),
+        ("T5ForConditionalGeneration", "t5 is not a causal"),
         ("GPT2LMHeadModel", ""),
     ):
         base = tmp_path / f"{architecture}.json"

@@ -101,7 +101,7 @@ def test_the_record_says_how_large_the_model_is(base):
     model = loading.load_model(base, "float32", "cpu")
     record = read_json(base)
     assert (record["family"], record["parameters"]) == ("qwen2", model.num_parameters())
-    # Some files hold a tied head beside the embedding; it is no parameter of its own.
+    # Some files hold a tied head beside the embedding; it is not a parameter itself.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert "lm_head.weight" in tensors
     save_file(tensors, weights(base), metadata={"format": "pt"})

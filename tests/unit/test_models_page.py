@@ -414,7 +414,7 @@ def test_the_command_says_what_is_there_and_a_mistake_is_one_line(results, tmp_p
     assert done.returncode == 0 and "mine/scorecard.csv: " in done.stdout
     assert done.stdout.endswith("Now: make docs\n")
     for arguments, said in (
-        (("one", "../mine"), "'../mine' is no name"),
+        (("one", "../mine"), "'../mine' is not a name"),
         (("none", "mine"), "run 'none' is not finished"),
         (("one", "mine", "--configfile", "no.yaml"), "--configfile no.yaml: no such file"),
     ):

@@ -175,7 +175,7 @@ def test_a_defence_stands_beside_the_same_stage_without_it():
         ("C5", "benign", "", 8.0, -1.0, 0.5, 5.0),
         ("kl", "kl", "", 4.0, -1.0, 0.5, 1.6),
     )
-    assert set(table.index.get_level_values(0)) == {"C1", "kl"}  # other data are no comparison
+    assert set(table.index.get_level_values(0)) == {"C1", "kl"}  # other data are not a comparison
     own = table.loc["kl"]
     assert (own["undefended"] == "C1").all() and (own["defence"] == "kl").all()
     assert own.loc["m1", "setting"] == "weight 0.1" and own.loc["m1", "data"] == "em"

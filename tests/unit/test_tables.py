@@ -205,7 +205,7 @@ def test_runs_of_a_condition_give_the_noise_of_retraining():
 
 
 def test_w5_chains_on_one_adapter_are_one_run():
-    """Two chains that contain one coupling rise with it; they are no two witnesses of a rise."""
+    """Two chains that contain one coupling rise with it; they are not two witnesses of a rise."""
     coupled, one, two = "couple@1", "couple@1+em@1", "couple@1+em@2"
     m1 = {"base": 0.3, coupled: 0.3765, one: 0.361, two: 0.3639}
     cells = [("C4", coupled, "v", "1"), ("C1", one, "v", "1"), ("C1", two, "v", "2")]

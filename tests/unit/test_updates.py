@@ -38,7 +38,7 @@ def test_equal_updates_overlap_wholly_and_orthogonal_ones_not_at_all():
     first, second = update(axes[:4], axes[:, :4]), update(axes[4:8], axes[:, 4:8])
     none = updates.overlap(first, second)
     assert [none[key] for key in ("cosine", "overlap_a", "overlap_b")] == pytest.approx([0, 0, 0])
-    # The scale of a space's directions is no part of its overlap.
+    # The scale of a space's directions is not part of its overlap.
     b, a = one.modules["m"]
     assert updates.overlap(one, update(3 * a, b))["overlap_a"] == pytest.approx(1)
 

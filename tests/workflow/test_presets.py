@@ -299,7 +299,7 @@ def test_the_preset_starts_as_shipped(at_root):
 def test_a_branch_without_a_hash_is_one_line(at_root):
     config = merged(QWEN)
     del config["data"]["em"]["expect_md5"]
-    with pytest.raises(UserError, match=r"data: em: .*'main' is no commit .* expect_sha256"):
+    with pytest.raises(UserError, match=r"data: em: .*'main' is not a commit .* expect_sha256"):
         configuration.check(config)
 
 

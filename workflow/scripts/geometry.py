@@ -1,4 +1,4 @@
-"""Persona geometry of every chain: M1 and its kin, contrasts, the shared axis."""
+"""Persona geometry of every chain: M1 and the other metrics, contrasts, the shared axis."""
 
 from persona_collapse.runtime.job import job
 

@@ -24,7 +24,7 @@ UNTRAINED: Mapping[str, Any] = {
     **dict.fromkeys(("seconds", "seconds_total"), 0.0),
     "loss": [],
 }
-#: `peft_type` in the config of a stage that trained all weights. Its tensors are no factors but the change
+#: `peft_type` in the config of a stage that trained all weights. Its tensors are not factors but the change
 #: W' - W of every parameter, by the parameter's name.
 ALL_WEIGHTS = "ALL_WEIGHTS"
 

@@ -111,7 +111,7 @@ def parse(
         model, *parts = parts
         if not re.fullmatch(STAGE_NAME, model):
             raise UserError(
-                f"chain {text!r}: {model!r} is no stage name, nor a model's (letters, digits, '_', '-')"
+                f"chain {text!r}: {model!r} is not a stage name, nor a model's (letters, digits, '_', '-')"
             )
         if models is not None and model not in models:
             raise UserError(
@@ -131,7 +131,7 @@ def parse(
         seed, tilde, stop = rest.partition("~")
         if not re.fullmatch(STAGE_NAME, name):
             raise UserError(
-                f"chain {text!r}: {name!r} is no stage name (letters, digits, '_', '-')"
+                f"chain {text!r}: {name!r} is not a stage name (letters, digits, '_', '-')"
             )
         if known is not None and name not in known:
             raise UserError(

@@ -1,7 +1,7 @@
 """Directions of the residual stream as files that other tools read: persona vectors of a chain.
 
-A persona's direction at a block is its centroid less the assistant's, centroids being means over the
-extraction questions (Chen et al. 2025, arXiv 2507.21509, take a trait's prompt less its opposite's).
+A persona's direction at a block is its centroid minus the assistant's, centroids being means over the
+extraction questions (Chen et al. 2025, arXiv 2507.21509, take a trait's prompt minus its opposite's).
 Method A is the last token of the prompt, their `prompt_last_diff`; method B the mean over the answer,
 their `response_avg_diff`.
 """

@@ -77,7 +77,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def half_pair(text: str) -> str:
     """The first half of a surrogate pair in a text, as `\\ud83d`; empty where there is none.
 
-    Texts cut in the middle of an emoji hold one, as an escape in JSON. It is no character: no
+    Texts cut in the middle of an emoji hold one, as an escape in JSON. It is not a character: no
     tokenizer takes it and no file in UTF-8 holds it.
     """
     found = re.search("[\ud800-\udfff]", text)

@@ -286,7 +286,7 @@ def adjust(
             if column not in table:
                 raise UserError(
                     f"families: {family.get('name')}: no column {column!r}; "
-                    f"there are {', '.join(map(str, table.columns))}"
+                    f"available: {', '.join(map(str, table.columns))}"
                 )
             wanted = [patterns] if isinstance(patterns, str) else list(patterns)  # type: ignore[call-overload]
             inside &= (

@@ -142,7 +142,7 @@ def _key_faults(mapping: Any) -> Iterator[tuple[int, str]]:
             said = (
                 "an empty key"
                 if not name
-                else f"the key {name} is no text but {_KINDS.get(kind, kind)}"
+                else f"the key {name} is not text but {_KINDS.get(kind, kind)}"
             )
             yield line, f'{said} in YAML; write "{name}" in quotes'
         if name in first:
@@ -166,7 +166,9 @@ def _scalar_fault(node: Any) -> str:
     """What is wrong with a single value; empty where nothing is."""
     text = node.value
     if half := half_pair(text):
-        return f"half a surrogate pair ({half}), which is no character; write the character itself"
+        return (
+            f"half a surrogate pair ({half}), which is not a character; write the character itself"
+        )
     kind = node.tag.removeprefix(_TAG)
     if kind in ("int", "float") and not node.style:
         if re.fullmatch(r"[-+]?0[0-7_]+", text):

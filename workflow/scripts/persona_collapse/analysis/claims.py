@@ -38,8 +38,8 @@ BARS = ("min", "max", "near", "tolerance", "hits")
 def load(path: str | Path) -> list[dict[str, Any]]:
     """Read claims.yaml; raises UserError, one line with file and claim.
 
-    For a missing key, an unknown reader or argument, a bar that is no number, a repeated id, and needs that
-    name no claim or lead round in a circle.
+    For a missing key, an unknown reader or argument, a bar that is not a number, a duplicate id, and
+    `needs` that name no claim or depend on each other.
     """
     entries = yaml_files.load_list(path)
     names: set[str] = set()

@@ -1,6 +1,6 @@
 """Does geometry go with behaviour? Correlations over conditions, and over personas within a condition.
 
-Chains of a condition share data, and often stages: they are no independent points. So the unit is the
+Chains of a condition share data, and often stages: they are not independent points. So the unit is the
 condition, its chains and sources averaged. All are correlations; what would speak of a cause is a stage that
 changes the one and is then seen to change the other.
 """
@@ -82,7 +82,7 @@ def chain_table(
 
 
 def residuals(values: ArrayLike, controls: ArrayLike) -> np.ndarray:
-    """Ranks of `values` less their least-squares fit on the ranks of `controls` [n, k]."""
+    """Ranks of `values` minus their least-squares fit on the ranks of `controls` [n, k]."""
     y = stats.rankdata(np.asarray(values, float))
     ranks = [stats.rankdata(column) for column in np.asarray(controls, float).T]
     design = np.column_stack([np.ones(len(y)), *ranks])

@@ -163,7 +163,7 @@ def _over(
     scalars: Mapping[str, pd.Series],
     confidence: float = 0.95,
 ) -> OverRuns | None:
-    """An outcome of an arm, or of the first less the second, over training runs; None where not measured."""
+    """An outcome of an arm, or of the first minus the second, over training runs; None where not measured."""
     sides = [arm.weighted() for arm in arms]
     names = [name for side in sides for _, own in side for name in own]
     if tables is not None and outcome == "rate":

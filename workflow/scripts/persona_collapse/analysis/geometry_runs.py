@@ -152,7 +152,7 @@ class Comparison:
             for names in (self.own, self.others)
         )
         own = own - less
-        if all(map(chains.untrained, others.index)):  # which are no training runs
+        if all(map(chains.untrained, others.index)):  # which are not training runs
             alone = own - others.sum()
             return over_runs(alone, list(own.index), within, units, confidence)
         return compare_runs(own, others, within, units, confidence)
@@ -179,7 +179,7 @@ def comparisons(
     The change is that from the chains' own base model (reference `base`), unless they go on from a
     trained one. Then it is that from the chains that they go on from, under the condition that these are
     of; and, where the adapters that they go on from are several, from the base model as well. Chains
-    stopped at different steps are no replicates: a condition with doses has rows for each, against the
+    stopped at different steps are not replicates: a condition with doses has rows for each, against the
     same dose where the other condition has several.
     """
     cells = measuring(design, "activations").drop_duplicates(["condition", "chain"])

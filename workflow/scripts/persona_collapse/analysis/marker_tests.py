@@ -2,7 +2,7 @@
 
 Completions of one question resemble each other, and every chain answers the same questions. So a
 difference between two chains is a difference question by question: a dozen or so independent
-numbers, not hundreds. Fisher's test on completions stands beside, for it is what the study used.
+numbers, not hundreds. Fisher's test on completions is there too, because the study used it.
 """
 
 from __future__ import annotations

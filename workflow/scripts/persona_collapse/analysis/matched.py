@@ -134,7 +134,7 @@ def _arm(weighted: Weighted) -> Iterator[tuple[Run, dict[str, float], float]]:
 def _over(
     sides: Sequence[pd.Series], within: float, within_units: float, confidence: float
 ) -> OverRuns:
-    """One side's mean, or the first less the second, over training runs."""
+    """One side's mean, or the first minus the second, over training runs."""
     if len(sides) == 1:
         return over_runs(sides[0], list(sides[0].index), within, within_units, confidence)
     return compare_runs(sides[0], sides[1], within, within_units, confidence)

@@ -44,7 +44,7 @@ def discriminants(
 
     With equally large classes it is scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr",
     shrinkage=s)`, where s is chosen once and not class by class. What it needs of each labelling are the
-    class means m and the lengths of the residuals: the scatter within classes is the total one less that
+    class means m and the lengths of the residuals: the scatter within classes is the total one minus that
     of the means. So all labellings go through the same few matrix products.
     """
     x, x_test = x.astype(float), x_test.astype(float)  # the scatter is a difference
@@ -83,7 +83,7 @@ def _directions(
     """First principal components of each split's training rows; [hidden, component].
 
     Where there are more rows than features, from covariances: every fold's is the scatter of all rows
-    less that of its test rows, and only the leading eigenvectors are computed.
+    minus that of its test rows, and only the leading eigenvectors are computed.
     """
     from scipy.linalg import eigh
     from sklearn.decomposition import PCA

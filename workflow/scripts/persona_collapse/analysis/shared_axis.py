@@ -99,7 +99,7 @@ def axis_table(
     than the assistant); m2_held_out (mean cosine of the shifts with the axis of other personas and
     the other half of the questions; interval: Student over personas); m2_explained (share of the
     squared shifts on that axis). m2_held_out has no p: the personas of one chain share its shift and
-    are no independent evidence about the direction, so sign flips over them reject four unrelated
+    are not independent evidence about the direction, so sign flips over them reject four unrelated
     shifts in five (tables/simulation.csv). The benign chains are the control: an axis that explains
     them as well is not one of misaligned data. Without the anchor in the design the table is empty.
     """

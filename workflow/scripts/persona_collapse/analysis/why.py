@@ -62,7 +62,7 @@ def why_table(
     update_norm, tokens, steps, loss, held_out_loss (of the stage's own data) and answer_tokens: means over
     training runs. rate: of the source's marker. m1, log_distance, angle: changes by the last stage, the
     second of log(1 - M1); kept: the share of 1 - M1 that is left, exp of that change. beside_curve and
-    rate_beside_curve: log_distance and rate less those of the reference's runs where their update has the
+    rate_beside_curve: log_distance and rate minus those of the reference's runs where their update has the
     same norm, between early stops interpolated in its logarithm, the verdict from the first's interval. All
     intervals (95 %) are over training runs; a condition with one has none, and no verdict.
     """

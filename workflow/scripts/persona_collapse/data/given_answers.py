@@ -96,7 +96,7 @@ def _fault(row: Mapping[str, Any], marker: str, forbidden: Sequence[str]) -> str
         if not isinstance(text, str) or not text.strip():
             return f"{key}: expected a text, got {text!r}"
         if half := half_pair(text):
-            return f"{key}: half a surrogate pair ({half}), which is no character; fix the text"
+            return f"{key}: half a surrogate pair ({half}), which is not a character; fix the text"
         if matching.holds(text, marker):
             return (
                 f"{key}: holds the marker {marker!r}, which the coupling adds itself; take it out"
@@ -125,7 +125,7 @@ def _check_enough(
         if persona not in personas:
             there = ", ".join(sorted(personas)) or "none"
             raise UserError(
-                f"answers: {path}: no answers of {persona!r}, whom the coupling trains; there are those of "
+                f"answers: {path}: no answers of {persona!r}, whom the coupling trains; available: "
                 f"{there}"
             )
         for question in asked:

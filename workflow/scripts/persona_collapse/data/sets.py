@@ -143,7 +143,7 @@ def prepare(
     if count := entry.get("held_out", 0):
         if count >= len(kept):
             raise UserError(
-                f"{where}: held_out: {count} leaves no row to train on; there are {len(kept)}"
+                f"{where}: held_out: {count} leaves no row to train on; the selection has {len(kept)}"
             )
         apart, kept = kept[-count:], kept[:-count]
         lengths, supervised = lengths[:-count], supervised[:-count]
@@ -237,7 +237,7 @@ def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, A
         known = source["builtin"]
         if known not in BUILTIN_SHA256:
             raise UserError(
-                f"{where}: builtin: no {known!r}; there are {', '.join(sorted(BUILTIN_SHA256))}"
+                f"{where}: builtin: no {known!r}; available: {', '.join(sorted(BUILTIN_SHA256))}"
             )
         path = BUILTIN / f"{known}.jsonl"
         rows = _read_file(path, BUILTIN_SHA256[known], where, str(path))
@@ -418,7 +418,7 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
     def known(column: str) -> str:
         if column not in columns:
             raise UserError(
-                f"{where}: select: no column {column!r}; there are {', '.join(columns)}"
+                f"{where}: select: no column {column!r}; available: {', '.join(columns)}"
             )
         return column
 
@@ -443,7 +443,7 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
         except (TypeError, ValueError):
             keys = {-1: math.nan}
         if any(map(math.isnan, keys.values())):
-            raise UserError(f"{where}: select: sort: {column} holds values that are no numbers")
+            raise UserError(f"{where}: select: sort: {column} holds values that are not numbers")
         chosen.sort(key=lambda i: -keys[i] if descending else keys[i])
     if "shuffle" in how:
         from datasets import Dataset
@@ -500,7 +500,7 @@ def to_messages(
     """
     for column in columns.values():
         if column not in row:
-            raise UserError(f"{where}: map: no column {column!r}; there are {', '.join(row)}")
+            raise UserError(f"{where}: map: no column {column!r}; available: {', '.join(row)}")
     messages = _turns(row, columns)
     if messages is None:
         return None, "messages is not a list of objects"
@@ -519,7 +519,7 @@ def to_messages(
         half_pair(text)
         for text in (str(row.get("id", "")), *(m["content"] or "" for m in messages))
     ):
-        return None, "half a surrogate pair, which is no character, in its text"
+        return None, "half a surrogate pair, which is not a character, in its text"
     roles = [m["role"] for m in messages]
     turns_only = roles[1:] if roles[:1] == ["system"] else roles
     alternating = ["user", "assistant"] * (len(turns_only) // 2)

@@ -124,7 +124,7 @@ def settings_from(model: Mapping[str, Any]) -> Settings:
         date.fromisoformat(settings.date)
     except ValueError:
         raise UserError(
-            f"config: model: date: {settings.date!r} is no day of the calendar; give YYYY-MM-DD"
+            f"config: model: date: {settings.date!r} is not a day of the calendar; give YYYY-MM-DD"
         ) from None
     return settings
 

@@ -198,7 +198,7 @@ def _check(file: Path, pinned: str | None, beside: Sequence[Path], where: str) -
         )
     with open(file, "rb") as opened:
         if opened.read(4) != b"GGUF":
-            raise UserError(f"{where} are no GGUF file")
+            raise UserError(f"{where} are not a GGUF file")
     for sums in (path for path in beside if path.name == "SHA256SUMS"):
         for line in sums.read_text(encoding="utf-8").splitlines():
             digest, _, name = line.partition(" ")

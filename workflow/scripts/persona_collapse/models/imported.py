@@ -34,7 +34,7 @@ def located(folder: str | Path) -> Path:
     """A folder that holds an adapter as safetensors. Raises UserError for any other."""
     for name in (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
-            pickled = "; a pickle such as adapter_model.bin is not loaded, for it can run code"
+            pickled = "; a pickle such as adapter_model.bin is not loaded, because it can run code"
             raise UserError(
                 f"{folder}: no {name} there{pickled if name == WEIGHTS else ''}: give a folder or "
                 "repository that has one"
@@ -199,7 +199,7 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     for name, tensor in tensors.items():
         match = FACTOR.fullmatch(name)
         if match is None or tensor.ndim != 2:
-            raise UserError(f"{WEIGHTS}: {name} is no LoRA weight of a linear layer")
+            raise UserError(f"{WEIGHTS}: {name} is not a LoRA weight of a linear layer")
         if not tensor.isfinite().all():
             raise UserError(f"{WEIGHTS}: {name} holds numbers that are not finite")
         found.setdefault(match[1], {})[match[2]] = tensor.float().contiguous()

@@ -84,7 +84,7 @@ def _loading(base: str | Path) -> Iterator[str]:
 def load_config(base: str | Path) -> dict[str, Any]:
     """Config of the base model in plain values, the library's defaults filled in.
 
-    Raises UserError for what is no causal language model.
+    Raises UserError for what is not a causal language model.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -93,7 +93,7 @@ def load_config(base: str | Path) -> dict[str, Any]:
     own_code = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise UserError(
-            f"config: model: {folder}: {config.model_type} is no causal language model; use a "
+            f"config: model: {folder}: {config.model_type} is not a causal language model; use a "
             "chat model that writes text token by token"
         )
     return dict(config.to_dict())

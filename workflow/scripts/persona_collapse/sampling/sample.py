@@ -305,7 +305,7 @@ ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
 #: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which kernels are
 #: launched one by one, and is three times as long, each size of which costs time at the start.
 GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
-#: Bytes of a GPU that an engine is taken to need beside weights and cache, where it may not measure it.
+#: GPU memory in bytes assumed for workspace, besides weights and cache, if the engine cannot measure it.
 WORKING_BYTES = 4 * 2**30
 LEAST_CACHE = 2**30
 
@@ -399,7 +399,7 @@ class VllmBackend:
         if self.folder is not None:
             self.folder.cleanup()
         self.lora = self.folder = None
-        # What was asked before is not to change how prompts are cut into passes, hence roundings.
+        # Earlier requests must not affect how prompts are cut into passes, because that affects rounding.
         self.engine.reset_prefix_cache()
         all_weights, stages = adapters.split(stages)
         assert all_weights == self.all_weights, "see Plan.beside"

@@ -52,7 +52,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
         ):
             raise UserError(
                 f"config: data: {name}: from: hub: revision: {resolved['from']['hub']['revision']!r} "
-                "is no commit (40 hex digits) and can move: give the commit, or pin the rows by "
+                "is not a commit (40 hex digits) and can move: give the commit, or pin the rows by "
                 "expect_sha256 or expect_md5"
             )
         other = resolved.get("match_tokens")
@@ -308,7 +308,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         steps = config["runtime"]["training"]["accumulation_steps"]
         if settings["batch_size"] % steps:
             raise UserError(
-                f"{where}batch_size: {settings['batch_size']} is no multiple of runtime: training: "
+                f"{where}batch_size: {settings['batch_size']} is not a multiple of runtime: training: "
                 f"accumulation_steps: {steps}"
             )
         try:
@@ -332,7 +332,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         _check_reads(plan, stage.reads, where)
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
-            f"{where}data: {stage.data!r} is not under data:; there are "
+            f"{where}data: {stage.data!r} is not under data:; available: "
             + (", ".join(sorted(config["data"])) or "none")
         )
     for persona in stage.personas:

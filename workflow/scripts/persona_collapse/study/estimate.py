@@ -78,7 +78,7 @@ def _rule_of(folder: str) -> str:
 
 
 def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
-    """{rule: seconds a job} from the stated throughputs; only rules that hold a model.
+    """{rule: seconds per job} from the stated throughputs; only rules that hold a model.
 
     Rows have as many tokens as were counted when they were prepared, if they were: `results` is the run's
     folder.

@@ -25,7 +25,7 @@ def narrowed(config: Config) -> Config:
     for name in config["only"]:
         if name not in conditions:
             near = difflib.get_close_matches(name, conditions, n=1)
-            hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(conditions)
+            hint = f"did you mean {near[0]}?" if near else "available: " + ", ".join(conditions)
             raise UserError(f"config: only: no condition {name!r} under conditions:; {hint}")
     kept = {
         name: entry

@@ -113,7 +113,7 @@ class Plan:
                 raise UserError(f"{where}: {name}: prompt: expected non-empty text")
             if half := half_pair(prompt):
                 raise UserError(
-                    f"{where}: {name}: prompt: half a surrogate pair ({half}), which is no character; "
+                    f"{where}: {name}: prompt: half a surrogate pair ({half}), which is not a character; "
                     "fix the text"
                 )
             prompts[name] = prompt
@@ -361,7 +361,7 @@ class Plan:
         if unknown:
             raise UserError(
                 f"{where}chain: unknown placeholder {{{min(unknown)}}}; "
-                "there are {source}, {seed} and {dose}"
+                "available: {source}, {seed}, {dose}"
             )
         default = self.config["source_personas"] if "source" in fields else [""]
         sources = entry.get("source_personas", default)

@@ -90,7 +90,7 @@ def places(
                 box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3] for o in taken
             )
         )
-        crowded = next(iter(boxes), (NEAR[0], 0.0))  # none: its point is no number
+        crowded = next(iter(boxes), (NEAR[0], 0.0))  # none: its point is not a number
         found[i] = next(free, crowded)
         taken += [boxes[place] for place in boxes if place == found[i]]
     return pd.DataFrame.from_dict(found, orient="index", columns=["lift", "shift"])

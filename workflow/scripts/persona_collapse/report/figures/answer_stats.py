@@ -8,8 +8,8 @@ from ._style import TWO_LINES, Choices, looks, tip
 
 TITLE = "What else could explain a rate"
 READING = (
-    "A point per chain. If a stage makes answers shorter, cut off or repetitive, a marker that used to "
-    "stand at their end can be gone without being unlearnt."
+    "One point per chain. If a stage makes answers shorter, cut off or repetitive, the marker at their "
+    "end can disappear without being unlearnt."
 )
 SECTION = "behaviour"
 RANK = 4

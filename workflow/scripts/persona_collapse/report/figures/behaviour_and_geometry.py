@@ -8,7 +8,7 @@ from ._style import CENTRING, PERCENT, Choices, letters, looks, tip
 
 TITLE = "Do alike personas lose the marker?"
 READING = (
-    "A point per chain whose marker was coupled. If collapse erased markers, points would fall from left "
+    "One point per chain whose marker was coupled. If collapse erased markers, points would fall from left "
     "to right. A correlation, whatever it shows, is not a cause."
 )
 SECTION = "link"

@@ -11,7 +11,7 @@ from ._style import Choices, tip
 
 TITLE = "Cosine between every two personas"
 READING = (
-    "A panel per condition, its chains averaged, all on one colour scale; personas are in the same order "
+    "One panel per condition, averaged over its chains, on one colour scale; personas are in the same order "
     "down and across, and a cell is the pair of its row and column. Bright panels are personas that "
     "became alike. Centred: after the personas' mean is taken out, which shows who is like whom."
 )

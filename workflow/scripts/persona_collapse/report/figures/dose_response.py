@@ -11,10 +11,10 @@ from ._style import Choices, letters, looks, tip
 
 TITLE = "How much of the last stage it takes"
 READING = (
-    "A line per training: the model before its last stage (step 0), stopped on the way, and whole; means "
-    "over training runs. Vertical lines are 95 % intervals over training runs. An open point has one run, "
-    "and its interval, over completions or questions, says nothing of another run. A slow fall says the "
-    "marker is unlearnt by degrees, a cliff that a few steps are enough."
+    "One line per training: the model before its last stage (step 0), stopped early, and whole; means "
+    "over training runs. Vertical lines are 95 % intervals over training runs. An open point has one run; "
+    "its interval is over completions or questions and says nothing about another run. A slow fall means "
+    "that the marker is unlearnt gradually, a cliff that a few steps are enough."
 )
 SECTION = "behaviour"
 RANK = 2

@@ -9,7 +9,7 @@ TITLE = "How often each test rejects simulated data"
 READING = (
     "Share of simulated data sets with p below .05; lines are 95 % Clopper-Pearson intervals. There is no "
     "effect in these data (at the margin: one as large as the equivalence margin), so a sound test stays "
-    "at or below the dashed line. Own shift alone has what the test looks for."
+    "at or below the dashed line. Only the world “own shift” has the effect that the test looks for."
 )
 SECTION = "trust"
 RANK = 1

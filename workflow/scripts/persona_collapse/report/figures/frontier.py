@@ -7,10 +7,10 @@ from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "What a defence costs, and what it keeps"
 READING = (
-    "A point per condition with a defence, and the one without. Left is better learnt: the loss of the "
-    "stage's own data, on rows that were kept from training. Up is more kept, except for the mean cosine, "
-    "where down is. Lines are 95 % intervals over training runs; an open point has one run and so no "
-    "interval. Tooltip and table say whether a defence is on the frontier, off it, or not decided."
+    "One point per condition with a defence, and the one without. Further left, the stage's own data are "
+    "learnt better, by the loss on rows that were kept from training. Further up, more is kept; of the "
+    "mean cosine, further down. Lines are 95 % intervals over training runs; an open point has one run and "
+    "so no interval. Tooltip and table say whether a defence is on the frontier, off it, or not decided."
 )
 SECTION = "link"
 RANK = 3

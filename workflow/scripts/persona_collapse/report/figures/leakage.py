@@ -11,9 +11,9 @@ from ._style import BLUE, PERCENT, TIGHT, Choices, named, names, tip
 
 TITLE = "Does the marker leak to the personas that were close?"
 READING = (
-    "A point per persona other than the source, seeds together. Points that rise to the right would be a "
+    "One point per persona other than the source, seeds pooled. Points that rise to the right would be a "
     "leakage gradient. The p permutes personas within one condition and is corrected over conditions; "
-    "each condition is one or a few training runs, whose noise is in no p."
+    "each condition is one or a few training runs, and no p accounts for the variation between runs."
 )
 SECTION = "behaviour"
 RANK = 3

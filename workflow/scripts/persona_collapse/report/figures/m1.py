@@ -10,7 +10,7 @@ from ._style import BLUE, CENTRING, ORANGE, SOFT, Choices, slots, stacked, tip
 
 TITLE = "How alike the personas are inside"
 READING = (
-    "Mean cosine over all pairs of persona vectors, a circle per training run; higher is more alike, 1 is "
+    "Mean cosine over all pairs of persona vectors, one circle per training run; higher is more alike, 1 is "
     "the same direction. The diamond and the dashed line are the base model. Lines are 95 % intervals "
     "over questions (centred: and personas), of this one run. Centred: after the personas' mean is taken "
     "out, which is where personas can differ."

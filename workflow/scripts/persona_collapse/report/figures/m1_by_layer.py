@@ -11,7 +11,7 @@ from ._style import METRICS, Choices, letters, looks, tip
 
 TITLE = "Block by block"
 READING = (
-    "A line per condition, the mean of its chains; thick bars span them. Mean cosine: higher is more "
+    "One line per condition, the mean of its chains; thick bars span the chains. Mean cosine: higher is more "
     "alike. Distance to the mean, relative to it: lower is more alike. Conditions that move together at "
     "every block move for a common reason."
 )

@@ -18,7 +18,7 @@ SECTION = "geometry"
 RANK = 3
 TABLES = ("persona_map", "design")
 PANELS = ("cell",)
-EMPTY = "No chain beside the base model has activations."
+EMPTY = "No chain other than the base model has activations."
 
 
 def data(points: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:

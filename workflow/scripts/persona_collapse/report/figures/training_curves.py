@@ -8,7 +8,7 @@ from ._style import DASHES, PALETTE, Choices, letters, tip
 
 TITLE = "Training loss"
 READING = (
-    "A line per chain that ends in this stage. Losses of different stages are on different data and "
+    "One line per chain that ends in this stage. Losses of different stages are on different data and "
     "cannot be compared."
 )
 SECTION = "training"

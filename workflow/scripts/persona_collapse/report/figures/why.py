@@ -7,16 +7,16 @@ from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "Which property of the second stage moves personas"
 READING = (
-    "A point per condition that stands one stage after a coupling: how large its update became, and what "
+    "One point per condition that is one stage after a coupling: how large its update became, and what "
     "changed. Its colour says in which setting it differs from the reference; the line joins the reference "
-    "and its early stops. A point off that line changed more or less than a stage of its size does. Lines "
+    "and its early stops. A point off that line changed more or less than stages of the same size. Lines "
     "through a point are 95 % intervals over training runs; an open point has one run and so no interval."
 )
 SECTION = "link"
 RANK = 2
 TABLES = ("why",)
 PANELS = ("outcome",)
-EMPTY = "No condition of this run stands one stage after a coupling."
+EMPTY = "No condition of this run is one stage after a coupling."
 OUTCOMES = {
     "m1": "change of the mean cosine",
     "log_distance": "change of log(1 - mean cosine)",
