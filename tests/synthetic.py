@@ -289,7 +289,7 @@ def page(everything, tmp_path_factory):
             config="run: synthetic\n",
             commands={
                 "again": "snakemake --cores all",
-                "with a seed": "snakemake --config 'seeds=[1,2]'",
+                "with a seed": "echo 'seeds: [1]' > seeds.yaml",
             },
             provenance={"torch": "2"},
             sources=pd.DataFrame(

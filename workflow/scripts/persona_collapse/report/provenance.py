@@ -68,17 +68,16 @@ def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
 def commands(made: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Commands that repeat the run and that add a training seed to it; `made`: the one that made it.
 
-    The new seed is one above the largest.
+    The new seed is one above the largest, in an overlay: Snakemake reads a list after `--config` as text.
     """
     seeds = [*config["seeds"], max(config["seeds"], default=0) + 1]
-    more = f"seeds={seeds}".replace(" ", "")
-    # Another value of the same key replaces it, so an earlier one is left out.
-    words = [word for word in shlex.split(made) if not word.startswith("seeds=")]
-    if "--config" not in words:
-        words.append("--config")
+    words = shlex.split(made)
+    before = words.index("--config") if "--config" in words else len(words)
+    first = [] if "--configfile" in words else ["--configfile"]
+    more = shlex.join([*words[:before], *first, "seeds.yaml", *words[before:]])
     return {
         "again (a finished run has nothing left to do)": made,
-        f"with one more training seed, {seeds[-1]}": shlex.join([*words, more]),
+        f"with one more training seed, {seeds[-1]}": f"echo 'seeds: {seeds}' > seeds.yaml && {more}",
     }
 
 
