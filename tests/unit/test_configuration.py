@@ -676,7 +676,7 @@ def test_how_a_template_is_used_is_checked(config):
     day = changed(config, ["model", "date"], datetime.date(2026, 3, 4))  # as YAML reads it
     assert configuration.check(day)["model"]["date"] == "2026-03-04"
     for key, value, reason in (
-        ("date", "2026-02-30", "no day of the calendar"),
+        ("date", "2026-02-30", "not a day of the calendar"),
         ("date", "today", "expected a day as YYYY-MM-DD"),
         ("system_role", "drop", "expected one of 'auto' or 'fold'"),
         ("chat_template", "vicuna", "expected one of 'own' or 'plain'"),

@@ -479,7 +479,7 @@ def test_rows_without_a_supervised_token(prepare):
         ({"select": {"sort": "messages"}}, "sort: messages holds values that are not numbers"),
         (
             {"given": [rows(1)[0] | {"score": "nan"}], "select": {"sort": "score"}},
-            "no numbers",
+            "not numbers",
         ),
         ({"select": {"sort": "rank"}}, "no column 'rank'; available: messages, score"),
         ({"select": {"where": {"nope": 1}}}, "no column 'nope'"),
