@@ -212,7 +212,7 @@ def config_page() -> str:
         "# Config reference",
         "",
         "All keys. Any other key is an error, reported in one line before a job starts. A key",
-        "without a default must be given, unless its text says what is done without it. *demo* is the",
+        "without a default must be given, unless its text says what happens without it. *demo* is the",
         "value in `config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and",
         "`null` takes a key away. Paths are relative to the folder that Snakemake runs in, `~` is your home,",
         "and what ships under `config/` and `workflow/` is found from every folder. An editor that knows",

@@ -141,8 +141,8 @@ def add(
         size = sum(path.stat().st_size for path in new.iterdir())
         if size > MOST_BYTES:
             raise UserError(
-                f"run {run!r}: {size:,} bytes to keep, at most {MOST_BYTES:,} are; run fewer conditions with "
-                "only: [...]"
+                f"run {run!r}: {size:,} bytes to keep, expected {MOST_BYTES:,} at most; run fewer "
+                "conditions with only: [...]"
             )
         shutil.rmtree(target, ignore_errors=True)
         new.rename(target)
@@ -167,7 +167,7 @@ def _config(page: Path, text: str) -> dict[str, Any]:
     )
     if found is None:
         raise UserError(
-            f"{page}: its configuration is not found; rerun with this version, then add it"
+            f"{page}: its configuration was not found; rerun with this version, then add it"
         )
     config: dict[str, Any] = yaml.safe_load(html.unescape(found[1]))
     return config
@@ -181,7 +181,7 @@ def _overlay(config: Mapping[str, Any], configfiles: Sequence[str]) -> dict[str,
     for path in ("config/config.yaml", *configfiles):
         if not (ROOT / path).is_file():
             raise UserError(
-                f"--configfile {path}: no such file in this repository; leave it out, and what it says is "
+                f"--configfile {path}: no such file in this repository; leave it out, and its keys are "
                 "kept in the overlay"
             )
         update_config(given, yaml_files.load_mapping(ROOT / path))

@@ -295,7 +295,7 @@ def stages_table(models: Sequence[Model]) -> str:
             ]))  # fmt: skip
     rows.sort(key=lambda row: row[0])  # stable: conditions and models stay in order
     head = ["second stage", "condition", "run", "tokens per training answer", "source before", "source after",
-            "runs that kept it", "source's lead, nats", "M1 less before"]  # fmt: skip
+            "runs that kept it", "source's lead, nats", "M1 minus before"]  # fmt: skip
     return "\n".join(raw_table(head, [row for _, row in rows]))
 
 
@@ -460,7 +460,7 @@ def sizes_tables(models: Sequence[Model]) -> str:
     # The same numbers may stand in several claims.
     every = list({tuple(found.steps): found for _, found in (*claims, *conditions)}.values())
     if not every:
-        return "It takes two models whose values have intervals over training runs."
+        return "A comparison takes two models whose values have intervals over training runs."
     steps = [step for found in every for step in found.steps]
     apart = sum(low > 0 or high < 0 for _, low, high in steps)
     ways = pd.Series([found.said for found in every]).value_counts()
@@ -476,14 +476,14 @@ def sizes_tables(models: Sequence[Model]) -> str:
         )
     if len(models) < len(several):
         names = ", ".join(model.name for model in models)
-        said.append(f"Of several runs on models of one size the first by name is taken: {names}.")
+        said.append(f"Of several runs on models of one size, the first by name is used: {names}.")
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(model.record["family"], []).append(model.name)
     if len(families) > 1:
         groups = "; ".join(f"{family}: {', '.join(own)}" for family, own in families.items())
         said.append(
-            f"Size is not all that differs, for the models are of {len(families)} families ({groups})."
+            f"Size is not the only difference: the models are of {len(families)} families ({groups})."
         )
     parts = [" ".join(map(cell, said)), ""]
     parts += raw_table(

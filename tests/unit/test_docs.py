@@ -61,6 +61,7 @@ def test_every_key_of_the_config_is_described_and_on_the_page():
     for part in (schema, *schema["$defs"].values()):
         for key in documentation.keys(part, schema):
             assert key.text, f"{key.path} has no description"
+            assert not re.search(r"\{\w+\.\w", key.text), f"{key.path}: a value was not put in"
             assert key.path.split(".")[-1] in page, key.path
 
 

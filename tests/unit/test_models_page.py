@@ -237,7 +237,7 @@ def test_of_one_size_one_run_is_set_against_the_others(docs, results, tmp_path):
     again = json.loads((tmp_path / "models/z-again/record.json").read_text())
     assert again["parameters"] == 135_000_000
     sizes = models_page.page(tmp_path).split("<!-- sizes, by")[1]
-    assert "the first by name is taken: z-again, middle, a-large." in sizes
+    assert "the first by name is used: z-again, middle, a-large." in sizes
     assert "z-small" not in sizes and "135\u00a0M → 135\u00a0M" not in sizes
 
 
@@ -367,7 +367,7 @@ def lose_column(run):
         (lose_column, r"updates\.csv: no column 'answer_length'; rerun"),
         (
             lambda run: (run / "report.html").write_text("<p>"),
-            r"report\.html: its configuration is not found",
+            r"report\.html: its configuration was not found",
         ),
     ],
 )
@@ -382,7 +382,7 @@ def test_a_run_that_cannot_be_added_leaves_nothing(results, tmp_path, spoil, sai
 
 def test_too_much_is_not_kept(results, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "MOST_BYTES", 1000)
-    with pytest.raises(UserError, match="bytes to keep, at most 1,000 are"):
+    with pytest.raises(UserError, match="bytes to keep, expected 1,000 at most"):
         models.add(results, "one", tmp_path, "name")
     assert not list(tmp_path.glob("models/*"))
 

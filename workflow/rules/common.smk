@@ -41,6 +41,7 @@ except UserError as error:
 os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
 # And its card, and the report, the command that makes them again.
 overlays = list(map(os.path.relpath, workflow.overwrite_configfiles))
+given = workflow.config_settings.config_args
 found_anyway = {"Snakefile", "workflow/Snakefile"}
 snakefile = os.path.relpath(workflow.main_snakefile)
 os.environ.setdefault(
@@ -52,7 +53,7 @@ os.environ.setdefault(
             "all",
             *([] if snakefile in found_anyway else ["-s", snakefile]),
             *(["--configfile", *overlays] if overlays else []),
-            *(["--config", *own] if (own := workflow.config_settings.config_args) else []),
+            *(["--config", *given] if given else []),
         ]
     ),
 )

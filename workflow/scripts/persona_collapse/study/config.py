@@ -211,14 +211,14 @@ class AnyModel(Sources):
         description="Where system messages go. auto: where the chat template puts them, or, if it "
         "takes none (Gemma 1 and 2, Mistral 0.x), at the head of the first user turn. fold: always "
         "there. This applies to training, sampling, activations and rescoring alike; the prompt audit "
-        "reports it. Default: {chat_template.Settings.system_role}.",
+        f"reports it. Default: {chat_template.Settings.system_role}.",
     )
     date: (
         Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), BeforeValidator(_day)] | None
     ) = Field(
         None,
         description="Date for chat templates that write today's date; the same in the whole run. The "
-        "prompt audit reports where it was written. Default: {chat_template.DATE}.",
+        f"prompt audit reports where it was written. Default: {chat_template.DATE}.",
     )
     chat_template: Literal["own", "plain"] | None = Field(
         None,
