@@ -510,7 +510,7 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 #: The figure's panels: what is on the y axis, and how a model's condition tells it.
 PANELS: dict[str, Callable[[Model, str], Cell]] = {
     "source says the marker": lambda m, c: _rate(m, c, "source"),
-    "log(1 − M1) less the base's": COLLAPSE["log(1 − M1) less the base's"],
+    "log(1 − M1) minus the base's": COLLAPSE["log(1 − M1) minus the base's"],
 }
 
 
