@@ -154,6 +154,6 @@ def test_a_plan_is_said_in_words(config):
         ("samples", "training answers of 1 coupling, none left"),
         ("samples", f"{7 * 12 * 12 * 6:,} completions of 7 chains for marker rates, all left"),
         ("samples", f"{7 * 12 * 24:,} responses of 7 chains for activations, none left"),
-        ("measures", "markers, activations, logprob_check"),
+        ("measures", ", ".join(config["measures"])),
         ("stand-in", f"benign: {config['data']['benign']['substituted'].strip()}"),
     ]
