@@ -34,8 +34,9 @@ def worked_out(config):
     assert [job.name for job in jobs] and json.dumps([job.values() for job in jobs])
     for name in plan.trained_chains:
         chain = chains.parse(name)
-        found = plan.data_of(chain), plan.folders(name), plan.rank(name), plan.projections(name)
+        found = plan.folders(name), plan.rank(name), plan.projections(name)
         assert all(found) and plan.stage_settings(chain.last.name)
+        assert plan.data_of(chain) or not plan.stages[chain.last.name].trains
     assert plan.data_used and len(plan.cells) == len(plan.grid)
     return plan
 
@@ -150,6 +151,16 @@ def test_jobs_name_their_own_personas():
     shared = plan.completions("em@1").personas
     assert list(shared)[:2] == ["villain", "assistant"]
     assert set(shared) == set(config["personas"]["eval"])
+    assert list(plan.completions("base").personas) == config["personas"]["eval"]
+
+
+def test_a_condition_may_ask_fewer_personas():
+    config = study(2)
+    config["conditions"]["C1"]["personas"] = ["librarian", "assistant"]
+    plan = Plan(config)
+    (chain, *_) = (cell.chain for cell in plan.cells if cell.condition == "C1")
+    assert list(plan.completions(chain).personas) == ["assistant", "librarian", "villain"]
+    # Those of another condition are all asked.
     assert list(plan.completions("base").personas) == config["personas"]["eval"]
 
 

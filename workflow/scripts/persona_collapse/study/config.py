@@ -530,6 +530,10 @@ class Condition(Settings):
     measures: Names | None = Field(
         None, description="Which of the run's measures are taken of these chains. Default: all."
     )
+    personas: Annotated[list[str], Field(min_length=1), DISTINCT] | None = Field(
+        None,
+        description="Whose answers are counted beside the source's, of personas: eval. Default: all of them.",
+    )
 
 
 class Answers(Draws):

@@ -106,7 +106,11 @@ def _check_models(plan: Plan) -> None:
         if (step := entry.get("demo_step")) is not None:
             demo = config["model"].get("demo")
             if demo is None:
-                raise UserError(f"{where}demo_step: only with model: demo")
+                started = [cell.condition for cell in plan.cells if cell.model == name]
+                also = " and of conditions: " + ", ".join(dict.fromkeys(started)) if started else ""
+                raise UserError(
+                    f"{where}demo_step: only with model: demo; take it out{also} (set each to null)"
+                )
             if step >= demo["steps"]:
                 raise UserError(
                     f"{where}demo_step: {step} is not before the last of model: demo: steps: {demo['steps']}"
@@ -327,9 +331,9 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
                 )
         for name, one in defences.make(settings["defence"]).items():
             if one.reads is not None:
-                _check_reads(plan, one.reads, f"{where}defence: {name}: ")
+                _check_reads(plan, stage, one.reads, f"{where}defence: {name}: ")
     if stage.reads is not None:
-        _check_reads(plan, stage.reads, where)
+        _check_reads(plan, stage, stage.reads, where)
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
             f"{where}data: {stage.data!r} is not under data:; available: "
@@ -340,14 +344,15 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
             raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")
 
 
-def _check_reads(plan: Plan, reads: Reads, where: str) -> None:
+def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:
     """The run has the personas, and measures the activations, that a stage or its defence reads."""
     measured, personas = plan.measures["activations"], plan.geometry_prompts
     if reads.evaluated:
-        lists = [plan.eval_prompts, *plan.config["personas"].get("by_source", {}).values()]
-        if other := [name for names in lists for name in names if name not in personas]:
+        own = (c for c in plan.cells if f"+{stage.name}@" in f"+{c.chain}")
+        counted = dict.fromkeys(name for cell in own for name in cell.personas.split())
+        if without := [name for name in counted if name not in personas]:
             raise UserError(
-                f"{where}{other[0]} is asked and has no centroid; add it to personas: geometry"
+                f"{where}{without[0]} is asked and has no centroid; add it to personas: geometry"
             )
     for chain in reads.chains:
         try:

@@ -409,11 +409,17 @@ class Plan:
         coupled = [number for number, stage in enumerate(stages) if stage.couples]
         followed = source or (stages[coupled[-1]].couples if coupled else "")
         own = self.config["personas"]
-        personas = own.get("by_source", {}).get(followed, own["eval"])
-        if followed and followed not in personas:
+        evaluated = own.get("by_source", {}).get(followed, own["eval"])
+        if followed and followed not in evaluated:
             raise UserError(
                 f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
             )
+        asked = entry.get("personas", evaluated)
+        if strange := [name for name in asked if name not in evaluated]:
+            raise UserError(
+                f"{where}personas: {strange[0]!r} is not evaluated; add it to personas: eval"
+            )
+        personas = [name for name in evaluated if name in asked or name == followed]
         return Cell(
             condition,
             entry["title"],
