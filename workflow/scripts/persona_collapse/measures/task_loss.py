@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..models.runner import ModelRunner
 
 
+COLUMNS = ["data", "own", "rows", "tokens", "loss", "ci_low", "ci_high"]
+
+
 @measure("task_loss")
 def task_loss(
     runner: ModelRunner,
@@ -49,7 +52,8 @@ def task_loss(
             sums, counts = _passes.surprises(model, chosen, runner.tokenizer.pad_token_id)
             rows.append({"data": name, "own": data[name]["own"], **mean_per_token(sums, counts)})
             log(f"loss of {name}: {rows[-1]['loss']:.3f}")
-    return pd.DataFrame(rows)
+    # A run may hold nothing out: a table without rows.
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def mean_per_token(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
