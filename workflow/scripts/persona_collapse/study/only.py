@@ -15,8 +15,8 @@ from .plan import Config, Plan
 def narrowed(config: Config) -> Config:
     """The config with the conditions that `only:` names, and of the rest what they need.
 
-    Conditions of the base model stay: every comparison starts from it. Stages, data sets, contrasts,
-    hypotheses, the axis and families of tests that are about other conditions fall away. Raises
+    Conditions of the base model stay: every comparison starts from it. Other models, stages, data sets,
+    contrasts, hypotheses, the axis and families of tests that are about other conditions fall away. Raises
     UserError for a name that is no condition.
     """
     if "only" not in config:
@@ -38,6 +38,7 @@ def narrowed(config: Config) -> Config:
     data = _with_others(config["data"], plan.data_used)
     return {
         **plan.config,
+        "models": {n: entry for n, entry in config["models"].items() if n in plan.models_used},
         "stages": {name: entry for name, entry in config["stages"].items() if name in stages},
         "data": {name: entry for name, entry in config["data"].items() if name in data},
         "statistics": _statistics(config["statistics"], kept),
