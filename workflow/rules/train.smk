@@ -38,6 +38,8 @@ rule make_stage:
         benchmarks("make/{made}")
     wildcard_constraints:
         made=one_of(made),
+    # One engine serves the chains that are ready when it starts: all of these, if they come first.
+    priority: 3
     localrule: True
     conda:
         "../../envs/train.yaml"
