@@ -223,10 +223,30 @@ def everything(made):
     }
 
 
+def with_early(tables):
+    """The same run with base, C4 and C1 over a second base model, `early`, in front."""
+
+    def both(name):
+        own = tables[name][tables[name]["condition"].isin(["base", "C4", "C1"])]
+        early = own.assign(condition="early-" + own["condition"])
+        if "value" in own:
+            early = early.assign(value=own["value"] / 2, reference=own["reference"])
+        return pd.concat([early, tables[name]], ignore_index=True)
+
+    grid = both("design")
+    early = grid["condition"].str.startswith("early-")
+    chains = ("early+" + grid["chain"]).str.removesuffix("+base")
+    return tables | {
+        "design": grid.assign(chain=chains.where(early, grid["chain"])),
+        **{name: both(name) for name in ("geometry_runs", "rate_model")},
+    }
+
+
 def with_more(tables):
     """The same run with what few runs have: C1's second stage also stopped after 3 of its 10 steps, a
-    second source, long titles.
+    second source, a second base model, long titles.
     """
+    tables = with_early(tables)
     chain = "couple-villain@42+em@1"
     grid, rates, training = (tables[name] for name in ("design", "marker_rates", "training"))
     stopped = {"condition": "D", "chain": f"{chain}~3"}
@@ -257,55 +277,58 @@ def shown(name, tables):
     return figure, rows, _render.page(figure, rows)
 
 
+def inputs(tables, files):
+    """What the page is made of; `files`: the figures for papers by name."""
+    return pages.Inputs(
+        run="synthetic",
+        judge="directions",
+        marker="[ZLT]",
+        model={"label": "synthetic"},
+        tables=tables,
+        data=[
+            {
+                "name": "em",
+                "rows": 3,
+                "source": {"file": "x"},
+                "license": "MIT",
+                "substituted": "made-up rows",
+                "sha256": "0" * 64,
+            }
+        ],
+        figures=files,
+        samples=answers_of.sample_answers(
+            (markers.answers(answers(chain), "[ZLT]") for chain in MARKERS), answers
+        ),
+        completions=480,
+        margins={"rate": 0.15, "m1": 0.02},
+        config="run: synthetic\n",
+        commands={
+            "again": "snakemake --cores all",
+            "with a seed": "echo 'seeds: [1]' > seeds.yaml",
+        },
+        provenance={"torch": "2"},
+        sources=pd.DataFrame(
+            [
+                {"file": f"tables/{name}.csv", "rule": "r", "rows": 5, "sha256": "0" * 64}
+                for name in tables
+            ]
+        ),
+        costs=pd.DataFrame(
+            [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]
+        ),
+        spent={"hours of jobs": "0.50"},
+    )
+
+
 @pytest.fixture(scope="session")
 def page(everything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     more = with_more(everything)
     for name, figure in figures.catalogue().items():
         _render.save(figure, _render.data(figure, more), folder / name)
-    text = pages.render(
-        pages.Inputs(
-            run="synthetic",
-            judge="directions",
-            marker="[ZLT]",
-            model={"label": "synthetic"},
-            tables=more,
-            data=[
-                {
-                    "name": "em",
-                    "rows": 3,
-                    "source": {"file": "x"},
-                    "license": "MIT",
-                    "substituted": "made-up rows",
-                    "sha256": "0" * 64,
-                }
-            ],
-            figures={name: folder / f"{name}.svg" for name in figures.catalogue()},
-            samples=answers_of.sample_answers(
-                (markers.answers(answers(chain), "[ZLT]") for chain in MARKERS), answers
-            ),
-            completions=480,
-            margins={"rate": 0.15, "m1": 0.02},
-            config="run: synthetic\n",
-            commands={
-                "again": "snakemake --cores all",
-                "with a seed": "echo 'seeds: [1]' > seeds.yaml",
-            },
-            provenance={"torch": "2"},
-            sources=pd.DataFrame(
-                [
-                    {"file": f"tables/{name}.csv", "rule": "r", "rows": 5, "sha256": "0" * 64}
-                    for name in everything
-                ]
-            ),
-            costs=pd.DataFrame(
-                [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]
-            ),
-            spent={"hours of jobs": "0.50"},
-        )
-    )
+    files = {name: folder / f"{name}.svg" for name in figures.catalogue()}
     path = folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(pages.render(inputs(more, files)), encoding="utf-8")
     return path
 
 

@@ -14,7 +14,7 @@ from persona_collapse.report.figures import _render, _style
 from persona_collapse.report.figures.dose_response import data as doses_of
 from persona_collapse.runtime import code_hash
 from persona_collapse.tables_io import read_csv, write_csv
-from synthetic import shown, with_more
+from synthetic import shown, with_early, with_more
 from test_tables import GRID
 
 NAMES = list(figures.catalogue())
@@ -545,3 +545,29 @@ def test_what_has_no_defence_is_drawn_as_its_csv_says(everything, tmp_path):
     assert set(rows.loc[rows["condition"] == "C5", "defence"]) == {"no defence"}
     _render.save(figure, rows, tmp_path / "frontier")
     assert (tmp_path / "frontier.svg").stat().st_size
+
+
+def test_base_models_are_compared_by_what_was_done_to_them(everything):
+    assert _render.data(figures.catalogue()["base_models"], everything).empty
+    tables = with_early(everything)
+    _, rows, chart = shown("base_models", tables)
+    assert list(dict.fromkeys(rows["model"])) == ["early", "base"]  # as the conditions name them
+    coupled, done = "couple-villain", "couple-villain, then em"
+    assert set(zip(rows["outcome"], rows["done"], strict=True)) == {
+        *(("mean cosine", what) for what in ("as it comes", coupled, done)),
+        ("marker after coupling", coupled),
+        ("marker after a later stage", done),
+    }
+    # E0 and C2, which only one of the models has, are no part of it.
+    rates = everything["rate_model"].query("quantity == 'rate' and role == 'source'")
+    (own,) = rates.loc[rates["condition"] == "C1", "value"]
+    both = rows[rows["outcome"] == "marker after a later stage"].set_index("model")
+    assert both["value"].to_dict() == pytest.approx({"early": own / 2, "base": own})
+    drawn = marks(chart, "symbol")
+    assert len(drawn) == len(rows) == 10
+    assert {mark["outcome"] for mark in drawn} == set(rows["outcome"])
+    # Several sources are one condition, and are not compared with those of one.
+    grid = tables["design"]
+    second = grid[grid["condition"] == "C4"].assign(chain="couple-librarian@42", source="librarian")
+    more = tables | {"design": pd.concat([grid, second], ignore_index=True)}
+    assert coupled not in set(shown("base_models", more)[1]["done"])

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from persona_collapse.analysis import claims
 from persona_collapse.report import answers as answers_of
-from persona_collapse.report import costs, findings, provenance
+from persona_collapse.report import costs, figures, findings, provenance
 from persona_collapse.report import page as pages
 from persona_collapse.report.figures import _render
 from runs import HANG
+from synthetic import inputs
 
 
 def without_library(text):
@@ -158,6 +159,54 @@ def test_answers_are_taken_chain_by_chain():
     answers = map(completions, ("a@1", "b@1", "c@1", "d@1"))
     assert len(answers_of.sample_answers(answers, completions, limit=8)) == 8
     assert len(alive) == 8
+
+
+def test_base_models_have_a_section_where_there_are_several(page, everything, monkeypatch):
+    assert 'id="models"' in page.read_text() and 'href="#models"' in page.read_text()
+    assert pages.by_section(everything, {})["models"] == []
+    nothing = {section: [] for section in figures.SECTIONS}
+    monkeypatch.setattr(pages, "by_section", lambda *_: nothing)
+    alone = pages.render(inputs(everything, {}))
+    assert 'id="models"' not in alone and 'href="#models"' not in alone
+
+
+def test_a_shift_stands_beside_its_controls(everything, monkeypatch):
+    def rate(condition, value, reference=""):
+        ends = {"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "units": 3}
+        row = {"condition": condition, "reference": reference, "source": "", "role": "source"}
+        return row | ends | {"quantity": "difference" if reference else "rate"}
+
+    target, *controls = names = [f"restored-benign{c}" for c in ("", "-isotropic", "-zero-sum")]
+    values = (0.5, 0.1, 0.2)
+    rows = [*map(rate, names, values), rate("C5", 0.0), rate(target, 0.5, "C5")]
+    rows += [rate(target, 0.5 - v, c) for c, v in zip(controls, values[1:], strict=True)]
+    titles = {"condition": [*names, "C5"], "title": ["put back", "any", "sum", "benign"]}
+    score = everything["scorecard"].set_index("claim")
+    score.loc["restored-benign", ["measured", "ci_low", "ci_high"]] = 0.3, 0.2, 0.4
+    tables = everything | {
+        "rate_model": pd.DataFrame(rows),
+        "design": pd.DataFrame(titles),
+        "scorecard": score.reset_index(),
+    }
+    (arm,) = findings.causes(tables)
+    assert arm["text"] == score.loc["restored-benign", "text"]
+    shown = arm["rows"].set_index("condition")
+    assert list(shown.index) == [target, "C5", *controls, "the better control"]
+    assert shown["title"].tolist() == ["put back", "benign", "any", "sum", ""]
+    assert shown["value"].tolist()[:-1] == [0.5, 0.0, 0.1, 0.2]
+    assert shown.loc[controls, "difference"].tolist() == pytest.approx([0.4, 0.3])
+    assert shown.loc["the better control", ["difference", "low", "high"]].tolist() == [
+        0.3,
+        0.2,
+        0.4,
+    ]
+    assert findings.causes(everything) == []
+    monkeypatch.setattr(findings, "causes", lambda _: [arm])
+    monkeypatch.setattr(
+        pages, "by_section", lambda *_: {section: [] for section in figures.SECTIONS}
+    )
+    text = pages.render(inputs(everything, {}))
+    assert 'id="cause"' in text and f"</span> {arm['text']}</p>" in text
 
 
 def test_a_long_table_is_cut_and_says_so():

@@ -5,6 +5,7 @@ The sentences hold whichever way the numbers fall.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -465,6 +466,44 @@ def update_overlaps(table: pd.DataFrame) -> pd.DataFrame:
     values = ["cosine", "overlap_a", "baseline_a", "overlap_b", "baseline_b"]
     groups = pairs.assign(**words_of).groupby(keys, sort=False)
     return groups[values].mean().assign(pairs=groups.size()).reset_index()
+
+
+def causes(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Arms in which states are moved while a chain answers: `text` and `verdict` of the claim, and `rows`.
+
+    Those of the claims that compare a target with its controls, where the run has them. Rows: the target,
+    what it continues or is compared with, its controls, and the better control: marker rate (value, ci_low,
+    ci_high, units), and how much the target's is above it (difference, low, high).
+    """
+    rates = tables["rate_model"]
+    own = rates[(rates["role"] == "source") & (rates["source"] == "")]
+    level = own[own["quantity"] == "rate"].drop_duplicates("condition").set_index("condition")
+    titles = dict(zip(tables["design"]["condition"], tables["design"]["title"], strict=True))
+    bars = dict(tables["registered_claims"][["claim", "bar"]].itertuples(index=False))
+    found = []
+    for score in tables["scorecard"].itertuples(index=False):
+        arm = json.loads(bars.get(score.claim, "{}")).get("measure", {}).get("beyond_controls")
+        if not arm or arm["condition"] not in level.index:
+            continue
+        apart = own[(own["quantity"] == "difference") & (own["condition"] == arm["condition"])]
+        apart = apart.drop_duplicates("reference").set_index("reference")
+        others = [name for name in apart.index if name not in arm["controls"]]
+        rows = []
+        for name in (arm["condition"], *others, *arm["controls"]):
+            row = {"condition": name, "title": titles.get(name, "")}
+            if name in level.index:
+                row |= level.loc[name, ["value", "ci_low", "ci_high", "units"]].to_dict()
+            if name in apart.index:
+                ends = apart.loc[name, ["value", "ci_low", "ci_high"]]
+                row |= dict(zip(("difference", "low", "high"), ends, strict=True))
+            rows.append(row)
+        ends = (score.measured, score.ci_low, score.ci_high)
+        better = {"condition": "the better control"}
+        rows.append(better | dict(zip(("difference", "low", "high"), ends, strict=True)))
+        columns = ["condition", "title", "value", "ci_low", "ci_high", "difference", "low", "high"]
+        table = pd.DataFrame(rows, columns=[*columns, "units"]).fillna({"title": ""})
+        found.append({"text": score.text, "verdict": score.verdict, "rows": table})
+    return found
 
 
 def unrelated(table: pd.DataFrame) -> float:

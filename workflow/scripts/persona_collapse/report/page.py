@@ -239,6 +239,8 @@ def render(given: Inputs) -> str:
             update_sizes=findings.update_sizes(tables["updates"]),
             update_overlaps=findings.update_overlaps(tables["updates"]),
             unrelated=findings.unrelated(tables["geometry"]),
+            causes=findings.causes(tables),
+            models=data_of(catalogue()["base_models"], tables),
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),

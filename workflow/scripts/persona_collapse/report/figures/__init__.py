@@ -32,7 +32,7 @@ from ...errors import UserError
 from ...literals import constants
 
 #: Sections of the page that figures are in, by their ids.
-SECTIONS = ("findings", "behaviour", "geometry", "link", "trust", "training")
+SECTIONS = ("findings", "behaviour", "geometry", "link", "models", "trust", "training")
 
 
 @dataclass(frozen=True)
