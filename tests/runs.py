@@ -233,3 +233,21 @@ def finished(tmp_path_factory) -> Results:
 def project(finished, tmp_path) -> Project:
     """A copy of the finished tiny run for one test alone."""
     return finished.copy(tmp_path / "project")
+
+
+def of_one_model(config: dict) -> dict:
+    """The config without base models beside `model:` and without shifts, and without their conditions."""
+    shifts = {name for name, stage in config["stages"].items() if stage["kind"] == "shift"}
+    others = (*config["models"], *shifts)
+    conditions = {
+        name: entry
+        for name, entry in config["conditions"].items()
+        if not any(f"+{other}" in f"+{entry['chain']}" for other in others)
+    }
+    contrasts = [pair for pair in config["statistics"]["contrasts"] if {*pair} <= {*conditions}]
+    return config | {
+        "models": {},
+        "stages": {n: stage for n, stage in config["stages"].items() if n not in shifts},
+        "conditions": conditions,
+        "statistics": config["statistics"] | {"contrasts": contrasts},
+    }

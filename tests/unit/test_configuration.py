@@ -7,6 +7,7 @@ from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.files import write_jsonl
 from persona_collapse.study import configuration, model_checks
+from runs import of_one_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -197,6 +198,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
         (["source_personas"], ["nobody"], "no stage 'couple-nobody'"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
+        (["conditions", "C1", "personas"], ["nobody"], "C1: personas: 'nobody' is not evaluated"),
         (["personas", "file"], "config/none.yaml", "cannot be read"),
         (["stages", "em", "data"], "nothing", "data: 'nothing' is not under data:"),
         (["stages", "couple-villain", "persona"], "nobody", "persona 'nobody' is not in"),
@@ -476,6 +478,7 @@ def test_a_data_set_may_have_another_s_source(config):
 
 
 def test_null_takes_away(config):
+    config = of_one_model(config)
     config["conditions"]["C3"] = None
     config["model"] = {"demo": None, "path": "models/some"}
     config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
@@ -532,6 +535,7 @@ def test_blocks_of_an_adapter_are_a_range_of_depths(config):
 
 
 def test_of_several_sources_of_a_model_use_names_one(config):
+    config = of_one_model(config)
     config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     hub = {"id": "Qwen/Qwen2.5-7B-Instruct", "revision": "a" * 40}
     config["model"] = {"hub": hub, "path": "a", "date": "2026-01-01", "use": "hub"}
@@ -563,7 +567,7 @@ def test_greedy_answers_are_not_counted_several_times(config):
 
 def test_a_headline_that_is_not_measured_is_one_line(config):
     def asked(layers, layer, method="A", methods=("A", "B"), demo=True):
-        other = changed(config, ("measures", "activations", "layers"), layers)
+        other = changed(config, ("measures", "activations", "layers"), layers) | {"only": ["C1"]}
         other["measures"]["activations"]["methods"] = list(methods)
         other["statistics"]["headline"] = {"method": method, "layer": layer}
         if not demo:
@@ -655,7 +659,7 @@ def test_no_rule_takes_a_text_of_the_config_for_a_pattern():
     ],
 )
 def test_a_bad_model_is_one_line(config, models, chain, said):
-    config["models"] = models
+    config = of_one_model(config) | {"models": models}
     config["conditions"]["Y"] = {"title": "y", "chain": chain}
     with pytest.raises(UserError, match=f"config: {said}") as error:
         model_checks.check_plan(configuration.plan(config))
@@ -666,7 +670,8 @@ def test_a_checkpoint_of_the_demo_needs_the_demo(config):
     config["model"] = {"hub": {"id": "a/b", "revision": "a" * 40}}
     config["models"] = {"early": {"demo_step": 4}}
     config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
-    with pytest.raises(UserError, match="models: early: demo_step: only with model: demo"):
+    said = "models: early: demo_step: only with model: demo; take it out and of conditions: early, early-C4"
+    with pytest.raises(UserError, match=said):
         configuration.plan(config)
 
 
@@ -752,8 +757,13 @@ def test_families_and_hypotheses_of_other_conditions_fall_away(config):
     assert [family["name"] for family in statistics["families"]] == ["all", "E"]
 
 
+def test_models_that_no_condition_needs_fall_away(config):
+    assert only(config, "C1").config["models"] == {}
+    assert set(only(config, "early-C4").config["models"]) == {"early"}
+
+
 def test_only_names_conditions_that_there_are(config):
-    for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "available: base, C1, C2")):
+    for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "available: early, base, C1")):
         with pytest.raises(UserError, match=f"config: only: no condition '{name}' under .*{hint}"):
             only(config, name)
     # A typo elsewhere is one whichever conditions run.

@@ -8,6 +8,7 @@ from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, write_json
 from persona_collapse.models import demo, loading
 from persona_collapse.study import configuration, model_checks
+from runs import of_one_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -23,7 +24,7 @@ def config():
     """The default config; its model is to be set."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     given["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
-    return given
+    return of_one_model(given)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ JOBS = {
     "completions": 112,
     "responses": 112,
     "activations": 112,
-    "measure_model": 1,
+    "measure_model": 2,
     "logprob_tests": 1,
     "measure_answers": 112,
     "marker_tables": 1,
@@ -51,7 +51,7 @@ JOBS = {
     "training_table": 1,
     "register_claims": 1,
     "scorecard": 1,
-    "figure": 14,
+    "figure": 15,
     "persona_map": 1,
     "separability": 1,
     "correlations": 1,
@@ -102,7 +102,7 @@ WRITTEN = dict.fromkeys(
 
 def test_open_data_are_written_by_the_model(fresh, at_root):
     jobs, _ = fresh.planned(overlay=[QWEN, *OPEN])
-    more = {"data": 9, "train": 123, "measure_table": 1, "measure_model": 2}
+    more = {"data": 9, "train": 123, "measure_table": 1, "measure_model": 3}
     chains = dict.fromkeys(("completions", "responses", "activations"), 130)
     assert jobs == JOBS | WRITTEN | more | chains | {"measure_answers": 260}
     plan = configuration.plan(merged(QWEN, *OPEN))
@@ -220,8 +220,8 @@ def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     assert alone.pop("Training") == JOBS["train"]
     here = {"Fetching": 1, "Preparing": JOBS["data"], "Making": JOBS["make_stage"]}
     here |= {"Resolving": JOBS["headline"], "Registering": JOBS["register_claims"]}
-    assert alone == here | {"logprob_check": JOBS["measure_model"]}
-    assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 159
+    assert alone == here | {"logprob_check": 1, "task_loss": 1}
+    assert len(groups) + JOBS["train"] + JOBS["measure_model"] == 160
 
 
 def test_the_behavioural_arm_has_the_study_s_cells(at_root):

@@ -151,7 +151,8 @@ def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
         )
     rows = sum(planned.answers.values()) * questions
     if planned.data is not None:
-        rows = plan.config["data"][planned.data].get("select", {}).get("take", 6000)
+        entry = plan.config["data"][planned.data]
+        rows = entry.get("select", {}).get("take", 6000) - entry.get("held_out", 0)
     whole = settings.get("steps") or rows * settings["epochs"] / settings["batch_size"]
     counted = results / f"data/{plan.data_of(chain)}.manifest.json"
     tokens = read_json(counted).get("tokens") if counted.is_file() else None
