@@ -23,7 +23,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from .errors import UserError
+from .errors import UserError, choose
 
 BASE = "base"
 #: NumPy's old generator, which libraries seed besides PyTorch's, takes 32 bits.
@@ -135,13 +135,13 @@ def parse(
             )
         if known is not None and name not in known:
             raise UserError(
-                f"chain {text!r}: no stage {name!r} in the config; stages: "
-                + ", ".join(sorted(known))
+                f"chain {text!r}: no stage {name!r} in the config; "
+                f"{choose(name, sorted(known), 'stages:')}; or add it under stages:"
             )
         if not at or not re.fullmatch(r"\d+", seed):
             raise UserError(
                 f"chain {text!r}: the seed of stage {name!r} is {seed!r}, expected a whole number "
-                f"(write {name}@42)"
+                f"(write {name}@42{'; + joins stages' if '@' in seed else ''})"
             )
         if len(seed) > 10 or int(seed) > LARGEST_SEED:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from .chains import LARGEST_SEED
+from .errors import choose
 
 
 class UnknownKey(ValueError):
@@ -40,9 +40,7 @@ class Settings(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
                 if key not in known:
-                    near = difflib.get_close_matches(str(key), known, n=1)
-                    there = f"the keys here are {', '.join(known)}"
-                    hint = f"did you mean {near[0]}?" if near else there
+                    hint = choose(str(key), known, "the keys here are")
                     raise UnknownKey(f"{printable(str(key))}: unknown key; {hint}")
         return given
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import matching
-from ..errors import UserError
+from ..errors import UserError, no_file
 from ..files import half_pair, read_jsonl, sha256
 from .questions import normalise
 
@@ -36,7 +36,7 @@ def load(
     """
     path = Path(spec["file"])
     if not path.is_file():
-        raise UserError(f"answers: {path}: no such file")
+        raise UserError(f"answers: {no_file(path)}")
     if "sha256" in spec and (found := sha256(path)) != spec["sha256"]:
         raise UserError(
             f"answers: {path} has SHA-256 {found}, the config says {spec['sha256']}: another version, or "

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, no_file
 from ..files import half_pair, read_jsonl, sha256
 
 
@@ -27,7 +27,7 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     path = Path(spec["file"])
     if not path.is_file():
-        raise UserError(f"questions: {path}: no such file")
+        raise UserError(f"questions: {no_file(path)}")
     if "sha256" in spec and sha256(path) != spec["sha256"]:
         raise UserError(f"questions: {path}: its SHA-256 is not the one in the config")
     questions: list[dict[str, str]] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, no_file
 from ..files import locked, read_json, sha256, write_json
 
 #: A piece of a file that was cut up: model.gguf.part00, model.gguf.1, model.gguf-part-2.
@@ -142,7 +142,7 @@ def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
         paths = [Path(path) for path in source["paths"]]
         for path in paths:
             if not path.is_file():
-                raise UserError(f"{where}: {path}: no such file")
+                raise UserError(f"{where}: {no_file(path)}")
         return paths, where
     package = source["package"]
     where = f"config: model: gguf: package {package!r}"

@@ -16,7 +16,7 @@ from .. import chains, matching, yaml_files
 from ..data import generated, given_answers
 from ..data.questions import check_disjoint, load_questions, normalise
 from ..data.sets import follows_branch
-from ..errors import UserError
+from ..errors import UserError, choose, no_file
 from ..models import chat_template
 from ..models.chat_template import LOSSES
 from ..plugins import Reads
@@ -57,7 +57,10 @@ def plan(given: Mapping[str, Any]) -> Plan:
             )
         other = resolved.get("match_tokens")
         if other is not None and (other not in config["data"] or other == name):
-            raise UserError(f"config: data: {name}: match_tokens: no other data set {other!r}")
+            others = sorted(config["data"].keys() - {name})
+            raise UserError(
+                f"config: data: {name}: match_tokens: no other data set {other!r}; {choose(other, others)}"
+            )
         # Not repeated: what stands there is a secret, and addresses go to logs and manifests.
         if "@" in urlsplit(resolved["from"].get("url", "")).netloc:
             raise UserError(
@@ -68,7 +71,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
             _check_generated(f"config: data: {name}: from: generated", entry["from"]["generated"])
         path = resolved["from"].get("file")
         if path and path == entry["from"].get("file") and not Path(path).is_file():
-            raise UserError(f"config: data: {name}: from: file: {path}: no such file")
+            raise UserError(f"config: data: {name}: from: file: {no_file(Path(path))}")
     for key in ("claims", "errata"):
         yaml_files.check(config[key])  # read by the last jobs of a run
     for stage in made.stages.values():
@@ -85,7 +88,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
     if made.assistant not in made.personas and "assistant" in config["personas"]:
         raise UserError(
             f"config: personas: assistant: {made.assistant!r} is not in {config['personas']['file']}; "
-            "there are " + ", ".join(made.personas)
+            + choose(made.assistant, made.personas)
         )
     questions = config["questions"]
     for spec in (questions["train"], made.defence_questions):
@@ -259,7 +262,8 @@ def _check_statistics(config: Config) -> None:
         for name in names:
             if name not in conditions:
                 raise UserError(
-                    f"config: statistics: {key}: no condition {name!r} under conditions:"
+                    f"config: statistics: {key}: no condition {name!r} under conditions:; "
+                    + choose(name, sorted(conditions))
                 )
 
 
@@ -336,12 +340,15 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         _check_reads(plan, stage, stage.reads, where)
     if stage.data is not None and stage.data not in config["data"]:
         raise UserError(
-            f"{where}data: {stage.data!r} is not under data:; available: "
-            + (", ".join(sorted(config["data"])) or "none")
+            f"{where}data: {stage.data!r} is not under data:; "
+            + choose(stage.data, sorted(config["data"]))
         )
     for persona in stage.personas:
         if persona not in plan.personas:
-            raise UserError(f"{where}persona {persona!r} is not in {config['personas']['file']}")
+            raise UserError(
+                f"{where}persona {persona!r} is not in {config['personas']['file']}; "
+                f"{choose(persona, plan.personas)}; or add it there"
+            )
 
 
 def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:

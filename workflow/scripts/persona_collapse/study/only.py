@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .. import chains
-from ..errors import UserError
+from ..errors import UserError, choose
 from .plan import Config, Plan
 
 
@@ -24,9 +23,9 @@ def narrowed(config: Config) -> Config:
     conditions = config["conditions"]
     for name in config["only"]:
         if name not in conditions:
-            near = difflib.get_close_matches(name, conditions, n=1)
-            hint = f"did you mean {near[0]}?" if near else "available: " + ", ".join(conditions)
-            raise UserError(f"config: only: no condition {name!r} under conditions:; {hint}")
+            raise UserError(
+                f"config: only: no condition {name!r} under conditions:; {choose(name, conditions)}"
+            )
     kept = {
         name: entry
         for name, entry in conditions.items()

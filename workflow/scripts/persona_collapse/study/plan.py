@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import chains, yaml_files
-from ..errors import UserError
+from ..errors import UserError, choose
 from ..files import half_pair, read_jsonl, sha256
 from ..jobs import MeasureJob, SamplingJob, TrainingJob
 from ..measures import ANSWERS
@@ -106,7 +106,8 @@ class Plan:
         prompts = {}
         for name in names:
             if name not in self.personas:
-                raise UserError(f"{where}: no persona {name!r}; add it there or remove its name")
+                hint = choose(name, self.personas)
+                raise UserError(f"{where}: no persona {name!r}; {hint}; or add it there")
             entry = self.personas[name]
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
             if not isinstance(prompt, str) or not prompt.strip():
