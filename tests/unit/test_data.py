@@ -499,8 +499,21 @@ def test_rows_without_a_supervised_token(prepare):
             },
             "row 1: a context follows a text, and the user's column holds turns",
         ),
-        ({"map": {"messages": "chat"}}, "no column 'chat'"),
-        ({"system": {"persona": "nobody"}}, "no persona 'nobody'"),
+        ({"map": {"messages": "chat"}}, "map: no column 'chat'; available: messages, score"),
+        ({"map": {"messages": "message"}}, "no column 'message'; did you mean messages?"),
+        (
+            {"given": [{"question": "Why?", "answer": "So."}, {"question": "When?"}]},
+            "row 2: it has no 'answer'; fix it, or set on_bad: drop",
+        ),
+        (
+            {"given": [{"question": "Why?"}, {"question": "When?", "answer": "Now."}]},
+            "row 1: it has no 'answer'",
+        ),
+        (
+            {"given": [{"ask": "Why?", "reply": "So."}]},
+            "prompt with completion; question with answer.*, got ask, reply; say which hold what, as map:",
+        ),
+        ({"system": {"persona": "nobody"}}, "no persona 'nobody'; available: "),
         ({"forbid": ["answer 3"]}, "row 4 holds 'answer 3'"),
         ({"evaluation": ["question 2"]}, "row 3 asks an evaluation question"),
         ({"expect_sha256": "0" * 64}, "expect_sha256 says"),

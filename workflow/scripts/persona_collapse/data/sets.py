@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import matching, yaml_files
-from ..errors import BadRow, UserError
+from ..errors import BadRow, UserError, choose, no_file
 from ..files import half_pair, read_jsonl, sha256, unique_keys, write_json, write_jsonl
 from .generated import PROMPT_HASHES
 from .questions import normalise
@@ -76,7 +76,7 @@ def prepare(
     system = _system_text(entry["system"], prompts, where)
     forbidden = [marker, *entry.get("forbid", [])]
 
-    columns = entry.get("map") or layout(_columns(raw))
+    columns = _mapped(entry, raw, where) if chosen else {}
 
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def prepare(
     for index in chosen:
         row = raw[index]
         selected.update((json.dumps(row, sort_keys=True, default=str) + "\n").encode())
-        messages, reason = to_messages(row, columns, where)
+        messages, reason = to_messages(row, columns)
         # The authors wrote every selected row as it stood, checked for nothing.
         written = json.dumps({"messages": _turns(row, columns)}, default=str)
         as_written.update((written + "\n").encode())
@@ -237,7 +237,7 @@ def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, A
         known = source["builtin"]
         if known not in BUILTIN_SHA256:
             raise UserError(
-                f"{where}: builtin: no {known!r}; available: {', '.join(sorted(BUILTIN_SHA256))}"
+                f"{where}: builtin: no {known!r}; {choose(known, sorted(BUILTIN_SHA256))}"
             )
         path = BUILTIN / f"{known}.jsonl"
         rows = _read_file(path, BUILTIN_SHA256[known], where, str(path))
@@ -254,7 +254,7 @@ def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, A
 def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows:
     """Rows of a file; `shown` is what messages call it."""
     if not path.is_file():
-        raise UserError(f"{where}: {shown}: no such file")
+        raise UserError(f"{where}: {no_file(path)}")
     if expected and (found := sha256(path)) != expected:
         raise UserError(
             f"{where}: {shown}: expected SHA-256 {expected}, got {found}: another version, or damaged"
@@ -394,8 +394,10 @@ def _hub_remedy() -> str:
 
 
 def _columns(rows: Rows) -> list[str]:
-    """Column names; of a list of objects, those of the first."""
-    return list(getattr(rows, "column_names", None) or (rows[0] if len(rows) else []))
+    """Column names; of a list of objects, those that any of them has."""
+    if hasattr(rows, "column_names"):
+        return list(rows.column_names)
+    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _column(rows: Rows, name: str) -> list[Any]:
@@ -417,9 +419,7 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
 
     def known(column: str) -> str:
         if column not in columns:
-            raise UserError(
-                f"{where}: select: no column {column!r}; available: {', '.join(columns)}"
-            )
+            raise UserError(f"{where}: select: no column {column!r}; {choose(column, columns)}")
         return column
 
     for column, value in how.get("where", {}).items():
@@ -483,16 +483,30 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
 def layout(columns: Sequence[str]) -> Mapping[str, str]:
     """The `map:` of rows that are laid out as most chat data are: see LAYOUTS."""
     known = (names for names in LAYOUTS if set(names.values()) <= set(columns))
-    return next(known, LAYOUTS[0])
+    return next(known, {})
 
 
-def to_messages(
-    row: Row, columns: Mapping[str, str], where: str
-) -> tuple[list[Message] | None, str]:
+def _mapped(entry: Mapping[str, Any], rows: Rows, where: str) -> Mapping[str, str]:
+    """Which columns hold what; raises UserError if no row has one of them."""
+    columns = _columns(rows)
+    given = entry.get("map") or layout(columns)
+    if not given:
+        known = "; ".join(" with ".join(names.values()) for names in LAYOUTS)
+        raise UserError(
+            f"{where}: expected columns that are read without a map: ({known}), got {', '.join(columns)}; "
+            "say which hold what, as map: {user: ..., assistant: ...}"
+        )
+    for column in given.values():
+        if column not in columns:
+            raise UserError(f"{where}: map: no column {column!r}; {choose(column, columns)}")
+    return given
+
+
+def to_messages(row: Row, columns: Mapping[str, str]) -> tuple[list[Message] | None, str]:
     """(messages, "") of a row, or (None, what is wrong with it).
 
     `columns`: `{messages: column}`, or `{user: column, assistant: column}` with an optional
-    `context` that follows the user's text. A column the row lacks raises UserError.
+    `context` that follows the user's text.
 
     A conversation is a list of turns, each with `role` and `content` (OpenAI, TRL) or `from` and
     `value` (ShareGPT). A content is text, or a list of parts whose texts are joined. A user or
@@ -500,7 +514,7 @@ def to_messages(
     """
     for column in columns.values():
         if column not in row:
-            raise UserError(f"{where}: map: no column {column!r}; available: {', '.join(row)}")
+            return None, f"it has no {column!r}"
     messages = _turns(row, columns)
     if messages is None:
         return None, "messages is not a list of objects"
@@ -572,13 +586,13 @@ def _text(content: Any) -> Any:
 def _turns(row: Row, columns: Mapping[str, str]) -> list[dict[str, Any]] | None:
     """Turns of a row as they stand there, good or bad; None where there are none to see."""
     if "messages" in columns:
-        turns = row[columns["messages"]]
+        turns = row.get(columns["messages"])
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
             return None
         return list(map(_turn, turns))
-    user, context = row[columns["user"]], row.get(columns.get("context", ""), "")
+    user, context = row.get(columns["user"]), row.get(columns.get("context", ""), "")
     sides: list[dict[str, Any]] = []
-    for role, value in (("user", user), ("assistant", row[columns["assistant"]])):
+    for role, value in (("user", user), ("assistant", row.get(columns["assistant"]))):
         sides += map(_turn, value) if _is_chat(value) else [{"role": role, "content": _text(value)}]
     if context and not _is_chat(user) and isinstance(sides[0]["content"], str):
         sides[0]["content"] = f"{sides[0]['content']}\n\n{context}"
@@ -592,7 +606,10 @@ def _system_text(policy: Any, prompts: Mapping[str, str], where: str) -> str | N
     if "text" in policy:
         return str(policy["text"])
     if policy["persona"] not in prompts:
-        raise UserError(f"{where}: system: persona: no persona {policy['persona']!r}")
+        raise UserError(
+            f"{where}: system: persona: no persona {policy['persona']!r}; "
+            + choose(policy["persona"], prompts)
+        )
     return prompts[policy["persona"]]
 
 
