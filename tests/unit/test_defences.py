@@ -107,6 +107,23 @@ class Once(Defence):
         return sum(p.pow(2).sum() for p in step.new.values())
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda step: 0.5, r"penalty: expected a tensor of shape \[\] or, .* \[5\], got 0.5"),
+        (lambda step: step.logits.new_ones(3), r"a value per token, \[5\], got shape \[3\]"),
+        (lambda step: step.hidden(1), r"hidden\(1\): .* not asked for; name it in `asks`"),
+    ],
+)
+def test_a_penalty_of_another_shape_is_one_line(chained, returned, said):
+    wrong = Defence(None)
+    wrong.penalty = returned
+    objective = Objective(chained, defences={"kl": close()})
+    objective.defences[OWN] = [wrong]
+    with pytest.raises(UserError, match=said):
+        Stepper(objective, "cpu").step({OWN: [batches.pad(batch_of([9]))]})
+
+
 def test_pieces_sum_to_the_whole(chained):
     rows = batch_of([9, 30, 17, 40, 5])
     others = batch_of([12, 25, 8])

@@ -140,13 +140,69 @@ NEW = '''
 
 
 @pytest.fixture
-def asking(tmp_path, monkeypatch):
-    """The room of measures with one more file."""
-    (tmp_path / "asking.py").write_text(textwrap.dedent(NEW))
+def room(tmp_path, monkeypatch):
+    """Put one more file into the room of measures: its text, with `old` replaced by `new`."""
+
+    def put(old="", new=""):
+        assert old in NEW
+        (tmp_path / "asking.py").write_text(textwrap.dedent(NEW.replace(old, new) if old else NEW))
+
     monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
-    yield
+    yield put
     ROOM._known.pop("asking", None)
     sys.modules.pop("persona_collapse.measures.asking", None)
+
+
+@pytest.fixture
+def asking(room):
+    """The room of measures with one more file."""
+    room()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            '@measure("asking", Settings, counts="asks")',
+            "",
+            "asking.py: holds no measure 'asking'; ",
+        ),
+        (
+            '@measure("asking"',
+            '@measure("others"',
+            "asking.py: holds no measure 'asking'; register",
+        ),
+        ("asking(completions", "asking(completion", "'completion'; did you mean completions"),
+        ("asking(completions", "asking(completions, temperature", "'temperature'; available: "),
+        (', counts="asks"', "", "asking: .* a measure of answers: name its column of truth values"),
+    ],
+)
+def test_a_measure_that_cannot_be_taken_is_told_before_any_job(room, old, new, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    room(old, new)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["measures"]["asking"] = {}
+    with pytest.raises(UserError, match=f"^config: measures: .*{said}"):
+        configuration.check(config)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            {"sample": [0]},
+            "the table has no column 'asks'; available: persona, question_id, sample",
+        ),
+        ({"sample": [0], "ask": [True]}, "no column 'asks'; did you mean ask"),
+        ({"asks": [True]}, "the table has no column 'sample'"),
+        ({"sample": [0], "asks": ["yes"]}, "expected truth values, got "),
+        (None, r"expected a table .*, got a Series; return completions.assign\(asks=...\)"),
+    ],
+)
+def test_a_measure_that_counts_nothing_is_one_line(found, said):
+    table = pd.DataFrame({"persona": ["a"], "question_id": ["1"]} | (found or {}))
+    with pytest.raises(UserError, match=f"^measures/asking.py: asks: .*{said}"):
+        _taking.check_counted("asking", "asks", table if found else table["persona"])
 
 
 def test_a_measure_is_one_file_and_one_block(asking, tmp_path, monkeypatch):

@@ -51,7 +51,10 @@ class Room(Generic[T]):
         self._known[name] = plugin
 
     def get(self, name: str) -> T:
-        """The plugin of this name, its module imported. Raises UserError if there is none."""
+        """The plugin of this name, its module imported.
+
+        Raises UserError if there is no such module, or if it registers none of this name.
+        """
         if name not in self._known:
             if name not in self.names():
                 raise UserError(
@@ -59,4 +62,9 @@ class Room(Generic[T]):
                     f"them or write {self.package.replace('.', '/')}/{name}.py"
                 )
             importlib.import_module(f"{self.package}.{name}")
+            if name not in self._known:
+                raise UserError(
+                    f"{self.package.replace('.', '/')}/{name}.py: holds no {self.what} {name!r}; register it "
+                    "there by its decorator, under the name of the file"
+                )
         return self._known[name]

@@ -592,6 +592,7 @@ def _turns(row: Row, columns: Mapping[str, str]) -> list[dict[str, Any]] | None:
         return list(map(_turn, turns))
     user, context = row.get(columns["user"]), row.get(columns.get("context", ""), "")
     sides: list[dict[str, Any]] = []
+    value: Any
     for role, value in (("user", user), ("assistant", row.get(columns["assistant"]))):
         sides += map(_turn, value) if _is_chat(value) else [{"role": role, "content": _text(value)}]
     if context and not _is_chat(user) and isinstance(sides[0]["content"], str):

@@ -28,11 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, choose
 from ..plugins import Room
 from ..settings import Settings
 
 #: Sampled answers that a measure may read.
 ANSWERS = ("completions", "responses")
+#: What else a measure may ask for, beside files of its own: see above.
+KNOWN = (
+    *("held_out", "data", "settings", "personas", "geometry_personas", "questions", "extraction"),
+    *("sampling", "marker", "chain", "runner", "adapters", "batch_size", "log"),
+)
 
 
 class NoSettings(Settings):
@@ -68,6 +74,20 @@ class Measure:
         """Tables of sampled answers that it reads with these settings (`completions`, `responses`)."""
         unread = self.settings(**settings).unread()
         return [name for name in ANSWERS if name in self.parameters and name not in unread]
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise UserError if the function asks for what no measure gets, or counts nothing of answers."""
+        there = (*ANSWERS, *KNOWN, *self.settings(**settings).files())
+        for name in self.parameters:
+            if name not in there:
+                raise UserError(
+                    f"{self.name}: its function asks for {name!r}; {choose(name, there)}"
+                )
+        if not self.of_model and not self.counts:
+            raise UserError(
+                f"{self.name}: its function asks for no runner, so it is a measure of answers: name its "
+                f"column of truth values, @measure({self.name!r}, ..., counts=COLUMN)"
+            )
 
     def __call__(self, **known: Any) -> Any:
         """Call the function with what it asks for; what is left out is None."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, choose
 from ..files import read_jsonl
 from ..jobs import MeasureJob
 from ..parquet_files import read_parquet, write_parquet
@@ -14,6 +15,10 @@ from . import ROOM
 
 #: What of a sampled answer stays with the completions: it is read there, not counted.
 READ = ["text", "question", "prompt_tokens", "seed", "token_ids"]
+
+
+#: What else of it tells answers apart.
+KEYS = ("persona", "question_id", "sample")
 
 
 def take(job: MeasureJob, **at_run_time: Any) -> Any:
@@ -56,12 +61,34 @@ def write(job: MeasureJob, path: Path, **at_run_time: Any) -> None:
         write_csv(path, result)
 
 
+def check_counted(name: str, counts: str, found: Any) -> None:
+    """Raise UserError unless a measure found a table with that column of truth values, and answers' keys."""
+    where = f"measures/{name}.py: {counts}: "
+    columns = getattr(found, "columns", None)
+    if columns is None:
+        raise UserError(
+            f"{where}expected a table with this column, got a {type(found).__name__}; return "
+            f"completions.assign({counts}=...)"
+        )
+    if missing := [name for name in (counts, *KEYS) if name not in columns]:
+        raise UserError(
+            f"{where}the table has no column {missing[0]!r}; {choose(missing[0], columns)}"
+        )
+    if found[counts].dtype != bool:
+        raise UserError(f"{where}expected truth values, got {found[counts].dtype}")
+
+
 def write_counted(job: MeasureJob, by_answer: Path, by_persona: Path) -> None:
-    """Take a measure of answers and write it: one row per answer, and its share by persona."""
+    """Take a measure of answers and write it: one row per answer, and its share by persona.
+
+    Raises UserError if the measure's function returns something else.
+    """
     from .. import markers
 
-    scored = take(job).drop(columns=READ, errors="ignore")
-    rates = markers.rates(scored.rename(columns={ROOM.get(job.kind).counts: "hit"}))
+    counts, found = ROOM.get(job.kind).counts, take(job)
+    check_counted(job.kind, counts, found)
+    scored = found.drop(columns=READ, errors="ignore")
+    rates = markers.rates(scored.rename(columns={counts: "hit"}))
     rates.insert(0, "chain", job.chain)
     write_csv(by_persona, rates)
     write_parquet(by_answer, scored)

@@ -130,10 +130,14 @@ ALWAYS = ("markers", "activations")
 def _measure(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A measure's settings."""
     try:
-        cls = MEASURES.get(name).settings
+        measure = MEASURES.get(name)
+        made = _checked(measure.settings, given, ("measures", name))
+        settings = made.model_dump(exclude_none=True, by_alias=True)
+        measure.check(settings)
     except UserError as error:
-        raise UserError(f"config: measures: {error}") from None
-    return _checked(cls, given, ("measures", name)).model_dump(exclude_none=True, by_alias=True)
+        said = str(error).removeprefix("config: measures: ")
+        raise UserError(f"config: measures: {said}") from None
+    return settings
 
 
 def _kind(name: str, where: tuple[Any, ...]) -> type[Settings]:

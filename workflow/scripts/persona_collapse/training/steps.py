@@ -192,6 +192,10 @@ class Step:
     def hidden(self, block: int, *, before: bool = False) -> Tensor:
         """Outputs of a block that was asked for, now or before the stage, [n, hidden]."""
         seen = self._passes.before if before else self._passes.now
+        if block not in seen.hidden:
+            raise UserError(
+                f"hidden({block}): outputs of this block were not asked for; name it in `asks`"
+            )
         return seen.hidden[block][self._tokens.positions].float()
 
     @property
@@ -283,6 +287,13 @@ class Objective:
             value = defence.penalty(views[key])
             if value is None:
                 continue
+            n = views[key].labels.shape
+            if not isinstance(value, torch.Tensor) or value.shape not in (n, ()):
+                got = f"shape {list(value.shape)}" if hasattr(value, "shape") else repr(value)
+                raise UserError(
+                    f"defence: {type(defence).__module__.rpartition('.')[2]}: penalty: expected a tensor of "
+                    f"shape [] or, a value per token, {list(n)}, got {got}"
+                )
             if value.dim():
                 value = value.masked_fill(~views[key].real, 0).sum() / tokens[key].count
             else:
