@@ -141,9 +141,9 @@ def test_a_chain_is_trained_and_measured_once(config):
             {},
             "config: stages: expected a name of letters, digits, '_' and '-' that",
         ),
-        (["seeds"], ["x"], "config: seeds: 0: expected a whole number, got 'x'"),
-        (["seeds"], [0.1], "config: seeds: 0: expected a whole number, got 0.1"),
-        (["seeds"], [True], "config: seeds: 0: expected a whole number, got True"),
+        (["seeds"], ["x"], "config: seeds: item 1: expected a whole number, got 'x'"),
+        (["seeds"], [0.1], "config: seeds: item 1: expected a whole number, got 0.1"),
+        (["seeds"], [True], "config: seeds: item 1: expected a whole number, got True"),
         (["seeds"], 42, "config: seeds: expected a list, got 42 (write [42])"),
         (["seeds"], [1, 1], "config: seeds: 1 is given twice; remove one"),
         (["lora"], [16], "config: lora: expected a mapping (key: value), got [16]"),
@@ -154,7 +154,17 @@ def test_a_chain_is_trained_and_measured_once(config):
             "../up",
             "config: run: expected a name of letters, digits, '_', '.' and '-', got '../up'",
         ),
-        (["run"], None, "config: run: is missing"),
+        (["run"], None, "config: run: is missing. Name of the run; its outputs go to"),
+        (
+            ["data", "em", "system"],
+            None,
+            "config: data: em: system: is missing. System message of every row. none: suppress",
+        ),
+        (
+            ["model"],
+            {"hub": {"id": "a/b"}},
+            "config: model: hub: revision: is missing. Commit, 40 hex digits.",
+        ),
         (
             ["model", "path"],
             "models/x",
@@ -218,7 +228,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["stages", "couple-villain", "persona"],
             None,
-            "config: stages: couple-villain: persona: is missing; set it there or under training: couple",
+            "couple-villain: persona: is missing; set it there or under training: couple. Who learns",
         ),
         (["stages", "couple-villain", "negatives"], ["villain"], "both the persona and a negative"),
         (
@@ -263,7 +273,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["statistics", "families", 0, "metric"],
             3,
-            "config: statistics: families: 0: metric: expected text, got 3 (write it in quotes",
+            "config: statistics: families: item 1: metric: expected text, got 3 (write it in quotes",
         ),
         (["data", "em", "from"], {"url": "ftp://me:secret@x/y"}, "got an address with a user name"),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
@@ -274,7 +284,7 @@ def test_a_chain_is_trained_and_measured_once(config):
             [{"name": "a", "table": "correlations"}] * 2,
             "config: statistics: families: two are called 'a'; rename one",
         ),
-        (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: 0: table"),
+        (["statistics", "families"], [{"name": "a", "table": "tests"}], "families: item 1: table"),
         (
             ["statistics", "families"],
             [{"name": "a", "table": "link"}],

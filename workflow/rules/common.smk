@@ -58,6 +58,15 @@ os.environ.setdefault(
     ),
 )
 
+if workflow.is_main_process:
+    # Above all for whoever forgot --configfile: the default run would begin without a word.
+    read = ", ".join(overlays) or "no --configfile"
+    print(
+        f"persona-collapse: run {config['run']}: {len(config['conditions'])} conditions, "
+        f"{len(plan.trained_chains)} trained chains (config/config.yaml, {read})",
+        file=sys.stderr,
+    )
+
 # Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
 submitting = workflow.resource_settings.nodes is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -211,7 +211,23 @@ def _checked(
         if not unknown + errors:
             return cls.model_construct(**given)
         first = (unknown + errors)[0]
-        raise UserError(f"config: {_path((*where, *first['loc']))}{_told(first, hint)}") from None
+        told = _told(first, hint)
+        if first["type"] == "missing" and (said := _described(cls, first["loc"])):
+            told = f"{told}. {said}"
+        raise UserError(f"config: {_path((*where, *first['loc']))}{told}") from None
+
+
+def _described(kind: Any, where: tuple[Any, ...]) -> str:
+    """What the block that a key is in says of it; empty if it says nothing."""
+    where = where[1:] if where and str(where[0]).startswith(HIDDEN) else where
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        named = {field.alias or name: field for name, field in kind.model_fields.items()}
+        field = named.get(where[0]) if where else None
+        if field is None:
+            return ""
+        return _described(field.annotation, where[1:]) if where[1:] else field.description or ""
+    inside = where[1:] if get_origin(kind) in (dict, list) else where
+    return next(filter(None, (_described(each, inside) for each in get_args(kind))), "")
 
 
 def _unknown(error: Mapping[str, Any]) -> bool:
@@ -221,7 +237,7 @@ def _unknown(error: Mapping[str, Any]) -> bool:
 def _path(where: tuple[Any, ...]) -> str:
     if where[-1:] == ("[key]",):  # of a mapping: it is told as the value
         where = where[:-2]
-    parts = [str(part) for part in where]
+    parts = [f"item {part + 1}" if isinstance(part, int) else str(part) for part in where]
     return "".join(f"{printable(part)}: " for part in parts if not part.startswith(HIDDEN))
 
 
