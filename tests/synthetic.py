@@ -317,6 +317,11 @@ def inputs(tables, files):
             [{"rule": "train", "jobs": 3, "hours": 0.5, "seconds": 600.0, "peak_mib": 700.0}]
         ),
         spent={"hours of jobs": "0.50"},
+        counted={
+            name: asked
+            for name, asked in {"refusals": "How often does the model decline to answer?"}.items()
+            if name in tables
+        },
     )
 
 
@@ -324,6 +329,8 @@ def inputs(tables, files):
 def page(everything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     more = with_more(everything)
+    rates = more["marker_rates"].drop_duplicates(["chain", "persona"])
+    more["refusals"] = rates[["chain", "persona", "n", "hits", "rate"]]
     for name, figure in figures.catalogue().items():
         _render.save(figure, _render.data(figure, more), folder / name)
     files = {name: folder / f"{name}.svg" for name in figures.catalogue()}

@@ -50,6 +50,24 @@ def test_only_the_page_s_own_scripts_may_run(page):
     assert not re.search(r"script-src[^;]*unsafe", policy)
 
 
+def test_each_measure_of_answers_is_on_the_page(page):
+    shown = without_library(page.read_text())
+    assert "How often does the model decline to answer? (" in shown
+    assert 'href="#table-refusals">tables/refusals.csv</a>' in shown
+    design = pd.DataFrame({"chain": ["base", "a@1", "a@1"], "condition": ["base", "C1", "C2"]})
+    table = pd.DataFrame(
+        [("base", "villain", 0.5), ("base", "assistant", 0.25), ("a@1", "villain", 1.0)],
+        columns=["chain", "persona", "rate"],
+    )
+    found = findings.counted(table, design)
+    assert list(found.columns) == ["condition", "chain", "villain", "assistant"]
+    assert found["condition"].tolist() == ["base", "C1, C2"]
+    assert found["villain"].tolist() == [0.5, 1.0] and found["assistant"].isna().tolist() == [
+        False,
+        True,
+    ]
+
+
 def test_every_number_names_its_file_and_every_link_leads_there(page):
     text = without_library(page.read_text())
     shown = re.sub(r"<script.*?</script>", "", text, flags=re.S)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(CHECKOUT / "workflow" / "scripts"))
 from persona_collapse import chains, literals, yaml_files
 from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
+from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.runtime import code_hash, devices, version
 from persona_collapse.study import configuration, locations, model_checks
 from snakemake.utils import update_config

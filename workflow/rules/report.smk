@@ -7,6 +7,14 @@ reported = sorted(
 )
 
 
+# Measures of answers beside the marker, and what each asks.
+counted = {
+    name: MEASURES.get(name).title
+    for name in plan.measures_of(model=False)
+    if name != "markers"
+}
+
+
 def made_by(wildcards):
     """{path: rule} of every output whose name has no wildcard."""
     return {str(path): rule.name for rule in workflow.rules for path in rule.output}
@@ -15,7 +23,7 @@ def made_by(wildcards):
 rule report:
     input:
         bases=bases_used,
-        tables=expand(results("tables/{table}.csv"), table=reported),
+        tables=expand(results("tables/{table}.csv"), table=[*reported, *counted]),
         answers=results_of("markers/{chain}.parquet", "markers"),
         completions=results_of("completions/{chain}.parquet", "markers"),
         manifests=expand(
@@ -49,6 +57,7 @@ rule report:
         config=config,
         code=code_hash.of(*(f"report.figures.{name}" for name in figures)),
         made_by=made_by,
+        counted=counted,
     message:
         "Writing the report"
     script:

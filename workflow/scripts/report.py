@@ -50,6 +50,7 @@ with job(snakemake, "report"):
             costs=costs,
             spent=costing.spent(costs, tables["training"], sampled["tokens"]),
             tables=tables,
+            counted=params.counted,
         )
     )
     write_text(snakemake.output[0], html)

@@ -23,6 +23,7 @@ answer's keys (persona, question_id, sample) and what it found; a column of trut
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ class Measure:
     def parameters(self) -> list[str]:
         """What the function asks for."""
         return list(inspect.signature(self.function).parameters)
+
+    @property
+    def title(self) -> str:
+        """What it asks: the first line of its file."""
+        return (sys.modules[self.function.__module__].__doc__ or self.name).strip().splitlines()[0]
 
     @property
     def of_model(self) -> bool:

@@ -428,6 +428,15 @@ def half_doses(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(outcome=table["outcome"].map(OUTCOMES))
 
 
+def counted(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
+    """The table of a measure of answers, one row per chain: its conditions, and each persona's rate."""
+    rates = table.pivot(index="chain", columns="persona", values="rate")
+    rates = rates.loc[list(dict.fromkeys(table["chain"])), list(dict.fromkeys(table["persona"]))]
+    conditions = design.groupby("chain")["condition"].agg(lambda names: ", ".join(names.unique()))
+    rates.insert(0, "condition", rates.index.map(conditions))
+    return rates.rename_axis(columns=None).reset_index()[["condition", "chain", *rates.columns[1:]]]
+
+
 def _stages(name: str) -> str:
     """A chain without its seeds: its stages in order, and where it was stopped early."""
     return ", then ".join(

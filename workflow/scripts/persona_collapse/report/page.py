@@ -57,7 +57,8 @@ class Inputs:
     `model`: its label, and as `note` what a reader must know of it first, if anything. `figures`: the file
     of each figure for papers. `samples`: answers to show (chain, persona, question, hit, text), out of
     `completions`. `commands`: what repeats the run and what extends it. `sources`: file, rule, rows and hash
-    of every table. `costs`: one row per rule; see `costs`.
+    of every table. `costs`: one row per rule; see `costs`. `counted`: measures of answers but for the
+    marker, and what each asks.
     """
 
     run: str
@@ -76,6 +77,7 @@ class Inputs:
     sources: pd.DataFrame
     costs: pd.DataFrame
     spent: Mapping[str, str]
+    counted: Mapping[str, str]
 
 
 def number(value: Any) -> str:
@@ -238,6 +240,9 @@ def render(given: Inputs) -> str:
             half_doses=findings.half_doses(tables["half_dose"]),
             update_sizes=findings.update_sizes(tables["updates"]),
             update_overlaps=findings.update_overlaps(tables["updates"]),
+            counted={
+                name: findings.counted(tables[name], tables["design"]) for name in given.counted
+            },
             unrelated=findings.unrelated(tables["geometry"]),
             causes=findings.causes(tables),
             models=data_of(catalogue()["base_models"], tables),
