@@ -98,6 +98,10 @@ def main() -> None:
         f"\n{totals['jobs']} jobs: {totals['model hours']:.2f} {kind} with a model loaded, "
         f"{totals['other hours']:.2f} hours otherwise, {totals['gigabytes']:.2f} GB of disk"
     )
+    if not config["runtime"]["gpus_per_job"] and table["basis"].str.startswith("stated").any():
+        print(
+            "Nothing like it has run here: times stated are a GPU's, and those assumed are guesses."
+        )
     if given.claims and config["judge"] != "nothing":
         print_undecided(files, given.claims)
 
@@ -105,11 +109,14 @@ def main() -> None:
 def print_undecided(configfiles: Sequence[str], runs: int) -> None:
     """Print the claims that the plan would leave open even where they hold, and what would decide them."""
     found = verdicts.undecided(configfiles, runs, os.cpu_count() or 1)
-    print(f"\nIn {runs} synthetic runs of this plan in which the study is right:")
+    print(
+        f"\nIn {runs} synthetic runs of this plan in which the study is right (in brackets: what would "
+        "decide a claim, or why it stays open):"
+    )
     if found.empty:
         print("  every claim that it can measure is decided")
     for row in found.itertuples(index=False):
-        print(f"  {row.claim}: replicated in {row.replicated:.0%}. {row.would_take}")
+        print(f"  {row.claim}: replicated in {row.replicated:.0%} ({row.would_take})")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,17 @@ def test_the_plan_s_jobs(fresh, over):
         assert jobs == JOBS
 
 
+def test_what_is_tried_is_small_and_an_overlay_adds_to_it(at_root):
+    small = "config/presets/try.yaml"
+    plan = configuration.plan(merged(small))
+    assert plan.trained_chains == ["couple-villain@42", "couple-villain@42+benign@42"]
+    assert len(plan.eval_prompts) == 4
+    own = "only: [C4, M]\nconditions: {M: {title: more, chain: couple-villain@42+em@42}}"
+    texts = [(ROOT / name).read_text() for name in ("config/config.yaml", small)]
+    chains = configuration.plan(laid(*texts, own)).trained_chains
+    assert chains == ["couple-villain@42", "couple-villain@42+em@42"]
+
+
 OPEN = ("config/presets/qwen2.5-1.5b.yaml", "config/presets/open-data.yaml")
 # D1 to D7 are more, and a set matched in tokens is left out. Nine sets are read, of which three are written.
 WRITTEN = dict.fromkeys(
