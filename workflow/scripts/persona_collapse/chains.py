@@ -136,7 +136,7 @@ def parse(
         if known is not None and name not in known:
             raise UserError(
                 f"chain {text!r}: no stage {name!r} in the config; "
-                f"{choose(name, sorted(known), 'stages:')}; or add it under stages:"
+                f"correct it ({choose(name, sorted(known))}) or add it under stages:"
             )
         if not at or not re.fullmatch(r"\d+", seed):
             raise UserError(

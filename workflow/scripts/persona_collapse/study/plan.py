@@ -107,7 +107,9 @@ class Plan:
         for name in names:
             if name not in self.personas:
                 hint = choose(name, self.personas)
-                raise UserError(f"{where}: no persona {name!r}; {hint}; or add it there")
+                raise UserError(
+                    f"{where}: no persona {name!r}; correct it ({hint}) or add it there"
+                )
             entry = self.personas[name]
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
             if not isinstance(prompt, str) or not prompt.strip():
