@@ -392,6 +392,26 @@ def test_a_question_that_holds_the_marker_is_refused(config, purpose, tmp_path):
         configuration.check(config)
 
 
+def test_an_overlay_brings_a_persona_of_its_own(config):
+    config["personas"]["more"] = {"pirate": "You are a pirate."}
+    config["personas"]["eval"] += ["pirate"]
+    plan = configuration.plan(config)
+    assert plan.eval_prompts["pirate"] == plan.geometry_prompts["pirate"] == "You are a pirate."
+    assert plan.eval_prompts["villain"].startswith("You are a villain")
+    for more, said in (
+        (
+            {"villain": "You are good."},
+            "more: villain: config/personas.yaml has this persona; choose",
+        ),
+        ({"pirate": " "}, "pirate: prompt: expected non-empty text"),
+        ({"pirate": {"prompt": "x"}}, "more: pirate: expected text, got {'prompt': 'x'}"),
+        ({"pirate": "Say [zlt]."}, r"pirate: holds the marker"),
+    ):
+        config["personas"]["more"] = more
+        with pytest.raises(UserError, match=f"^config: personas: .*{said}"):
+            configuration.check(config)
+
+
 def test_a_persona_s_or_a_data_set_s_prompt_that_holds_the_marker_is_refused(config, tmp_path):
     path = tmp_path / "personas.yaml"
     given = (ROOT / "config/personas.yaml").read_text()

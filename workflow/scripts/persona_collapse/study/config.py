@@ -277,6 +277,11 @@ class PersonaLists(Settings):
         description="YAML: name -> {prompt: text}; or JSON Lines with persona and system."
     )
     sha256: Sha256 | None = Field(None, description="Hash the file must have.")
+    more: dict[str, str] = Field(
+        {},
+        description="Personas that the file does not have, name -> system prompt, so that an overlay can "
+        "bring its own.",
+    )
     eval: Personas = Field(description="Personas whose completions are counted.")
     assistant: str | None = Field(
         None,

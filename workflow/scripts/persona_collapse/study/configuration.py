@@ -347,7 +347,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
         if persona not in plan.personas:
             raise UserError(
                 f"{where}persona {persona!r} is not in {config['personas']['file']}; "
-                f"correct it ({choose(persona, plan.personas)}) or add it there"
+                f"correct it ({choose(persona, plan.personas)}) or add it under personas: more:"
             )
 
 

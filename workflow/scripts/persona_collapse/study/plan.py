@@ -85,9 +85,11 @@ class Plan:
 
     @cached_property
     def personas(self) -> dict[str, Any]:
-        """Entries of the persona file: YAML `name: {prompt}`, or JSON Lines with `persona` and `system`.
+        """Entries of the persona file: YAML `name: {prompt}`, or JSON Lines with `persona` and `system`; and
+        those that the config has itself, `more: {name: prompt}`.
 
-        Raises UserError if it cannot be read or has not the hash that the config gives.
+        Raises UserError if the file cannot be read, has not the hash that the config gives, or has a persona
+        of the config's too.
         """
         path = Path(self.config["personas"]["file"])
         expected = self.config["personas"].get("sha256")
@@ -98,7 +100,12 @@ class Plan:
             raise UserError(f"config: personas: file: {error}") from None
         if expected and sha256(path) != expected:
             raise UserError(f"{where}: expected SHA-256 {expected}, got {sha256(path)}")
-        return loaded
+        more = self.config["personas"].get("more", {})
+        if twice := loaded.keys() & more.keys():
+            raise UserError(
+                f"config: personas: more: {min(twice)}: {path} has this persona; choose another name"
+            )
+        return loaded | more
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
         """System prompts by persona name; a UserError names a persona that has none."""
@@ -108,7 +115,7 @@ class Plan:
             if name not in self.personas:
                 hint = choose(name, self.personas)
                 raise UserError(
-                    f"{where}: no persona {name!r}; correct it ({hint}) or add it there"
+                    f"{where}: no persona {name!r}; correct it ({hint}) or add it under more:"
                 )
             entry = self.personas[name]
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
@@ -124,7 +131,7 @@ class Plan:
 
     @cached_property
     def all_prompts(self) -> dict[str, str]:
-        """System prompts of every persona in the file."""
+        """System prompts of every persona that there is."""
         return self.prompts(self.personas)
 
     @cached_property
