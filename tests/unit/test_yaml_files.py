@@ -165,7 +165,7 @@ def test_files_of_the_last_jobs_are_looked_at_first(refused, key, monkeypatch):
         ("run", "no", "expected text, got False (yes, no, on and off are"),
         ("marker", "yes", "(yes, no, on and off are true and false in YAML"),
         ("conditions: C1: title", "off", "(yes, no, on and off are"),
-        ("source_personas", "[no]", "source_personas: 0: expected text, got False (yes, no"),
+        ("source_personas", "[no]", "source_personas: item 1: expected text, got False (yes, no"),
         ("training: sft: use_rslora", "'no'", "(write true or false, without quotes)"),
         ("data: benign: system", "no", "(yes, no, on and off are"),
     ],
