@@ -654,3 +654,45 @@ def test_there_is_nothing_to_pass_where_nothing_collapses():
         "not tested",
     ]
     assert score({}, claim(measure=RULE, expect={"max": 1.0}))["verdict"] == "not tested"
+
+
+def kept(*rows):
+    """frontier.csv of (condition, M1 minus the undefended C1's, marker rate minus its), +- 0.02."""
+    table = [
+        {"condition": "C1", "undefended": "C1", "outcome": o, "units": 3} for o in ("m1", "rate")
+    ]
+    for condition, *values in rows:
+        for outcome, value in zip(("m1", "rate"), values, strict=True):
+            ends = {"difference_low": value - 0.02, "difference_high": value + 0.02}
+            key = {"condition": condition, "undefended": "C1", "outcome": outcome, "units": 3}
+            table.append(key | {"difference": value} | ends)
+    return {"frontier": pd.DataFrame(table)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "verdict"),
+    [
+        ([("k", -0.1, 0.5)], 0.5, "replicated"),
+        ([("k", -0.1, 0.0)], 0.0, "contradicted"),  # the geometry is kept, and the marker is not
+        ([("k", -0.1, 0.5), ("r", -0.2, 0.01)], 0.01, "contradicted"),
+        ([("k", -0.1, 0.5), ("r", -0.01, 0.0)], 0.5, "replicated"),  # r does not hold it down
+    ],
+)
+def test_what_is_kept_where_the_cosines_are_held_down(rows, value, verdict):
+    row = score(kept(*rows), claim(measure={"kept_with_cosines": {}}, expect={"min": 0.08}))
+    assert row["verdict"] == verdict and row["measured"] == pytest.approx(value)
+
+
+def test_the_least_that_is_kept_has_a_wider_interval_among_several():
+    rule = claim(measure={"kept_with_cosines": {}}, expect={"min": 0.05})
+    alone = score(kept(("k", -0.1, 0.5)), rule)
+    among = score(kept(("k", -0.1, 0.5), ("r", -0.1, 0.6)), rule)
+    assert among["ci_high"] > alone["ci_high"] and among["n"].startswith("k, of 2 conditions")
+
+
+def test_where_no_defence_holds_the_cosines_down_that_is_the_reason():
+    row = score(
+        kept(("k", 0.1, 0.5)), claim(measure={"kept_with_cosines": {}}, expect={"min": 0.05})
+    )
+    assert row["verdict"] == "not tested" and "no defence holds" in row["note"]
+    assert score({}, claim(measure={"kept_with_cosines": {}}))["verdict"] == "not tested"

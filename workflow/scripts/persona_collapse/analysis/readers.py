@@ -555,6 +555,33 @@ def defence_passes(
     return Measured(value, low, high, n, units=units)
 
 
+@reader
+def kept_with_cosines(run: RunTables) -> Measured | str | None:
+    """What defences that hold the mean cosine down do to the marker: the source's rate minus the undefended.
+
+    Of the conditions whose mean cosine ends below that of their undefended stage, its interval without 0,
+    the one that keeps the least of the marker. The interval holds the least of them, whichever that is: its
+    upper bound is corrected for how many there are (Bonferroni).
+    """
+    rows = _frontier(run, None)
+    if rows.empty or (rows["condition"] == rows["undefended"]).all():
+        return None
+    held = rows[rows["difference_high"] < 0]["condition"]
+    rates = run.rows("frontier", outcome="rate").set_index("condition")
+    rates = rates.loc[[name for name in held if name in rates.index]]
+    if rates.empty:
+        return "no defence holds the mean cosine below that of its undefended stage"
+    upper = rates["difference_high"]
+    if len(rates) > 1:
+        wider = stats.t.ppf(1 - 0.025 / len(rates), rates["units"] - 1)
+        wider /= stats.t.ppf(0.975, rates["units"] - 1)
+        upper = rates["difference"] + wider * (upper - rates["difference"])
+    least = rates.loc[rates["difference"].idxmin()]
+    n = f"{least.name}, of {len(rates)} conditions; {runs_in_words(least['units'])}"
+    low, high = float(rates["difference_low"].min()), float(upper.min())
+    return Measured(float(least["difference"]), low, high, n, units=float(least["units"]))
+
+
 def _frontier(run: RunTables, data: str | None) -> pd.DataFrame:
     """Mean cosines of defended stages and of those without; of one data set, if it is named."""
     rows = run.rows("frontier", outcome="m1")
