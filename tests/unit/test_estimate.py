@@ -157,3 +157,16 @@ def test_a_plan_is_said_in_words(config):
         ("measures", ", ".join(config["measures"])),
         ("stand-in", f"benign: {config['data']['benign']['substituted'].strip()}"),
     ]
+
+
+def test_a_shift_without_its_controls_is_said(config):
+    config["only"] = ["shifted-benign"]
+    missing = "control: isotropic and control: zero_sum, without which any shift may do the same"
+    said = estimate.in_words(configuration.plan(config), {})
+    assert said[-1] == ("lacks", f"add-benign: {missing}")
+    # A control of another shift is none of this one.
+    config["only"] = ["shifted-benign", "shifted-benign-isotropic", "restored-benign-zero-sum"]
+    said = estimate.in_words(configuration.plan(config), {})
+    assert said[-1] == ("lacks", f"add-benign: {missing.replace('control: isotropic and ', '')}")
+    config["only"] = ["shifted-benign", "shifted-benign-isotropic", "shifted-benign-zero-sum"]
+    assert "lacks" not in dict(estimate.in_words(configuration.plan(config), {}))

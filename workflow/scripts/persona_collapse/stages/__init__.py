@@ -6,7 +6,7 @@ else names it: what the plan, the rules and the checks ask of a stage are the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -130,6 +130,10 @@ class Stage:
     def all_weights(self) -> bool:
         """Does it train all weights of the model, and no adapter?"""
         return bool(self.settings.get("adapter") == "none")
+
+    def missing(self, others: Iterable[Stage]) -> str:
+        """What the run's `others` lack to tell this stage's effect, in words; empty if nothing."""
+        return ""
 
     @property
     def personas(self) -> list[str]:

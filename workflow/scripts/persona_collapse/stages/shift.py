@@ -24,7 +24,7 @@ differences. They are drawn by the seed in the chain, for each block and each v_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -136,6 +136,19 @@ class Shift(Stage):
             (own.persona,) if own.persona else (),
             count=2 if own.control == "zero_sum" or own.direction == "centroid" else 1,
             evaluated=each,
+        )
+
+    def missing(self, others: Iterable[Stage]) -> str:
+        """The controls of this shift that no other is: of its settings, with random directions."""
+        own = _read(self.settings)
+        if own.control != "none":
+            return ""
+        shifts = [_read(one.settings) for one in others if one.kind == self.kind]
+        there = {one.control for one in shifts if one.model_copy(update={"control": "none"}) == own}
+        words = [f"control: {name}" for name in ("isotropic", "zero_sum") if name not in there]
+        return (
+            " and ".join(words)
+            and f"{' and '.join(words)}, without which any shift may do the same"
         )
 
     def chains(self, prefix: Chain) -> dict[str, str]:

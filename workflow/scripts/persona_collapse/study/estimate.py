@@ -259,7 +259,7 @@ def estimate(
 
 
 def in_words(plan: Plan, jobs: Mapping[str, int]) -> list[tuple[str, str]]:
-    """What a run trains, samples and measures, and what stands in for other data: (verb, the rest).
+    """What a run trains, samples, measures and lacks, and what stands in for other data: (verb, the rest).
 
     `jobs`: {rule: jobs left}, as a dry run counts them.
     """
@@ -300,6 +300,9 @@ def in_words(plan: Plan, jobs: Mapping[str, int]) -> list[tuple[str, str]]:
     for name in plan.data_used:
         if other := config["data"].get(name, {}).get("substituted"):
             lines += [("stand-in", f"{name}: {other.strip()}")]
+    for stage in plan.stages.values():
+        if other := stage.missing(plan.stages.values()):
+            lines += [("lacks", f"{stage.name}: {other}")]
     return lines
 
 
