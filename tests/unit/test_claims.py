@@ -686,6 +686,7 @@ def test_what_is_kept_where_the_cosines_are_held_down(rows, value, verdict):
 def test_the_least_that_is_kept_has_a_wider_interval_among_several():
     rule = claim(measure={"kept_with_cosines": {}}, expect={"min": 0.05})
     alone = score(kept(("k", -0.1, 0.5)), rule)
+    assert alone["n"] == "k; 3 training runs"
     among = score(kept(("k", -0.1, 0.5), ("r", -0.1, 0.6)), rule)
     assert among["ci_high"] > alone["ci_high"] and among["n"].startswith("k, of 2 conditions")
 

@@ -577,7 +577,8 @@ def kept_with_cosines(run: RunTables) -> Measured | str | None:
         wider /= stats.t.ppf(0.975, rates["units"] - 1)
         upper = rates["difference"] + wider * (upper - rates["difference"])
     least = rates.loc[rates["difference"].idxmin()]
-    n = f"{least.name}, of {len(rates)} conditions; {runs_in_words(least['units'])}"
+    among = f", of {len(rates)} conditions" if len(rates) > 1 else ""
+    n = f"{least.name}{among}; {runs_in_words(least['units'])}"
     low, high = float(rates["difference_low"].min()), float(upper.min())
     return Measured(float(least["difference"]), low, high, n, units=float(least["units"]))
 
