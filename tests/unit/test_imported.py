@@ -191,7 +191,9 @@ def test_an_adapter_that_couples_is_followed(monkeypatch, adapter):
         "import+sft",
     )
     given["stages"]["theirs"]["couples"] = "nobody"
-    with pytest.raises(UserError, match="stages: theirs: persona 'nobody' is not in"):
+    with pytest.raises(
+        UserError, match="persona 'nobody' is not evaluated; add it to personas: eval"
+    ):
         configuration.check(given)
 
 

@@ -457,7 +457,9 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_training(
 
 def test_an_adapter_that_is_no_number_is_not_written(train, tmp_path):
     # By the last step's update, after which no loss is computed.
-    with pytest.raises(UserError, match="no finite numbers after the last step; lower the stage's"):
+    with pytest.raises(
+        UserError, match="not finite numbers after the last step; lower the stage's"
+    ):
         train("bad", stop=1, lr=1e45, warmup_ratio=0.0)
     assert not (tmp_path / "bad").exists()
 
