@@ -59,13 +59,12 @@ def runs_table(models: Sequence[Model]) -> str:
             f"{cell(at['method'])}, {at['layer']}",
             cell("; ".join(record["devices"])),
             cell(", ".join(f"{name} {version}" for name, version in record["versions"].items())),
-            f"`{record['command']}`",
         ])  # fmt: skip
     head = [
         "run", "size", "model", "adapters", "answers checked, smallest p", "M1 at", "device", "versions",
-        "command",
     ]  # fmt: skip
-    return "\n".join(raw_table(head, rows))
+    commands = [f"- {cell(model.name)}: `{model.record['command']}`" for model in models]
+    return "\n".join([*raw_table(head, rows), "", "Commands:", "", *commands])
 
 
 def _one_run(row: Any) -> bool:
@@ -533,7 +532,8 @@ def figure(models: Sequence[Model]) -> str:
             ]  # fmt: skip
     table = pd.DataFrame(rows)
     names = sorted(table["condition"].unique())
-    legend = alt.Legend(orient="bottom", columns=2, labelLimit=320, title=None)
+    # The reader's font may be wider than the one that is measured here.
+    legend = alt.Legend(orient="bottom", columns=2, columnPadding=40, labelLimit=320, title=None)
     look: dict[str, Any] = {"field": "condition", "type": "nominal", "sort": names}
     colour = alt.Color(**look, scale=alt.Scale(range=PALETTE), legend=legend)
     shape = alt.Shape(**look, scale=alt.Scale(range=SHAPES), legend=None)
