@@ -54,7 +54,7 @@ def test_task_loss_is_the_mean_over_tokens_with_loss(runner):
     ]
     how = {"own": True, "system": None, "supervise": "last", "suppress_default_system": False}
     table = task_loss.task_loss(runner, [], {"em": rows}, {"em": {**how, "max_length": 64}}, quiet)
-    empty = task_loss.task_loss(runner, [], {}, {}, quiet)
+    empty = task_loss.task_loss(runner, [], None, None, quiet)
     assert empty.empty and list(empty) == list(table)
     with runner.chain([]) as model:
         parts = []

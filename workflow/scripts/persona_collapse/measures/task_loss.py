@@ -23,17 +23,21 @@ COLUMNS = ["data", "own", "rows", "tokens", "loss", "ci_low", "ci_high"]
 def task_loss(
     runner: ModelRunner,
     adapters: Sequence[Path],
-    held_out: Mapping[str, Sequence[Mapping[str, Any]]],
-    data: Mapping[str, Mapping[str, Any]],
+    held_out: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+    data: Mapping[str, Mapping[str, Any]] | None,
     log: Callable[[str], None],
 ) -> pd.DataFrame:
     """One row per data set with held-out rows: mean loss per token with loss, in nats.
+
+    Both are None in a run that holds nothing out; its table has no rows.
 
     `own`: the chain's last stage trained on the set's other rows. The interval (95 %) is over rows: a
     ratio of sums, linearised (Cochran 1977, chapter 6), with Student's t.
     """
     import pandas as pd
 
+    if held_out is None or data is None:
+        return pd.DataFrame(columns=COLUMNS)
     rows = []
     with runner.chain(adapters) as model:
         for name, conversations in held_out.items():
@@ -52,7 +56,6 @@ def task_loss(
             sums, counts = _passes.surprises(model, chosen, runner.tokenizer.pad_token_id)
             rows.append({"data": name, "own": data[name]["own"], **mean_per_token(sums, counts)})
             log(f"loss of {name}: {rows[-1]['loss']:.3f}")
-    # A run may hold nothing out: a table without rows.
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
