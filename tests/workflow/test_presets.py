@@ -401,6 +401,6 @@ def test_one_condition_of_the_rehearsal_in_small(fresh, tiny_base, tmp_path):
     )  # fmt: skip
     jobs = dict(line.split()[:2] for line in done.stdout.splitlines()[1:])
     assert jobs == {
-        "train": "2", "completions": "2", "responses": "2", "activations": "2", "measure_model": "1",
-        "all": "9",
+        "train": "2", "completions": "2", "responses": "2", "activations": "2", "measure_model": "2",
+        "all": "10",
     }  # fmt: skip
