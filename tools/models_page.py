@@ -516,11 +516,13 @@ PANELS: dict[str, Callable[[Model, str], Cell]] = {
 def figure(models: Sequence[Model]) -> str:
     """What couplings and the stages after them do to the marker and to the geometry, by model: an SVG.
 
-    Conditions of couplings that two models or more have; means with 95 % intervals over training runs.
+    Conditions of couplings that two models or more have, or the only one. Means with 95 % intervals over
+    training runs.
     """
     rows = []
     for name, own in _conditions(models):
-        if len(own) > 1 and any(_rate(model, name, "source").units for model, _ in own):
+        several = len(own) > 1 or len(models) == 1
+        if several and any(_rate(model, name, "source").units for model, _ in own):
             title = f"{name}: {own[0][1]['title'].iloc[0]}"
             found_of = [
                 (y, model, read(model, name)) for y, read in PANELS.items() for model, _ in own

@@ -61,6 +61,14 @@ def assistant_rate(run: RunTables, conditions: Sequence[str]) -> Measured | None
     return _largest({name: rate for name, rate in rates.items() if rate is not None}, conditions)
 
 
+def _widening(count: int, units: Any = np.inf) -> Any:
+    """How much wider 95 % intervals are that hold for `count` things at once (Bonferroni).
+
+    `units`: of Student's intervals, what they are over; infinitely many make them normal.
+    """
+    return stats.t.ppf(1 - 0.025 / count, units - 1) / stats.t.ppf(0.975, units - 1)
+
+
 def _largest(rates: Mapping[str, Measured], named: Sequence[str] = ()) -> Measured | None:
     """The largest of some rates, whose interval holds the largest of the true ones.
 
@@ -69,7 +77,7 @@ def _largest(rates: Mapping[str, Measured], named: Sequence[str] = ()) -> Measur
     """
     if not rates or set(named) - set(rates):
         return None
-    widening = stats.norm.ppf(1 - 0.025 / len(rates)) / stats.norm.ppf(0.975)
+    widening = _widening(len(rates))
     lows = []
     for rate in rates.values():
         value, low = special.logit(np.clip([rate.value, rate.low], 1e-6, 1 - 1e-6))
@@ -113,7 +121,7 @@ def beyond_controls(
         if not isinstance(one, Measured):
             return one
         found[control] = one
-    widening = stats.norm.ppf(1 - 0.025 / len(found)) / stats.norm.ppf(0.975)
+    widening = _widening(len(found))
     sign = -1 if falls else 1
     name, nearest = min(found.items(), key=lambda item: sign * item[1].value)
     # Towards no effect, and away from it.
@@ -548,7 +556,7 @@ def defence_passes(
         found[str(row.condition)] = (*ends, float(row.units))
     name, (value, low, high, units) = min(found.items(), key=lambda item: item[1][0])
     if units > 1 and len(found) > 1:
-        wider = stats.t.ppf(1 - 0.025 / len(found), units - 1) / stats.t.ppf(0.975, units - 1)
+        wider = _widening(len(found), units)
         high = value + wider * (high - value)
         low = min(low for _, low, _, _ in found.values())
     n = f"{name}, of {len(found)} conditions; {runs_in_words(units)}"
@@ -573,8 +581,7 @@ def kept_with_cosines(run: RunTables) -> Measured | str | None:
         return "no defence holds the mean cosine below that of its undefended stage"
     upper = rates["difference_high"]
     if len(rates) > 1:
-        wider = stats.t.ppf(1 - 0.025 / len(rates), rates["units"] - 1)
-        wider /= stats.t.ppf(0.975, rates["units"] - 1)
+        wider = _widening(len(rates), rates["units"])
         upper = rates["difference"] + wider * (upper - rates["difference"])
     least = rates.loc[rates["difference"].idxmin()]
     among = f", of {len(rates)} conditions" if len(rates) > 1 else ""
@@ -685,9 +692,7 @@ def leakage_range(run: RunTables) -> Measured | None:
 
 def _least(pair: OverRuns, pairs: int) -> float:
     """How much two conditions differ at least, corrected for the number of pairs."""
-    degrees = pair.units - 1
-    widening = stats.t.ppf(1 - 0.025 / pairs, degrees) / stats.t.ppf(0.975, degrees)
-    half = (pair.high - pair.low) / 2 * widening
+    half = (pair.high - pair.low) / 2 * _widening(pairs, pair.units)
     return max(0.0, abs(pair.estimate) - float(half))
 
 

@@ -146,10 +146,7 @@ class Shift(Stage):
         shifts = [_read(one.settings) for one in others if one.kind == self.kind]
         there = {one.control for one in shifts if one.model_copy(update={"control": "none"}) == own}
         words = [f"control: {name}" for name in ("isotropic", "zero_sum") if name not in there]
-        return (
-            " and ".join(words)
-            and f"{' and '.join(words)}, without which any shift may do the same"
-        )
+        return f"{' and '.join(words)}, without which any shift may do the same" if words else ""
 
     def chains(self, prefix: Chain) -> dict[str, str]:
         """The chains whose activations it reads, by names of its own.
