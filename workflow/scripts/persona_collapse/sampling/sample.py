@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -412,6 +413,27 @@ class VllmBackend:
             config = self.engine.llm_engine.vllm_config.model_config
             self.lora, self.folder = _serve(summed, config.dtype)
 
+    def _fit(self, longest: int) -> None:
+        """Run only as many requests at a time as the cache holds to their end; `longest`: tokens of one.
+
+        With more, vLLM interrupts some of them and computes them again later. Where it schedules a pass
+        before it has the tokens of the last one (version 0.23), some then go on with tokens that the
+        chain would not draw.
+        """
+        core = getattr(self.engine.llm_engine.engine_core, "engine_core", None)
+        if core is None:  # in a process of its own
+            return
+        scheduler, cache = core.scheduler, self.engine.llm_engine.vllm_config.cache_config
+        # Layers of different attention (sliding windows) take blocks of their own.
+        kinds = len(scheduler.kv_cache_config.kv_cache_groups)
+        blocks = max(1, kinds * math.ceil(longest / cache.block_size))
+        # vLLM keeps one block for itself.
+        fits = max(1, (cache.num_gpu_blocks - 1) // blocks)
+        # By version it reads the first or the second.
+        for name in ("max_num_running_reqs", "max_num_active_reqs"):
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, min(scheduler.scheduler_config.max_num_seqs, fits))
+
     def _prompt(self, request: Request, ids: list[int]) -> dict[str, Any]:
         """A prompt as vLLM takes it; what it keeps of one serves others that shifts change alike."""
         if self.steering is None:
@@ -433,6 +455,7 @@ class VllmBackend:
         """See `Backend`."""
         from vllm import SamplingParams
 
+        self._fit(max((len(ids) for ids, _ in sequences), default=0) + 1)
         outputs = self.engine.generate(
             [self._prompt(r, ids) for r, (ids, _) in zip(requests, sequences, strict=True)],
             [
@@ -460,6 +483,7 @@ class VllmBackend:
         from vllm import SamplingParams
 
         started = time.monotonic()
+        self._fit(max((len(r.prompt) for r in requests), default=0) + sampling.max_tokens)
         outputs = self.engine.generate(
             [self._prompt(r, r.prompt) for r in requests],
             [

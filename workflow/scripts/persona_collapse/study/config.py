@@ -687,7 +687,11 @@ class SamplingRuntime(Settings):
         0.85,
         description="Share of a GPU's memory that an engine may take (vLLM); no more than 1/jobs_per_gpu.",
     )
-    max_num_seqs: Count = Field(1024, description="Answers that vLLM samples at a time on a GPU.")
+    max_num_seqs: Count = Field(
+        1024,
+        description="Answers that vLLM samples at a time on a GPU, at most: "
+        "no more than its cache holds to their end.",
+    )
 
 
 class ActivationsRuntime(Settings):
