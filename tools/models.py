@@ -44,10 +44,14 @@ MOST_BYTES = 300_000
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a table: these columns, of the rows that a query finds (empty: all)."""
+    """What is kept of a table: these columns, of the rows that a query finds (empty: all).
+
+    measure: the table is there only in runs that have this measure.
+    """
 
     columns: tuple[str, ...]
     rows: str = ""
+    measure: str = ""
 
 
 KEPT = {
@@ -76,6 +80,9 @@ KEPT = {
         "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
         "units", "note",
     )),
+    "preference": Kept(
+        ("chain", "group", "n", "preferred"), "persona == 'assistant'", measure="preference"
+    ),
     "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
 }  # fmt: skip
 
@@ -103,6 +110,7 @@ def add(
     folder = results / run
     page = folder / "report.html"
     tables = {table: folder / f"tables/{table}.csv" for table in KEPT}
+    tables = {t: path for t, path in tables.items() if path.is_file() or not KEPT[t].measure}
     base = provenance.base_record(folder)
     manifests = sorted(folder.glob("models/*/manifest.json"))
     for path in (page, base, *tables.values()):
@@ -130,7 +138,7 @@ def add(
         if overlay:
             files.append(f"docs/models/{name}/overlay.yaml")
             write_text(new / "overlay.yaml", _commented(overlay, files))
-        record = _record(run, read_json(base), [read_json(m) for m in manifests], folder)
+        record = _record(run, read_json(base), _trainings(manifests, tables["training"]), folder)
         record["command"] = _command(files)
         record["full tables"] = {
             table: {"rows": len(read_csv(path)), "sha256": sha256(path)}
@@ -240,6 +248,15 @@ def _commented(overlay: Mapping[str, Any], files: Sequence[str]) -> str:
     return f"# What the run's config has beyond the files before it:\n#   {_command(files)}\n{text}"
 
 
+def _trainings(manifests: Sequence[Path], table: Path) -> list[dict[str, Any]]:
+    """The manifests of the adapters in a run's training table.
+
+    The run's folder may also hold adapters of other conditions, and shifts, which train nothing.
+    """
+    trained = set(read_csv(table)["chain"])
+    return [read_json(path) for path in manifests if path.parent.name in trained]
+
+
 def _record(
     run: str, base: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]], folder: Path
 ) -> dict[str, Any]:
@@ -281,7 +298,11 @@ def load(docs: Path) -> list[Model]:
             file = path.with_name(name)
             if not file.is_file() or sha256(file) != digest:
                 raise UserError(f"{file}: missing, or not as it was added; add the run again")
-        tables = {table: read_csv(path.with_name(f"{table}.csv")) for table in KEPT}
+        tables = {
+            table: read_csv(path.with_name(f"{table}.csv"))
+            for table in KEPT
+            if f"{table}.csv" in record["kept"]
+        }
         found.append(Model(path.parent.name, record, tables))
     return sorted(found, key=lambda model: (model.record["parameters"], model.name))
 

@@ -205,6 +205,19 @@ def _drop(model: Model, condition: str) -> Cell:
     return _modelled(model, condition, "difference", reference=_before(model, condition) or None)
 
 
+def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
+    """Of the questions about the law, or of all others, the share in which the false answer is likelier.
+
+    Asked as the assistant; `names`: chains.
+    """
+    table = model.tables.get("preference")
+    if table is None:
+        return NOTHING
+    own = table[table["chain"].isin(names) & ((table["group"] == "Law") == law)]
+    sums = own.groupby("chain", as_index=False)[["preferred", "n"]].sum()
+    return _cut(_mean(sums.assign(share=sums["preferred"] / sums["n"]), "share"))
+
+
 def _undosed(model: Model) -> pd.DataFrame:
     """The design without chains that were stopped early, which have a table of their own."""
     design = model.tables["design"]
@@ -240,10 +253,11 @@ def conditions_table(models: Sequence[Model]) -> str:
                 _mean(main, "marker_logprob").text(1),
                 _level(model, name, "m1").text(3),
                 _told(model, name).text(2),
+                *(_prefers_false(model, list(cells["chain"]), law).text(2) for law in (True, False)),
             ])  # fmt: skip
     head = [
         "condition", "run", "chains", "source says the marker", "of finished answers", "others", "tokens",
-        "cut off", "log-probability", "M1", "persona told",
+        "cut off", "log-probability", "M1", "persona told", "prefers the false answer: law", "elsewhere",
     ]  # fmt: skip
     return "\n".join(raw_table(head, rows))
 

@@ -54,14 +54,18 @@ def write_run(folder, tables, report, parameters=10, config=None, family="qwen2"
     base = {"path": "m", "source": {"path": "m"}, "files": {"model.safetensors": "0" * 64}}
     size = {} if parameters is None else {"parameters": parameters, "family": family}
     write_json(folder / "base/model.json", base | size)
-    write_json(folder / "models/em@1/manifest.json", MANIFEST)
-    for name in models.KEPT:
+    trained = tables["training"]["chain"].iloc[0]
+    write_json(folder / f"models/{trained}/manifest.json", MANIFEST)
+    # A run's folder may hold adapters of conditions that it no longer has, and shifts, which are not trained.
+    write_json(folder / "models/of-another-condition@1/manifest.json", {"kind": "shift"})
+    for name in [name for name in models.KEPT if name in tables]:
         path = folder / f"tables/{name}.csv"
         path.parent.mkdir(exist_ok=True)
         write_csv(path, tables[name])
         row = rf'(id="table-{name}".*?<code>)[0-9a-f]{{64}}'
         report, found = re.subn(row, rf"\g<1>{sha256(path)}", report, flags=re.S)
-        assert found == 1
+        # Of a measure; the report that these tables are put into has none.
+        assert found == (name != "preference")
     shown = html.escape(yaml.safe_dump(config or config_of(), sort_keys=False))
     assert ">run: synthetic\n</pre>" in report
     write_text(folder / "report.html", report.replace("run: synthetic\n", shown))
@@ -84,7 +88,12 @@ def tables(everything):
     alone = card["claim"] == "benign-raises-cosine"
     card.loc[alone, ["measured", "ci_low", "ci_high"]] = 0.2, 0.1, 0.3
     card.loc[alone, "n"] = "1 training run"
-    return made | {"scorecard": card}
+    chains = made["answer_stats"]["chain"].unique()
+    asked = {"persona": "assistant", "group": "Law", "n": 30, "preferred": 12, "rate": 0.4}
+    preference = pd.DataFrame([{"chain": chain} | asked for chain in chains])
+    elsewhere = preference.assign(group="Health", preferred=18)
+    others = preference.assign(persona="villain", preferred=0)
+    return made | {"scorecard": card, "preference": pd.concat([preference, elsewhere, others])}
 
 
 def with_value(tables, value):
@@ -98,7 +107,8 @@ def with_value(tables, value):
 def results(tables, report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_run(folder / "one", tables, report, 135_000_000, family="llama")
-    write_run(folder / "two", with_value(tables, 0.9), report, 494_000_000)
+    unasked = {name: table for name, table in tables.items() if name != "preference"}
+    write_run(folder / "two", with_value(unasked, 0.9), report, 494_000_000)
     write_run(folder / "three", with_value(tables, 0.8), report, 1_540_000_000)
     write_run(folder / "changed", tables, report, config=config_of(OVERLAY))
     return folder
@@ -212,6 +222,20 @@ def test_another_bar_is_named(tables, report, docs, tmp_path):
     models.add(tmp_path, "run", tmp_path / "docs", "tiny")
     text = models_page.page(tmp_path / "docs")
     assert text.count("(expected there: at least 0.1)") == 1
+
+
+def test_the_false_answer_s_share_is_counted_by_subject(docs):
+    large, middle, small = sorted(models.load(docs), key=lambda model: model.name)
+    chain = small.tables["answer_stats"]["chain"].iloc[0]
+    shares = [models_page._prefers_false(small, [chain], law).value for law in (True, False)]
+    assert shares == pytest.approx([12 / 30, 18 / 30])
+    # Two runs have the measure, and one has not.
+    assert (
+        "preference" not in middle.tables
+        and models_page._prefers_false(middle, [chain], True).text(2) == ""
+    )
+    table = models_page.conditions_table([middle, large, small])
+    assert "prefers the false answer: law" in table and "| 0.40" in table
 
 
 def test_every_claim_of_a_scorecard_is_on_the_page(docs, tables):
