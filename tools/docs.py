@@ -23,6 +23,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
+import cause_page
+import defences_page
+import models as kept_runs
 import models_page
 from markdown_tables import shown, table, with_table
 from persona_collapse.analysis import errata
@@ -532,6 +535,12 @@ PAGES = {
 }
 
 
+#: Pages of real runs, by their names in docs/ and in `tools/models.py`.
+RUN_PAGES: dict[str, Any] = {
+    "models": models_page, "defences": defences_page, "cause": cause_page
+}  # fmt: skip
+
+
 def main() -> None:
     """Write every page, and the tables within pages."""
     for name, page in PAGES.items():
@@ -539,11 +548,12 @@ def main() -> None:
     path = ROOT / "docs/smollm2.md"
     path.write_text(with_small_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     _put("docs/reading.md", "glossary", glossary_table())
-    of_models = models_page.page(ROOT / "docs")
-    if of_models is not None:
-        (ROOT / "docs/models.md").write_text(of_models, encoding="utf-8")
-        drawn = models_page.figure(models_page.load(ROOT / "docs"))
-        (ROOT / "docs/images/models.svg").write_text(drawn, encoding="utf-8")
+    for name, module in RUN_PAGES.items():
+        text = module.page(ROOT / "docs")
+        if text is not None:
+            (ROOT / f"docs/{name}.md").write_text(text, encoding="utf-8")
+            drawn = module.figure(kept_runs.load(ROOT / "docs", name))
+            (ROOT / f"docs/images/{name}.svg").write_text(drawn, encoding="utf-8")
     tables = ROOT / "results/demo/tables"
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():

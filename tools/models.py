@@ -1,10 +1,10 @@
-"""What a finished run found, kept for docs/models.md, where runs on models of several sizes stand together.
+"""What finished runs found, kept for the pages of docs/ where runs on several models stand together.
 
-    python tools/models.py add RUN NAME [--configfile PRESET ...]
+    python tools/models.py add RUN NAME [--page PAGE] [--configfile PRESET ...]
     make docs
 
-`add` copies to docs/models/NAME what the page needs of results/RUN: rows and columns of its tables, cell
-by cell as they are, and a record of where they are from. The folders are the list of models; their order is
+`add` copies to docs/PAGE/NAME what the page needs of results/RUN: rows and columns of its tables, cell by
+cell as they are, and a record of where they are from. The folders are the list of models; their order is
 that of their numbers of parameters. `make docs` writes the page's tables from these files alone.
 """
 
@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 import pandas as pd
 import yaml
+from markdown_tables import cell, raw_table, with_table
 from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.files import read_json, sha256, write_json, write_text
@@ -54,19 +55,23 @@ class Kept:
     measure: str = ""
 
 
-KEPT = {
-    "scorecard": Kept((
-        "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
-        "expected", "reason", "would_take", "registered",
-    )),
+SCORECARD = (
+    "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
+    "expected", "reason", "would_take", "registered",
+)  # fmt: skip
+RATES = (
+    "condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units", "n",
+    "hits",
+)  # fmt: skip
+ALL_SOURCES = "source == '' and persona == '' and "
+
+#: What the pages need, by page and table.
+PAGES = {"models": {
+    "scorecard": Kept(SCORECARD),
     "design": Kept(("condition", "title", "stages_after_coupling", "chain", "source", "seed", "before")),
     "training": Kept(("chain", "name", "rows", "loss_on", "objective", "steps", "final_loss")),
     "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
-    "rate_model": Kept(
-        ("condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units", "n",
-         "hits"),
-        "source == '' and persona == '' and quantity != 'overdispersion'",
-    ),
+    "rate_model": Kept(RATES, ALL_SOURCES + "quantity != 'overdispersion'"),
     "answer_stats": Kept((
         "condition", "chain", "source", "role", "n", "rate", "mean_tokens", "truncated", "rate_finished",
         "marker_logprob",
@@ -84,7 +89,27 @@ KEPT = {
         ("chain", "group", "n", "preferred"), "persona == 'assistant'", measure="preference"
     ),
     "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
-}  # fmt: skip
+}, "defences": {
+    "design": Kept(("condition", "title", "chain", "source", "seed")),
+    "frontier": Kept((
+        "condition", "title", "runs", "data", "defence", "setting", "undefended", "outcome", "value",
+        "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
+    )),
+    "training_curves": Kept(("chain", "stage", "kind", "step", "task_loss", "penalty"), "step == step.max()"),
+    "scorecard": Kept(SCORECARD, "where == 'defence'"),
+}, "cause": {
+    "design": Kept(("condition", "title", "chain", "source", "seed")),
+    "rate_model": Kept(
+        RATES,
+        ALL_SOURCES + "role != 'assistant' and quantity in ['rate', 'difference'] and "
+        "condition.str.match('restored|shifted|C1$|C4$|C5$')",
+    ),
+    "answer_stats": Kept(
+        ("condition", "chain", "source", "role", "n", "mean_tokens", "truncated", "marker_logprob"),
+        "condition.str.match('restored|shifted|C1$|C4$|C5$')",
+    ),
+    "scorecard": Kept(SCORECARD, "where == 'cause'"),
+}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,9 +122,14 @@ class Model:
 
 
 def add(
-    results: Path, run: str, docs: Path, name: str, configfiles: Sequence[str] = ()
+    results: Path,
+    run: str,
+    docs: Path,
+    name: str,
+    configfiles: Sequence[str] = (),
+    page: str = "models",
 ) -> dict[str, Path]:
-    """Copy what the page needs of results/RUN to docs/models/NAME, whole or not at all; returns the files.
+    """Copy what a page needs of results/RUN to docs/PAGE/NAME, whole or not at all; returns the files.
 
     `configfiles`: presets of this repository that the run was made with; the rest of its config is kept as
     an overlay over them. Raises UserError for a name that is none, and for a run that is not there, not
@@ -108,12 +138,12 @@ def add(
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name!r} is not a name: use letters, digits, '_', '.' and '-'")
     folder = results / run
-    page = folder / "report.html"
-    tables = {table: folder / f"tables/{table}.csv" for table in KEPT}
-    tables = {t: path for t, path in tables.items() if path.is_file() or not KEPT[t].measure}
+    report, needed = folder / "report.html", PAGES[page]
+    tables = {table: folder / f"tables/{table}.csv" for table in needed}
+    tables = {t: path for t, path in tables.items() if path.is_file() or not needed[t].measure}
     base = provenance.base_record(folder)
     manifests = sorted(folder.glob("models/*/manifest.json"))
-    for path in (page, base, *tables.values()):
+    for path in (report, base, *tables.values()):
         if not path.is_file():
             raise UserError(
                 f"run {run!r} is not finished: {path} is missing; finish it, then add it"
@@ -121,24 +151,26 @@ def add(
     if not manifests:
         raise UserError(f"run {run!r}: no {folder}/models/*/manifest.json there; copy them as well")
     seals.check(folder, [base, *tables.values(), *manifests])
-    text = page.read_text(encoding="utf-8")
+    text = report.read_text(encoding="utf-8")
     for table, path in tables.items():
         listed = re.search(rf'id="table-{table}".*?<code>([0-9a-f]{{64}})</code>', text, re.S)
         if listed is not None and listed[1] != sha256(path):
-            raise UserError(f"{page} was made before {path}; rerun, then add it")
-    overlay = _overlay(_config(page, text), configfiles)
-    target = docs / "models" / name
+            raise UserError(f"{report} was made before {path}; rerun, then add it")
+    overlay = _overlay(_config(report, text), configfiles)
+    target = docs / page / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
         new = Path(scratch) / name
         new.mkdir()
         for table, path in tables.items():
-            write_csv(new / path.name, kept(path, KEPT[table]))
+            write_csv(new / path.name, kept(path, needed[table]))
         files = list(configfiles)
         if overlay:
-            files.append(f"docs/models/{name}/overlay.yaml")
+            files.append(f"docs/{page}/{name}/overlay.yaml")
             write_text(new / "overlay.yaml", _commented(overlay, files))
-        record = _record(run, read_json(base), _trainings(manifests, tables["training"]), folder)
+        record = _record(
+            run, read_json(base), _trainings(manifests, folder / "tables/training.csv"), folder
+        )
         record["command"] = _command(files)
         record["full tables"] = {
             table: {"rows": len(read_csv(path)), "sha256": sha256(path)}
@@ -289,10 +321,10 @@ def _record(
     }
 
 
-def load(docs: Path) -> list[Model]:
-    """The models of the page, small ones first; raises UserError for a file that is not as it was added."""
+def load(docs: Path, page: str = "models") -> list[Model]:
+    """The models of a page, small ones first; raises UserError for a file that is not as it was added."""
     found = []
-    for path in sorted((docs / "models").glob("*/record.json")):
+    for path in sorted((docs / page).glob("*/record.json")):
         record = read_json(path)
         for name, digest in record["kept"].items():
             file = path.with_name(name)
@@ -300,11 +332,45 @@ def load(docs: Path) -> list[Model]:
                 raise UserError(f"{file}: missing, or not as it was added; add the run again")
         tables = {
             table: read_csv(path.with_name(f"{table}.csv"))
-            for table in KEPT
+            for table in PAGES[page]
             if f"{table}.csv" in record["kept"]
         }
         found.append(Model(path.parent.name, record, tables))
     return sorted(found, key=lambda model: (model.record["parameters"], model.name))
+
+
+def runs_table(models: Sequence[Model]) -> str:
+    """What was run, with what, and the command."""
+    rows = [
+        [
+            cell(f"{m.name}, {m.record['parameters']:,} parameters"),
+            f"{m.record['trainings']}",
+            cell("; ".join(m.record["devices"])),
+            cell(", ".join(f"{name} {version}" for name, version in m.record["versions"].items())),
+            f"`{m.record['command']}`",
+        ]
+        for m in models
+    ]
+    return "\n".join(raw_table(["run", "adapters", "device", "versions", "command"], rows))
+
+
+def page(
+    docs: Path, name: str, tables: Mapping[str, Callable[[Sequence[Model]], str]]
+) -> str | None:
+    """The text of docs/NAME.md with its tables made, by their marks; None where no run was added.
+
+    Where there is no such page yet it is tools/NAME_page.md; what is written between its tables stays.
+    """
+    models = load(docs, name)
+    if not models:
+        return None
+    path = docs / f"{name}.md"
+    text = (path if path.is_file() else Path(__file__).with_name(f"{name}_page.md")).read_text(
+        "utf-8"
+    )
+    for what, make in tables.items():
+        text = with_table(text, what, make(models))
+    return text
 
 
 def main() -> None:
@@ -314,13 +380,14 @@ def main() -> None:
         "add", help="copy what the page needs of a finished run"
     )
     adding.add_argument("run", metavar="RUN", help="name of a run in results/")
-    adding.add_argument("name", metavar="NAME", help="its name on the page and under docs/models/")
+    adding.add_argument("name", metavar="NAME", help="its name on the page and under docs/PAGE/")
+    adding.add_argument("--page", choices=PAGES, default="models", help="of docs/; default: models")
     adding.add_argument("--configfile", nargs="+", default=[], metavar="PRESET")
     adding.add_argument("--results", type=Path, default=Path("results"))
     adding.add_argument("--docs", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
     try:
-        files = add(given.results, given.run, given.docs, given.name, given.configfile)
+        files = add(given.results, given.run, given.docs, given.name, given.configfile, given.page)
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
     for path in files.values():

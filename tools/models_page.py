@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import models as kept_runs
 import numpy as np
 import pandas as pd
 import vl_convert
-from markdown_tables import cell, lines, raw_table, shown, with_table
-from models import Model, load
+from markdown_tables import cell, lines, raw_table, shown
+from models import Model
 from persona_collapse import chains
 from persona_collapse.report import findings
 from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE, SHAPES
 from persona_collapse.statistics import combined, over_runs, spearman_floor
-
-#: The page where there is none yet; what is written between its tables later stays.
-EMPTY = Path(__file__).with_suffix(".md")
 
 
 def size(parameters: float) -> str:
@@ -574,11 +572,4 @@ def figure(models: Sequence[Model]) -> str:
 
 def page(docs: Path) -> str | None:
     """The text of docs/models.md with its tables made; None where no run was added."""
-    models = load(docs)
-    if not models:
-        return None
-    path = docs / "models.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else EMPTY.read_text(encoding="utf-8")
-    for what, make in TABLES.items():
-        text = with_table(text, what, make(models))
-    return text
+    return kept_runs.page(docs, "models", TABLES)

@@ -656,6 +656,22 @@ def test_there_is_nothing_to_pass_where_nothing_collapses():
     assert score({}, claim(measure=RULE, expect={"max": 1.0}))["verdict"] == "not tested"
 
 
+def test_what_was_not_measured_is_not_called_absent():
+    tables = defended(("C1", "C1", "", 0.99, 1.0), ("k", "C1", "kl", 0.9, 1.0))
+    frontier = tables["frontier"]
+    own = (frontier["condition"] == "k") & (frontier["outcome"] == "m1")
+    frontier.loc[own, "outcome"] = "rate"
+    row = score({"frontier": frontier}, claim(measure=RULE, expect={"max": 1.0}))
+    assert row["verdict"] == "not tested" and "no mean cosine after this defence" in row["note"]
+    # Of a shift's conditions those are named that are lacking.
+    both = {"beyond_controls": {"condition": "S", "controls": ["random", "zero"]}}
+    row = score(rates(rate("S", 0.1, 0.2, 0.3), rate("zero", 0.1, 0.2, 0.3)), claim(measure=both))
+    assert (row["verdict"], row["would_take"]) == ("not tested", "the condition random")
+    there = rates(rate("C1", 0.001, 0.01, 0.03))
+    row = score(there, claim(measure={"m3_accuracy": {"condition": "C1"}}))
+    assert (row["reason"], row["would_take"]) == ("not measured of its conditions", "")
+
+
 def kept(*rows):
     """frontier.csv of (condition, M1 minus the undefended C1's, marker rate minus its), +- 0.02."""
     table = [

@@ -279,10 +279,13 @@ def test_every_rate_of_the_small_model_has_an_interval():
     assert "0.00 (0.00 to 0.004)" in line
 
 
-def test_the_page_of_several_models_is_their_files_numbers():
-    page, docs = ROOT / "docs/models.md", ROOT / "docs"
-    made = documentation.models_page.page(docs)
+@pytest.mark.parametrize("name", documentation.RUN_PAGES)
+def test_the_pages_of_real_runs_are_their_files_numbers(name):
+    page, docs = ROOT / f"docs/{name}.md", ROOT / "docs"
+    made = documentation.RUN_PAGES[name].page(docs)
     assert made == (page.read_text() if page.is_file() else None), "run `make docs`"
-    for folder in (docs / "models").glob("*/"):
+    for folder in (docs / name).glob("*/"):
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"
+    drawn = documentation.RUN_PAGES[name].figure(models.load(docs, name))
+    assert (docs / f"images/{name}.svg").read_text() == drawn, "run `make docs`"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cause_page
 import models
 import models_page
 import numpy as np
@@ -58,7 +59,7 @@ def write_run(folder, tables, report, parameters=10, config=None, family="qwen2"
     write_json(folder / f"models/{trained}/manifest.json", MANIFEST)
     # A run's folder may hold adapters of conditions that it no longer has, and shifts, which are not trained.
     write_json(folder / "models/of-another-condition@1/manifest.json", {"kind": "shift"})
-    for name in [name for name in models.KEPT if name in tables]:
+    for name in [name for name in models.PAGES["models"] if name in tables]:
         path = folder / f"tables/{name}.csv"
         path.parent.mkdir(exist_ok=True)
         write_csv(path, tables[name])
@@ -134,7 +135,19 @@ def test_what_is_kept_is_the_table_s_own_cells(results, docs):
     assert record["full tables"]["rate_model"] == {"rows": len(whole), "sha256": sha256(full)}
     assert record["commits"] == ["c" * 12] and record["versions"] == MANIFEST["versions"]
     assert record["command"] == "snakemake --cores all"
-    assert set(record["full tables"]) == set(models.KEPT)
+    assert set(record["full tables"]) == set(models.PAGES["models"])
+
+
+def test_a_page_keeps_its_own_part(results, tmp_path):
+    models.add(results, "one", tmp_path, "mine", page="cause")
+    assert not (tmp_path / "models").exists()
+    (mine,) = models.load(tmp_path, "cause")
+    assert set(mine.tables) == set(models.PAGES["cause"])
+    rates = mine.tables["rate_model"]
+    assert set(rates["condition"]) <= {"C1", "C4", "C5"} and len(rates)
+    assert "assistant" not in set(rates["role"])
+    text = models.page(tmp_path, "cause", cause_page.TABLES)
+    assert "| mine | C4: " in text and "## Claims" in text
 
 
 def test_the_overlay_makes_the_run_s_config(results, tmp_path):

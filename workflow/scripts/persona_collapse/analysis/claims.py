@@ -233,19 +233,32 @@ def _judged(claim: Mapping[str, Any], run: RunTables, judge: str) -> tuple[Measu
     if isinstance(value, str):
         return nothing, Verdict(NOT_TESTED, "nothing to test it on", value)
     if value is None or np.isnan(value.value):
+        lacking = _lacking(arguments or {}, run)
+        if lacking == []:
+            why = "not measured of its conditions"
+            return nothing, Verdict(NOT_TESTED, why, why)
         why = "its conditions are not in this run"
-        return nothing, Verdict(NOT_TESTED, why, why, _conditions(arguments or {}))
+        return nothing, Verdict(NOT_TESTED, why, why, _in_words(lacking or [], arguments or {}))
     if claim["scale"] == "full" and judge == "directions":
         why = "a value of the study's model; this run's is another"
         return value, Verdict(NOT_TESTED, "a value of the study's model", why)
     return value, decide(claim["expect"], value)
 
 
-def _conditions(arguments: Mapping[str, Any]) -> str:
-    """The conditions that a claim is about, in words."""
+def _lacking(arguments: Mapping[str, Any], run: RunTables) -> list[str] | None:
+    """The conditions that a claim is about and a run does not have; None where the claim names none."""
     named = [arguments[key] for key in ("condition", "reference") if key in arguments]
-    named += arguments.get("conditions", [])
-    if not named:
+    named += [*arguments.get("conditions", []), *arguments.get("controls", [])]
+    rates = run.rows("marker_rates")
+    if "source" in arguments:
+        rates = run.rows("marker_rates", source=arguments["source"])
+    there = set(rates["condition"]) if len(rates) else set()
+    return [name for name in named if name not in there] if named else None
+
+
+def _in_words(conditions: Sequence[str], arguments: Mapping[str, Any]) -> str:
+    """The conditions that a claim needs, in words."""
+    if not conditions:
         return ""
     source = f" with the source {arguments['source']}" if "source" in arguments else ""
-    return f"the condition{'s' if len(named) > 1 else ''} {', '.join(named)}{source}"
+    return f"the condition{'s' if len(conditions) > 1 else ''} {', '.join(conditions)}{source}"

@@ -532,6 +532,9 @@ def defence_passes(
     Where the stage without the defence is under `m1` itself, there is nothing to pass.
     """
     rows = _frontier(run, data)
+    measured = run.rows("frontier", defence=defence)
+    if len(measured) and "m1" not in set(measured["outcome"]):
+        return "no mean cosine after this defence (measure activations)"
     if rows.empty:
         return None
     bare = rows[rows["condition"] == rows["undefended"]].set_index("condition")["value"]

@@ -1,0 +1,37 @@
+"""Values with their intervals, a line each: the figure of the pages of real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+import vl_convert
+from persona_collapse.report.figures._render import PAPER_FONT, quiet
+from persona_collapse.report.figures._style import PALETTE
+
+
+def intervals(table: pd.DataFrame, axis: str, order: Sequence[str]) -> str:
+    """An SVG, a panel per `panel` of the table, of columns `line`, `value`, `low`, `high`, `group`.
+
+    axis: title of the x axis. order: the lines from the top.
+    """
+    groups = list(dict.fromkeys(table["group"]))
+    colour = alt.Color(
+        "group:N",
+        sort=groups,
+        scale=alt.Scale(range=PALETTE),
+        legend=alt.Legend(orient="bottom", title=None, labelLimit=320, columnPadding=40),
+    )
+    panels = []
+    with alt.data_transformers.enable("default"):
+        for title, part in table.groupby("panel", sort=False):
+            base = alt.Chart(part, width=360, height=alt.Step(24), title=str(title)).encode(
+                y=alt.Y("line:N", sort=list(order), title=None, axis=alt.Axis(labelLimit=360)),
+                color=colour,
+            )
+            x = alt.X("value:Q", title=axis)
+            lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=axis), x2="high:Q")
+            panels.append(lines + base.mark_point(size=70, filled=True, opacity=1).encode(x=x))
+        chart = alt.vconcat(*panels).configure(background="white", font=PAPER_FONT)
+        return quiet(vl_convert.vegalite_to_svg(chart.to_dict()))
