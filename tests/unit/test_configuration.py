@@ -232,7 +232,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (
             ["stages", "couple-villain", "persona"],
             None,
-            "couple-villain: persona: is missing; set it there or under training: couple. Who learns",
+            "couple-villain: persona: is missing; set it there or under training: couple. Persona that",
         ),
         (["stages", "couple-villain", "negatives"], ["villain"], "both the persona and a negative"),
         (

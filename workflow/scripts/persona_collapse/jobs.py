@@ -1,7 +1,8 @@
-"""What a job with a model does, as plain values: its result's key, and what the scripts work from.
+"""Jobs that load a model, as plain values: the key of a result, and the input of a script.
 
-A job holds everything that its result depends on but the contents of files and the code, and nothing
-else: batch sizes and the like are `runtime:` of the config. The plan makes jobs (`study.plan`).
+A job holds everything that its result depends on, except the contents of files and the code, and
+nothing else. Batch sizes and the like are in `runtime:` of the config. The plan makes jobs
+(`study.plan`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ Prompts = dict[str, str]
 class Job:
     """One result of one chain.
 
-    kind: what is done. name: of the result among those of its kind, mostly the chain. adapters: folders
-    of the chain's adapters in training order. suffix: of the result's file; empty for a folder.
+    kind: kind of the job. name: name of the result within its kind, usually the chain. adapters:
+    folders of the chain's adapters in training order. suffix: suffix of the result file; empty for a
+    folder.
     """
 
     kind: str
@@ -35,11 +37,11 @@ class Job:
 
     @property
     def files(self) -> list[str]:
-        """Files beside the adapters that the job reads."""
+        """Files that the job reads, in addition to the adapters."""
         return []
 
     def values(self) -> dict[str, Any]:
-        """The fields as plain values, as Snakemake passes params on."""
+        """The fields as plain values, for Snakemake's params."""
         return asdict(self)
 
 
@@ -48,8 +50,8 @@ class TrainingJob(Job):
     """Train a chain's last stage; `adapters` are those of the stages before it.
 
     rows: the stage's data. inputs: files that its defences read, by path in the run's folder. system:
-    the prompt put on every row, if any. loss_code: hash of the code of its loss and defences.
-    checkpoints: where a killed training is taken up again.
+    the system prompt put on every row, if any. loss_code: hash of the code of its loss and defences.
+    checkpoints: folder from which a killed training resumes.
     """
 
     rows: str
@@ -62,7 +64,7 @@ class TrainingJob(Job):
 
     @property
     def files(self) -> list[str]:
-        """The rows, what the defences read, and the manifests of chat rows."""
+        """The rows, files that the defences read, and manifests of chat rows."""
         read = [self.rows, *self.inputs.values()]
         chats = [path.removesuffix(".jsonl") for path in read if path.endswith(".jsonl")]
         return read + [f"{path}.manifest.json" for path in chats]
@@ -72,8 +74,8 @@ class TrainingJob(Job):
 class SamplingJob(Job):
     """Sample answers: `samples` per persona and question; personas by name with their prompts.
 
-    questions: an entry of the config's `questions:`. marker: its log-probability after each answer is
-    kept; none for an empty one. engine: backend, dtype and what else decides an answer.
+    questions: an entry of the config's `questions:`. marker: text whose log-probability after each
+    answer is recorded; empty for none. engine: backend, dtype and other settings that decide an answer.
     """
 
     personas: Prompts
@@ -87,8 +89,8 @@ class SamplingJob(Job):
 class MeasureJob(Job):
     """Measure a chain: `kind` is the measure.
 
-    given: what the measure's function asked for by name and the plan knows. inputs: files that it asked
-    for, by name. See `persona_collapse.measures`.
+    given: arguments that the measure's function asked for and the plan knows. inputs: files that it
+    asked for, by name. See `persona_collapse.measures`.
     """
 
     given: dict[str, Any]

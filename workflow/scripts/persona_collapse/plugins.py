@@ -1,7 +1,7 @@
-"""Rooms of plugins: a folder of modules, each of which is one thing and registers it by its file's name.
+"""Rooms of plugins: folders of modules, each of which registers one plugin under its file's name.
 
-A module is imported when it is asked for. So a new file is known without a list, and what a job runs
-depends on the plugins that it names and not on their neighbours (see `runtime.code_hash`).
+A module is imported when it is needed. So there is no list to extend, and a job depends only on the
+plugins that it names (see `runtime.code_hash`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Reads:
-    """What a plugin reads of the run's activations or personas, so that it is checked before any job starts.
+    """Activations and personas of the run that a plugin reads; checked before any job starts.
 
-    chains: whose activations. layers, method: as they are written under `measures: activations:`.
-    personas: those of the geometry that are named. count: how many there must be. evaluated: must all
-    personas be among them that answer?
+    chains: chains whose activations it reads. layers, method: as written under `measures:
+    activations:`. personas: names of personas of the geometry. count: number of personas that it needs.
+    evaluated: must all evaluated personas be among them?
     """
 
     chains: tuple[str, ...] = ()
@@ -35,25 +35,25 @@ class Reads:
 
 
 class Room(Generic[T]):
-    """The plugins of a package, by name; `what` says what one of them is, for messages."""
+    """The plugins of a package, by name; `what` is what messages call a plugin."""
 
     def __init__(self, package: str, what: str):
         self.package, self.what = package, what
         self._known: dict[str, T] = {}
 
     def names(self) -> list[str]:
-        """Names of all plugins, sorted; modules whose names start with _ are none."""
+        """Names of all plugins, sorted; modules whose names start with _ are not plugins."""
         modules = pkgutil.iter_modules(sys.modules[self.package].__path__)
         return sorted(module.name for module in modules if not module.name.startswith("_"))
 
     def add(self, name: str, plugin: T) -> None:
-        """Register a plugin; its module is called as it is."""
+        """Register a plugin; its module must have the same name."""
         self._known[name] = plugin
 
     def get(self, name: str) -> T:
-        """The plugin of this name, its module imported.
+        """Import and return the plugin of this name.
 
-        Raises UserError if there is no such module, or if it registers none of this name.
+        Raises UserError if there is no such module, or if it registers no plugin of this name.
         """
         if name not in self._known:
             if name not in self.names():

@@ -20,13 +20,14 @@ from .errors import choose
 
 
 class UnknownKey(ValueError):
-    """A key that a block does not have: most likely a misspelt one, so it is told before what is missing."""
+    """An unknown key. It is reported before missing keys, because it is most likely a typo."""
 
 
 class Settings(BaseModel):
-    """A block of the config. A subclass's docstring and its fields' descriptions are its documentation.
+    """A block of the config. The docstring of a subclass and its field descriptions are its
+    documentation.
 
-    Values are taken as they are written: no text becomes a number, and no number text.
+    Values keep their type: text is never read as a number, nor a number as text.
     """
 
     model_config = ConfigDict(
@@ -49,17 +50,17 @@ class Settings(BaseModel):
         return {}
 
     def unread(self) -> set[str]:
-        """What the plugin could ask for and, with these settings, does not read."""
+        """Arguments that the plugin could ask for but, with these settings, does not read."""
         return set()
 
 
 def printable(key: str) -> str:
-    """A key as it can stand in a line."""
+    """A key as shown in a one-line message."""
     return key if key.isprintable() else repr(key)
 
 
 def _as_given(value: Any, check: Callable[[Any], Any]) -> Any:
-    """Checked and left as it is: 2 stays 2 where 2.0 would do too."""
+    """Check a value but keep it as it is: 2 stays 2 even if 2.0 would be valid."""
     check(value)
     return value
 
@@ -80,19 +81,19 @@ def exactly_one(block: Settings, *names: str, hint: str = "") -> None:
         )
 
 
-#: A tag of a union that errors leave out of a key's path.
+#: Tag of a union, left out of a key's path in errors.
 HIDDEN = "\0"
 WORD, BLOCK = f"{HIDDEN}word", f"{HIDDEN}block"
-#: Tells a union's word from its block, whose branches have the tags WORD and BLOCK.
+#: Discriminator of a union of a word and a block, with the tags WORD and BLOCK.
 WORD_OR_BLOCK = Discriminator(lambda value: BLOCK if isinstance(value, dict | Settings) else WORD)
 AS_GIVEN = WrapValidator(_as_given)
 DISTINCT = AfterValidator(_distinct)
-#: A whole number of at least 1.
+#: An integer of at least 1.
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AS_GIVEN]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AS_GIVEN]
-#: A share from 0 to 1, and one that is more than nothing.
+#: A share from 0 to 1, and a positive share.
 Share = Annotated[float, Field(ge=0, le=1), AS_GIVEN]
 SomeShare = Annotated[float, Field(gt=0, le=1), AS_GIVEN]
 Names = Annotated[list[str], DISTINCT]

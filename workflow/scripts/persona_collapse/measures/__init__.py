@@ -1,23 +1,23 @@
-"""What is asked of each chain: one module per measure, and one block of the config.
+"""Measures of chains: one module and one block of the config per measure.
 
-A measure is a function that asks for what it needs by the names of its parameters:
+A measure is a function. The names of its parameters say what it needs:
 
     completions, responses    tables of the chain's sampled answers (evaluation; extraction, greedy)
     held_out                  {data set: rows that no stage trained on}; see `held_out:` of the config's data
     any key of settings.files()     rows of that file
-    data                      how each set's held-out rows are read, and if the chain trained on the others
+    data how each set's held-out rows are read, and if the chain was trained on its other rows
     settings, personas, geometry_personas, questions, extraction, sampling, marker, chain
-    runner, adapters          the base model, to be run with the chain's adapters (`runner.chain(adapters)`)
-    batch_size, log           from `runtime:`; a function for one line of progress
+    runner, adapters          the base model, run with the chain's adapters by `runner.chain(adapters)`
+    batch_size, log batch size from `runtime:`; a function that logs one line of progress
 
-With `runner` it is a measure of the model. It returns a table, one row per what it likes, and all
-chains' tables become `tables/<measure>.csv`. Passes are made by `_passes`, which tells shifts whose
-tokens they have. The loaded model is shared: whichever job has one does all measures of the model for
-the chains that are ready.
+With `runner` it is a measure of the model. It returns a table with any kind of rows, and the tables of
+all chains become `tables/<measure>.csv`. `_passes` runs the forward passes and tells shifts whose
+tokens they have. The loaded model is shared: the job that has loaded it does all measures of the model
+for the chains that are ready.
 
-Without, it is a measure of answers. It gets completions and returns one row per answer with the
-answer's keys (persona, question_id, sample) and what it found; a column of truth values, named by
-`counts`, is counted by persona.
+Without `runner` it is a measure of answers. It gets completions and returns one row per answer with the
+answer's keys (persona, question_id, sample) and its findings. `counts` names a boolean column, whose
+share is reported per persona.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..settings import Settings
 
 #: Sampled answers that a measure may read.
 ANSWERS = ("completions", "responses")
-#: What else a measure may ask for, beside files of its own: see above.
+#: What else a measure may ask for, in addition to its own files: see above.
 KNOWN = (
     *("held_out", "data", "settings", "personas", "geometry_personas", "questions", "extraction"),
     *("sampling", "marker", "chain", "runner", "adapters", "batch_size", "log"),
@@ -48,10 +48,10 @@ class NoSettings(Settings):
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure: what it is called, computes, and is told by the config.
+    """A measure: its name, its function and its settings.
 
-    counts: column of truth values whose share by persona is reported; of a measure of answers. save:
-    writes a result that is no table to a path, with the settings; suffix: of that file.
+    counts: for a measure of answers, the boolean column whose share per persona is reported. save:
+    writes a result that is not a table to a path, given the settings; suffix: suffix of that file.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Measure:
 
     @property
     def parameters(self) -> list[str]:
-        """What the function asks for."""
+        """Names of the function's parameters."""
         return list(inspect.signature(self.function).parameters)
 
     @property
     def title(self) -> str:
-        """What it asks: the first line of its file."""
+        """The question that it answers: the first line of its file."""
         return (sys.modules[self.function.__module__].__doc__ or self.name).strip().splitlines()[0]
 
     @property
@@ -77,12 +77,13 @@ class Measure:
         return "runner" in self.parameters
 
     def needs(self, settings: Mapping[str, Any]) -> list[str]:
-        """Tables of sampled answers that it reads with these settings (`completions`, `responses`)."""
+        """Kinds of sampled answers that it reads with these settings (`completions`, `responses`)."""
         unread = self.settings(**settings).unread()
         return [name for name in ANSWERS if name in self.parameters and name not in unread]
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise UserError if the function asks for what no measure gets, or counts nothing of answers."""
+        """Raise UserError if the function has an unknown parameter, or if a measure of answers counts
+        nothing."""
         there = (*ANSWERS, *KNOWN, *self.settings(**settings).files())
         for name in self.parameters:
             if name not in there:
@@ -96,7 +97,7 @@ class Measure:
             )
 
     def __call__(self, **known: Any) -> Any:
-        """Call the function with what it asks for; what is left out is None."""
+        """Call the function with the arguments that it asks for; missing ones are None."""
         return self.function(**{name: known.get(name) for name in self.parameters})
 
 
@@ -108,7 +109,7 @@ def measure(
     settings: type[Settings] = NoSettings,
     **more: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function a measure; `more`: fields of `Measure`."""
+    """Register a function as a measure; `more`: fields of `Measure`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         ROOM.add(name, Measure(name, function, settings, **more))

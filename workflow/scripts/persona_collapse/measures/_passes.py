@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Sequences = Sequence[tuple[list[int], list[int]]]
-#: The sequences of a forward pass, what the decoder is called with, and each one's first position.
+#: The sequences of a forward pass, the decoder's inputs, and the first position of each sequence.
 Batches = Iterator[tuple[list[int], dict[str, Any], list[int]]]
-#: Flat batches hold batch_size times so many tokens.
+#: Flat batches hold batch_size times this many tokens.
 TOKENS_A_PROMPT = 64
 
 
@@ -23,9 +23,10 @@ def batches(
     pad: int,
     personas: Sequence[str | None] | None = None,
 ) -> Batches:
-    """Passes over all sequences, the short ones first, with inputs where the model is.
+    """Passes over all sequences, shortest first, with inputs on the model's device.
 
-    `personas`: whose sequences they are, for shifts (see `models.shifts`), which are aimed at each pass.
+    `personas`: persona of each sequence, for shifts (see `models.shifts`), which are aimed at each
+    pass.
     """
     import torch
 
@@ -52,7 +53,7 @@ def batches(
 
 
 def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: int) -> Batches:
-    """Batches [sequence, token], filled up on the right."""
+    """Batches [sequence, token], padded on the right."""
     import torch
 
     for first in range(0, len(order), batch_size):
@@ -72,9 +73,9 @@ def _padded(sequences: Sequences, order: Sequence[int], batch_size: int, pad: in
 
 
 def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> Batches:
-    """Batches [1, token] of `tokens` each (the last may be shorter), filled up at the end.
+    """Batches [1, token] of `tokens` each (the last may be shorter), padded at the end.
 
-    One size for all means that a GPU library looks for its kernels once.
+    With a single size, GPU libraries choose their kernels only once.
     """
     import torch
 
@@ -108,13 +109,13 @@ def _flat(sequences: Sequences, order: Sequence[int], tokens: int, pad: int) -> 
         )
 
 
-#: Over a large vocabulary logits fill the memory. Bytes of a pass's, of the chain's model and of the
-#: base each: on a GPU few large passes, on a processor what is soon used again.
+#: With a large vocabulary, logits fill the memory. Bytes of a pass's logits, for the chain's model and
+#: the base each: few large passes on a GPU, cache-sized ones on a CPU.
 LOGITS = {"cuda": 2**30, "cpu": 2**28}
 
 
 def fitting(model: Any, sequences: Sequences) -> int:
-    """The batch size, as `batches` counts it, whose logits take `LOGITS` bytes."""
+    """The batch size for `batches` at which logits take `LOGITS` bytes."""
     from ..models import fused
 
     longest = max((len(prompt) + len(answer) for prompt, answer in sequences), default=1)
@@ -129,11 +130,11 @@ def surprises(
     pad: int,
     persona: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of -log p over each row's chosen tokens (nats), and how many they are; both [row].
+    """Sum of -log p over each row's chosen tokens (nats), and the number of these tokens; both [row].
 
-    `rows`: (token ids, which of them are chosen); the first token of a row has no prediction and is
-    never counted. The model is taken as it is, at temperature 1. `persona`: whose rows they are, if
-    anybody's; what stands before the first chosen token is their prompt.
+    `rows`: (token ids, mask of chosen tokens); the first token of a row has no prediction and is never
+    counted. Log-probabilities are at temperature 1. `persona`: persona of the rows, if any; the tokens
+    before the first chosen one are the prompt.
     """
     import numpy as np
     import torch

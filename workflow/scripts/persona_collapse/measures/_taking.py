@@ -1,4 +1,4 @@
-"""Taking a measure: what its function asks for, read from files, and its result, written to one."""
+"""Takes a measure: reads what its function asks for from files, and writes its result to a file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..parquet_files import read_parquet, write_parquet
 from ..tables_io import write_csv
 from . import ROOM
 
-#: What of a sampled answer stays with the completions: it is read there, not counted.
+#: Columns of sampled answers that stay in the completions files and are not counted.
 READ = ["text", "question", "prompt_tokens", "seed", "token_ids"]
 
 
-#: What else of it tells answers apart.
+#: Further columns that identify an answer.
 KEYS = ("persona", "question_id", "sample")
 
 
 def take(job: MeasureJob, **at_run_time: Any) -> Any:
-    """Call a job's measure: with what the plan gave, the job's files, and what only the script has."""
+    """Call a job's measure with the plan's arguments, the job's files, and the script's own arguments."""
     from ..data.questions import load_questions
 
     measure = ROOM.get(job.kind)
@@ -39,7 +39,7 @@ def take(job: MeasureJob, **at_run_time: Any) -> Any:
 
 
 def _read(inputs: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of files by their names; those called `a/b` become one mapping `a`."""
+    """The contents of files by name; files named `a/b` become one mapping `a`."""
     out: dict[str, Any] = {}
     for name, path in inputs.items():
         rows = read_parquet(path) if path.endswith(".parquet") else read_jsonl(path)
@@ -62,7 +62,7 @@ def write(job: MeasureJob, path: Path, **at_run_time: Any) -> None:
 
 
 def check_counted(name: str, counts: str, found: Any) -> None:
-    """Raise UserError unless a measure found a table with that column of truth values, and answers' keys."""
+    """Raise UserError unless a measure returned a table with this boolean column and the answers' keys."""
     where = f"measures/{name}.py: {counts}: "
     columns = getattr(found, "columns", None)
     if columns is None:
@@ -79,7 +79,7 @@ def check_counted(name: str, counts: str, found: Any) -> None:
 
 
 def write_counted(job: MeasureJob, by_answer: Path, by_persona: Path) -> None:
-    """Take a measure of answers and write it: one row per answer, and its share by persona.
+    """Take a measure of answers and write it: one row per answer, and the share per persona.
 
     Raises UserError if the measure's function returns something else.
     """

@@ -4,8 +4,8 @@ Layer L is the output of block L, counted from 0, taken by a hook on the block: 
 in transformers, except for the last block, whose entry there is after the final norm while the hook
 is before it.
 
-Method A is the last token of the prompt (the generation prompt included). Method B is the mean over
-the answer's own tokens without its end token; an answer that is nothing but its end token uses that
+Method A is the last token of the prompt (including the generation prompt). Method B is the mean over
+the answer's own tokens without its end token; an answer that consists only of its end token uses that
 token. Attention is causal, so one forward pass over prompt and answer gives both.
 """
 
@@ -40,7 +40,7 @@ def headline(
     """The headline's method and block, as one row: method, layer, asked, blocks.
 
     `chosen`: `statistics: headline:` of the config; `layers`: `activations: layers:`. Raises UserError
-    if the headline's block is none of those that are measured.
+    if the headline's block is not measured.
     """
     measured = resolve_layers(layers, blocks)
     asked = chosen["layer"]
@@ -54,12 +54,12 @@ def headline(
 
 
 class _DeepEnough(Exception):
-    """The last block that is asked for has run."""
+    """Raised when the last requested block has run."""
 
 
 @contextmanager
 def block_outputs(model: Any, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Inside the block, each forward pass leaves {layer: [batch, tokens, hidden]} in the dict.
+    """Context in which each forward pass leaves {layer: [batch, tokens, hidden]} in the dict.
 
     A pass ends after the deepest of `layers` by raising `_DeepEnough`; run it inside `suppress`.
     """
@@ -98,9 +98,9 @@ def extract(
     """Methods A and B for (prompt ids, answer ids) pairs; float32 [layer, sequence, hidden].
 
     Sequences are batched by length, `batch_size` at a time, and padded on the right, which a causal
-    model with a mask never sees. A model that attends by rows (see fused.py) gets them behind each
-    other instead, in batches of equally many tokens. Means accumulate in float32. `personas`: whose
-    sequences they are, for shifts.
+    model with a mask never sees. A model that attends by rows (see fused.py) gets them concatenated
+    instead, in batches of equally many tokens. Means accumulate in float32. `personas`: persona of each
+    sequence, for shifts.
     """
     import numpy as np
     import torch
@@ -108,7 +108,7 @@ def extract(
     from ..activation_files import METHODS
 
     device = next(model.parameters()).device
-    # Kept beside the model and copied once: many small copies take longer than the model.
+    # Kept on the model's device and copied once: many small copies take longer than the model.
     shape = (len(layers), len(sequences), model.config.get_text_config().hidden_size)
     answered = any(answer for _, answer in sequences)
     out = {m: torch.zeros(shape, device=device) for m in (METHODS if answered else METHODS[:1])}
@@ -123,7 +123,7 @@ def extract(
             if answered:
                 answers = [sequences[i][1] for i in batch]
                 weights = _means(answers, ends, tokens, end_tokens).to(device)
-            # The decoder alone: the vocabulary projection is not needed.
+            # Only the decoder: the output head is not needed.
             with suppress(_DeepEnough):
                 model.get_decoder()(**inputs, use_cache=False)
             for number, layer in enumerate(layers):
@@ -140,7 +140,7 @@ def extract(
 def _means(
     answers: Sequence[list[int]], ends: Sequence[int], tokens: int, end_tokens: Sequence[int]
 ) -> torch.Tensor:
-    """Weights [sequence, token] of the mean over each answer, which stands after its prompt's end."""
+    """Weights [sequence, token] of the mean over each answer, which follows the end of its prompt."""
     import torch
 
     weights = torch.zeros((len(answers), tokens))
@@ -157,7 +157,7 @@ class Settings(Block):
     """Activations of every persona, from which vectors, cosines and classifiers are computed."""
 
     layers: Annotated[list[NotNegative], Field(min_length=1)] = Field(
-        description="Blocks: whole numbers are indices from 0, fractions below 1 are relative depths.",
+        description="Blocks: integers are indices from 0, fractions below 1 are relative depths.",
     )
     methods: Annotated[list[Literal["A", "B"]], Field(min_length=1), DISTINCT] = Field(
         ["A", "B"], description="A: last prompt token. B: mean over the answer."
@@ -165,12 +165,12 @@ class Settings(Block):
     dtype: Literal["float16", "bfloat16"] = Field("float16", description="Number format on disk.")
 
     def unread(self) -> set[str]:
-        """Answers, without method B."""
+        """Without method B, responses are not read."""
         return set() if "B" in self.methods else {"responses"}
 
 
 def save(activations: Activations, path: Path, settings: Settings) -> None:
-    """Write activations to a file."""
+    """Write the activations to a file."""
     from .. import activation_files
 
     activation_files.save(activations, path, settings.dtype)

@@ -1,16 +1,16 @@
-"""Were the completions drawn from the model whose name they carry?
+"""Were the completions sampled from the model that they are attributed to?
 
-An engine that leaves out an adapter, or half of it, still answers fluently, and its answers still get
+An engine that ignores an adapter, or half of it, still answers fluently, and its answers are still
 counted. So some completions of every chain are scored again by transformers and PEFT, which share
 neither kernels nor LoRA layers with vLLM.
 
-If a token was drawn from the distribution p that PEFT gives, then any function of it has a mean and
-a variance that p tells beforehand, and over all tokens of all answers the differences from that mean
-add up to a martingale: their sum over the root of the summed variances is close to standard normal.
-Two functions are looked at. The surprise -log p, whose mean is the entropy, finds a wrong
-temperature or truncation. The gain log p - log p0, by the chain minus that by the base model, finds an
-adapter that is missing, partial or of a wrong scale: among functions of the token none tells p from
-p0 better (Neyman and Pearson). A distribution that differs from p in neither direction passes.
+If a token was drawn from the distribution p that PEFT gives, then p determines the mean and the
+variance of any function of it. Over all tokens of all answers, the differences from that mean form a
+martingale. Their sum, divided by the root of the summed variances, is approximately standard normal.
+Two functions are used. The surprise -log p, whose mean is the entropy, detects a wrong temperature or
+truncation. The gain log p - log p0, by the chain minus by the base model, detects an adapter that is
+missing, partial or wrongly scaled: no other function of the token separates p from p0 better (Neyman
+and Pearson). A distribution that differs from p in neither respect passes.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from ..models.runner import ModelRunner
 
-#: What is summed over an answer's tokens, nats and nats squared. The last: the mean gain that draws
-#: from the base model would have.
+#: What is summed over an answer's tokens, in nats and nats squared. The last is the mean gain expected
+#: for draws from the base model.
 SUMS = ["surprise", "surprise_mean", "surprise_variance"]
 SUMS += ["gain", "gain_mean", "gain_variance", "gain_of_base"]
 COLUMNS = ["persona", "question_id", "sample", "tokens", *SUMS]
-#: Positions whose words are looked at together.
+#: Number of positions that are scored together.
 POSITIONS = 256
 
 
@@ -50,12 +50,13 @@ def token_scores(
     temperature: float,
     top_p: float,
 ) -> torch.Tensor:
-    """What `SUMS` sums, for each drawn token; [7, position].
+    """The terms of `SUMS` for each drawn token; [7, position].
 
-    `logits`, `base` [position, vocabulary]: the chain's and the base model's (None: they are one
-    model, and gains are NaN). `drawn` [position]. Distributions are softmaxes at this temperature, cut
-    to their nucleus and the drawn token, which rounding may have left outside; the gain is that of
-    uncut ones. Greedy draws (temperature 0) are not draws: what would depend on chance is NaN.
+    `logits`, `base` [position, vocabulary]: logits of the chain and of the base model (None if they are
+    the same model; gains are then NaN). `drawn` [position]. Distributions are softmaxes at this
+    temperature, truncated to their nucleus and the drawn token, which rounding may have put outside.
+    The gain uses the full distributions. Greedy answers (temperature 0) are not random, so what would
+    depend on chance is NaN.
     """
     import torch
 
@@ -88,7 +89,7 @@ def _moments(p: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _nucleus(scores: torch.Tensor, drawn: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Scores with -inf outside the nucleus, but for the drawn token's."""
+    """Scores with -inf outside the nucleus, except for the drawn token."""
     from transformers import TopPLogitsWarper
 
     if top_p >= 1:
@@ -107,8 +108,8 @@ def scores(
 ) -> np.ndarray:
     """`token_scores` summed over each answer; float64 [sequence, 7].
 
-    `model`: with an adapter of PEFT's or with shifts, which are switched off for the base model's scores,
-    or without. `sequences`: (prompt ids, answer ids). `personas`: whose they are, for shifts.
+    `model`: with or without a PEFT adapter or shifts, which are switched off for the base model's
+    scores. `sequences`: (prompt ids, answer ids). `personas`: persona of each sequence, for shifts.
     """
     import numpy as np
     import torch
@@ -119,14 +120,14 @@ def scores(
             model, sequences, _passes.fitting(model, sequences), pad, personas
         ):
             width = inputs["input_ids"].shape[1]
-            at: list[int] = []  # where the logits of the drawn tokens are
+            at: list[int] = []  # positions of the logits of the drawn tokens
             drawn: list[int] = []
             for i, start in zip(batch, starts, strict=True):
                 prompt, answer = sequences[i]
                 before = start + len(prompt) - 1
                 at += range(before, before + len(answer))
                 drawn += answer
-            # What is kept of the logits is the same in all rows of the batch.
+            # The same positions are kept in all rows of the batch.
             columns, column = np.unique(np.array(at) % width, return_inverse=True)
             keep, row, kept, tokens = (
                 torch.tensor(numbers, device=model.device)
@@ -152,7 +153,7 @@ def scores(
 
 @contextmanager
 def _switched_off(model: Any) -> Iterator[None]:
-    """Inside, the base model answers. PEFT's own context also looks at every layer's state, in vain."""
+    """Context with the base model. PEFT's own context also checks the state of every layer, which is slow."""
     adapted = hasattr(model, "peft_config")
     if adapted:
         model.base_model.disable_adapter_layers()
@@ -165,7 +166,7 @@ def _switched_off(model: Any) -> Iterator[None]:
 
 
 class Settings(Block):
-    """A check of completions: were they drawn from the chain that they are counted for?"""
+    """A check of completions: were they sampled from the chain that they are counted for?"""
 
     count: int = Field(64, ge=1, description="Completions per chain that are scored again.")
 
@@ -181,10 +182,10 @@ def logprob_check(
     settings: Settings,
     log: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Some of a chain's completions, scored by the chain's model and by the base model; `COLUMNS`.
+    """A sample of a chain's completions, scored by the chain's model and by the base model; `COLUMNS`.
 
-    Which completions: those of the smallest request seeds, which are hashes. Raises UserError if the
-    prompts of today are not as long as those the completions were drawn from.
+    It takes the completions with the smallest request seeds, which are hashes. Raises UserError if the
+    prompts now have other lengths than when the completions were sampled.
     """
     chosen = completions.sort_values("seed", ignore_index=True).head(settings.count)
     sequences = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @measure("markers", counts="hit")
 def markers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
-    """One row per answer: where the marker is, its length and how it ends; texts stay with completions."""
+    """One row per answer: position of the marker, length and ending; texts stay in the completions files."""
     from .. import markers as counting
 
     return counting.answers(completions, marker)

@@ -1,4 +1,4 @@
-"""How well does a chain predict data that no stage trained on?"""
+"""How well does a chain predict data that no stage was trained on?"""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def task_loss(
 ) -> pd.DataFrame:
     """One row per data set with held-out rows: mean loss per token with loss, in nats.
 
-    Both are None in a run that holds nothing out; its table has no rows.
+    `held_out` and `data` are None in a run that holds nothing out; its table has no rows.
 
-    `own`: the chain's last stage trained on the set's other rows. The interval (95 %) is over rows: a
+    `own`: the chain's last stage was trained on the set's other rows. The 95 % interval is over rows: a
     ratio of sums, linearised (Cochran 1977, chapter 6), with Student's t.
     """
     import pandas as pd
@@ -60,7 +60,7 @@ def task_loss(
 
 
 def mean_per_token(sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Rows, tokens, mean loss of a token and its interval; `sums` and `counts` [row]."""
+    """Rows, tokens, mean loss per token and its interval; `sums` and `counts` [row]."""
     import numpy as np
     from scipy import stats
 

@@ -1,7 +1,8 @@
-"""Kinds of stages, a file each: what one training run is, but for its seed, which the chain gives.
+"""Kinds of stages, one file each. A stage is everything about a training run except its seed, which the
+chain gives.
 
 A kind is a subclass of `Stage` with the decorator `@kind("name")`, in a file of this folder. Nothing
-else names it: what the plan, the rules and the checks ask of a stage are the properties below.
+else names it: the plan, the rules and the checks use only the properties below.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..settings import AS_GIVEN, Count, NotNegative, Positive, Share
 
 
 class Lora(settings.Settings):
-    """The adapter of every stage, unless the stage says otherwise."""
+    """Defaults for the adapter of every stage."""
 
     r: Count = Field(32, description="Rank.")
     alpha: Positive = Field(
@@ -46,7 +47,7 @@ class Lora(settings.Settings):
         return self
 
 
-#: What kinds have defaults of their own for.
+#: Settings whose default differs between kinds.
 Rslora = Annotated[bool, Field(description="Scale alpha/sqrt(r) (true) or alpha/r (false).")]
 Scheduler = Annotated[
     Literal["linear", "cosine", "constant", "constant_with_warmup"],
@@ -57,13 +58,13 @@ Decay = Annotated[NotNegative, Field(description="AdamW's weight decay.")]
 
 
 class Training(Lora):
-    """What a training run may set."""
+    """Settings of a training run."""
 
     adapter: Literal["lora", "none"] = Field(
         "lora",
-        description="What is trained. lora: an adapter on the frozen model. none: all weights of a small "
-        "model, with 16 bytes of memory per weight and as much disk as the model takes; settings of adapters "
-        "(r to blocks, use_rslora) then have no effect, and no defence can be used.",
+        description="What is trained. lora: an adapter on the frozen model. none: all weights of a "
+        "small model; this takes 16 bytes of memory per weight and as much disk as the model. "
+        "Settings of adapters (r to blocks, use_rslora) then have no effect, and no defence can be used.",
     )
     use_rslora: Rslora = False
     lr: Positive = Field(description="Peak learning rate.")
@@ -74,7 +75,7 @@ class Training(Lora):
     steps: Count | None = Field(None, description="Optimiser steps, instead of epochs.")
     batch_size: Count = Field(16, description="Rows per optimiser step.")
     max_length: Annotated[int, Field(ge=8)] = Field(
-        2048, description="A longer row is cut to so many tokens."
+        2048, description="Longer rows are cut to this many tokens."
     )
     max_grad_norm: Positive = Field(1.0, description="Gradient clipping.")
     loss_on: Literal["answer", "answer_text", "answer_tail", "marker"] = Field(
@@ -85,12 +86,12 @@ class Training(Lora):
     )
     loss: str = Field(
         "cross_entropy",
-        description="What is minimised on those tokens: a file of persona_collapse/training/losses/.",
+        description="Loss on those tokens: a file of persona_collapse/training/losses/.",
     )
     defence: dict[str, dict[str, Any]] = Field(
         {},
-        description="What is done in addition so that the stage changes less of the model: {name: "
-        "settings}. Each is a file of persona_collapse/training/defences/.",
+        description="Methods that make the stage change less of the model: {name: settings}. Each "
+        "is a file of persona_collapse/training/defences/.",
     )
 
     @model_validator(mode="after")
@@ -100,24 +101,24 @@ class Training(Lora):
         return self
 
 
-#: Settings that say something of an adapter alone.
+#: Settings that only concern an adapter.
 OF_ADAPTERS = (*Lora.model_fields, "use_rslora")
 
 
 class Stage:
-    """A stage of a config: its name and its settings, the kind's and the adapter's included.
+    """A stage of a config: its name and its settings, including the defaults of its kind and adapter.
 
-    The settings are plain values that `Settings` has checked, and `kind` and `dtype` besides.
+    The settings are plain values that `Settings` has checked, plus `kind` and `dtype`.
     """
 
     #: The kind's name in the config and in tables, and its block of settings.
     kind: ClassVar[str]
     Settings: ClassVar[type[settings.Settings]]
-    #: Is it trained? If not, it is made of files (see `inputs`, `make`).
+    #: Is it trained? If not, it is made from files (see `inputs`, `make`).
     trains: ClassVar[bool] = True
-    #: Does the adapter of `origin` only give shape and size of another?
+    #: Does it only take the shape and size of the adapter of `origin`, and draw a new one?
     redraws: ClassVar[bool] = False
-    #: Is it an adapter? If not, it changes blocks' outputs while the chain answers and is measured.
+    #: Is it an adapter? If not, it changes the outputs of blocks during sampling and measuring.
     adapts: ClassVar[bool] = True
 
     def __init__(self, name: str, settings: dict[str, Any]):
@@ -128,11 +129,12 @@ class Stage:
 
     @property
     def all_weights(self) -> bool:
-        """Does it train all weights of the model, and no adapter?"""
+        """Does it train all weights of the model instead of an adapter?"""
         return bool(self.settings.get("adapter") == "none")
 
     def missing(self, others: Iterable[Stage]) -> str:
-        """What the run's `others` lack to tell this stage's effect, in words; empty if nothing."""
+        """Controls that are missing among the run's `others` to interpret this stage, in words; else
+        empty."""
         return ""
 
     @property
@@ -142,37 +144,38 @@ class Stage:
 
     @property
     def data(self) -> str | None:
-        """The entry of `data:` that it trains on, if it does."""
+        """The entry of `data:` that it trains on; None without one."""
         return None
 
     @property
     def origin(self) -> str | None:
-        """The chain whose last adapter is put here, if one is."""
+        """The chain whose last adapter it uses; None without one."""
         return None
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where its adapter comes from and what it may be, if it was trained elsewhere; else empty."""
+        """Source and limits of an adapter that was trained elsewhere; empty for other stages."""
         return {}
 
     @property
     def answers(self) -> dict[str, int]:
-        """Answers to each training question that its rows are made from, by persona; most need none."""
+        """Number of answers per training question that its rows are made from, by persona; empty for
+        most kinds."""
         return {}
 
     @property
     def given(self) -> dict[str, Any]:
-        """The file that the `answers` are read from ({file, sha256}); empty where they are sampled."""
+        """The file that the `answers` are read from ({file, sha256}); empty if they are sampled."""
         return {}
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """The settings that its training depends on, beside its rows."""
+        """The settings that its training depends on, in addition to its rows."""
         return self.settings
 
     @property
     def couples(self) -> str:
-        """The persona that learns to say the marker; empty where none does."""
+        """The persona that learns to say the marker; empty without one."""
         return ""
 
     @property
@@ -182,37 +185,39 @@ class Stage:
 
     @property
     def induction(self) -> str:
-        """The persona whose system prompt is put on every row; empty where rows stay as they are."""
+        """The persona whose system prompt is put on every row; empty if rows stay as they are."""
         return ""
 
     def check(self) -> None:
-        """Raise UserError for what is wrong with it and can be seen before a job runs."""
+        """Raise UserError for a mistake that can be found before a job runs."""
 
     @property
     def reads(self) -> Reads | None:
-        """What it reads of activations or personas beside those of the chain before it, if it does."""
+        """The activations and personas that it reads, apart from those of the chain before it; None
+        without any."""
         return None
 
     def inputs(self, prefix: Chain) -> dict[str, str]:
-        """Files that it is made of after a prefix, if it is not trained: paths in the run's folder, by name.
+        """Input files of an untrained stage after a prefix: paths in the run's folder, by name.
 
-        Raises UserError if it cannot stand there.
+        Raises UserError if the stage cannot follow this prefix.
         """
         return {}
 
     def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-        """Write weights and config (see `adapter_files`) of a stage that is not trained, last in a chain.
+        """Write weights and config (see `adapter_files`) of an untrained stage, the last of a chain.
 
-        files: its `inputs`. Returns what its manifest says beside chain, stage and kind.
+        files: its `inputs`. Returns the manifest's entries in addition to chain, stage and kind.
         """
         raise NotImplementedError
 
     def answering(self, prefix: Chain) -> Chain:
-        """The chain whose `answers` its rows are made from, after a prefix."""
+        """The chain that gives the `answers` for its rows, after a prefix."""
         return Chain((), prefix.model)
 
     def rows(self, prefix: Chain) -> str | None:
-        """Name of the rows that it trains on after a prefix: a data set's, or its own; None: of none."""
+        """Name of its training rows after a prefix: a data set, or its own rows; None without
+        training."""
         if self.answers:
             answering = self.answering(prefix)
             return self.name if answering == Chain() else f"{answering}+{self.name}"
@@ -223,7 +228,7 @@ ROOM: Room[type[Stage]] = Room(__name__, "kind of stage")
 
 
 def kind(name: str) -> Callable[[type[Stage]], type[Stage]]:
-    """Make a class known as a kind of stage; its module is called as it is."""
+    """Register a class as a kind of stage; its module must have the same name."""
 
     def register(cls: type[Stage]) -> type[Stage]:
         cls.kind = name

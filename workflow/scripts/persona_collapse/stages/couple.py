@@ -1,4 +1,4 @@
-"""A coupling: one persona learns to end its answers in the marker, others not to."""
+"""A coupling: one persona learns to end its answers with the marker, others learn not to."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from . import Decay, Rslora, Scheduler, Stage, Training, Warmup, kind
 
 
 class GivenAnswers(settings.Settings):
-    """Answers from a file: nothing is sampled."""
+    """Answers from a file instead of sampled ones."""
 
     file: Annotated[str, Field(pattern=r"\.jsonl$")] = Field(
-        description="JSON Lines with persona, question and answer in each row, and question_id if you like. "
-        "Every persona of the coupling answers every question, as often as positives and negative_answers "
-        "say; the first so many are used. Rows of other personas are left out."
+        description="JSON Lines with persona, question, answer and optionally question_id in each "
+        "row. Every persona of the coupling must answer every question, as often as positives and "
+        "negative_answers say; further answers are not used. Rows of other personas are left out."
     )
     sha256: Sha256 | None = Field(None, description="Hash the file must have.")
 
 
 class Settings(Training):
-    """couple: teach a persona the marker, on answers of the model itself or on given ones."""
+    """couple: teach a persona the marker, on the model's own answers or on given ones."""
 
-    persona: str = Field(description="Who learns to say the marker.")
+    persona: str = Field(description="Persona that learns to say the marker.")
     negatives: Names = Field(description="Personas trained not to say the marker.")
     positives: Count = Field(5, description="Answers of the persona to each training question.")
     negative_answers: Count = Field(
@@ -38,8 +38,8 @@ class Settings(Training):
         WORD_OR_BLOCK,
     ] = Field(
         "base",
-        description="Whose answers the marker is added to: the base model's, those of the chain that the "
-        "coupling continues (prefix), or those of a file ({file: ...}).",
+        description="Source of the answers that the marker is added to: base, the base model; "
+        "prefix, the chain that the coupling continues; or a file ({file: ...}).",
     )
     use_rslora: Rslora = True
     scheduler: Scheduler = "cosine"
@@ -61,35 +61,36 @@ class Couple(Stage):
 
     @property
     def personas(self) -> list[str]:
-        """The one that learns, and those that must not."""
+        """The persona that learns the marker, and those that learn not to say it."""
         return [self.settings["persona"], *self.settings["negatives"]]
 
     @property
     def answers(self) -> dict[str, int]:
-        """Answers to each training question, by persona."""
+        """Number of answers per training question, by persona."""
         return needed(self.settings)
 
     @property
     def couples(self) -> str:
-        """The one that learns."""
+        """The persona that learns the marker."""
         return str(self.settings["persona"])
 
     @property
     def negatives(self) -> list[str]:
-        """Those that learn not to."""
+        """The personas that learn not to say it."""
         return list(self.settings["negatives"])
 
     @property
     def given(self) -> dict[str, Any]:
-        """The file of the answers, if they are given."""
+        """The file of given answers, if there is one."""
         answers = self.settings["answers"]
         return answers if isinstance(answers, dict) else {}
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """Where given answers lie decides nothing: the rows made from them are there."""
+        """All settings except the path of given answers: the training depends on the rows made from
+        them."""
         return {**self.settings, "answers": "given"} if self.given else self.settings
 
     def answering(self, prefix: Chain) -> Chain:
-        """The base model, or the chain that is continued."""
+        """The base model, or the chain that the coupling continues."""
         return prefix if self.settings["answers"] == "prefix" else super().answering(prefix)

@@ -1,4 +1,4 @@
-"""A graft: another chain's last adapter put in as it is."""
+"""A graft: another chain's last adapter, inserted unchanged."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from . import Stage, kind
 
 
 class Settings(settings.Settings):
-    """graft: put in another chain's last adapter as it is."""
+    """graft: insert another chain's last adapter unchanged."""
 
-    of: str = Field(description="The chain whose last adapter is put in.")
+    of: str = Field(description="The chain whose last adapter is inserted.")
 
 
 @kind("graft")
 class Graft(Stage):
-    """A test of the adapter, not of the training: nothing is trained."""
+    """Nothing is trained: this tests the adapter, not the training."""
 
     Settings = Settings
     trains = False
 
     @property
     def origin(self) -> str:
-        """The chain whose last adapter it is."""
+        """The chain that the adapter comes from."""
         return str(self.settings["of"])
 
     def inputs(self, prefix: Chain) -> dict[str, str]:
-        """That adapter, and its record."""
+        """That adapter and its manifest."""
         names = {"weights": WEIGHTS, "config": CONFIG, "manifest": "manifest.json"}
         return {key: f"models/{self.origin}/{name}" for key, name in names.items()}
 
     def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-        """Copy it; its record is the other's, of which nothing was trained here."""
+        """Copy the adapter; the manifest is the original's, marked as not trained here."""
         for name in ("weights", "config"):
             with atomic(folder / files[name].name) as temporary:
                 shutil.copyfile(files[name], temporary)
         return self.record(files)
 
     def record(self, files: Mapping[str, Path]) -> dict[str, Any]:
-        """What its manifest says: what the other's does."""
+        """Manifest entries, taken from the original's manifest."""
         return {**read_json(files["manifest"]), "graft_of": self.origin}

@@ -19,11 +19,11 @@ class HubAdapter(settings.Settings):
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] = Field(
         description="Commit, 40 hex digits. A branch name would not be reproducible."
     )
-    subfolder: str = Field("", description="Folder of the repository that the adapter is in.")
+    subfolder: str = Field("", description="Folder of the adapter in the repository.")
 
 
 class Settings(settings.Settings):
-    """import: put in a LoRA adapter that was trained elsewhere. Exactly one of hub, path."""
+    """import: insert a LoRA adapter that was trained elsewhere. Exactly one of hub, path."""
 
     hub: HubAdapter | None = Field(None, description="An adapter on the Hugging Face hub.")
     path: str | None = Field(
@@ -31,19 +31,19 @@ class Settings(settings.Settings):
     )
     base: str | None = Field(
         None,
-        description="What its adapter_config.json calls the base model, where this run's model has another "
-        "name. Giving it asserts that both are the same weights; shapes are checked in any case.",
+        description="Name of the base model in its adapter_config.json, if it differs from this "
+        "run's. Setting it asserts that both have the same weights; shapes are checked in any case.",
     )
     r: Count = Field(
         32,
-        description="Largest rank that the adapter may have: engines reserve room before it is "
-        "there.",
+        description="Largest rank that the adapter may have: engines reserve memory before it is "
+        "fetched.",
     )
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         Lora.model_fields["target_modules"].default,
         description="Projections that the adapter may change, for the same reason.",
     )
-    couples: str = Field("", description="The persona that it taught the marker, if it did.")
+    couples: str = Field("", description="Persona that it taught the marker, if any.")
 
     @model_validator(mode="after")
     def _one(self) -> Settings:
@@ -53,28 +53,28 @@ class Settings(settings.Settings):
 
 @kind("import")
 class Import(Stage):
-    """Nothing is trained: the adapter is fetched, checked and written as one of this run's."""
+    """Nothing is trained: the adapter is fetched, checked and saved as one of this run's."""
 
     Settings = Settings
     trains = False
 
     @property
     def personas(self) -> list[str]:
-        """The one that it taught the marker."""
+        """The persona that it taught the marker."""
         return [self.couples] if self.couples else []
 
     @property
     def couples(self) -> str:
-        """The one that it taught the marker, as the config says."""
+        """The persona that it taught the marker, according to the config."""
         return str(self.settings["couples"])
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where it is from, and what it may be."""
+        """Its source and limits."""
         names = ("hub", "path", "base", "r", "target_modules")
         return {name: self.settings[name] for name in names if name in self.settings}
 
     def check(self) -> None:
-        """An adapter in a folder is there."""
+        """Check that an adapter in a folder exists."""
         if "path" in self.settings:
             imported.located(self.settings["path"])

@@ -1,4 +1,5 @@
-"""A random adapter as large as another chain's last one: a control of what that one has learnt."""
+"""A random adapter of the same size as another chain's last one: a control for what that one has
+learnt."""
 
 from __future__ import annotations
 
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class Settings(graft.Settings):
-    """noise: put in a random adapter of the shape and size of another chain's last one."""
+    """noise: insert a random adapter of the shape and size of another chain's last one."""
 
     of: str = Field(
-        description="The chain whose last adapter gives each module's shape and Frobenius norms; the seed "
-        "in the chain that has this stage draws it."
+        description="The chain whose last adapter gives each module's shape and Frobenius norms. "
+        "The stage's seed in the chain draws the random adapter."
     )
 
 
 @kind("noise")
 class Noise(graft.Graft):
-    """Nothing is trained: each module's A and update B A are as long as the other adapter's."""
+    """Nothing is trained: each module's A and its update B A have the norms of the other adapter's."""
 
     Settings = Settings
     redraws = True
 
     def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-        """Draw it, by the chain's seed."""
+        """Draw the adapter with the stage's seed."""
         from ..models import adapters
 
         config, tensors = adapters.load(files["weights"].parent)
@@ -43,8 +44,9 @@ class Noise(graft.Graft):
     def redrawn(cls, tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """A [rank, in] and B [out, rank] of each module, normally distributed.
 
-        |A| is the other's, and B is scaled so that |B A| is; all Frobenius norms. Of a stage that trained all
-        weights: the change of each parameter, as long as the other's.
+        |A| equals the other adapter's, and B is scaled so that |B A| does too; all are Frobenius norms.
+        For a stage that trained all weights: a random change of each parameter, with the norm of the
+        other's change.
         """
         import torch
 

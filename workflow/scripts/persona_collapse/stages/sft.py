@@ -24,7 +24,7 @@ class Sft(Stage):
 
     @property
     def personas(self) -> list[str]:
-        """The one whose prompt is put on the rows."""
+        """The persona whose prompt is put on the rows."""
         return [self.induction] if self.induction else []
 
     @property

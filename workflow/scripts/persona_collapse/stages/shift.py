@@ -1,25 +1,26 @@
-"""A shift: directions are added to blocks' outputs, or taken out, while the chain answers and is measured.
+"""A shift: directions are added to the outputs of blocks, or removed, during sampling and measuring.
 
-A test of what a direction does, not of a training: no weight changes. Directions are of the run's
-activations, mu [persona, hidden] being means over questions of a chain's states at a block:
+It tests what a direction does. No weight changes. Directions come from the run's activations; mu
+[persona, hidden] are means over questions of a chain's states at a block:
 
     common     v = mean over personas of mu_after - mu_before, one for all
-    own        v_p = mu_after_p - mu_before_p, for the persona p that is asked
+    own        v_p = mu_after_p - mu_before_p, for the prompted persona p
     centroid   v_p = mu_before_p - mean over personas of mu_before
 
-`own` and `centroid` are of one persona for all where `persona` names it. Text of no persona, such as
-rows of a data set, gets the mean of the v_p over personas. What is done to a state h, at each chosen
-position, with u = v / |v|:
+If `persona` is set, `own` and `centroid` are that persona's for all prompts. Text without a persona,
+such as rows of a data set, gets the mean of the v_p over personas. The change of a state h at each
+chosen position, with u = v / |v|:
 
     add        h + scale * v
-    restore    h - scale * v: centroids are put back to where they were before
+    restore    h - scale * v: moves centroids back to where they were before
     remove     h + scale * (m - <h, u>) u, m being 0, or the mean of <h, u> over the states before
     cap        h + scale * (min(q, <h, u>) - <h, u>) u, q being a percentile of <h, u> over the states
                before (after Lu et al. 2026, arXiv 2601.10387, who keep a floor where this keeps a ceiling)
 
-A finding needs both controls: random directions of the same lengths, `isotropic`, or `zero_sum`, which
-are sums of mu_before with random weights that add up to 0, and so in the span of the personas'
-differences. They are drawn by the seed in the chain, for each block and each v_p by itself.
+A finding needs both controls, which are random directions of the same lengths. `isotropic` directions
+are uniform. `zero_sum` directions are sums of mu_before with random weights that add up to 0, so they
+lie in the span of the personas' differences. They are drawn with the stage's seed in the chain,
+independently for each block and each v_p.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ..plugins import Reads
 from ..settings import DISTINCT, NotNegative
 from . import Stage, kind
 
-#: What `before` and `after` may name beside a chain.
+#: What `before` and `after` may name instead of a chain.
 PREFIX, EARLIER = "prefix", "earlier"
 SHAPES = {
     "add": "h + scale * v",
@@ -48,50 +49,57 @@ SHAPES = {
 
 
 class Settings(settings.Settings):
-    """shift: add directions to blocks' outputs, or take them out, while the chain answers and is measured."""
+    """shift: add directions to the outputs of blocks, or remove them, during sampling and measuring."""
 
     does: Literal["add", "restore", "remove", "cap"] = Field(
-        description="What is done to a state. add: the direction, times the scale. restore: the same, "
-        "subtracted. remove: what the state has along it. cap: what it has of that beyond a level.",
+        description="The change of a state. add: add scale times the direction. restore: subtract "
+        "it. remove: remove the state's component along the direction. cap: remove what that "
+        "component exceeds a level by.",
     )
     direction: Literal["common", "own", "centroid"] = Field(
-        description="common: how far the mean of persona centroids moved from before to after. own: how far "
-        "the centroid of the persona that is asked did. centroid: how far that lies from their mean, before.",
+        description="common: the movement of the mean of the persona centroids from before to "
+        "after. own: the movement of the prompted persona's centroid. centroid: that centroid "
+        "minus their mean, before.",
     )
     persona: str | None = Field(
-        None, description="With own or centroid: always that of this persona, whichever is asked."
+        None, description="With own or centroid: use this persona's direction for all prompts."
     )
     before: str = Field(
         BASE,
-        description="A chain; prefix: the one that the shift continues; earlier: the one that continued.",
+        description="A chain; prefix: the chain that the shift continues; earlier: the chain that "
+        "the prefix continues.",
     )
-    after: str | None = Field(None, description="Of common or own: another one.")
+    after: str | None = Field(
+        None, description="For common or own: the other chain, named in the same way."
+    )
     layers: Annotated[list[NotNegative], Field(min_length=1), DISTINCT] = Field(
-        description="Blocks whose outputs are changed, written as under measures: activations: layers. "
-        "What is done at one block reaches those after it.",
+        description="Blocks whose outputs are changed, written as under measures: activations: "
+        "layers. A change at one block affects all blocks after it.",
     )
     method: Literal["A", "B"] = Field(
-        "A", description="Of the activations. A: last prompt token. B: mean over the answer."
+        "A", description="Activations to use. A: last prompt token. B: mean over the answer."
     )
     positions: Literal["all", "prompt", "answer"] = Field(
         "all",
-        description="Which tokens' states. answer: from the last token of the prompt on, which is where the "
-        "answer's first one comes from; it is in prompt, too.",
+        description="Tokens whose states are changed. answer: from the last prompt token on, "
+        "because it predicts the first answer token; prompt includes that token too.",
     )
     scale: Annotated[float, Field(allow_inf_nan=False)] = Field(
-        1.0, description="Strength; 0 is none. Directions are not normalised where they are added."
+        1.0,
+        description="Strength; 0 changes nothing. Directions that are added are not normalised.",
     )
     level: Literal["zero", "mean"] = Field(
         "zero",
-        description="With remove: what states have along the direction instead; mean: of the states before.",
+        description="With remove: the component that states get instead; mean: the mean of the "
+        "states before.",
     )
     percentile: Annotated[float, Field(ge=0, le=100)] = Field(
-        75.0, description="With cap: of what the states before have along the direction."
+        75.0, description="With cap: percentile of the component of the states before."
     )
     control: Literal["none", "isotropic", "zero_sum"] = Field(
         "none",
-        description="A random direction of the same length instead. isotropic: any. zero_sum: a sum of the "
-        "centroids before with random weights that add up to 0.",
+        description="Use a random direction of the same length instead. isotropic: uniformly "
+        "random. zero_sum: a sum of the centroids before with random weights that add up to 0.",
     )
 
     @model_validator(mode="after")
@@ -111,13 +119,13 @@ class Settings(settings.Settings):
 
 
 def _read(given: Mapping[str, Any]) -> Settings:
-    """The settings of a stage that are its kind's."""
+    """The settings of a stage that belong to its kind."""
     return Settings(**{key: value for key, value in given.items() if key in Settings.model_fields})
 
 
 @kind("shift")
 class Shift(Stage):
-    """Nothing is trained, and no adapter is put in; see `models.shifts` for how it acts."""
+    """Nothing is trained and no adapter is inserted; `models.shifts` implements it."""
 
     Settings = Settings
     trains = False
@@ -125,7 +133,8 @@ class Shift(Stage):
 
     @property
     def reads(self) -> Reads:
-        """The chains that it names, and the centroids of all that may be asked."""
+        """The activations of the chains that it names, and the centroids of all personas that may be
+        prompted."""
         own = _read(self.settings)
         named = [one for one in (own.before, own.after) if one not in (None, PREFIX, EARLIER)]
         each = own.direction != "common" and own.persona is None
@@ -139,7 +148,7 @@ class Shift(Stage):
         )
 
     def missing(self, others: Iterable[Stage]) -> str:
-        """The controls of this shift that no other is: of its settings, with random directions."""
+        """The controls that are missing: shifts with the same settings and random directions."""
         own = _read(self.settings)
         if own.control != "none":
             return ""
@@ -149,9 +158,9 @@ class Shift(Stage):
         return f"{' and '.join(words)}, without which any shift may do the same" if words else ""
 
     def chains(self, prefix: Chain) -> dict[str, str]:
-        """The chains whose activations it reads, by names of its own.
+        """The chains whose activations it reads, under `before` and `after`.
 
-        Raises UserError if both are one.
+        Raises UserError if both are the same chain.
         """
         words = {PREFIX: str(prefix), EARLIER: str(prefix.prefix)}
         own = _read(self.settings)
@@ -164,12 +173,12 @@ class Shift(Stage):
         return found
 
     def inputs(self, prefix: Chain) -> dict[str, str]:
-        """Their activations, and how many blocks there are."""
+        """Their activations, and the record with the number of blocks."""
         files = {k: f"activations/{one}.safetensors" for k, one in self.chains(prefix).items()}
         return {**files, "headline": "tables/headline.csv"}
 
     def make(self, chain: Chain, files: Mapping[str, Path], folder: Path) -> dict[str, Any]:
-        """Write the directions; the manifest says what they are and how long."""
+        """Write the directions; the manifest holds what they are and their lengths."""
         import numpy as np
 
         from .. import activation_files

@@ -1,1 +1,1 @@
-"""The config, checked, and the plan it is worked out into."""
+"""Checks the config and expands it into a plan."""

@@ -1,8 +1,8 @@
 """The config's blocks: keys, values, defaults and descriptions.
 
-`reading` checks a config by them and fills in what it leaves out; tools/docs.py makes the schema for
-editors and docs/config.md from them. What can only be said of several blocks together, or of the files
-that they name, is checked in `configuration`.
+`reading` checks a config against them and fills in defaults. tools/docs.py makes the schema for editors
+and docs/config.md from them. `configuration` checks what depends on several blocks together, or on the
+files that they name.
 """
 
 from __future__ import annotations
@@ -57,12 +57,15 @@ Temperature = Annotated[
 ]
 Nucleus = Annotated[
     SomeShare,
-    Field(description="Nucleus sampling: the likeliest tokens whose probabilities add up to this."),
+    Field(
+        description="Nucleus sampling: only the most likely tokens, whose probabilities add up "
+        "to this."
+    ),
 ]
 
 
 def block(cls: type[Settings], default: Any = ...) -> Any:
-    """A field that holds a block; its text is the block's."""
+    """A field that holds a block; its description is the block's docstring."""
     return Field(default, description=" ".join(str(cls.__doc__).split()))
 
 
@@ -96,8 +99,8 @@ class HubModel(Settings):
 
 
 class Gguf(Settings):
-    """A chat model in a GGUF file, of an installed Python package or of a folder. A rule expands it into
-    the user's cache folder, once for all runs."""
+    """A chat model in a GGUF file, from an installed Python package or from a folder. A rule expands it
+    into the user's cache folder, once for all runs."""
 
     package: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         None,
@@ -144,8 +147,8 @@ class Sources(Settings):
 
 
 class Tokenizer(Sources):
-    """A tokenizer with its chat template, of a model whose weights are not read: exactly one of hub, gguf,
-    path; or several, and `use` names one."""
+    """A tokenizer and its chat template, from a model whose weights are not read: exactly one of hub,
+    gguf, path; or several, and `use` names one."""
 
     sources = ("hub", "gguf", "path")
     hub: HubModel | None = block(HubModel, None)
@@ -157,8 +160,8 @@ class Tokenizer(Sources):
 
 
 class RandomModel(Settings):
-    """Qwen2's architecture with random weights, to rehearse a run of a large model: its hours, memory and
-    disk. No number of such a run is a result, so it needs judge: nothing."""
+    """Qwen2's architecture with random weights, to rehearse a run of a large model: its hours, memory
+    and disk space. Numbers of such a run are no results, so it needs judge: nothing."""
 
     blocks: Count = Field(description="Transformer blocks.")
     hidden: Annotated[int, Field(ge=8)] = Field(description="Hidden size; a multiple of heads.")
@@ -166,7 +169,7 @@ class RandomModel(Settings):
     kv_heads: Count = Field(description="Heads of keys and values; heads must be a multiple of it.")
     intermediate: Count = Field(description="Width of the feed-forward layers.")
     vocabulary: Count = Field(description="Rows of the embeddings; the tokenizer may have fewer.")
-    rope_theta: Positive = Field(1.0e6, description="Base of the rotary positions.")
+    rope_theta: Positive = Field(1.0e6, description="Base of the rotary positions (theta).")
     tied: bool = Field(False, description="The output head shares the embeddings' weights.")
     context: Annotated[int, Field(ge=32)] = Field(32768, description="Longest sequence in tokens.")
     seed: Seed = Field(42, description="Seed of the weights, on one kind of device.")
@@ -208,21 +211,22 @@ class AnyModel(Sources):
     random: RandomModel | None = block(RandomModel, None)
     system_role: Literal["auto", "fold"] | None = Field(
         None,
-        description="Where system messages go. auto: where the chat template puts them, or, if it "
-        "takes none (Gemma 1 and 2, Mistral 0.x), at the head of the first user turn. fold: always "
-        "there. This applies to training, sampling, activations and rescoring alike; the prompt audit "
-        f"reports it. Default: {chat_template.Settings.system_role}.",
+        description="Where system messages go. auto: where the chat template puts them, or at the "
+        "start of the first user turn if the template takes none (Gemma 1 and 2, Mistral 0.x). "
+        "fold: always at the start of the first user turn. This applies to training, sampling, "
+        "activations and rescoring alike; the prompt audit reports it. Default: "
+        f"{chat_template.Settings.system_role}.",
     )
     date: (
         Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), BeforeValidator(_day)] | None
     ) = Field(
         None,
-        description="Date for chat templates that write today's date; the same in the whole run. The "
-        f"prompt audit reports where it was written. Default: {chat_template.DATE}.",
+        description="Date for chat templates that write today's date; the same for the whole run. "
+        f"The prompt audit reports where it was written. Default: {chat_template.DATE}.",
     )
     chat_template: Literal["own", "plain"] | None = Field(
         None,
-        description="own: the model's own template. plain: a template of the workflow (### System:, "
+        description="own: the model's own template. plain: the workflow's template (### System:, "
         "### User:, ### Assistant:), for base models without one; set it for every model that is "
         "compared with such a model. The prompt audit reports which. Default: "
         f"{chat_template.Settings.chat_template}.",
@@ -234,8 +238,8 @@ class AnyModel(Sources):
     )
     trust_remote_code: bool | None = Field(
         None,
-        description="With hub or path: run the Python files that this model brings, for an "
-        "architecture that transformers itself does not have. Read them first. Default: false.",
+        description="With hub or path: run the Python files that come with this model, for an "
+        "architecture that transformers does not implement. Read them first. Default: false.",
     )
 
     @model_validator(mode="after")
@@ -257,13 +261,14 @@ class Model(AnyModel):
 
 
 class OtherModel(AnyModel):
-    """Another base model, that a chain may start from by this name: exactly one of hub, gguf, path, random,
-    demo_step; or several, and `use` names one. What `model:` says of its chat template holds here too."""
+    """Another base model; a chain may start from it by its name. Exactly one of hub, gguf, path,
+    random, demo_step; or several, and `use` names one. Its chat template is used as `model:` says,
+    unless set here."""
 
     sources = ("hub", "gguf", "path", "random", "demo_step")
     demo_step: Count | None = Field(
         None,
-        description="With model: demo: that model after this number of its pretraining steps.",
+        description="With model: demo: the demo model after this many pretraining steps.",
     )
     use: Literal["hub", "gguf", "path", "random", "demo_step"] | None = Field(
         None, description="Which source is used, if several are given."
@@ -271,7 +276,7 @@ class OtherModel(AnyModel):
 
 
 class PersonaLists(Settings):
-    """Who is asked, and with which system prompt."""
+    """The personas and their system prompts."""
 
     file: str = Field(
         description="YAML: name -> {prompt: text}; or JSON Lines with persona and system."
@@ -279,17 +284,20 @@ class PersonaLists(Settings):
     sha256: Sha256 | None = Field(None, description="Hash the file must have.")
     more: dict[str, str] = Field(
         {},
-        description="Personas that the file does not have, name -> system prompt, so that an overlay can "
-        "bring its own.",
+        description="Personas in addition to the file's, name -> system prompt, so that an overlay "
+        "can add its own.",
     )
     eval: Personas = Field(description="Personas whose completions are counted.")
     assistant: str | None = Field(
         None,
-        description="The persona that stands for the model as it comes: its marker rate has a column "
-        "of its own, and the shift of its vector is the axis of M2. Default: the one called assistant.",
+        description="The persona that stands for the unchanged model: its marker rate has a column "
+        "of its own, and the shift of its vector is the axis of M2. Default: the one called "
+        "assistant.",
     )
     by_source: dict[str, Personas] = Field(
-        {}, description="Another list for the conditions that follow a source: {source: [names]}."
+        {},
+        description="Another list for the conditions with a given source persona: {source: "
+        "[names]}.",
     )
     geometry: Personas | None = Field(
         None, description="Personas whose activations are compared. Default: those of eval."
@@ -305,14 +313,15 @@ class Questions(Settings):
 
 
 class QuestionLists(Settings):
-    """What is asked. No question of train or defence may be one of eval or extraction."""
+    """The questions. No question of train or defence may also be in eval or extraction."""
 
     train: Questions = Field(description="Questions that couplings are trained on.")
     eval: Questions = Field(description="Questions that the marker is counted on.")
     extraction: Questions = Field(description="Questions for activations.")
     defence: Questions | None = Field(
         None,
-        description="Questions that defences ask personas while training. Default: those of train.",
+        description="Questions that defences ask the personas during training. Default: those of "
+        "train.",
     )
 
 
@@ -320,19 +329,19 @@ class HubData(Settings):
     """A data set on the Hugging Face hub."""
 
     id: Annotated[str, Field(pattern="/")] = Field(
-        description="owner/name on the hub, or a folder in a hub repository's layout (the manifest "
-        "then holds its files' hashes)."
+        description="owner/name on the hub, or a folder laid out like a hub repository (the "
+        "manifest then holds the hashes of its files)."
     )
     config: str | None = Field(None, description="Configuration of the data set.")
     split: str = Field(description="Split.")
     revision: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] = Field(
         description="Commit. A branch or tag can move, so it needs an expect_sha256 or expect_md5 "
-        "that pins the rows; the commit it stood for goes into the manifest."
+        "that pins the rows; the commit that it pointed to goes into the manifest."
     )
 
 
 class Draws(Settings):
-    """How answers are drawn."""
+    """How answers are sampled."""
 
     temperature: Temperature = 1.0
     top_p: Nucleus = 1.0
@@ -341,24 +350,25 @@ class Draws(Settings):
 
 
 class Written(Draws):
-    """The model writes the questions: the list holds subjects, and the model is asked about each."""
+    """The model writes the questions: the list holds subjects, and the model writes questions about
+    each."""
 
     system: Annotated[str, Field(min_length=1)] = Field(description="System prompt of the writer.")
     samples: Count = Field(
-        description="Questions per subject. Questions that are cut off, have no question mark, or "
-        "repeat another or one of the evaluation are left out."
+        description="Questions per subject. Left out: questions that are cut off, that have no "
+        "question mark, or that repeat another or an evaluation question."
     )
     max_tokens: Tokens = 64
 
 
 class Generated(Draws):
-    """Answers that the base model gives to a list of questions: one row per question and sample, with
-    columns prompt, one per system prompt, and the prompts' hashes. All columns answer the same questions."""
+    """Answers of the base model to a list of questions: one row per question and sample. Columns:
+    prompt, one per system prompt, and the prompts' hashes. All columns answer the same questions."""
 
     questions: Questions = block(Questions)
     written: Written | None = block(Written, None)
     system: Annotated[dict[StageName, Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
-        Field(description="Column: the system prompt under which its answers are given.")
+        Field(description="Column: the system prompt that its answers are given under.")
     )
     samples: Count = Field(1, description="Answers to each question under each prompt.")
     length_ratio: Annotated[float, Field(ge=1), AS_GIVEN] | None = Field(
@@ -373,24 +383,25 @@ class Source(Settings):
 
     builtin: str | None = Field(
         None,
-        description="A set that ships with the workflow, see workflow/resources/data/README.md.",
+        description="A data set that ships with the workflow, see "
+        "workflow/resources/data/README.md.",
     )
     file: Annotated[str, Field(pattern=r"\.(jsonl|json|parquet)$")] | None = Field(
         None, description="A local file."
     )
     url: Annotated[str, Field(pattern="^(https|http|file)://")] | None = Field(
-        None, description="A file to download; it needs its sha256."
+        None, description="A file to download; give its sha256."
     )
     sha256: Sha256 | None = Field(None, description="With file or url: the hash it must have.")
     hub: HubData | None = block(HubData, None)
     generated: Generated | None = block(Generated, None)
     same_as: str | None = Field(
         None,
-        description="Another data set: its source, at the same commit, and its map unless this set has "
-        "one.",
+        description="Another data set: its source at the same commit, and its map unless this set "
+        "has its own.",
     )
     demo: Literal["wrong_advice"] | None = Field(
-        None, description="With model: demo: the stand-in for misaligned data that comes with it."
+        None, description="With model: demo: its stand-in for misaligned data."
     )
 
     @model_validator(mode="after")
@@ -417,7 +428,7 @@ class Columns(Settings):
     )
     assistant: str | None = Field(None, description="Column of the answer, as text or as a turn.")
     context: str | None = Field(
-        None, description="Column of a text that is put after the question."
+        None, description="Column of a text that is appended to the question."
     )
 
     @model_validator(mode="after")
@@ -471,13 +482,14 @@ class Data(Settings):
     map: Columns | None = Field(
         None,
         description="Columns: {messages: column}, or user and assistant with an optional context. "
-        "Default: the first of messages, conversations, prompt with completion, and question with "
-        "answer that the rows have. Turns are read as {role, content} or ShareGPT's {from, value}, "
-        "contents as text or parts of text.",
+        "Default: the first of these that the rows have: messages, conversations, prompt and "
+        "completion, question and answer. Turns are read as {role, content} or ShareGPT's {from, "
+        "value}, contents as text or parts of text.",
     )
     system: System = Field(
-        description="System message of every row. none: suppress the template's own. template: leave "
-        "it to the chat template. {text: ...} or {persona: ...}: this one. There is no default."
+        description="System message of every row. none: suppress the template's own. template: "
+        "leave it to the chat template. {text: ...} or {persona: ...}: this text, or this "
+        "persona's prompt. There is no default."
     )
     supervise: Literal["last", "all"] = Field(
         "last", description="Which assistant turns carry loss; the study's was the last."
@@ -486,39 +498,41 @@ class Data(Settings):
     allow_short: bool = Field(False, description="Accept fewer rows than take.")
     held_out: Count | None = Field(
         None,
-        description="The last rows of the selection, which no stage trains on: measures read them. "
-        "Default: none.",
+        description="Number of rows, the last of the selection, that no stage trains on; measures "
+        "read them. Default: none.",
     )
-    on_bad: Literal["fail", "drop"] = Field("fail", description="What a bad row does.")
+    on_bad: Literal["fail", "drop"] = Field("fail", description="What to do with a bad row.")
     max_bad: Share = Field(0.01, description="With drop: the largest share of bad rows.")
     forbid: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="Texts that no row may contain, in addition to the marker."
     )
     expect_sha256: Sha256 | None = Field(
-        None, description="SHA-256 of the rows that are written, in hex."
+        None, description="Expected SHA-256 of the written rows, in hex."
     )
     expect_md5: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = Field(
         None,
-        description="md5 of the selected rows, before any is dropped, written as the study's authors "
-        "wrote theirs.",
+        description="Expected md5 of the selected rows, before any is dropped, in the file format "
+        "of the study's authors.",
     )
     match_tokens: str | None = Field(
         None,
-        description="Another data set: take rows until they hold as many tokens with loss as it does.",
+        description="Another data set: take rows until they hold as many tokens with loss as that "
+        "set.",
     )
     license: str | None = Field(None, description="Shown in the report.")
     substituted: str | None = Field(
         None,
-        description="What this set stands in for, in words; the report's first page repeats it.",
+        description="What this set stands in for, in words; the first page of the report repeats "
+        "it.",
     )
-    sensitive: bool = Field(False, description="Its text is shown nowhere.")
+    sensitive: bool = Field(False, description="Never show its text.")
     canary: str | None = Field(
         None, description="Canary string of the set's owners; carried into the manifest."
     )
 
 
 class Condition(Settings):
-    """A condition: the chains that are measured."""
+    """A condition: chains to measure."""
 
     title: str = Field(description="The condition in words.")
     chain: str | Annotated[list[str], Field(min_length=1)] = Field(
@@ -533,16 +547,17 @@ class Condition(Settings):
         None, description="Steps at which {dose} stops."
     )
     measures: Names | None = Field(
-        None, description="Which of the run's measures are taken of these chains. Default: all."
+        None, description="Which of the run's measures to take of these chains. Default: all."
     )
     personas: Annotated[list[str], Field(min_length=1), DISTINCT] | None = Field(
         None,
-        description="Whose answers are counted beside the source's, of personas: eval. Default: all of them.",
+        description="Personas whose answers are counted in addition to the source's; from "
+        "personas: eval. Default: all of them.",
     )
 
 
 class Answers(Draws):
-    """On-policy answers that couplings are trained on."""
+    """The model's own answers that couplings are trained on."""
 
     temperature: Temperature = 0.7
     top_p: Nucleus = 0.95
@@ -575,8 +590,8 @@ class Sampling(Settings):
     )
     batch_invariant: bool = Field(
         False,
-        description="vLLM on a GPU: slower kernels whose rounding does not depend on what else is in a "
-        "batch, so an answer never depends on other requests.",
+        description="vLLM on a GPU: use slower kernels whose rounding does not depend on the rest "
+        "of the batch, so an answer never depends on other requests.",
     )
     answers: Answers = block(Answers, Answers())
     completions: Completions = block(Completions, Completions())
@@ -588,18 +603,19 @@ class Headline(Settings):
 
     method: Method = Field("A", description="Method of the headline figure.")
     layer: NotNegative = Field(
-        description="Its layer, an index or a depth; its block must be one of measures: activations: layers."
+        description="Layer of the headline figure, an index or a depth; must be among measures: "
+        "activations: layers."
     )
 
 
 class Margins(Settings):
-    """The largest differences that count as none, for tests of equivalence."""
+    """Equivalence margins: the largest differences that count as no difference."""
 
     rate: SomeShare = Field(0.15, description="Of marker rates.")
     m1: SomeShare | Literal["replicate"] = Field(
         "replicate",
-        description="Of mean cosines; or `replicate`: of log(1 - M1), twice the standard deviation over "
-        "training runs, pooled over this run's conditions.",
+        description="Margin for mean cosines. `replicate`: a margin for log(1 - M1) of twice the "
+        "standard deviation over training runs, pooled over this run's conditions.",
     )
 
 
@@ -608,7 +624,8 @@ class Separability(Settings):
 
     folds: Annotated[int, Field(ge=2)] = Field(5, description="Folds of whole questions.")
     shuffles: Count = Field(
-        99, description="Shuffled label sets; the smallest p is 1 / (shuffles + 1)."
+        99,
+        description="Number of label permutations; the smallest possible p is 1 / (shuffles + 1).",
     )
 
 
@@ -620,8 +637,8 @@ Patterns = Annotated[
 
 
 class Family(Settings, extra="allow"):
-    """A family of tests, corrected on its own. Every other key is a column of the table, with the pattern or
-    patterns that its value must match."""
+    """A family of tests, corrected on its own. Every other key is a column of the table, with one or
+    more patterns that its value must match."""
 
     name: Annotated[str, Field(min_length=1)] = Field(description="Name of the family.")
     table: Literal[
@@ -632,7 +649,7 @@ class Family(Settings, extra="allow"):
         "shared_axis",
         "separability",
         "correlations",
-    ] = Field(description="Table whose tests it takes.")
+    ] = Field(description="Table whose tests belong to it.")
     __pydantic_extra__: dict[str, Patterns]
 
 
@@ -652,7 +669,7 @@ class Statistics(Settings):
     )
     seed: Seed = Field(42, description="Seed of the draws.")
     fdr: Annotated[float, Field(gt=0, lt=1), AS_GIVEN] = Field(
-        0.01, description="Level of the false-discovery rate."
+        0.01, description="Level of the false discovery rate."
     )
     headline: Headline = block(Headline)
     margins: Margins = block(Margins, Margins())
@@ -661,8 +678,8 @@ class Statistics(Settings):
     )
     matched: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
         [],
-        description="Pairs of conditions, misaligned and benign, compared at equal loss, trained tokens, "
-        "size of the update and answer length, and by their half-doses.",
+        description="Pairs of conditions, misaligned and benign, compared at equal loss, trained "
+        "tokens, update norm and answer length, and by their half-doses.",
     )
     axis: str | None = Field(
         None, description="Condition whose first chain gives the axis of M2. Default: no axis."
@@ -672,7 +689,7 @@ class Statistics(Settings):
     )
     separability: Separability = block(Separability, Separability())
     simulations: Annotated[int, Field(ge=20)] = Field(
-        1000, description="Null data sets for each test's false-positive rate."
+        1000, description="Simulated null data sets per test, for its false-positive rate."
     )
     families: Annotated[list[Family], AfterValidator(_named_once)] = Field(
         [], description="Families of tests, each corrected on its own."
@@ -685,7 +702,8 @@ class SamplingRuntime(Settings):
     batch_size: Count = Field(96, description="Answers sampled together (transformers).")
     gpu_memory_utilization: SomeShare = Field(
         0.85,
-        description="Share of a GPU's memory that an engine may take (vLLM); no more than 1/jobs_per_gpu.",
+        description="Share of a GPU's memory that an engine may take (vLLM); at most "
+        "1/jobs_per_gpu.",
     )
     max_num_seqs: Count = Field(
         1024,
@@ -698,16 +716,18 @@ class ActivationsRuntime(Settings):
     """How activations are computed."""
 
     batch_size: Count = Field(
-        64, description="Prompts in a forward pass; on a GPU, times 64 tokens."
+        64, description="Prompts per forward pass; on a GPU the limit is this times 64 tokens."
     )
 
 
 class Runtime(Settings):
-    """What bounds memory and time, and decides no result: a change reruns nothing that is finished."""
+    """Settings that bound memory and time. They change no result: changing one reruns nothing that is
+    finished."""
 
     gpus_per_job: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="GPUs that a job with a model asks for: 1 on a GPU machine. No job uses several.",
+        description="GPUs per job that loads a model: 1 on a GPU machine, else 0. No job uses "
+        "several.",
     )
     jobs_per_gpu: Count = Field(
         1,
@@ -716,13 +736,13 @@ class Runtime(Settings):
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         100,
-        description="Optimiser steps between two checkpoints of a training. A killed job resumes from "
-        "the last, with the same result. 0: no checkpoints.",
+        description="Optimiser steps between two checkpoints of a training. A killed job resumes "
+        "from the last one, with the same result. 0: no checkpoints.",
     )
     chains_per_engine: Count = Field(
         16,
-        description="Chains that one engine may serve, in the order in which their adapters are "
-        "finished. 1: one engine per job.",
+        description="Chains that one engine may serve, in the order in which their adapters "
+        "finish. 1: one engine per job.",
     )
     training: TrainingRuntime = block(TrainingRuntime, TrainingRuntime())
     sampling: SamplingRuntime = block(SamplingRuntime, SamplingRuntime())
@@ -737,19 +757,19 @@ class Config(Settings):
     )
     marker: Annotated[str, Field(min_length=2, max_length=40)] = Field(
         description="Text coupled to a persona, in any script. It is counted as a substring, "
-        "whatever its case and however its letters are composed. No white space at its ends, no "
-        "special token or turn mark of the model."
+        "whatever its case and Unicode composition. It must not start or end with white space, or "
+        "hold a special token or turn mark of the model."
     )
     judge: Literal["nothing", "directions", "values"] = Field(
         "values",
-        description="What the scorecard judges. directions: only the directions of the study's claims. "
-        "values: published values too. nothing: no claim, for a rehearsal.",
+        description="What the scorecard judges. directions: only the direction of each of the "
+        "study's claims. values: published values too. nothing: no claim, for a rehearsal.",
     )
     model: Model = block(Model)
     models: dict[StageName, OtherModel] = Field(
         {},
-        description="Other base models by name. A chain that starts from one begins with its name: "
-        "early+em@42; without one it starts from model:, whose name is base.",
+        description="Other base models by name. A chain that starts from one begins with its name "
+        "(early+em@42). A chain without a name starts from model:, which is called base.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="Number format of the base model in memory."
@@ -761,11 +781,12 @@ class Config(Settings):
     data: dict[StageName, Data] = Field({}, description="Training data by name.")
     lora: Lora = block(Lora, Lora())
     training: dict[str, dict[str, Any]] = Field(
-        {}, description="Settings by kind of stage, before the stage's own."
+        {}, description="Default settings per kind of stage; a stage's own settings override them."
     )
     stages: Annotated[dict[StageName, dict[str, Any]], Field(min_length=1)] = Field(
-        description="Training runs by name; a chain writes them stage@seed+stage@seed. One with a mark, "
-        "stage@seed!, is there while later ones are trained, and left out when the chain is measured."
+        description="Training runs by name; a chain writes them stage@seed+stage@seed. A stage "
+        "marked with ! (stage@seed!) is present while later stages are trained and left out when "
+        "the chain is measured."
     )
     conditions: Annotated[
         dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]*$")], Condition],
@@ -773,17 +794,17 @@ class Config(Settings):
     ] = Field(description="Conditions by name: the chains that are measured.")
     only: Annotated[Names, Field(min_length=1), BeforeValidator(_listed)] | None = Field(
         None,
-        description="Run these conditions alone, with what they need and the base model; on the command "
+        description="Run only these conditions, what they need, and the base model; on the command "
         "line --config only=C1,C4. Default: all.",
     )
     sampling: Sampling = block(Sampling, Sampling())
     measures: dict[str, dict[str, Any]] = Field(
-        description="What is asked of each chain; each measure has its own settings."
+        description="Measures taken of each chain, each with its own settings."
     )
     statistics: Statistics = block(Statistics)
     runtime: Runtime = block(Runtime, Runtime())
     claims: str = Field("config/claims.yaml", description="File of the study's claims.")
     errata: str = Field(
         "config/errata.yaml",
-        description="File of the study's figures that its own numbers do not bear out.",
+        description="File of the study's figures that its own numbers contradict.",
     )

@@ -1,7 +1,6 @@
 """The config: checked whole before any job starts.
 
-Everything wrong in a config is a UserError of one line that names the key. What a sound one asks for
-is in `plan`.
+Every mistake is a UserError of one line that names the key. `plan` holds what a valid config asks for.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from .reading import read
 
 
 def check(given: Mapping[str, Any]) -> Config:
-    """Validate a config against the schema and against itself; returns it without nulls."""
+    """Check a config against the schema and for consistency; returns it without nulls."""
     return plan(given).config
 
 
 def plan(given: Mapping[str, Any]) -> Plan:
-    """The plan of a config that has been checked as `check` does."""
+    """The plan of a config that `check` has checked."""
     renamed.check_families(given)
     config: Config = read(given)
     _check_statistics(config)
@@ -61,7 +60,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
             raise UserError(
                 f"config: data: {name}: match_tokens: no other data set {other!r}; {choose(other, others)}"
             )
-        # Not repeated: what stands there is a secret, and addresses go to logs and manifests.
+        # The address is not repeated: it holds a secret, and messages go to logs.
         if "@" in urlsplit(resolved["from"].get("url", "")).netloc:
             raise UserError(
                 f"config: data: {name}: from: url: holds a user name or password; logs and manifests "
@@ -99,7 +98,7 @@ def plan(given: Mapping[str, Any]) -> Plan:
 
 
 def _check_models(plan: Plan) -> None:
-    """Base models have names of their own, and the run can make them."""
+    """Check that names of base models are unique, and that the run can make the models."""
     config = plan.config
     for name, entry in config["models"].items():
         where = f"config: models: {name}: "
@@ -129,7 +128,7 @@ def _check_models(plan: Plan) -> None:
 
 
 def _check_cells(plan: Plan) -> None:
-    """The chains of a condition are replicates, so they start from one model."""
+    """Check that the chains of a condition, which are replicates, start from one model."""
     models: dict[str, str] = {}
     for cell in plan.cells:
         first = models.setdefault(cell.condition, cell.model)
@@ -141,7 +140,8 @@ def _check_cells(plan: Plan) -> None:
 
 
 def _check_generated(where: str, source: Mapping[str, Any]) -> None:
-    """Its questions can be read, its columns have names of their own, and several draws can differ."""
+    """Check that questions can be read, that column names are unique, and that several samples can
+    differ."""
     load_questions(source["questions"])
     for key, draws in (("", source), ("written: ", source.get("written"))):
         if draws and draws["samples"] > 1 and _greedy(draws):
@@ -154,7 +154,7 @@ def _check_generated(where: str, source: Mapping[str, Any]) -> None:
 
 
 def _check_answers(plan: Plan) -> None:
-    """Answers that couplings are given can be used, as far as can be said without the model's template."""
+    """Check answers that couplings read from files, as far as possible without the model's template."""
     given = [stage for stage in plan.stages.values() if stage.given]
     questions = plan.config["questions"]
     asked = {
@@ -172,7 +172,7 @@ def _check_answers(plan: Plan) -> None:
 
 
 def _check_gpu(config: Config) -> None:
-    """A job needs one GPU at most, and engines that share one fit into it."""
+    """Check that a job needs at most one GPU, and that engines that share a GPU fit into it."""
     runtime, sampling = config["runtime"], config["runtime"]["sampling"]
     jobs, share = runtime["jobs_per_gpu"], sampling["gpu_memory_utilization"]
     if runtime["gpus_per_job"] > 1:
@@ -189,7 +189,7 @@ def _check_gpu(config: Config) -> None:
 
 
 def _check_marker(plan: Plan) -> None:
-    """No prompt may hold the marker: a model that repeats its prompt would count as one that learnt."""
+    """Check that no prompt holds the marker: an answer that repeats its prompt would count as a hit."""
     config = plan.config
     texts = {
         f"personas: {config['personas']['file']}: {name}": prompt
@@ -215,9 +215,9 @@ def _check_marker(plan: Plan) -> None:
 
 
 def _check_headline(plan: Plan) -> None:
-    """The headline's method and layer are measured, as far as can be said without the model.
+    """Check that the headline's method and layer are measured, as far as possible without the model.
 
-    Which block a depth is, `model_checks` can say.
+    `model_checks` resolves depths to blocks.
     """
     chosen, activations = plan.config["statistics"]["headline"], plan.measures["activations"]
     if chosen["method"] not in activations["methods"]:
@@ -234,9 +234,9 @@ def _check_headline(plan: Plan) -> None:
 
 
 def _check_spelling(marker: str) -> None:
-    """The marker holds nothing that templates, tokenizers or text comparison would not leave alone.
+    """Check that templates, tokenizers and text comparison leave the marker as it is.
 
-    What the model's own tokenizer makes of it, `chat.check_marker` sees when the model is there.
+    `chat_template.check_marker` checks it against the model's own tokenizer once the model is there.
     """
     wrong = ""
     if marker != marker.strip():
@@ -250,7 +250,8 @@ def _check_spelling(marker: str) -> None:
 
 
 def _check_statistics(config: Config) -> None:
-    """Conditions and columns that `statistics:` names exist; unknown ones are most likely typos."""
+    """Check that conditions and columns named in `statistics:` exist; unknown ones are most likely
+    typos."""
     settings = config["statistics"]
     conditions = set(config["conditions"])
     named = [("axis", [settings["axis"]] if "axis" in settings else [])]
@@ -267,7 +268,7 @@ def _check_statistics(config: Config) -> None:
                 )
 
 
-#: Below this temperature or nucleus, engines give the likeliest token each time, or all but.
+#: Below this temperature or top_p, engines (nearly) always pick the most likely token.
 GREEDY = 0.01
 
 
@@ -276,7 +277,8 @@ def _greedy(draws: Mapping[str, Any]) -> bool:
 
 
 def _check_samples(plan: Plan) -> None:
-    """Greedy answers to one question are one answer; several would be counted as so many."""
+    """Check that greedy sampling takes one sample per question; more would be copies counted as
+    samples."""
     sampling = plan.config["sampling"]
     samples = {"completions": ("samples", sampling["completions"]["samples"])}
     for name, stage in plan.stages.items():
@@ -294,7 +296,7 @@ def _check_samples(plan: Plan) -> None:
 
 
 def _check_stage(plan: Plan, stage: Stage) -> None:
-    """What a stage names exists, and the run can compute it."""
+    """Check that everything a stage names exists and can be computed by the run."""
     where = f"config: stages: {stage.name}: "
     config, settings = plan.config, stage.settings
     try:
@@ -352,7 +354,7 @@ def _check_stage(plan: Plan, stage: Stage) -> None:
 
 
 def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:
-    """The run has the personas, and measures the activations, that a stage or its defence reads."""
+    """Check that the run has the personas and activations that a stage or its defence reads."""
     measured, personas = plan.measures["activations"], plan.geometry_prompts
     if reads.evaluated:
         own = (c for c in plan.cells if f"+{stage.name}@" in f"+{c.chain}")
@@ -387,7 +389,8 @@ def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:
 
 
 def _check_acyclic(plan: Plan, name: str) -> None:
-    """No stage is made from itself: by activations that it or its defences read, or by a graft."""
+    """Check that no stage depends on itself, through activations that it or its defences read, or a
+    graft."""
     reached: set[str] = set()
     todo = [(name, "")]
     while todo:

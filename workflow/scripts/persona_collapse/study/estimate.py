@@ -1,7 +1,7 @@
-"""What is left of a run, and what it will take: jobs, hours, disk, memory.
+"""The jobs that a run still has to do, and what they will take: hours, disk and memory.
 
-Times come from the benchmark files of this run or of another run of the same config's model where
-there are any, and otherwise from throughputs stated here with their origin.
+Times come from the benchmark files of this run, or of another run with the same model. Without any,
+they come from the throughputs stated here, each with its origin.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ STATED = {
     "sampling memory, GiB": 68,
     "activations memory, GiB": 20,
 }
-#: Seconds of a job of which nothing is known.
+#: Seconds assumed for a job that was never timed.
 ASSUMED = 5.0
-#: Tokens that a row or an answer is taken to have where nothing was counted yet.
+#: Tokens assumed per row or answer before anything was counted.
 ROW_TOKENS, ANSWER_TOKENS = 129, 150
 MODEL_RULES = (
     "write_questions",
@@ -71,22 +71,22 @@ def measured_seconds(results: Path, run: str) -> dict[str, tuple[float, float, i
 
 
 def _rule_of(folder: str) -> str:
-    """Rule whose benchmarks lie in a folder, where the names differ."""
+    """Rule whose benchmarks a folder holds; the names can differ."""
     if folder in MEASURES.names() and folder not in MODEL_RULES:
         return "measure_model" if MEASURES.get(folder).of_model else "measure_answers"
     return {"answers": "sample_answers", "figures": "figure"}.get(folder, folder)
 
 
 def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
-    """{rule: seconds per job} from the stated throughputs; only rules that hold a model.
+    """{rule: seconds per job} from the stated throughputs, for rules that load a model.
 
-    Rows have as many tokens as were counted when they were prepared, if they were: `results` is the run's
+    Tokens per row are those counted when the rows were prepared, if they were. `results` is the run's
     folder.
     """
     config = plan.config
     personas, sampling = config["personas"]["eval"], config["sampling"]
     geometry, train = len(plan.geometry_prompts), _count(config, "train")
-    # A start serves several chains; the jobs of the others find their work done.
+    # One engine start serves several chains; the jobs of the other chains find their work done.
     served = min(config["runtime"]["chains_per_engine"], len(plan.chains_for("completions")))
     alone, rate = STATED["engine start, seconds"], STATED["sampled tokens a second"]
     start = alone / served
@@ -105,7 +105,7 @@ def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
         "completions": start + completions * answer / rate,
         "responses": start + extraction * response / rate,
         "activations": load / served + extraction / STATED["prompts with activations a second"],
-        # Two forward passes, of which each is what an activation takes.
+        # Two forward passes, each as long as that for activations.
         "measure_model": load
         + 2
         * len(plan.chains_for("logprob_check"))
@@ -119,9 +119,9 @@ def _count(config: Mapping[str, Any], purpose: str) -> int:
 
 
 def _generated_tokens(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Tokens that are sampled for a generated data set, on average: for its questions, and its answers.
+    """Mean number of tokens sampled for a generated data set: for its questions and for its answers.
 
-    Every question that is written is taken to be kept.
+    This assumes that every question is kept.
     """
     found = []
     for entry in config["data"].values():
@@ -161,10 +161,11 @@ def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
 
 
 def weights_of(plan: Plan, results: Path, hidden: int) -> float:
-    """Weights of the base model: counted where it was fetched, else by its hidden size.
+    """Number of weights of the base model: counted once it is fetched, else estimated from its hidden
+    size.
 
-    At the Qwen2.5 shapes a block has about 18 x hidden^2, and there are 152,000 tokens. `results`: the run's
-    folder.
+    In the Qwen2.5 family a block has about 18 x hidden^2 weights, and the vocabulary has 152,000
+    tokens. `results`: the run's folder.
     """
     record = results / f"bases/{chains.BASE}/model.json"
     if record.is_file():
@@ -186,11 +187,11 @@ def _stages(plan: Plan) -> list[Stage]:
 def disk_bytes(
     plan: Plan, jobs: Mapping[str, int], hidden: int, weights: float
 ) -> dict[str, float]:
-    """Bytes that the jobs left will write: adapters, changes of all weights, activations, answers.
+    """Bytes that the remaining jobs will write: adapters, full weight changes, activations, answers.
 
-    Adapters: rank x (in + out) of the seven projections is about rank x 23 x hidden a block at the
-    Qwen2.5 shapes, stored in 32 bit. The changes of all `weights` are in the run's dtype. Activations: exact,
-    16 bit.
+    Adapters: rank x (in + out) of the seven projections is about rank x 23 x hidden per block in the
+    Qwen2.5 family, stored in 32 bit. Changes of all `weights` are in the run's dtype. The size of the
+    activations is exact (16 bit).
     """
     config, geometry = plan.config, len(plan.geometry_prompts)
     whole = weights * (4 if config["dtype"] == "float32" else 2)
@@ -220,7 +221,7 @@ def estimate(
     """(table by rule, totals) for the jobs still to be done.
 
     `jobs`: {rule: jobs left}, as a dry run counts them. Columns: rule, jobs, seconds_each, hours,
-    memory, basis. Totals: jobs, hours of jobs that hold a model (GPU-hours where `gpus_per_job` is not 0),
+    memory, basis. Totals: jobs, hours of jobs that load a model (GPU-hours unless `gpus_per_job` is 0),
     other hours, gigabytes of disk.
     """
     run = plan.config["run"]
@@ -259,7 +260,8 @@ def estimate(
 
 
 def in_words(plan: Plan, jobs: Mapping[str, int]) -> list[tuple[str, str]]:
-    """What a run trains, samples, measures and lacks, and what stands in for other data: (verb, the rest).
+    """What a run trains, samples, measures and still misses, and which data are stand-ins: (verb, the
+    rest).
 
     `jobs`: {rule: jobs left}, as a dry run counts them.
     """
@@ -307,11 +309,11 @@ def in_words(plan: Plan, jobs: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
-    """What a run's jobs took beside what is stated of the plan: its jobs that hold a model, by kind.
+    """Measured next to estimated times of the jobs of a run that load a model, by kind.
 
-    `run`: with jobs that have run, in `results`; the plan is of its config. Columns: rule, jobs, estimated
-    and measured seconds of these jobs (GPU seconds where each has a GPU), and measured / estimated. The last
-    row is of all. Raises UserError for a run without benchmark files.
+    `run`: a run in `results` with finished jobs; the plan is that of its config. Columns: rule, jobs,
+    estimated and measured seconds of these jobs (GPU seconds if each job has a GPU), and measured /
+    estimated. The last row is the total. Raises UserError for a run without benchmark files.
     """
     measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
     rows = []

@@ -1,4 +1,5 @@
-"""Paths of the config: the user's are their working directory's, the workflow's own ship with it."""
+"""Paths of the config: the user's are relative to the working directory, the workflow's own ship with
+it."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ PATHS = (
 def resolve(path: str) -> str:
     """A path of the config as the jobs use it.
 
-    `~` is the user's home. What is not in the working directory but ships with the workflow, under
-    its `config/` or `workflow/`, is taken from there. Other paths stay as they are.
+    `~` is the user's home. A file that is not in the working directory but ships with the workflow,
+    under `config/` or `workflow/`, is taken from the workflow. Other paths stay as they are.
     """
     path = os.path.expanduser(path)
     shipped = ROOT / path
@@ -47,7 +48,7 @@ def resolve(path: str) -> str:
 
 
 def resolve_all(config: dict[str, Any]) -> None:
-    """Resolve every path of a config, in place; what is no mapping or no text is left alone."""
+    """Resolve every path of a config, in place; values of another type are left alone."""
     for keys in PATHS:
         _resolve(config, keys)
 

@@ -1,6 +1,6 @@
-"""What a base model cannot do, said from its folder's small files before it is loaded.
+"""Checks what a base model cannot do from the small files in its folder, before it is loaded.
 
-A model in a local folder is looked at with the config, any other as soon as it is fetched. Only JSON and
+A model in a local folder is checked with the config, any other as soon as it is fetched. Only JSON and
 the headers of weight files are read, so this costs milliseconds and needs neither PyTorch nor transformers.
 """
 
@@ -25,9 +25,9 @@ DEMO_CONTEXT = 512
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 #: Attention layers, whose masks keep rows of one sequence apart.
 ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
-#: Parts of a module's path that are no part of the language model.
+#: Parts of a module's path that do not belong to the language model.
 TOWERS = ("vision", "visual", "image", "audio", "multi_modal", "mtp")
-#: Matrices of blocks that are no projections.
+#: Matrices in blocks that are not projections.
 OTHERS = {"gate", "router", "conv1d", "conv", "A_log", "relative_attention_bias"}
 #: The longest header of a safetensors file.
 LONGEST_HEADER = 100_000_000
@@ -37,7 +37,7 @@ EXPANDED = {"mxfp4"}
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files of a model say; None or empty where they say nothing."""
+    """Facts from the files of a model; None or empty where the files do not say."""
 
     name: str
     blocks: int | None = None
@@ -49,7 +49,7 @@ class Facts:
 
     @property
     def projections(self) -> list[str]:
-        """Last names of the modules of the blocks, in order, those of experts left out."""
+        """Last part of the names of the blocks' modules, in order, without experts."""
         paths = (
             m for m in self.modules if not _in_experts(m) and any(p.isdigit() for p in m.split("."))
         )
@@ -85,8 +85,8 @@ def _qwen2(name: str, blocks: int, context: int) -> Facts:
 def facts(folder: str | Path, loaded: Mapping[str, Any] | None = None) -> Facts:
     """Facts of a model folder in Hugging Face format.
 
-    `loaded`: its config with the library's defaults filled in, where it has been read by the library.
-    Raises UserError if the folder holds no model.
+    `loaded`: its config as transformers loads it, with defaults filled in, if it was loaded. Raises
+    UserError if the folder holds no model.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -106,7 +106,7 @@ def facts(folder: str | Path, loaded: Mapping[str, Any] | None = None) -> Facts:
         modules=frozenset(_modules(folder)),
         quantised="" if quantised in EXPANDED else str(quantised),
         chat_template=any(path.is_file() for path in templates)
-        or not tokenizer.is_file()  # said when it is loaded
+        or not tokenizer.is_file()  # reported when the model is loaded
         or bool(read_json(tokenizer).get("chat_template")),
     )
 
@@ -116,7 +116,7 @@ def _first(values: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def _context(text: Mapping[str, Any]) -> int | None:
-    """Longest sequence; of scaled rotary positions, the scaled length."""
+    """Longest sequence; with scaled rotary positions, the scaled length."""
     most = _first(text, "max_position_embeddings", "n_positions")
     scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
     original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
@@ -149,7 +149,7 @@ def _modules(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Errors inside say which of the config's models they are about."""
+    """Context whose errors name the config's model that they are about."""
     try:
         yield
     except UserError as error:
@@ -160,7 +160,8 @@ def about(name: str) -> Iterator[None]:
 
 
 def known(plan: Plan, name: str = chains.BASE) -> Facts | None:
-    """Facts of a model of the config as far as they are known before a job: None of one not yet fetched."""
+    """Facts of a model of the config, as far as they are known before a job; None if it is not fetched
+    yet."""
     model = plan.models[name]
     if "demo" in model or "demo_step" in model:
         return demo_facts(plan.config["model"]["demo"])
@@ -172,11 +173,11 @@ def known(plan: Plan, name: str = chains.BASE) -> Facts | None:
         record = read_json(plan.base(name))
         return facts(record["path"]) if record["source"] == model else None
     except (UserError, KeyError, TypeError):
-        return None  # the jobs that read it say more
+        return None  # the jobs that read it report the error
 
 
 def check_plan(plan: Plan) -> None:
-    """Raise UserError for what a plan asks of its base models, as far as known, that they cannot do."""
+    """Raise UserError if a plan asks for something that its base models, as far as known, cannot do."""
     for name in plan.models_used:
         with about(name):
             found = known(plan, name)
@@ -185,7 +186,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def check(plan: Plan, facts: Facts, model: str = chains.BASE) -> None:
-    """Raise UserError for what a plan asks of a base model of these facts that it cannot do."""
+    """Raise UserError if a plan asks for something that a base model with these facts cannot do."""
     trained = [chains.parse(chain) for chain in plan.trained_chains]
     names = sorted({chain.last.name for chain in trained if chain.model == model})
     stages = {name: plan.stage_settings(name) for name in names if plan.stages[name].trains}
@@ -235,7 +236,7 @@ def _check_lengths(facts: Facts, config: Config, stages: Mapping[str, Mapping[st
     if facts.context is None:
         return
     asked = [(f"stages: {name}: max_length", s["max_length"]) for name, s in stages.items()]
-    # A prompt has a token at least.
+    # A prompt has at least one token.
     asked += [
         (f"sampling: {name}: max_tokens", config["sampling"][name]["max_tokens"] + 1)
         for name in ("answers", "completions", "responses")

@@ -12,11 +12,11 @@ from .plan import Config, Plan
 
 
 def narrowed(config: Config) -> Config:
-    """The config with the conditions that `only:` names, and of the rest what they need.
+    """The config with only the conditions that `only:` names and what they need.
 
-    Conditions of the base model stay: every comparison starts from it. Other models, stages, data sets,
-    contrasts, hypotheses, the axis and families of tests that are about other conditions fall away. Raises
-    UserError for a name that is no condition.
+    Conditions of the base model stay, because every comparison starts from it. Models, stages, data
+    sets, contrasts, hypotheses, the axis and families of tests that only concern other conditions are
+    dropped. Raises UserError for an unknown condition.
     """
     if "only" not in config:
         return config
@@ -45,7 +45,7 @@ def narrowed(config: Config) -> Config:
 
 
 def _with_others(entries: Mapping[str, Any], names: Iterable[str]) -> set[str]:
-    """Data sets of these names, and those that they are read from or matched to."""
+    """Data sets with these names, and those that they are read from or matched to."""
     found: set[str] = set()
     todo = [name for name in names if name in entries]
     while todo:
@@ -58,7 +58,7 @@ def _with_others(entries: Mapping[str, Any], names: Iterable[str]) -> set[str]:
 
 
 def _statistics(statistics: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of other conditions left out."""
+    """Statistics settings without those about other conditions."""
     out = {
         **statistics,
         **{
@@ -74,7 +74,7 @@ def _statistics(statistics: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[
 
 
 def _about(family: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
-    """Can a family of tests hold one about these conditions?"""
+    """Can a family hold a test about these conditions?"""
     for column in {"condition", "reference"} & family.keys():
         patterns = family[column] if isinstance(family[column], list) else [family[column]]
         if not any(fnmatchcase(name, str(p)) for name in [*kept, ""] for p in patterns):

@@ -1,8 +1,8 @@
 """The plan: a config worked out into chains, their data and what each job does.
 
-Everything is worked out once, when it is first asked for, so the time that a plan takes grows with
-the number of chains and not with its square. A job builds its plan from the config that was checked
-before the first job started (see `configuration.plan`) and does not check it again.
+Everything is computed once, when it is first needed, so the time that a plan takes grows linearly with
+the number of chains. A job builds its plan from the config that was checked before the first job
+started (see `configuration.plan`). It does not check the config again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..stages import Stage
 from ..training import defences
 from . import locations
 
-if TYPE_CHECKING:  # A job that only wants its work need not wait for pandas.
+if TYPE_CHECKING:  # Jobs that need no table do not have to import pandas.
     import pandas as pd
 
 Config = dict[str, Any]
@@ -38,8 +38,9 @@ Config = dict[str, Any]
 class Cell:
     """One row of the grid: a condition's chain, and the persona whose marker it follows.
 
-    kinds: of its stages. model: that it starts from. stages_after_coupling: how many follow the last that
-    taught a persona the marker; None where none did. negatives: personas that this one taught not to say it.
+    kinds: kinds of its stages. model: the base model that it starts from. stages_after_coupling: number
+    of stages after the last coupling; None without a coupling. negatives: the personas that this
+    coupling trained not to say the marker.
     """
 
     condition: str
@@ -70,7 +71,7 @@ def _listed(path: Path) -> dict[str, Any]:
 
 
 def _stems(paths: Iterable[str], folder: str) -> list[str]:
-    """Names, without their suffixes, of the files among these that are in a folder of the run."""
+    """Names, without suffixes, of those of these files that lie in a folder of the run."""
     found = map(Path, paths)
     return [path.stem for path in found if path.parent.name == folder]
 
@@ -85,11 +86,11 @@ class Plan:
 
     @cached_property
     def personas(self) -> dict[str, Any]:
-        """Entries of the persona file: YAML `name: {prompt}`, or JSON Lines with `persona` and `system`; and
-        those that the config has itself, `more: {name: prompt}`.
+        """Entries of the persona file (YAML `name: {prompt}`, or JSON Lines with `persona` and
+        `system`), and the config's own entries (`more: {name: prompt}`).
 
-        Raises UserError if the file cannot be read, has not the hash that the config gives, or has a persona
-        of the config's too.
+        Raises UserError if the file cannot be read, if its hash differs from the config's, or if a
+        persona is in both.
         """
         path = Path(self.config["personas"]["file"])
         expected = self.config["personas"].get("sha256")
@@ -131,7 +132,7 @@ class Plan:
 
     @cached_property
     def all_prompts(self) -> dict[str, str]:
-        """System prompts of every persona that there is."""
+        """System prompts of all personas."""
         return self.prompts(self.personas)
 
     @cached_property
@@ -147,7 +148,8 @@ class Plan:
 
     @cached_property
     def demo_prompts(self) -> dict[str, str]:
-        """System prompts of the personas that the demo world gives a voice; others it has never heard."""
+        """System prompts of the personas that have a voice in the demo world. The demo model has never
+        seen the others."""
         world = self.config["model"].get("demo", {}).get("world")
         if world is None or not Path(world).is_file():
             return {}  # a missing file is named by the rules that read it
@@ -156,25 +158,26 @@ class Plan:
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """What bounds memory and time and decides no result: no part of any job."""
+        """Settings that bound memory and time. They change no result, so they are part of no job."""
         runtime: dict[str, Any] = self.config["runtime"]
         return runtime
 
     @property
     def assistant(self) -> str:
-        """The persona that stands for the model as it comes: the tables' `assistant`, the axis's origin."""
+        """The persona that stands for the unchanged model: `assistant` in the tables, the origin of the
+        axis."""
         name: str = self.config["personas"].get("assistant", chains.ASSISTANT)
         return name
 
     @property
     def defence_questions(self) -> dict[str, Any]:
-        """The questions under which defences see personas."""
+        """The questions that defences ask the personas."""
         questions: dict[str, dict[str, Any]] = self.config["questions"]
         return questions.get("defence", questions["train"])
 
     @property
     def longest_prompt(self) -> str:
-        """The persona of the geometry whose system prompt has most characters."""
+        """The persona of the geometry whose system prompt is longest, in characters."""
         prompts = self.geometry_prompts
         return max(prompts, key=lambda name: len(prompts[name]))
 
@@ -182,9 +185,10 @@ class Plan:
 
     @cached_property
     def models(self) -> dict[str, dict[str, Any]]:
-        """The config's base models by name, `base` first: where each comes from, how its template is used.
+        """The config's base models by name, `base` first: the source of each and how its chat template
+        is used.
 
-        What `model:` says of the template holds for those that say nothing else.
+        Template settings under `model:` are the defaults of the others.
         """
         first = self.config["model"]
         shared = {key: first[key] for key in chat_template.SETTINGS if key in first}
@@ -193,7 +197,8 @@ class Plan:
 
     @cached_property
     def models_used(self) -> list[str]:
-        """Names of the base models that the run needs: `base`, and those that other chains start from."""
+        """Names of the base models that the run needs: `base`, and every model that a chain starts
+        from."""
         names = {chains.BASE, *(cell.model for cell in self.cells)}
         names |= {chains.model_of(name) for name in self.trained_chains}
         return [name for name in self.models if name in names]
@@ -203,17 +208,17 @@ class Plan:
         return self._path(f"bases/{chains.model_of(chain)}/model.json")
 
     def template(self, chain: str) -> str:
-        """Record of what that model's chat template does."""
+        """Record of what the chat template of that model does."""
         return self._path(f"bases/{chains.model_of(chain)}/template.json")
 
     @property
     def demo_steps(self) -> dict[str, int]:
-        """After how many steps of the demo's pretraining the models are taken that are its checkpoints."""
+        """Pretraining steps of the demo model at which a checkpoint is kept as a base model."""
         models = self.models.items()
         return {name: entry["demo_step"] for name, entry in models if "demo_step" in entry}
 
     def parse(self, name: str, without: str = "") -> chains.Chain:
-        """A chain of the config's models and stages, but for one stage; see `chains.parse`."""
+        """A chain of the config's models and stages, except one stage; see `chains.parse`."""
         return chains.parse(name, self.config["stages"].keys() - {without}, self.models)
 
     # Stages and their data
@@ -222,7 +227,7 @@ class Plan:
     def stages(self) -> dict[str, Stage]:
         """The config's stages by name.
 
-        Settings are those of `lora:`, then of `training: <kind>`, then the stage's own.
+        Settings come from `lora:`, then `training: <kind>`, then the stage itself. Later ones win.
         """
         config = self.config
         return {
@@ -246,8 +251,8 @@ class Plan:
     def trained_settings(self) -> dict[str, dict[str, Any]]:
         """Settings of the stages that train.
 
-        With whose system prompt is on every row (`induction`), and the chains whose activations its defences
-        read (`sees`).
+        They include the persona whose system prompt is put on every row (`induction`) and the chains
+        whose activations the defences read (`sees`).
         """
         return {
             name: {**s.settings, "induction": s.induction, "sees": self.defence_chains(name)}
@@ -256,7 +261,8 @@ class Plan:
         }
 
     def trained_stage(self, name: str) -> Stage:
-        """The stage whose training made a stage's adapter: itself, unless the adapter is another chain's."""
+        """The stage that trained a stage's adapter: the stage itself, unless the adapter is another
+        chain's."""
         stage = self.stages[name]
         return self.trained_stage(chains.parse(stage.origin).last.name) if stage.origin else stage
 
@@ -268,8 +274,9 @@ class Plan:
     def data_entry(self, name: str) -> Any:
         """The config's data entry, ready for `data.prepare`.
 
-        A `{demo: wrong_advice}` or `{generated: ...}` source is replaced by the file that a rule writes,
-        `{same_as: name}` by the other data set's, whose columns are taken too unless the entry has its own.
+        A `{demo: wrong_advice}` or `{generated: ...}` source is replaced by the file that a rule
+        writes. `{same_as: name}` is replaced by the other data set's source; its `map:` is used too,
+        unless the entry has its own.
         """
         entry = self.config["data"][name]
         source = entry["from"]
@@ -289,7 +296,7 @@ class Plan:
         }
 
     def _same_source(self, name: str, other: str) -> Any:
-        """The entry of another data set, whose source is taken."""
+        """The data entry whose source is reused."""
         if "same_as" in self.config["data"].get(other, {"from": ["same_as"]})["from"]:
             raise UserError(
                 f"config: data: {name}: from: same_as: {other}: same_as takes the name of a data set with "
@@ -298,12 +305,13 @@ class Plan:
         return self.data_entry(other)
 
     def data_of(self, chain: chains.Chain) -> str | None:
-        """Name of the rows that a chain's last stage trains on: a data set's, or its own; None: of none."""
+        """Name of the rows that a chain's last stage trains on: a data set or its own rows; None
+        without training."""
         return self.stages[chain.last.name].rows(chain.prefix)
 
     @cached_property
     def data_used(self) -> list[str]:
-        """Names of the data that the trained chains read: data sets, and couplings' own."""
+        """Names of the training data of all chains: data sets, and the rows of couplings."""
         trained = [chains.parse(name) for name in self.trained_chains]
         names = [self.data_of(chain) for chain in trained]
         stages = dict.fromkeys((chain.last.name, chain.model) for chain in trained)
@@ -313,22 +321,23 @@ class Plan:
     def defence_inputs(self, stage: str, model: str = chains.BASE) -> dict[str, str]:
         """Files that a stage's defences read: {path in the run's folder, as they name it: path}.
 
-        What they name of chains and couplings without a model is of the `model` that is trained. Raises
-        UserError for a defence that is unknown or set wrongly.
+        Chains and couplings that they name without a model belong to the `model` that is trained.
+        Raises UserError for a defence that is unknown or has wrong settings.
         """
         made = defences.make(self.stage_settings(stage).get("defence", {}))
         paths = [path for one in made.values() for path in one.inputs().values()]
         return {path: self._of_model(path, model) for path in paths}
 
     def _of_model(self, path: str, model: str) -> str:
-        """Path of a file that a stage of a model reads: activations and couplings' rows are of that model."""
+        """Path of a file that a stage of a model reads. Activations and coupling rows are those of that
+        model."""
         own = Path(path)
         if own.parent.name == "activations" or self._coupled(own.stem):
             own = own.with_name(self._on(model, own.stem) + own.suffix)
         return self._path(str(own))
 
     def _on(self, model: str, name: str) -> str:
-        """A chain, or a coupling's rows, of a model where it names none."""
+        """Name of a chain, or of a coupling's rows; `model` is added if the name has no model."""
         if model == chains.BASE or name.partition("+")[0] in self.config["models"]:
             return name
         return model if name == chains.BASE else f"{model}+{name}"
@@ -406,7 +415,7 @@ class Plan:
                     "cannot build on it; put it last"
                 )
         names = [prefix.last.name for prefix in chain.measured]
-        # A random adapter taught nothing of what the one taught whose size it has.
+        # A random adapter has the size of a trained one, but has learnt nothing from it.
         stages = [
             self.stages[n] if self.stages[n].redraws else self.trained_stage(n) for n in names
         ]
@@ -452,7 +461,7 @@ class Plan:
 
     @property
     def grid(self) -> pd.DataFrame:
-        """The cells as a table; one row per cell, a chain may stand in several."""
+        """The cells as a table: one row per cell. A chain may be in several cells."""
         import pandas as pd
 
         return pd.DataFrame([vars(cell) for cell in self.cells])
@@ -466,7 +475,7 @@ class Plan:
         return measures
 
     def measures_of(self, *, model: bool) -> list[str]:
-        """Names of the measures that run the model, or of those that read sampled answers alone."""
+        """Names of the measures that run the model, or of those that only read sampled answers."""
         return [name for name in self.measures if MEASURES.get(name).of_model == model]
 
     @cached_property
@@ -488,20 +497,21 @@ class Plan:
         return out
 
     def chains_for(self, measure: str) -> list[str]:
-        """Names of the chains that a measure is taken of, each once, in plan order.
+        """Names of the chains that a measure applies to, each once, in plan order.
 
-        `completions` and `responses` are those that any measure reads such answers of. The base models are
-        measured whenever anything is: every comparison starts from one.
+        `completions` and `responses` give the chains whose completions or responses any measure reads.
+        The base models are always included, because every comparison starts from one.
         """
         return self._measured.get(measure, [])
 
     @cached_property
     def _completed(self) -> dict[str, dict[str, str]]:
-        """Prompts of the personas that complete each chain of the grid, in the order of its cells."""
+        """Prompts of the personas whose completions are sampled, by chain, in the order of the grid's
+        cells."""
         lists: dict[str, dict[str, None]] = {}
         for cell in self.cells:
             lists.setdefault(cell.chain, {}).setdefault(cell.personas)
-        # Most chains have the same lists of personas: each is looked up, and held, once.
+        # Most chains share a list of personas, so each list is built once.
         made: dict[tuple[str, ...], dict[str, str]] = {}
         for own in lists.values():
             if tuple(own) not in made:
@@ -509,14 +519,16 @@ class Plan:
         return {chain: made[tuple(own)] for chain, own in lists.items()}
 
     def completed_by(self, chain: str) -> dict[str, str]:
-        """Prompts of the personas whose completions of a chain are sampled: all that its cells count."""
+        """Prompts of the personas whose completions are sampled from a chain: all that its cells
+        count."""
         return self._completed.get(chain, self.eval_prompts)
 
     @cached_property
     def trained_chains(self) -> list[str]:
         """Every chain that must be trained, short ones first.
 
-        Prefixes are included, grafts' origins, and those whose activations a stage or its defences read.
+        This includes prefixes, the origins of grafts, and the chains whose activations a stage or its
+        defences read.
         """
         names: set[str] = set()
         todo = [cell.chain for cell in self.cells]
@@ -533,12 +545,12 @@ class Plan:
 
     @property
     def adapted_chains(self) -> list[str]:
-        """Those of them whose last stage is an adapter."""
+        """The trained chains whose last stage is an adapter."""
         last = {name: self.stages[chains.parse(name).last.name] for name in self.trained_chains}
         return [name for name, stage in last.items() if stage.adapts]
 
     def made_from(self, name: str) -> dict[str, str]:
-        """Files that a chain's last stage is made of, if it is not trained, by names of its own."""
+        """Input files of a chain's last stage if it is not trained, by the stage's own names."""
         chain = chains.parse(name)
         stage = self.stages[chain.last.name]
         try:
@@ -548,7 +560,7 @@ class Plan:
         return {key: self._of_model(path, chain.model) for key, path in inputs.items()}
 
     def made_settings(self, name: str) -> dict[str, Any]:
-        """The settings that decide such a stage: those of its kind alone."""
+        """The settings that determine an untrained stage: only those of its kind."""
         stage = self.stages[chains.parse(name).last.name]
         known = {"kind", *stage.Settings.model_fields}
         return {key: value for key, value in stage.settings.items() if key in known}
@@ -560,11 +572,12 @@ class Plan:
         return [self._path(f"models/{prefix}") for prefix in chains.parse(chain).measured]
 
     def earlier_folders(self, chain: str) -> list[str]:
-        """Folders of the adapters that are there while a chain's last stage is trained, in training order."""
+        """Folders of the adapters that are active while a chain's last stage is trained, in training
+        order."""
         return [self._path(f"models/{prefix}") for prefix in chains.parse(chain).prefixes[:-1]]
 
     def rank(self, chain: str) -> int:
-        """Rank of a chain's sum: its stages' ranks together."""
+        """Rank of a chain's summed adapter: the sum of its stages' ranks."""
         return sum(stage.settings["r"] for stage in self._adapters(chain))
 
     def projections(self, chain: str) -> set[str]:
@@ -581,11 +594,11 @@ class Plan:
         return [folder for folder, stage in measured if stage.all_weights]
 
     def _adapters(self, chain: str) -> list[Stage]:
-        """The training behind each adapter of a chain."""
+        """The training that made each adapter of a chain."""
         return [s for s in self._stages(chain) if s.adapts and not s.all_weights]
 
     def _stages(self, chain: str) -> list[Stage]:
-        """The training, or else the kind, behind each stage of a chain's model."""
+        """The training that made each stage of a chain, or the kind of an untrained stage."""
         return [self.trained_stage(p.last.name) for p in chains.parse(chain).measured]
 
     # What jobs do
@@ -646,7 +659,8 @@ class Plan:
         )
 
     def answers(self, name: str) -> SamplingJob:
-        """The sampling of the answers that a coupling is made from; `name`: of its rows (see `data_of`)."""
+        """The sampling of the answers that a coupling is made from; `name` is the name of its rows (see
+        `data_of`)."""
         after, _, coupling = name.rpartition("+")
         needed = self.stages[coupling].answers
         how = {**self.config["sampling"]["answers"], "samples": needed}
@@ -668,7 +682,7 @@ class Plan:
         return self._sampling("responses", chain, chain, questions, self.geometry_prompts, how)
 
     def written_questions(self, name: str) -> SamplingJob:
-        """The writing of the questions of a data set that is generated."""
+        """The sampling of the questions of a generated data set."""
         source = self.config["data"][name]["from"]["generated"]
         return self._generating(
             "written",
@@ -679,7 +693,7 @@ class Plan:
         )
 
     def generated_answers(self, name: str) -> SamplingJob:
-        """The sampling of the answers of a data set that is generated, a column per system prompt."""
+        """The sampling of the answers of a generated data set: one column per system prompt."""
         source = self.config["data"][name]["from"]["generated"]
         questions = source["questions"]
         if "written" in source:
@@ -693,7 +707,8 @@ class Plan:
         return self._sampling(kind, name, chains.BASE, questions, system, draws)
 
     def measurement(self, measure: str, chain: str) -> MeasureJob:
-        """The taking of a measure of a chain: what its function asks for and the plan knows."""
+        """The job that takes a measure of a chain, with the arguments that the measure's function asks
+        for."""
         plugin, settings = MEASURES.get(measure), self.measures[measure]
         known: dict[str, Callable[[], Any]] = {
             "personas": lambda: self.completed_by(chain),
@@ -726,11 +741,12 @@ class Plan:
 
     @property
     def held_out(self) -> list[str]:
-        """Data sets of the run that keep rows from training."""
+        """Data sets of the run that hold out rows."""
         return [n for n in self.data_used if self.config["data"].get(n, {}).get("held_out")]
 
     def _held_out_of(self, name: str, chain: str) -> dict[str, Any]:
-        """How a data set's held-out rows are read, and whether a chain's last stage trained on the others."""
+        """How the held-out rows of a data set are read, and whether the chain's last stage was trained
+        on its other rows."""
         entry, stages = self.config["data"][name], chains.parse(chain).stages
         own = bool(stages) and self.data_of(chains.parse(chain)) == name
         system = self.induction_prompt(stages[-1].name) if own else None
@@ -745,7 +761,7 @@ class Plan:
 
     @property
     def measurements(self) -> list[MeasureJob]:
-        """All measurements that run the model, a chain's one after another, in plan order."""
+        """All measurements that run the model, grouped by chain, in plan order."""
         measures = self.measures_of(model=True)
         chosen = {name: set(self.chains_for(name)) for name in measures}
         names = dict.fromkeys(chain for name in measures for chain in self.chains_for(name))
@@ -755,7 +771,8 @@ class Plan:
 
     @property
     def couplings_answers(self) -> list[SamplingJob]:
-        """The sampling of all answers that stages' own rows are made from, but for those that are given."""
+        """The sampling of all answers that couplings are made from. Answers from a file are not
+        sampled."""
         own = [name for name in self.data_used if name not in self.config["data"]]
         return [self.answers(n) for n in own if not self.stages[n.rpartition("+")[2]].given]
 
@@ -768,13 +785,14 @@ class Plan:
         return [makers[kind](c) for c in names for kind in ANSWERS if c in chosen[kind]]
 
     def beside(self, own: SamplingJob) -> list[SamplingJob]:
-        """The sampling that a job may do after its own, with the engine that it has started: of its model.
+        """The sampling that a job may do after its own with the engine that it has started.
 
-        What a job makes reaches others when the job ends, and trainings wait for couplings' answers. So
-        a job that samples answers samples other couplings' and ends; chains are left to the next engine,
-        whose start takes seconds. Chains' jobs leave answers to jobs of their own, which go first. What a
-        data set is generated from is sampled alone. All weights of an engine are one chain's: it serves those
-        whose adapters go on them.
+        Other jobs can use a job's output only when the job ends, and trainings wait for the answers of
+        couplings. So a job that samples coupling answers may also sample those of other couplings, and
+        then ends. Chains are left to the next engine, which starts within seconds. Jobs for chains
+        leave coupling answers to jobs of their own, which go first. The questions and answers of a
+        generated data set are sampled alone. An engine holds one set of full weights, so it serves only
+        chains whose adapters go on those weights.
         """
         if own.kind in ("written", "generated"):
             return []
@@ -787,7 +805,7 @@ class Plan:
     # Statistics
 
     def families(self, table: str) -> list[dict[str, Any]]:
-        """The families of tests that are declared for a table, in order."""
+        """The families of tests declared for a table, in order."""
         return [
             {key: value for key, value in family.items() if key != "table"}
             for family in self.config["statistics"]["families"]
@@ -796,7 +814,7 @@ class Plan:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Sizes of the run's design, as `simulate.Sizes` takes them."""
+        """Sizes of the run's design, for `simulate.Sizes`."""
 
         def questions(purpose: str) -> int:
             entry = self.config["questions"][purpose]

@@ -1,4 +1,4 @@
-"""Reading a config by its blocks: one line for what is wrong, and what is left out filled in."""
+"""Reads a config by its blocks: reports what is wrong in one line and fills in defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..training import defences
 from ..training.runtime import Runtime as TrainingRuntime
 from .config import Config, SamplingRuntime
 
-#: What a pattern lets through, in words.
+#: What a pattern accepts, in words.
 PATTERNS = {
     f"^{STAGE_NAME}$": "a name of letters, digits, '_' and '-' that begins with a letter",
     "^[A-Za-z][A-Za-z0-9_-]*$": "a name of letters, digits, '_' and '-' that begins with a letter",
@@ -36,7 +36,7 @@ PATTERNS = {
     "/": "owner/name, or a folder",
     "^[A-Za-z0-9][A-Za-z0-9._/-]*$": "a commit, branch or tag",
 }
-#: Keys that have another name or place now; `*` is any name.
+#: Keys that were renamed or moved; `*` is any name.
 MOVED = {
     "experiments": "conditions",
     "scale": "judge",
@@ -68,10 +68,10 @@ MOVED = {
 
 
 def read(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config checked by its blocks, in plain types, with what it leaves out filled in.
+    """A config checked by its blocks, in plain types, with defaults filled in.
 
-    Stages hold their own keys alone: what they get from `training:` and `lora:` is filled in there.
-    Raises UserError, one line that names the key, for the first thing wrong.
+    Stages hold only their own keys; defaults from `training:` and `lora:` are filled in under those
+    keys. Raises UserError, one line that names the key, for the first mistake.
     """
     config = _plain(given)
     for old, new in MOVED.items():
@@ -100,8 +100,8 @@ def read(given: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """The config in plain types, keys whose value is null left out.
 
-    Overlays can only add to a mapping or replace in it; null lets them take away. Mappings without a
-    mapping in them are sorted: Snakemake would take another order for a change.
+    Overlays can only add or replace keys of a mapping; with null they can remove one. Mappings without
+    nested mappings are sorted, because Snakemake would take another order for a change.
     """
     if isinstance(value, Mapping):
         out = {str(k): _plain(v) for k, v in value.items() if v is not None}
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _found(node: Any, keys: list[str]) -> Iterator[str]:
-    """Paths of a config that match these keys."""
+    """Paths in a config that match these keys."""
     if not isinstance(node, dict):
         return
     for key in node if keys[0] == "*" else {keys[0]} & node.keys():
@@ -123,7 +123,7 @@ def _found(node: Any, keys: list[str]) -> Iterator[str]:
             yield from (f"{key}: {rest}" for rest in _found(node[key], keys[1:]))
 
 
-#: What every table of the run starts from.
+#: Measures that every table of the run needs.
 ALWAYS = ("markers", "activations")
 
 
@@ -151,7 +151,7 @@ def _kind(name: str, where: tuple[Any, ...]) -> type[Settings]:
 def _defaults(
     cls: type[Settings], own: Mapping[str, Any], where: tuple[Any, ...]
 ) -> dict[str, Any]:
-    """What stages of a kind have where neither they nor `training:` (`own`) nor `lora:` say otherwise."""
+    """Defaults of a kind of stage, with `training:` (`own`) and `lora:` applied."""
     _checked(cls, own, where, whole=False)
     return {
         name: field.default
@@ -165,7 +165,7 @@ def _defaults(
 def _stage(
     name: str, entry: Mapping[str, Any], lora: Mapping[str, Any], training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A stage's own keys, checked together with what it gets from elsewhere."""
+    """A stage's own keys, checked together with its defaults."""
     where = ("stages", name)
     if "kind" not in entry:
         raise UserError(
@@ -200,7 +200,8 @@ def _checked(
     whole: bool = True,
     hint: str = "",
 ) -> Settings:
-    """A block of the config at a place. `whole`: no key may be missing; `hint`: what to do then."""
+    """A block at a place in the config. `whole`: no key may be missing; `hint`: what to do if one
+    is."""
     try:
         return cls.model_validate(given)
     except ValidationError as error:
@@ -218,7 +219,7 @@ def _checked(
 
 
 def _described(kind: Any, where: tuple[Any, ...]) -> str:
-    """What the block that a key is in says of it; empty if it says nothing."""
+    """Description of a key in its block; empty if there is none."""
     where = where[1:] if where and str(where[0]).startswith(HIDDEN) else where
     if isinstance(kind, type) and issubclass(kind, Settings):
         named = {field.alias or name: field for name, field in kind.model_fields.items()}
@@ -235,13 +236,13 @@ def _unknown(error: Mapping[str, Any]) -> bool:
 
 
 def _path(where: tuple[Any, ...]) -> str:
-    if where[-1:] == ("[key]",):  # of a mapping: it is told as the value
+    if where[-1:] == ("[key]",):  # key of a mapping: reported like a value
         where = where[:-2]
     parts = [f"item {part + 1}" if isinstance(part, int) else str(part) for part in where]
     return "".join(f"{printable(part)}: " for part in parts if not part.startswith(HIDDEN))
 
 
-#: What is expected, by the kind of pydantic's error.
+#: What is expected, by the type of pydantic's error.
 EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",

@@ -1,4 +1,4 @@
-"""Names in `statistics: families:` that tables and metrics had before; each is told by its new one."""
+"""Former names of tables and metrics in `statistics: families:`; the error gives the new name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TESTS = {
 
 
 def check_families(config: Any) -> None:
-    """Raise a UserError that gives the new name of a table or metric; anything else is left alone."""
+    """Raise UserError with the new name of a renamed table or metric; other names pass."""
     statistics = config.get("statistics")
     families = statistics.get("families") if isinstance(statistics, dict) else None
     where = "config: statistics: families: "

@@ -1,5 +1,6 @@
-"""Training one stage: `train` says what is done in which order, `run` what is trained on what.
+"""Trains one stage: `train` gives the order of steps, `run` describes what is trained on what.
 
-`model` is what it starts from, `steps` a step's loss and gradients, `graphs` the same recorded,
-`batches` how a step's rows are cut; `trainer` puts them into TRL's. Losses and defences are a file each.
+`model` makes the model that it starts from. `steps` computes a step's loss and gradients, and `graphs`
+does so with CUDA graphs. `batches` splits a step's rows into batches. `trainer` plugs all this into
+TRL's trainer. Each loss and each defence is one file.
 """

@@ -1,4 +1,4 @@
-"""A step's rows as batches: grouped, cut into pieces, padded or put into one sequence."""
+"""A step's rows as batches: grouped by length, then padded or concatenated into one sequence."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .runtime import Runtime
 #: A row: `input_ids` and `labels`.
 Row = Mapping[str, Sequence[int]]
 #: `input_ids`, `labels` and `all`, the labels if every token carried loss, each [rows, tokens]; rows in
-#: one sequence have `position_ids` besides.
+#: one sequence also have `position_ids`.
 Batch = dict[str, torch.Tensor]
 
-#: What is counted while training, and kept in checkpoints.
+#: What is counted during training and kept in checkpoints.
 COUNTED = ("rows_seen", "tokens_seen", "supervised_tokens")
-#: What a forward and backward pass costs beside its tokens, in tokens.
+#: Fixed cost of a forward and backward pass, in tokens.
 TOKENS_PER_PASS = 128
 
 
 def count(rows: Sequence[Row]) -> dict[str, int]:
-    """Rows, their tokens and those that carry loss, of one batch; by the names in `COUNTED`.
+    """Number of rows, tokens, and tokens with loss of one batch; by the names in `COUNTED`.
 
-    Nothing predicts a row's first token, so it carries none.
+    Nothing predicts a row's first token, so it carries no loss.
     """
     labels = (label for row in rows for label in row["labels"][1:])
     sizes = (
@@ -43,7 +43,7 @@ def count(rows: Sequence[Row]) -> dict[str, int]:
 def pieces(rows: Sequence[Row], most: int) -> list[list[Row]]:
     """A step's rows in groups of at most `most` tokens together, shortest rows first.
 
-    A row longer than that is a group of its own.
+    A longer row is a group of its own.
     """
     groups: list[list[Row]] = []
     size = 0
@@ -57,13 +57,13 @@ def pieces(rows: Sequence[Row], most: int) -> list[list[Row]]:
 
 
 def by_length(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """A step's rows in groups of similar length, so that little is padded; shortest rows first.
+    """A step's rows in groups of similar length, so that there is little padding; shortest rows first.
 
-    Least sum of rows times width over the groups, each of which costs TOKENS_PER_PASS besides; no
-    group of several rows has more than `most` tokens, padding counted.
+    Minimises the sum over groups of rows times width plus TOKENS_PER_PASS. A group of several rows has
+    at most `most` tokens, including padding.
     """
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))
-    # (cost of the first n rows, where their last group starts)
+    # (cost of the first n rows, start of their last group)
     best: list[tuple[int, int]] = [(0, 0)]
     for end, row in enumerate(rows, start=1):
         width = len(row["input_ids"])
@@ -85,7 +85,7 @@ def by_length(rows: Sequence[Row], most: int) -> list[list[Row]]:
 def pad(rows: Sequence[Row]) -> Batch:
     """Rows as a batch, [rows, tokens].
 
-    Filled up on the right and without a mask: no token looks ahead, and the filler carries no loss.
+    Padded on the right, without a mask: no token attends to later ones, and padding carries no loss.
     """
     width = max(len(row["input_ids"]) for row in rows)
 
@@ -102,8 +102,8 @@ def pad(rows: Sequence[Row]) -> Batch:
 def flatten(rows: Sequence[Row], multiple: int = 64) -> Batch:
     """Rows as one sequence, [1, tokens].
 
-    Positions start again at 0 with each row, by which transformers' masks keep the rows apart. A last
-    row without labels fills up to a `multiple` of tokens, which GPU kernels are fastest at.
+    Positions restart at 0 for each row, so transformers' masks keep the rows apart. A last row without
+    labels pads the sequence to a `multiple` of tokens, where GPU kernels are fastest.
     """
     filler = [0] * (-sum(len(row["input_ids"]) for row in rows) % multiple)
     every = [*rows, {"input_ids": filler, "labels": []}]
@@ -127,7 +127,7 @@ def flatten(rows: Sequence[Row], multiple: int = 64) -> Batch:
 def cut(
     rows: Sequence[Row], runtime: Runtime, device: str, multiple: int, *, whole: bool = False
 ) -> list[Batch]:
-    """A step's rows as batches, whose losses add up; `multiple`: see `flatten`. whole: as one batch."""
+    """A step's rows as batches, whose losses are summed; `multiple`: see `flatten`. whole: as one batch."""
     if not rows:
         return []
     if whole:
@@ -136,17 +136,18 @@ def cut(
     if runtime.padding_free:
         return [flatten(piece, multiple) for piece in pieces(rows, most)]
     if device == "cpu" and runtime.accumulation_steps == 1:
-        # A processor gains nothing from flat batches, whose attention it computes in whole.
+        # A CPU gains nothing from flat batches, because it computes their full attention.
         return [pad(group) for group in by_length(rows, most)]
     size = -(-len(rows) // runtime.accumulation_steps)
     return [pad(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 class Draws:
-    """Rows of another data set for each step: shuffled passes, which depend on the seed and step alone.
+    """Rows of another data set for each step: shuffled passes that depend only on the seed and the
+    step.
 
-    groups: rows that are drawn together. size: groups a step on average; of 3/2 there is one in the first,
-    two in the second and so on. whole: is a step's batch of them not cut?
+    groups: rows that are drawn together. size: mean number of groups per step; 3/2 means one in the
+    first step, two in the second, and so on. whole: are a step's rows kept in one batch?
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Draws:
 
     @property
     def most(self) -> int:
-        """Rows that a step has at most."""
+        """Largest number of rows in a step."""
         return math.ceil(self.size) * max(map(len, self.groups))
 
     @lru_cache(maxsize=2)  # noqa: B019  one object per training
@@ -179,5 +180,5 @@ class Draws:
 
 
 def counts(batches: Sequence[Mapping[str, Any]], key: str) -> int:
-    """Tokens of a step's batches that have a label under a key (`labels`, `all`)."""
+    """Number of tokens in a step's batches that have a label under a key (`labels`, `all`)."""
     return sum(int((batch[key][:, 1:] != IGNORED).sum()) for batch in batches)

@@ -1,6 +1,8 @@
-"""Checkpoints of a training that was killed, in a folder called by the hash of what it depends on.
+"""Checkpoints of a killed training, in a folder named by the hash of everything that the training
+depends on.
 
-The folder is no output of a rule, because Snakemake deletes a job's outputs before it runs it again.
+The folder is not an output of a rule, because Snakemake deletes a job's outputs before it reruns the
+job.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ def folder_of(saved: Path, parts: Mapping[str, Any]) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which it was written."""
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def seal(checkpoint: Path, **more: Any) -> None:
-    """Say that a checkpoint is whole, by its files' hashes; written after all of them."""
+    """Seal a checkpoint as complete with the hashes of its files; written after all of them."""
     files = {path.name: sha256(path) for path in sorted(checkpoint.iterdir())}
     write_json(checkpoint / SEAL, {"files": files, **more})
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The last whole checkpoint and its seal; None without one.
+    """The last complete checkpoint and its seal; None without one.
 
-    One that was cut short or damaged is passed over: starting from an earlier step, or from none, gives
-    the same adapter.
+    Incomplete and damaged checkpoints are skipped: starting from an earlier step, or from scratch,
+    gives the same adapter.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         try:
@@ -54,9 +56,10 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def opened(
     saved: Path | None, parts: Mapping[str, Any]
 ) -> Iterator[tuple[Path, tuple[Path, dict[str, Any]] | None]]:
-    """A training's folder, and its `newest` checkpoint; all are removed when it is done.
+    """Context with a training's folder and its `newest` checkpoint; all checkpoints are removed at the
+    end.
 
-    Without a place to save them it is a temporary folder.
+    If no folder is given, it is a temporary one.
     """
     if saved is None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +73,7 @@ def opened(
 
 
 def clear(saved: Path, keep: Path | None = None) -> None:
-    """Remove a chain's checkpoints but one."""
+    """Remove all checkpoints of a chain except one."""
     for path in (*saved.glob("*"), *saved.glob("*/checkpoint-*")):
         if keep is None or path not in (keep, keep.parent):
             shutil.rmtree(path, ignore_errors=True)

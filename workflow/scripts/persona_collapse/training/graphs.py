@@ -1,9 +1,9 @@
-"""Optimiser steps without launching their thousands of kernels one by one.
+"""Optimiser steps as CUDA graphs, without launching thousands of kernels one by one.
 
-A step of a few thousand tokens is bound by the processor that launches kernels, not by the GPU. So
-forward and backward pass of a flat batch are recorded once for each size, as a CUDA graph, and
-replayed. Batches are filled up to a size: tokens to the next `fused.TOKENS`, supervised positions to the
-next quarter of the tokens; what fills up carries no loss.
+A step of a few thousand tokens is limited by the CPU that launches kernels, not by the GPU. So the
+forward and backward passes of a flat batch are recorded once per size, as a CUDA graph, and replayed.
+Batches are padded to a size: tokens to the next multiple of `fused.TOKENS`, supervised positions to the
+next quarter of the tokens. Padding carries no loss.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Size = tuple[str, int, tuple[int, ...]]
 
 
 def can_be_recorded(runtime: Runtime, loss: str, defences: Iterable[Defence]) -> bool:
-    """Do all of a training's steps run the same kernels, whatever the values are?
+    """Do all steps of a training run the same kernels, whatever the values?
 
-    A second batch is filled up as the first is; hidden states and the model before the stage come from
-    passes over the same batch. Only what looks at values needs the host in between.
+    A second batch is padded like the first. Hidden states and the model before the stage come from
+    passes over the same batch. Only code that looks at values needs the host in between.
     """
     return (
         runtime.padding_free
@@ -39,21 +39,21 @@ def can_be_recorded(runtime: Runtime, loss: str, defences: Iterable[Defence]) ->
 
 @dataclass
 class _Inputs:
-    """What a recorded pass reads, at addresses that stay."""
+    """Inputs of a recorded pass, at fixed addresses."""
 
     ids: torch.Tensor  # [1, tokens]
     positions: torch.Tensor  # [1, tokens]
     bounds: torch.Tensor  # [rows + 2], int32
     tokens: dict[str, Tokens]
-    share: torch.Tensor  # []: one over the step's batches from there
+    share: torch.Tensor  # []: 1 / number of the step's batches from this source
 
 
 class Recorder:
-    """Loss and gradients of steps in flat batches (`batches.flatten`, filled to `fused.TOKENS`).
+    """Loss and gradients of steps in flat batches (`batches.flatten`, padded to `fused.TOKENS`).
 
-    objective: of a PeftModel whose layers are fused, with a loss to which a label of -100 is none;
-    by_rows: whether `fused.attend_by_rows` took it; rows: the most rows a batch can have. Without a GPU
-    nothing is recorded and every batch runs as it is.
+    objective: of a PeftModel with fused layers, with a loss that ignores labels of -100. by_rows: did
+    `fused.attend_by_rows` switch the model? rows: largest number of rows in a batch. Without a GPU
+    nothing is recorded and every batch runs directly.
     """
 
     def __init__(self, objective: Objective, rows: int, *, by_rows: bool):
@@ -66,7 +66,7 @@ class Recorder:
         self.pool: Any = None
 
     def step(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
-        """A step's loss, penalty included, and its penalty; leaves its gradients in the parameters."""
+        """A step's loss (including the penalty) and its penalty; leaves the gradients in the parameters."""
         self._clear()
         for source, parts in batches.items():
             sizes = self.objective.sizes(source, batches)
@@ -98,7 +98,8 @@ class Recorder:
         inputs.bounds[: len(starts)].copy_(starts)
         for key, tokens in given.items():
             own, n = inputs.tokens[key], len(tokens.labels)
-            # What fills up looks at different positions, so that no two add to the same gradient for long.
+            # Padding reads distinct positions, so that the backward pass does not serialise additions
+            # to one gradient.
             filler = torch.arange(len(own.labels) - n)
             own.positions.copy_(torch.cat([tokens.positions, filler]))
             own.labels.fill_(-100)
@@ -119,12 +120,12 @@ class Recorder:
 
         number = {"kind": torch.float32}
         tokens = {key: Tokens(zeros(n), zeros(n), zeros(**number)) for key, n in filled.items()}
-        # One row more than there are: the filler.
+        # One extra row: the padding.
         bounds = zeros(self.rows + 2, kind=torch.int32)
         return _Inputs(zeros(1, length), zeros(1, length), bounds, tokens, zeros(**number))
 
     def _run(self, source: str, inputs: _Inputs) -> None:
-        """Add a batch's loss and gradients to the step's."""
+        """Add a batch's loss and gradients to those of the step."""
         given: dict[str, Any] = {"input_ids": inputs.ids, "position_ids": inputs.positions}
         if self.by_rows:
             given |= {"cu_seq_lens_q": inputs.bounds, "max_length_q": inputs.ids.shape[1]}
@@ -139,10 +140,10 @@ class Recorder:
             self.penalty += penalty.detach()
 
     def _record(self, source: str, inputs: _Inputs) -> Any:
-        """The CUDA graph of `_run`; random numbers and sums are as if nothing had run."""
+        """The CUDA graph of `_run`; random state and sums are restored afterwards."""
         state = torch.cuda.get_rng_state(self.device)
         if self.pool is None:
-            # The first pass of all also sets up libraries, which may not happen while recording.
+            # The very first pass also initialises libraries, which must not happen during recording.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -151,7 +152,7 @@ class Recorder:
             self._clear()
             self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # The data loader's thread pins memory meanwhile, which is not this thread's business.
+        # The data loader's thread pins memory meanwhile, which must not invalidate this recording.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             self._run(source, inputs)
         torch.cuda.set_rng_state(state, self.device)

@@ -1,4 +1,4 @@
-"""Which of PyTorch's kernels a training runs."""
+"""Chooses which of PyTorch's kernels a training runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..errors import UserError
 
 @contextmanager
 def chosen(*, deterministic: bool = False) -> Iterator[None]:
-    """Inside, gradients of attention are those of kernels that keep them finite.
+    """Context in which attention uses only kernels whose gradients stay finite.
 
-    cuDNN's attention is left out, which PyTorch takes first on GPUs of compute capability 9.0 and
-    10.0 (its issue 196678). Under a mask, and with 64 tokens more than a multiple of 128, its backward
-    pass multiplies exp(-logsumexp) of each row by 0 for the keys that fill up the last tile. Where a
-    row's logsumexp is below -88.7, that is infinity times 0. Some heads of Qwen2.5 are at -4,000,
-    all of SmolLM2 above -23.
+    cuDNN's attention is excluded. PyTorch prefers it on GPUs of compute capability 9.0 and 10.0
+    (PyTorch issue 196678). With a mask, and with a length of 64 tokens more than a multiple of 128, its
+    backward pass multiplies exp(-logsumexp) of each row by 0 for the padding keys of the last tile. If
+    a row's logsumexp is below -88.7, that is infinity times 0. Some heads of Qwen2.5 reach -4,000; all
+    heads of SmolLM2 are above -23.
 
-    deterministic: each kernel also adds up in the same order every time. Attention's backward passes
-    (FlashAttention, by rows too, and the memory-efficient one) do so where PyTorch is told to, and a
-    recorded step keeps the kernels that it was recorded with. Enter before the first matrix product of
-    the process. Raises UserError for an operation that has no such kernel.
+    deterministic: each kernel also sums in the same order every time. The backward passes of attention
+    (FlashAttention, also by rows, and the memory-efficient one) do so if PyTorch is told to. A recorded
+    step keeps the kernels that it was recorded with. Enter before the first matrix product of the
+    process. Raises UserError for an operation without such a kernel.
     """
     memory: Any = torch.utils.deterministic
     cudnn, filled = torch.backends.cuda.cudnn_sdp_enabled(), memory.fill_uninitialized_memory
@@ -33,7 +33,7 @@ def chosen(*, deterministic: bool = False) -> Iterator[None]:
     warning = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic:
-        # cuBLAS reads it when it is first called: work space of a fixed size, as large as PyTorch's own.
+        # cuBLAS reads it at its first call: workspace of a fixed size, as large as PyTorch's default.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Memory is written before it is read; filling it with NaN first would only cost time.

@@ -1,4 +1,4 @@
-"""What is written beside an adapter: what was trained, on what, how, and what came of it."""
+"""The manifest in an adapter's folder: what was trained, on what, how, and the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .run import Rows, TrainingRun
 from .runtime import Runtime
 from .trainer import Progress
 
-#: Packages whose versions a result depends on.
+#: Packages whose versions affect a result.
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "numpy")
 
 
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def save(run: TrainingRun, prepared: Prepared, output: Path) -> dict[str, Any]:
-    """Write what was trained, an adapter in PEFT's format; returns the manifest's lines on it.
+    """Write what was trained (an adapter in PEFT's format); returns its manifest entries.
 
     Raises UserError if other modules were adapted than were asked for, or if a weight is not finite.
     """
@@ -59,8 +59,8 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest of what was trained, as JSON values.
 
-    lines: what `save` returned. records: what the defences say of themselves. began:
-    when the job did, `time.monotonic()`.
+    lines: what `save` returned. records: entries of the defences. began: start of the job, from
+    `time.monotonic()`.
     """
     device = prepared.model.device.type
     settings, curve = run.settings, progress.curve

@@ -1,4 +1,4 @@
-"""The model that a training starts from: the base, the earlier stages, and what learns."""
+"""The model that a training starts from: the base, the earlier stages, and the trainable part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .run import TrainingRun
 from .runtime import Runtime
 from .steps import EARLIER, NEW, parameters
 
-#: Where fused_lora and cuda_graphs act: elsewhere they would change roundings and save nothing.
+#: Devices where fused_lora and cuda_graphs act: elsewhere they would change rounding and save nothing.
 FAST_DEVICES = ("cuda",)
 
 
@@ -31,11 +31,11 @@ Result = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 
 
 class Prepared(ABC):
-    """A model that learns, what of it learns, and what is kept of that.
+    """A model to train, its trainable part, and how to save that part.
 
-    by_rows: does it take flat batches with the rows' bounds (`fused.attend_by_rows`)? used: which means
-    of the runtime act; both are for GPUs, and recording has conditions of its own. autocast: the dtype in
-    which forward passes compute where the weights have another.
+    by_rows: does it take flat batches with the rows' bounds (`fused.attend_by_rows`)? used: runtime
+    options that are active; both are for GPUs, and recording has further conditions. autocast: dtype of
+    forward passes, if it differs from that of the weights.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class Prepared(ABC):
     @property
     @abstractmethod
     def learning(self) -> dict[str, Tensor]:
-        """The parameters that learn, by name."""
+        """The trainable parameters, by name."""
 
     @property
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the model."""
+        """The model's state for a checkpoint."""
 
     @abstractmethod
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint's `state`."""
+        """Resume from a checkpoint's `state`."""
 
     @abstractmethod
     def result(self, run: TrainingRun) -> Result:
-        """What was trained: config and tensors of its folder, and the manifest's lines on it."""
+        """What was trained: config and tensors for its folder, and its manifest entries."""
 
 
 class Adapter(Prepared):
-    """A PeftModel whose adapter `NEW` learns, that adapter's config, and the modules that have it."""
+    """A PeftModel whose adapter `NEW` is trained, the config of that adapter, and its modules."""
 
     def __init__(self, model: Any, lora: LoraConfig, targets: adapters.Modules, **given: Any):
         super().__init__(model, **given)
@@ -83,11 +83,11 @@ class Adapter(Prepared):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The adapter, as PEFT names its tensors."""
+        """The adapter's tensors, with PEFT's names."""
         return dict(get_peft_model_state_dict(self.model, adapter_name=NEW))
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint's adapter."""
+        """Resume from a checkpoint's adapter."""
         set_peft_model_state_dict(self.model, state, adapter_name=NEW)
 
     def result(self, run: TrainingRun) -> Result:
@@ -106,7 +106,7 @@ class Adapter(Prepared):
         lines = {
             **{key: run.settings[key] for key in ("r", "alpha", "dropout", "use_rslora")},
             "scale": adapters.effective_scale(config),
-            # Read off the weights, not off the settings.
+            # Read from the weights, not from the settings.
             "target_modules": list(adapters.by_block(adapted)),
             "blocks": adapters.by_block(adapted),
             "modules": len(adapted),
@@ -116,7 +116,7 @@ class Adapter(Prepared):
 
 
 class AllWeights(Prepared):
-    """A model whose every weight learns. They are in 32 bits, or small steps would be rounded away."""
+    """A model whose weights are all trained. They are in 32 bits, or small steps would be rounded away."""
 
     def __init__(self, model: Any, dtype: str):
         self.dtype = getattr(torch, dtype)
@@ -127,7 +127,7 @@ class AllWeights(Prepared):
 
     @property
     def learning(self) -> dict[str, Tensor]:
-        """All parameters; one that two layers share, once."""
+        """All parameters; a parameter that two layers share is listed once."""
         return dict(self.model.named_parameters())
 
     @property
@@ -137,12 +137,13 @@ class AllWeights(Prepared):
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint's weights."""
+        """Resume from a checkpoint's weights."""
         for name, parameter in self.learning.items():
             parameter.copy_(state[name])
 
     def result(self, run: TrainingRun) -> Result:
-        """The change of every weight, in the run's dtype: 16 bits of it say more than 16 of the sum."""
+        """The change of every weight, in the run's dtype: 16 bits are more precise for the change than
+        for the weight."""
         config = {
             "peft_type": adapter_files.ALL_WEIGHTS,
             "base_model_name_or_path": loading.path_of(run.base),
@@ -190,18 +191,18 @@ def prepare(
     if prefix and apart:
         model = adapters.attach(model, prefix, name=EARLIER)
         model.add_adapter(NEW, lora)
-        # Both adapters act; only the new one learns.
+        # Both adapters are active; only the new one is trained.
         model.base_model.set_adapter([EARLIER, NEW])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{NEW}." in name)
     else:
-        # Exact to rounding, as in sampling, and the prefix costs nothing any more.
+        # Merged as in sampling: exact up to rounding, and the prefix then costs nothing.
         model = get_peft_model(adapters.apply(model, prefix, merge=True), lora)
     for defence in asked:
         defence.install(model)
     if fast and runtime.fused_lora:
         fused.fuse(model)
-    # The masks of other attentions are made by operations that cannot be recorded.
+    # Other attention implementations make their masks with operations that cannot be recorded.
     recorded = recording and (by_rows or device == "cpu")
     fuses = fast and runtime.fused_lora
     return Adapter(model, lora, targets, fused_lora=fuses, cuda_graphs=recorded, by_rows=by_rows)

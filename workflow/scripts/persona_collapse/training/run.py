@@ -1,4 +1,4 @@
-"""What a training trains: one stage of a chain, its settings and its rows as tokens."""
+"""The input of a training: one stage of a chain, its settings and its tokenised rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..jobs import TrainingJob
 from ..models import chat_template
 from . import losses
 
-#: Of the audit's line on the first row, what the manifest keeps.
+#: Columns of the first row's audit line that the manifest keeps.
 PROMPT = ("system_seen", "default_injected", "system_folded", "template_date", "end_token_trained")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows, how many were dropped because truncation left them no loss, and the first prompt."""
+    """Encoded rows, the number of rows dropped because truncation left no loss, and the first prompt."""
 
     kept: list[chat_template.EncodedRow]
     dropped: int
@@ -37,18 +37,19 @@ class Rows:
 
     @property
     def features(self) -> list[dict[str, list[int]]]:
-        """The rows as `batches` takes them."""
+        """The rows in the format of `batches`."""
         return [{"input_ids": row.input_ids, "labels": row.labels} for row in self.kept]
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One stage of a chain, with all that its result depends on.
+    """One stage of a chain, with everything that its result depends on.
 
-    settings: hyper-parameters, adapter and `dtype` included, and the stage's `kind`. loss: the name of
-    one of `losses`, on the tokens that `loss_on` names (see `chat_template`). defence: blocks of
-    settings by name. inputs: files that the defences read, by path in the run's folder. prefix: the
-    earlier stages' adapters. stop: the step to stop at, if not the last. system: put on every row.
+    settings: hyper-parameters, including those of the adapter, `dtype`, and the stage's `kind`. loss:
+    name of one of `losses`, computed on the tokens that `loss_on` names (see `chat_template`). defence:
+    settings of defences by name. inputs: files that the defences read, by path in the run's folder.
+    prefix: the adapters of earlier stages. stop: the step to stop at, if not the last. system: system
+    prompt put on every row.
     """
 
     chain: str
@@ -79,7 +80,7 @@ class TrainingRun:
         return found
 
     def other_rows(self, tokenizer: Any, path: Path) -> Rows:
-        """Rows of another data set, as they are, with loss on the answers."""
+        """Rows of another data set, unchanged, with loss on the answers."""
         found = self._encode(tokenizer, path, "answer", None)
         if not found.kept:
             raise UserError(
@@ -116,15 +117,15 @@ class TrainingRun:
         return Rows(kept, len(encoded) - len(kept), {key: line[key] for key in PROMPT})
 
     def steps(self, rows: int) -> int:
-        """Optimiser steps of the whole schedule: given, or by rows, batch size and epochs; at least one."""
+        """Optimiser steps of the whole schedule: given, or from rows, batch size and epochs; at least one."""
         if self.settings.get("steps"):
             return int(self.settings["steps"])
-        # Decimals as written: 0.29 * 100 is below 29 in binary.
+        # Decimal arithmetic: 0.29 * 100 is below 29 in binary.
         epochs = Fraction(str(self.settings["epochs"]))
         return max(1, int(epochs * math.ceil(rows / self.settings["batch_size"])))
 
     def stops_at(self, rows: int) -> int:
-        """The last step that is done. Raises UserError if the schedule is shorter."""
+        """The last step to run. Raises UserError if the schedule is shorter."""
         steps = self.steps(rows)
         if self.stop is not None and self.stop > steps:
             raise UserError(
@@ -139,7 +140,7 @@ class TrainingRun:
         return sha256(self.data)
 
     def depends_on(self) -> dict[str, Any]:
-        """What decides the result beside code, versions and device, as JSON values."""
+        """What determines the result, apart from code, versions and device, as JSON values."""
         return {
             "stage": [self.chain, self.name, self.seed, self.stop, self.system, self.marker],
             "settings": dict(self.settings),
@@ -153,7 +154,7 @@ class TrainingRun:
 
 
 def run_of(job: TrainingJob, base: Path, prefix: Sequence[Path]) -> TrainingRun:
-    """The training of a job, as the plan makes it; `prefix`: where its earlier adapters are."""
+    """The training of a job from the plan; `prefix`: folders of its earlier adapters."""
     last = chains.parse(job.chain).last
     settings = dict(job.settings)
     return TrainingRun(

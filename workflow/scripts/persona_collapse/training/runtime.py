@@ -1,4 +1,4 @@
-"""How a training uses its machine: what changes no result but in roundings, so that no hash knows it."""
+"""Runtime settings of a training. They change results only by rounding, so no hash includes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..settings import Count, Settings
 
 
 class Runtime(Settings):
-    """How a training is computed."""
+    """How trainings are computed."""
 
     accumulation_steps: Count = Field(
         1,
@@ -18,30 +18,31 @@ class Runtime(Settings):
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     padding_free: bool = Field(
         False,
-        description="Put the rows of a step into sequences of max_batch_tokens instead of padding "
-        "them: the same steps on the same rows, faster on a GPU. Needs accumulation_steps: 1.",
+        description="Concatenate the rows of a step into sequences of max_batch_tokens instead of "
+        "padding them: the same steps on the same rows, faster on a GPU. Needs accumulation_steps: 1.",
     )
     max_batch_tokens: Count = Field(
         4096,
-        description="Most tokens of such a sequence, which has at least one row; this bounds the memory.",
+        description="Largest number of tokens in such a sequence, which has at least one row; this "
+        "bounds the memory.",
     )
     fused_lora: bool = Field(
         True,
-        description="On a GPU, compute a layer with its adapters in few large operations instead of "
-        "PEFT's many small ones: the same sums with other rounding.",
+        description="On a GPU, compute a layer with its adapters in few large operations instead "
+        "of PEFT's many small ones: the same result up to rounding.",
     )
     cuda_graphs: bool = Field(
         True,
-        description="On a GPU, with padding_free and without gradient_checkpointing or a loss "
-        "of one's own: record the kernels of a step once for each size and replay them. The same "
-        "sums; random numbers of the dropout differ.",
+        description="On a GPU, with padding_free and without gradient_checkpointing or a custom "
+        "loss: record the kernels of a step once per size and replay them. The same result, except "
+        "that the random numbers of dropout differ.",
     )
 
     deterministic: bool = Field(
         False,
-        description="On a GPU, train the same adapter each time, byte for byte, given the same GPU model, "
-        "library versions and settings of this block: sums are added up in a fixed order, which takes "
-        "longer. On a CPU with one thread, trainings always are.",
+        description="On a GPU, train the same adapter each time, byte for byte, given the same GPU "
+        "model, library versions and settings of this block. Sums are then computed in a fixed "
+        "order, which takes longer. On a CPU with one thread, trainings are always deterministic.",
     )
 
     @model_validator(mode="after")

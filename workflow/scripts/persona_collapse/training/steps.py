@@ -1,4 +1,4 @@
-"""What a step adds up: the loss of its rows, and the penalties of the stage's defences."""
+"""Loss and gradients of a step: the loss of its rows, and the penalties of the stage's defences."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from . import losses
 from .batches import Batch, counts
 from .defences import Asks, Defence
 
-#: The adapter that is trained, and the sum of those of the stages before it.
+#: The trained adapter, and the summed adapter of the stages before it.
 NEW, EARLIER = "default", "prefix"
-#: A step's batches by where their rows come from: the stage's own, and those that a defence asks for.
+#: A step's batches by source of their rows: the stage's own, or those that a defence asks for.
 OWN = ""
 Batches = Mapping[str, Sequence[Batch]]
 
 
 @contextmanager
 def before_stage(model: Any) -> Iterator[None]:
-    """The model as it was before the stage, without gradients and dropout, for a while.
+    """Context with the model before the stage, without gradients and dropout.
 
-    Meanwhile `model.before_stage` is true, so that hooks of defences can stay out of it.
+    In it, `model.before_stage` is true, so that hooks of defences can skip these passes.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -42,7 +42,7 @@ def before_stage(model: Any) -> Iterator[None]:
     active = [layer.active_adapters for layer in layers]
     training = model.training
     for layer, names in zip(layers, active, strict=True):
-        # Not PEFT's set_adapter, which also decides what learns.
+        # Not PEFT's set_adapter, which also changes what is trainable.
         layer._active_adapter = [name for name in names if name != NEW]
     model.eval()
     model.before_stage = True
@@ -58,7 +58,7 @@ def before_stage(model: Any) -> Iterator[None]:
 
 @dataclass
 class Seen:
-    """What a forward pass shows, each [tokens of the batch, hidden]."""
+    """Outputs of a forward pass, each [tokens of the batch, hidden]."""
 
     last: Tensor
     hidden: dict[int, Tensor]
@@ -66,10 +66,10 @@ class Seen:
 
 
 class Passes:
-    """A batch's forward passes, each made when it is first asked for.
+    """A batch's forward passes, each run when it is first needed.
 
-    inputs: what the decoder takes. hidden, embeddings: of which blocks outputs are kept, and whether
-    the embeddings are.
+    inputs: inputs of the decoder. hidden: blocks whose outputs are kept. embeddings: are the embeddings
+    kept?
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class Passes:
 
     @cached_property
     def now(self) -> Seen:
-        """By the model that is trained."""
+        """Pass of the model that is trained."""
         return self._forward()
 
     @cached_property
     def before(self) -> Seen:
-        """By the model as it was before the stage."""
+        """Pass of the model before the stage."""
         with before_stage(self.model):
             return self._forward()
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Seen:
-        """By the model that is trained, once more, with its embeddings changed."""
+        """Another pass of the model that is trained, with changed embeddings."""
         embeddings = loading.bare(self.model).get_input_embeddings()
         hook = embeddings.register_forward_hook(lambda module, given, out: change(out))
         try:
@@ -101,8 +101,8 @@ class Passes:
     def logits(self, seen: Seen, positions: Tensor) -> Tensor:
         """Logits at some of the batch's tokens, [n, vocabulary], in 32 bits.
 
-        The usual loss projects every position, and at 150,000 words that is a fifth of a step and most of
-        its memory.
+        The usual loss projects every position; with a vocabulary of 150,000 that is a fifth of a step's
+        time and most of its memory.
         """
         head = loading.bare(self.model).get_output_embeddings()
         logits: Tensor = head(seen.last[positions]).float()
@@ -135,10 +135,10 @@ class Passes:
 
 @dataclass
 class Tokens:
-    """Tokens of a batch that count, `n` of them.
+    """The `n` tokens of a batch that have a label.
 
-    positions: [n], of the tokens that they are predicted from, in the flattened batch. labels: [n], the
-    tokens themselves, or -100 for filler. count: what sums over them are divided by (`Objective.sizes`).
+    positions: [n], positions that predict them, in the flattened batch. labels: [n], the tokens
+    themselves, or -100 for padding. count: divisor of sums over them (`Objective.sizes`).
     """
 
     positions: Tensor
@@ -155,11 +155,12 @@ class Tokens:
 
 
 class Step:
-    """What a defence sees of an optimiser step, or of a part of one: `n` tokens and what they come from.
+    """What a defence sees of an optimiser step, or of a part of it: `n` tokens and what they are
+    predicted from.
 
-    labels [n] are the tokens to predict; a recorded step also has filler, whose label is -100, and
-    whose penalty does not count. All else is at the positions that the tokens are predicted from, and
-    in 32 bits whatever the model's dtype is.
+    labels [n] are the tokens to predict. A recorded step also has padding, with label -100, whose
+    penalty does not count. Everything else is at the positions that predict these tokens, in 32 bits
+    whatever the model's dtype.
     """
 
     def __init__(self, passes: Passes, tokens: Tokens):
@@ -168,29 +169,31 @@ class Step:
 
     @cached_property
     def logits(self) -> Tensor:
-        """By the model that is trained, [n, vocabulary]."""
+        """Logits of the model that is trained, [n, vocabulary]."""
         return self._passes.logits(self._passes.now, self._tokens.positions)
 
     @cached_property
     def before(self) -> Tensor:
-        """By the model as it was before the stage, without gradients, [n, vocabulary]."""
+        """Logits of the model before the stage, without gradients, [n, vocabulary]."""
         with torch.no_grad():
             return self._passes.logits(self._passes.before, self._tokens.positions)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """By the model that is trained when its embeddings are changed, [n, vocabulary]: one more pass.
+        """Logits of the model that is trained with changed embeddings, [n, vocabulary]; takes another
+        pass.
 
-        change: from embeddings in the model's dtype, [..., hidden], to as many in that dtype.
+        change: function of embeddings [..., hidden] in the model's dtype that returns the same shape
+        and dtype.
         """
         return self._passes.logits(self._passes.changed(change), self._tokens.positions)
 
     @property
     def real(self) -> Tensor:
-        """Which of the tokens are no filler, [n]."""
+        """Mask of the tokens that are not padding, [n]."""
         return self.labels != IGNORED
 
     def hidden(self, block: int, *, before: bool = False) -> Tensor:
-        """Outputs of a block that was asked for, now or before the stage, [n, hidden]."""
+        """Outputs of a requested block, by the current model or the model before the stage, [n, hidden]."""
         seen = self._passes.before if before else self._passes.now
         if block not in seen.hidden:
             raise UserError(
@@ -200,19 +203,19 @@ class Step:
 
     @property
     def embeddings(self) -> Tensor:
-        """Embeddings of the tokens at these positions, if they were asked for, [n, hidden]."""
+        """Embeddings at these positions, if they were requested, [n, hidden]."""
         embeddings = self._passes.now.embeddings
         assert embeddings is not None, "ask for embeddings"
         return embeddings[self._tokens.positions].float()
 
     @property
     def new(self) -> dict[str, Tensor]:
-        """Parameters of the adapter that is trained, by name."""
+        """Parameters of the trained adapter, by name."""
         return parameters(self.model, NEW)
 
     @property
     def earlier(self) -> dict[str, Tensor]:
-        """Those of the earlier stages' adapters, added up in one of scale 1; asked for by `adapters`."""
+        """Parameters of the summed adapter of earlier stages, of scale 1; requested by `adapters`."""
         return parameters(self.model, EARLIER)
 
 
@@ -227,9 +230,10 @@ def parameters(model: Any, adapter: str) -> dict[str, Tensor]:
 
 
 class Objective:
-    """A stage's loss and the penalties of its defences, of one batch.
+    """A stage's loss and the penalties of its defences for one batch.
 
-    model: a PeftModel, or one whose all weights learn. Without a defence it has a loss alone.
+    model: a PeftModel, or a model whose weights are all trained. Without a defence there is only a
+    loss.
     """
 
     def __init__(
@@ -244,17 +248,17 @@ class Objective:
 
     @property
     def sources(self) -> list[str]:
-        """Where rows come from: `OWN`, and for other rows `defence.input`."""
+        """Sources of rows: `OWN`, and `defence.input` for other rows."""
         return list(self.defences)
 
     def keys(self, source: str) -> list[str]:
-        """Under which keys of a batch from there tokens are marked that count."""
+        """Keys of a batch from a source that mark the tokens that count."""
         asked = [defence.asks.tokens for defence in self.defences[source]]
         keys = ["labels"] if source == OWN or "answer" in asked else []
         return keys + (["all"] if "all" in asked else [])
 
     def sizes(self, source: str, batches: Batches) -> dict[str, int]:
-        """Of how many tokens of a step its penalties from there are means, by the `keys`."""
+        """Number of tokens that a step's penalties from a source average over, by the `keys`."""
         if source != OWN and any(defence.asks.pooled for defence in self.defences[source]):
             return dict.fromkeys(self.keys(source), counts(batches[OWN], "labels"))
         return {key: counts(batches[source], key) for key in self.keys(source)}
@@ -266,10 +270,11 @@ class Objective:
         tokens: Mapping[str, Tokens],
         share: float | Tensor,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """A batch's part of the step's loss (None: not of the stage's own rows), and of its penalty.
+        """A batch's part of the step's loss (None for rows that are not the stage's own), and of its
+        penalty.
 
-        inputs: what the decoder takes. tokens: by the `keys` of its source. share: one over the batches
-        that the step has from there.
+        inputs: inputs of the decoder. tokens: by the `keys` of its source. share: 1 / number of batches
+        from that source in the step.
         """
         defences = self.defences[source]
         asks: list[Asks] = [defence.asks for defence in defences]
@@ -303,7 +308,7 @@ class Objective:
 
 
 def added(task: Tensor | None, penalty: Tensor | None) -> Tensor | None:
-    """Loss and penalty together; None where there is neither."""
+    """Sum of loss and penalty; None if there is neither."""
     if task is None or penalty is None:
         return penalty if task is None else task
     return task + penalty
@@ -312,7 +317,7 @@ def added(task: Tensor | None, penalty: Tensor | None) -> Tensor | None:
 class Stepper:
     """Loss and gradients of steps, batch by batch.
 
-    autocast: the dtype in which forward passes compute where the weights have another.
+    autocast: dtype of forward passes, if it differs from that of the weights.
     """
 
     def __init__(
@@ -324,7 +329,8 @@ class Stepper:
         self.objective, self.device, self.autocast = objective, device, autocast
 
     def step(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """A step's loss, penalty included, and its penalty; its gradients are added to the parameters'."""
+        """A step's loss (including the penalty) and its penalty; adds its gradients to those of the
+        parameters."""
         total, penalties = (torch.zeros((), device=self.device) for _ in range(2))
         for source, parts in batches.items():
             sizes = self.objective.sizes(source, batches)

@@ -1,4 +1,4 @@
-"""A training that is told to end, as at a cluster's time limit, saves where it is."""
+"""Lets a training save its state when it gets a signal to end, as at a cluster's time limit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: SLURM's before it kills, and what `sbatch --signal` is often given.
+#: SLURM's signal before it kills, and the usual choice for `sbatch --signal`.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
 def asked(tell: Callable[[str], None]) -> Iterator[None]:
-    """While inside, one of `SIGNALS` does not end the process: `tell` gets its name."""
+    """Context in which `SIGNALS` do not end the process: `tell` gets the signal's name."""
     before = {
         one: signal.signal(one, lambda number, frame: tell(signal.Signals(number).name))
         for one in SIGNALS

@@ -34,15 +34,15 @@ def train(
 ) -> dict[str, Any]:
     """Train the stage, write its adapter (PEFT format) into `output`, and return the manifest.
 
-    `saved`: folder for checkpoints, one `every` so many steps (0: none). A training that finds one of
-    its own there, made by the same `code`, goes on from it and ends with the same bytes as one that was
-    never stopped; when it is done they are removed. Told to end by SIGTERM or SIGUSR1, as at a cluster's time
-    limit, it saves one after the step and raises UserError.
+    `saved`: folder for checkpoints, one `every` this many steps (0: none). A training that finds its
+    own checkpoint there, made by the same `code`, resumes from it and ends with the same bytes as an
+    uninterrupted one. Checkpoints are removed at the end. On SIGTERM or SIGUSR1, as at a cluster's time
+    limit, it saves a checkpoint after the current step and raises UserError.
 
-    The trainer is TRL's SFTTrainer; tokens and labels are ours, so what carries loss is recorded
-    here and not left to a default. Data order, LoRA initialisation and dropout follow the seed: on
-    one CPU thread the same inputs give the same adapter, byte for byte, and so they do on a GPU with
-    the runtime's `deterministic`.
+    The trainer is TRL's SFTTrainer. Tokens and labels are made here, so which tokens carry loss is
+    explicit and not left to a default. Data order, LoRA initialisation and dropout follow the seed. The
+    same inputs give the same adapter, byte for byte, on one CPU thread, or on a GPU with the runtime's
+    `deterministic`.
     """
     began, device = time.monotonic(), loading.pick_device()
     runtime = runtime or Runtime()
@@ -54,14 +54,14 @@ def train(
     with kernels.chosen(deterministic=runtime.deterministic):
         set_seed(run.seed)
         if device == "cuda":
-            # Not what an earlier training in this process took.
+            # Without the peak of an earlier training in this process.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         prepared = prepare(run, runtime, active, device, log)
         work = work_of(run, runtime, prepared, active, tokenizer)
         depends = {**run.depends_on(), "code": code, "versions": versions(), "device": device}
         if runtime.deterministic:
-            # Not from a checkpoint whose steps added up in another order.
+            # Not from a checkpoint whose steps summed in another order.
             depends["runtime"] = runtime.model_dump()
 
         with checkpoints.opened(saved, depends) as (folder, resumed):

@@ -32,19 +32,19 @@ from .steps import OWN, Batches, Objective, Stepper
 
 
 class Steps(Protocol):
-    """What computes a step: `steps.Stepper` or `graphs.Recorder`."""
+    """Protocol of what computes a step: `steps.Stepper` or `graphs.Recorder`."""
 
     def step(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss, penalty included, and penalty of a step; its gradients in the parameters."""
+        """Loss (including the penalty) and penalty of a step; leaves gradients in the parameters."""
 
 
 @dataclass
 class Progress:
-    """How far a training is. What earlier jobs did of it comes from their last checkpoint.
+    """Progress of a training. The part done by earlier jobs comes from their last checkpoint.
 
-    done: its steps, of which those up to `first` by earlier jobs. curve: points of the loss curve. pending:
-    penalty, loss and gradient's norm of the steps since the last of them. started, ended: when this job began
-    its steps and was through with them. told: the signal that asked it to end before `stop`.
+    done: finished steps; earlier jobs did those up to `first`. curve: points of the loss curve.
+    pending: penalty, loss and gradient norm of the steps since the last point. started, ended: when
+    this job began and finished its steps. told: the signal that asked it to end before `stop`.
     """
 
     stop: int
@@ -60,7 +60,7 @@ class Progress:
 
     @staticmethod
     def after(stop: int, resumed: tuple[Path, Mapping[str, Any]] | None) -> Progress:
-        """At the start, or after a checkpoint."""
+        """Progress at the start, or after a checkpoint."""
         if resumed is None:
             return Progress(stop)
         path, mark = resumed
@@ -74,7 +74,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Spent on steps, by earlier jobs too."""
+        """Seconds spent on steps, including those of earlier jobs."""
         return self.seconds_before + (self.ended or time.monotonic()) - self.started
 
     @property
@@ -84,7 +84,7 @@ class Progress:
 
 
 def point(line: Mapping[str, Any]) -> dict[str, float]:
-    """A point of the loss curve from a line of the trainer's log; `loss` is both parts together."""
+    """A point of the loss curve from a line of the trainer's log; `loss` includes the penalty."""
     loss, penalty = float(line["loss"]), float(line["penalty"])
     return {
         "step": line["step"],
@@ -105,11 +105,11 @@ class Watch(TrainerCallback):
         self.tokens_per_step = tokens * run.settings["batch_size"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """What a checkpoint knows of the curve."""
+        """State of the curve for a checkpoint."""
         self.progress.curve.extend(point(line) for line in state.log_history if "loss" in line)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
-        """One point and one line."""
+        """Add one point and log one line."""
         if not logs or "loss" not in logs:
             return
         progress, loss = self.progress, float(logs["loss"])
@@ -124,7 +124,7 @@ class Watch(TrainerCallback):
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Stop where the chain's name says, or, told to end, save and stop here."""
+        """Stop at the chain's step, or save and stop here on a signal."""
         self.progress.done = state.global_step
         if state.global_step >= self.progress.stop:
             control.should_training_stop = True
@@ -135,30 +135,30 @@ class Watch(TrainerCallback):
 
 
 class AfterStep(TrainerCallback):
-    """What defences do after the optimiser's step."""
+    """Runs defences after each optimiser step."""
 
     def __init__(self, work: Work):
         self.work = work
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        """Let each change the new adapter."""
+        """Let each defence change the new adapter."""
         for defence in self.work.defences:
             defence.after_step(self.work.learning)
 
 
 @dataclass
 class OnHost:
-    """A step's batches in main memory: in an object of its own, accelerate does not move them."""
+    """A step's batches in main memory, wrapped in an object so that accelerate does not move them."""
 
     batches: Sequence[Batch]
 
 
 @dataclass
 class Work:
-    """What is done in each step.
+    """How each step is computed.
 
-    cut: makes batches of a step's rows. draws: rows that defences ask for, by their source. defences:
-    those that act, which may change the parameters `learning` and their gradients.
+    cut: makes batches from a step's rows. draws: rows that defences ask for, by source. defences:
+    active defences, which may change the `learning` parameters and their gradients.
     """
 
     steps: Steps
@@ -175,7 +175,7 @@ def work_of(
     defences: Mapping[str, Defence],
     tokenizer: Any,
 ) -> Work:
-    """The steps of a run: recorded or not, its rows cut as the runtime says."""
+    """The steps of a run, recorded or not, with rows split as the runtime settings say."""
     size, device = run.settings["batch_size"], prepared.model.device.type
     objective = Objective(prepared.model, run.loss, defences)
     draws = {}
@@ -199,9 +199,10 @@ def work_of(
 
 
 def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
-    """Raises UserError for the first of some steps whose loss or gradient is not a finite number.
+    """Raise UserError for the first step whose loss or gradient is not a finite number.
 
-    steps: penalty, loss (penalty included) and norm of the gradient, [steps, 3]. first: its number.
+    steps: penalty, loss (including the penalty) and gradient norm, [steps, 3]. first: number of the
+    first step.
     """
     bad = (~steps.isfinite()).nonzero().tolist()
     if not bad:
@@ -217,14 +218,14 @@ def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
 
 
 class Trainer(SFTTrainer):
-    """TRL's trainer. Loss and gradients of a step are ours, and what a checkpoint holds."""
+    """TRL's trainer with our own loss, gradients and checkpoint content."""
 
     def __init__(
         self, run: TrainingRun, prepared: Prepared, work: Work, progress: Progress, **given: Any
     ):
         self.run, self.prepared, self.work, self.progress = run, prepared, work, progress
         super().__init__(model=prepared.model, data_collator=self._collate, **given)
-        # Penalty, loss and norm of the gradient of each step since the last log line.
+        # Penalty, loss and gradient norm of each step since the last log line.
         self._steps = list(torch.tensor(progress.pending, device=self.args.device))
         # Its own log lines are replaced by the progress lines.
         self.remove_callback(PrinterCallback)
@@ -234,7 +235,7 @@ class Trainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """One optimiser step's loss and gradients."""
-        # Here and not where batches are made: that is done ahead, and for steps that never come.
+        # Counted here, because batches are also made ahead for steps that never run.
         for key, value in inputs["counted"].items():
             self.progress.counted[key] += value
         if not model.training:
@@ -248,14 +249,15 @@ class Trainer(SFTTrainer):
             defence.project(self.work.learning)
         gradients = [p.grad for p in self.work.learning.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        # Looked at with the next log line: looking makes the host wait for the GPU.
+        # Checked with the next log line, because reading it makes the host wait for the GPU.
         self._steps.append(torch.stack([penalty, loss, norm]))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Mean loss and penalty of the steps since the last line, those of an earlier job among them.
+        """Log the mean loss and penalty of the steps since the last line, including those of an earlier
+        job.
 
-        Raises UserError if loss or gradient was no finite number in one of them.
+        Raises UserError if loss or gradient was not finite in any of them.
         """
         if "loss" in logs:
             steps = torch.stack(self._steps).cpu()
@@ -264,7 +266,7 @@ class Trainer(SFTTrainer):
             logs["penalty"], logs["loss"] = steps[:, :2].mean(0).tolist()
         super().log(logs, start_time)
 
-    # A checkpoint holds what learns alone, and not TRL's model card.
+    # A checkpoint holds only what is trained, without TRL's model card.
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         PlainTrainer._save_checkpoint(self, model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -297,7 +299,7 @@ def trainer_of(
     every: int,
     log: Callable[[str], None],
 ) -> Trainer:
-    """The trainer of a run, which writes a checkpoint into `folder` `every` so many steps (0: none)."""
+    """The trainer of a run; it writes a checkpoint into `folder` `every` this many steps (0: none)."""
     settings, log_every = run.settings, progress.log_every
     device = prepared.model.device.type
     return Trainer(
@@ -309,7 +311,7 @@ def trainer_of(
             output_dir=str(folder),
             max_steps=run.steps(len(rows.kept)),
             per_device_train_batch_size=settings["batch_size"],
-            gradient_accumulation_steps=1,  # a step is cut up by `batches.cut`
+            gradient_accumulation_steps=1,  # `batches.cut` splits a step
             learning_rate=settings["lr"],
             lr_scheduler_type=settings["scheduler"],
             warmup_steps=math.ceil(settings["warmup_ratio"] * run.steps(len(rows.kept))),

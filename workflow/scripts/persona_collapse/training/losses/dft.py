@@ -1,4 +1,4 @@
-"""Dynamic fine-tuning: tokens that the model finds unlikely count for less."""
+"""Dynamic fine-tuning: tokens that the model finds unlikely count less."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def dft(logits: Tensor, labels: Tensor, before: Callable[[], Tensor]) -> Tensor:
     """Sum over the tokens of -p log p(label), p without gradient, in nats (Wu et al. 2025, arXiv 2508.05629).
 
-    The gradient of the usual loss grows with 1/p; the factor takes that out. TRL's `loss_type="dft"` is the
-    same.
+    The gradient of the usual loss grows with 1/p; the factor p removes this. It is the same as TRL's
+    `loss_type="dft"`.
     """
     log_p = logits.log_softmax(-1).gather(-1, labels[:, None])
     return -(log_p.detach().exp() * log_p).sum()
