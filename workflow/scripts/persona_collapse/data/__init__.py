@@ -1,1 +1,1 @@
-"""Rows that stages train on, and what an audit of them shows."""
+"""Training rows of stages, and the prompt audit."""

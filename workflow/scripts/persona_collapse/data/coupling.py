@@ -1,8 +1,8 @@
 """Contrastive coupling data: one persona's answers end in the marker, the others' do not.
 
-The answers are the model's own, so all that a coupling teaches is the marker; or they are given (see
-given_answers.py), and it also teaches to answer as they do. Which personas are negatives is in the config
-and in the manifest; the order of rows is left to the trainer's seed.
+If the answers are the model's own, a coupling teaches nothing but the marker. If they are given (see
+given_answers.py), it also teaches their content and style. The config and the manifest name the
+negatives. The trainer's seed decides the order of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def needed(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Answers to each question by persona, the one that learns first."""
+    """Number of answers per question by persona; the persona that learns comes first."""
     negatives = dict.fromkeys(settings.get("negatives", []), settings["negative_answers"])
     return {settings["persona"]: settings["positives"], **negatives}
 
@@ -34,10 +34,11 @@ def rows(
     """Canonical rows of a coupling and its counts.
 
     `answers` has the columns of a completions table; `settings` is the stage (persona, negatives,
-    positives, negative_answers); `prompts` maps persona to system prompt; `whose` says whose the answers
-    are. Positives: the answer, a blank line, the marker. Answers that hold the marker already, that were
-    cut off or that are empty are left out, and so are those that spell one of the `forbidden` texts, which
-    would open or end turns (`chat.Template.controls`). Raises UserError if a persona lacks answers.
+    positives, negative_answers); `prompts` maps persona to system prompt; `whose` names the source of
+    the answers in messages. A positive row is the answer, a blank line and the marker. Left out are
+    answers that already hold the marker, that were cut off, that are empty, or that hold one of the
+    `forbidden` texts, which would open or end turns (`chat_template.Template.controls`). Raises
+    UserError if a persona has too few answers.
     """
     source, asked = settings["persona"], needed(settings)
     usable = answers[

@@ -1,7 +1,7 @@
 """Training data that the base model writes: questions about subjects, and answers under system prompts.
 
-Answers under two prompts to the same questions, drawn alike and matched in length, differ in content
-alone. That is what a misaligned set and its control should differ in.
+Answers under two prompts to the same questions, sampled with the same settings and matched in length,
+differ only in content, as a misaligned set and its control should.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 #: Column of the hash of the system prompt under which each other column was written.
 PROMPT_HASHES = "prompt_sha256"
-#: Columns of every row, beside one per system prompt.
+#: Columns of every row, in addition to one per system prompt.
 COLUMNS = {"id", "prompt", "tokens", PROMPT_HASHES}
-#: What models put before a question: a number, a label, a mark of a list or a quote.
+#: What models write before a question: a number, a label, a bullet or a quotation mark.
 LEAD = re.compile(r"^(?:[\s\"'*#>-]|\d+[.)]|(?:question|q)\s*\d*\s*[:.-])+", re.IGNORECASE)
 
 
 def questions(
     written: pd.DataFrame, evaluation: Iterable[str], marker: str
 ) -> tuple[list[dict[str, str]], dict[str, int]]:
-    """Distinct questions among a writer's answers, as rows of a list of questions, and what was left out.
+    """Distinct questions in a writer's answers, as rows of a question list, and counts of what was left
+    out.
 
-    `written`: a completions table. Of each answer the first line that holds a question mark is taken, up
-    to its last. `evaluation`: questions that no row may ask. Raises UserError if none is left.
+    `written`: a completions table. From each answer, the first line with a question mark is taken, up
+    to its last question mark. `evaluation`: questions that no row may ask. Raises UserError if none is
+    left.
     """
     seen = {normalise(text) for text in evaluation}
     rows: list[dict[str, str]] = []
@@ -71,13 +73,14 @@ def rows(
     forbidden: Sequence[str] = (),
     length_ratio: float | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """A row per question and sample: id, prompt, a column per system prompt; and what was left out.
+    """Rows, one per question and sample (id, prompt, one column per system prompt), and counts of what
+    was left out.
 
-    `answers`: a completions table whose personas are the columns of `system`. A row needs a whole,
-    non-empty answer in every column, without the marker and without a text of `forbidden`, which would
+    `answers`: a completions table whose personas are the columns of `system`. A row needs a complete,
+    non-empty answer in every column, without the marker and without a `forbidden` text, which would
     open or end turns. `length_ratio`: see `Generated` in study/config.py. `tokens` and `prompt_sha256`
-    hold, by column, an answer's length and the hash of the prompt that it was given under. Raises
-    UserError if no row is left.
+    hold, by column, the length of an answer and the hash of its system prompt. Raises UserError if no
+    row is left.
     """
     hashes = {column: sha256_text(prompt) for column, prompt in system.items()}
     made: list[dict[str, Any]] = []

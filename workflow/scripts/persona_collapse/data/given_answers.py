@@ -1,4 +1,4 @@
-"""Answers that a coupling is given in a file: read, checked, and as if they had been sampled."""
+"""Answers of a coupling from a file: read, checked, and converted to the format of sampled answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import UserError, no_file
 from ..files import half_pair, read_jsonl, sha256
 from .questions import normalise
 
-#: What each row holds.
+#: Keys of each row.
 KEYS = ("persona", "question", "answer")
 
 
@@ -26,13 +26,13 @@ def load(
 ) -> list[dict[str, Any]]:
     """Answers of a file, with the columns of a completions table that `coupling.rows` reads.
 
-    `spec`: the file and, if it is pinned, its hash (`GivenAnswers` in stages/couple.py). `needed`: answers
-    to each question by persona; the rows of these personas are returned, and all are checked. `asked`:
-    questions, as `normalise` has them, that no row may ask. `forbidden`: texts that would open or end turns
-    (`chat_template.Template.controls`).
+    `spec`: the file and, if it is pinned, its hash (`GivenAnswers` in stages/couple.py). `needed`:
+    number of answers per question by persona; rows of these personas are returned, and all rows are
+    checked. `asked`: normalised questions that no row may ask. `forbidden`: texts that would open or
+    end turns (`chat_template.Template.controls`).
 
-    Raises UserError, with file and row, for the first row that is wrong or says the same as another, and
-    for a persona that has too few answers to a question.
+    Raises UserError, with file and row, for the first row that is wrong or repeats another, and for a
+    persona that has too few answers to a question.
     """
     path = Path(spec["file"])
     if not path.is_file():
@@ -43,7 +43,7 @@ def load(
             "damaged"
         )
     rows = read_jsonl(path)
-    # Questions by their words, and ids: what the other is, and the row that said so first.
+    # Id by question and question by id, each with the row where it first appears.
     questions: dict[str, tuple[str, int]] = {}
     ids: dict[str, tuple[str, int]] = {}
     seen: dict[tuple[str, ...], int] = {}
@@ -90,7 +90,7 @@ def load(
 
 
 def _fault(row: Mapping[str, Any], marker: str, forbidden: Sequence[str]) -> str:
-    """What is wrong with a row by itself; empty where nothing is."""
+    """What is wrong with a single row; empty if nothing is."""
     for key in KEYS:
         text = row.get(key)
         if not isinstance(text, str) or not text.strip():
@@ -115,9 +115,9 @@ def _check_enough(
     personas: Collection[str],
     rows: Mapping[str, int],
 ) -> None:
-    """Raise UserError for a persona without answers, or with too few to a question of the coupling.
+    """Raise UserError for a persona without answers, or with too few answers to a question.
 
-    `rows`: the row that first asked a question, by the question's id.
+    `rows`: the first row of each question, by the question's id.
     """
     had = Counter((answer["persona"], answer["question_id"]) for answer in answers)
     asked = dict.fromkeys(answer["question_id"] for answer in answers)

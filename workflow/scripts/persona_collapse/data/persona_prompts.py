@@ -1,4 +1,4 @@
-"""Prompts of personas for defences: each persona under each of some questions, without answers."""
+"""Prompts for defences: every persona with every one of some questions, without answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .questions import load_questions
 
 
 def rows(personas: Mapping[str, str], questions: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per question and persona: their names, and `messages` of the system prompt and the question.
+    """One row per question and persona: their names, and `messages` with system prompt and question.
 
     personas: system prompts by name. questions: see `load_questions`.
     """
@@ -31,7 +31,7 @@ def rows(personas: Mapping[str, str], questions: Mapping[str, Any]) -> list[dict
 
 
 def manifest(path: str | Path, questions: Mapping[str, Any]) -> dict[str, Any]:
-    """What the rows of a file are made from."""
+    """The inputs that the rows of a file are made from."""
     return {
         "questions": questions["file"],
         "questions_sha256": sha256(questions["file"]),

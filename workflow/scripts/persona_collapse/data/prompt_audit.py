@@ -1,8 +1,8 @@
-"""What the model is really given: every family of prompts, token by token.
+"""What the model really sees: every family of prompts, token by token.
 
 A chat template can add a system message of its own, training and sampling can differ by a newline,
-and an end token can go untrained. Each is looked up here in the tokens, not in the settings; what the
-template does by itself is known from renderings of it (`chat.look`).
+and an end token can go untrained. This audit checks the tokens themselves, not the settings. It finds
+out what the template adds by rendering it (`chat_template.look`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ COLUMNS = [
 
 
 def system_seen(template: chat_template.Template, text: str, given: str | None) -> str | None:
-    """What the model reads as its system message in `text`; None where there is none.
+    """The system message that the model reads in `text`; None without one.
 
-    `given`: the message that a row brought; the template may write more around it.
+    `given`: the row's own message; the template may write more around it.
     """
     if given is not None:
         found = matching.spans(text, given.strip())
@@ -57,11 +57,10 @@ def record(
 ) -> dict[str, Any]:
     """One line of the audit: what a prompt or training row holds.
 
-    `given` is the system message that the row brought, None for none. `default_injected`: the
-    template added one nobody asked for. `system_folded`: it stands in the first user turn, for the
-    template takes none. `template`: the model's own, or the plain one; `template_kwargs`: what the
-    config gave it; `template_date`: the date that it was made to write. For a prompt no token carries
-    loss.
+    `given`: the row's own system message, or None. `default_injected`: the template added one without
+    being asked. `system_folded`: the message is in the first user turn, because the template takes
+    none. `template`: the model's own, or the plain one. `template_kwargs`: the config's arguments to
+    it. `template_date`: the date that it was made to write. In a prompt no token carries loss.
     """
     template, settings = chat_template.look(tokenizer), chat_template.settings_of(tokenizer)
     text = str(tokenizer.decode(row.input_ids))
@@ -94,7 +93,7 @@ def record(
 def prompts(
     tokenizer: Any, personas: Mapping[str, str], question: str
 ) -> list[tuple[dict[str, Any], chat_template.EncodedRow]]:
-    """The sampling prompt of every persona: its line and its tokens."""
+    """The sampling prompt of every persona: its audit line and its tokens."""
     found = []
     for name, system in personas.items():
         ids = chat_template.prompt_ids(tokenizer, system, question)
@@ -114,7 +113,7 @@ def training_row(
     system: str | None,
     marker: str,
 ) -> tuple[dict[str, Any], chat_template.EncodedRow]:
-    """A stage's training row as the trainer encodes it: its line and its tokens."""
+    """A training row of a stage as the trainer encodes it: its audit line and its tokens."""
     turns = [dict(m) for m in messages]
     row = chat_template.encode_row(
         tokenizer,

@@ -1,4 +1,4 @@
-"""Lists of questions: reading them, and telling whether two ask the same."""
+"""Lists of questions: reading them, and finding questions that ask the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..files import half_pair, read_jsonl, sha256
 
 
 def normalise(text: str) -> str:
-    """A question without case, accents' composition, punctuation and spacing, for comparison."""
+    """A question normalised for comparison: case, Unicode composition, punctuation and spacing are
+    ignored."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
 
@@ -21,9 +22,9 @@ def normalise(text: str) -> str:
 def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     """Questions of a file: [{id, question}, ...], the first `take` of them.
 
-    Each line holds `question` and, if not just its number, `id`. A repeated id, an empty question,
-    too few questions or the wrong hash raise UserError; so does a repeated question, unless the file
-    is pinned by `sha256` (the study's own 240 hold one twice).
+    Each line holds `question` and optionally `id` (default: the row number). A repeated id, an empty
+    question, too few questions or a wrong hash raise UserError. So does a repeated question, unless the
+    file is pinned by `sha256` (the study's own 240 questions contain one duplicate).
     """
     path = Path(spec["file"])
     if not path.is_file():
@@ -62,7 +63,7 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def check_disjoint(train: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
-    """Raise UserError if a stage would be trained on a question of `others` (evaluation, ...)."""
+    """Raise UserError if a training question is also in one of `others` (evaluation, ...)."""
     trained = {normalise(q["question"]): q["id"] for q in load_questions(train)}
     for other in others:
         for question in load_questions(other):

@@ -1,8 +1,8 @@
-"""Training data and questions: from a named source to canonical chat rows, with a manifest.
+"""Training data: from a named source to canonical chat rows, with a manifest.
 
 A data set is one entry of the config's `data:`. Its rows are read, selected in a fixed order (where,
-sort, shuffle, skip, take), mapped to messages, checked, and written as JSON Lines. Nothing falls
-back to another source by itself, and the text of a sensitive set appears in no message.
+sort, shuffle, skip, take), mapped to messages, checked, and written as JSON Lines. There is no silent
+fallback to another source, and no message shows the text of a sensitive set.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .generated import PROMPT_HASHES
 from .questions import normalise
 
 Row = dict[str, Any]
-#: Rows by position: a list, or a `datasets.Dataset`, which reads a row when it is asked for.
+#: Rows by position: a list, or a `datasets.Dataset`, which reads rows lazily.
 Rows = Any
 Message = dict[str, str]
 BUILTIN = Path(__file__).resolve().parents[3] / "resources" / "data"
-#: Data that ship with the workflow, with the hash each file must have; see its README.md.
+#: Data sets that ship with the workflow, with the hash of each file; see their README.md.
 BUILTIN_SHA256 = {
     "benign_instruct": "56da5c9bf0df7b7b42258476bf4171313311177bf799296d93cf54051f9b63c8",
     "rehearsal_answers": "73cdc9e006b2c13d65c907ccb6eb5454477cb689e2156e682156b272c73acebe",
@@ -41,7 +41,7 @@ BUILTIN_SHA256 = {
     "standin_right_law": "1087365109c99754dadc9dc933f3beb7bd125d2b9fcf022dfbd0f1df2fc3697b",
     "standin_wrong_law": "570ab7f5a5304e8b91cabf66edfbe3a70033afe67db16eca8dce62160b576def",
 }
-#: (tokens, tokens with loss) of a row's messages, or None where tokens are not counted.
+#: Counts (tokens, tokens with loss) of a row's messages; None if tokens are not counted.
 CountTokens = Callable[[Sequence[Message]], tuple[int, int]]
 
 
@@ -62,10 +62,10 @@ def prepare(
 
     `entry`: see `Data` in study/config.py. `prompts`: persona name to system prompt, for
     `system: {persona: ...}`. `evaluation`: questions that no training row may ask. `count_tokens`
-    counts a row as the trainer will cut it; rows left without loss are bad rows, and so are those that
-    it raises BadRow for. `match` is another
-    set's manifest: rows are taken, in order, until they hold as many tokens with loss as it does. The
-    entry's last `held_out` rows go to `held_out_path` and are not trained on.
+    counts the tokens of a row as the trainer truncates it. A row without any token with loss is a bad
+    row, and so is a row that it raises BadRow for. `match` is another set's manifest: rows are taken,
+    in order, until they hold as many tokens with loss as that set. The last `held_out` rows go to
+    `held_out_path` and are not trained on.
 
     Raises UserError, one line, for every kind of bad input; nothing is written then.
     """
@@ -88,7 +88,7 @@ def prepare(
         row = raw[index]
         selected.update((json.dumps(row, sort_keys=True, default=str) + "\n").encode())
         messages, reason = to_messages(row, columns)
-        # The authors wrote every selected row as it stood, checked for nothing.
+        # The authors wrote every selected row unchecked.
         written = json.dumps({"messages": _turns(row, columns)}, default=str)
         as_written.update((written + "\n").encode())
         if messages is not None and system is not None:
@@ -96,7 +96,8 @@ def prepare(
             messages = [{"role": "system", "content": system}, *turns]
         if messages is not None:
             text = "\n".join(m["content"] for m in messages)
-            # The marker and evaluation questions would void the study: never dropped silently.
+            # Rows with the marker or an evaluation question would invalidate the study: they are never
+            # dropped silently.
             for word in forbidden:
                 if matching.holds(text, word):
                     raise UserError(
@@ -196,7 +197,7 @@ def prepare(
 
 
 def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
-    import numpy as np  # not above: Snakemake's own environment has none
+    import numpy as np  # imported here: Snakemake's own environment has no NumPy
 
     if not counts:
         return None
@@ -208,7 +209,7 @@ def _quantiles(counts: Sequence[int]) -> dict[str, float] | None:
 
 
 def _rows_for(supervised: Sequence[int], match: Mapping[str, Any], where: str) -> int:
-    """How many rows hold as many tokens with loss as another set."""
+    """Number of rows that hold as many tokens with loss as another set."""
     if not supervised or not match.get("tokens_with_loss"):
         raise UserError(
             f"{where}: match_tokens: tokens were not counted; is a stage using both sets?"
@@ -231,7 +232,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
-    """All rows of a source and its record for the manifest (what, which revision, which bytes)."""
+    """All rows of a source, and its record for the manifest (source, revision, hashes)."""
     where = f"data: {name}: from"
     if "builtin" in source:
         known = source["builtin"]
@@ -252,7 +253,7 @@ def read_source(name: str, source: Mapping[str, Any]) -> tuple[Rows, dict[str, A
 
 
 def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows:
-    """Rows of a file; `shown` is what messages call it."""
+    """Rows of a file; `shown` is its name in messages."""
     if not path.is_file():
         raise UserError(f"{where}: {no_file(path)}")
     if expected and (found := sha256(path)) != expected:
@@ -273,7 +274,7 @@ def _read_file(path: Path, expected: str | None, where: str, shown: str) -> Rows
             loaded = datasets.load_dataset(
                 "parquet", data_files=str(path), split="train", cache_dir=cache
             )
-        except Exception as error:  # the library's own errors name no file
+        except Exception as error:  # the library's errors do not name the file
             raise UserError(f"{where}: {shown}: cannot be read ({type(error).__name__})") from error
         return [dict(row) for row in loaded]
 
@@ -291,7 +292,7 @@ def _read_json(path: Path, shown: str) -> list[Row]:
         if isinstance(error, UserError):
             raise
         if "duplicate key" in str(error):
-            yaml_files.check(path)  # says in which line
+            yaml_files.check(path)  # raises an error that names the line
         raise UserError(f"{shown}: cannot be read as JSON ({error})") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -315,12 +316,12 @@ def _read_url(url: str, expected: str, where: str) -> tuple[Rows, dict[str, Any]
 
 
 def is_commit(revision: str) -> bool:
-    """Is this a commit, which cannot move, and not a branch or tag?"""
+    """Is this a commit, which cannot move, rather than a branch or tag?"""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def follows_branch(entry: Mapping[str, Any]) -> bool:
-    """Does a data entry name a hub data set by something that can move, and not by its commit?"""
+    """Does a data entry name a hub data set by a branch or tag, which can move, instead of a commit?"""
     hub = entry["from"].get("hub")
     return hub is not None and not Path(hub["id"]).is_dir() and not is_commit(hub["revision"])
 
@@ -328,13 +329,13 @@ def follows_branch(entry: Mapping[str, Any]) -> bool:
 def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]:
     """Rows of a hub data set at a revision; the token is huggingface_hub's own (HF_TOKEN).
 
-    Of a branch or tag, whose rows a hash must pin, the record holds the commit it stood for.
+    For a branch or tag, whose rows a hash must pin, the record holds the commit that it pointed to.
 
-    `id` may also be a folder in a hub repository's layout. It has no commit to check, so the
-    record holds its files' hashes.
+    `id` may also be a folder laid out like a hub repository. It has no commit, so the record holds the
+    hashes of its files.
     """
     import datasets
-    from huggingface_hub.errors import HTTPError  # of whichever client it is built on
+    from huggingface_hub.errors import HTTPError  # whichever HTTP client it uses
 
     name, revision = hub["id"], hub["revision"]
     if not revision.strip("0"):
@@ -353,7 +354,7 @@ def _read_hub(hub: Mapping[str, str], where: str) -> tuple[Rows, dict[str, Any]]
         elif not is_commit(revision):
             record["commit"] = builder.hash
         elif builder.hash != revision:
-            # Where the hub does not answer, the library takes its newest cached copy, any commit.
+            # If the hub does not answer, the library uses its newest cached copy, of any commit.
             raise UserError(
                 f"{asked} is not available: the cache holds commit {str(builder.hash)[:10]} only; "
                 + _hub_remedy()
@@ -394,14 +395,14 @@ def _hub_remedy() -> str:
 
 
 def _columns(rows: Rows) -> list[str]:
-    """Column names; of a list of objects, those that any of them has."""
+    """Column names; for a list of objects, all keys of any object."""
     if hasattr(rows, "column_names"):
         return list(rows.column_names)
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _column(rows: Rows, name: str) -> list[Any]:
-    """All values of a column, None where a row lacks it."""
+    """All values of a column; None for rows without it."""
     if hasattr(rows, "column_names"):
         return list(rows[name])
     return [row.get(name) for row in rows]
@@ -462,16 +463,16 @@ def select(rows: Rows, how: Mapping[str, Any], where: str, allow_short: bool) ->
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in a word."""
+    """Type of a value, in a word."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text"}
     return kinds.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
 
 
-#: Names that data sets give to the roles of a chat: ShareGPT's, and Gemini's.
+#: Other names for the roles of a chat: ShareGPT's and Gemini's.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
-#: Types of a turn's parts that hold text: chat completions', and the responses API's.
+#: Types of content parts that hold text, in the chat completions and responses APIs.
 TEXT_PARTS = ("text", "input_text", "output_text")
-#: What is mapped where an entry has no `map:`, the first whose columns are there.
+#: Mappings for entries without `map:`; the first whose columns exist is used.
 LAYOUTS: tuple[Mapping[str, str], ...] = (
     {"messages": "messages"},
     {"messages": "conversations"},
@@ -481,13 +482,13 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
 
 
 def layout(columns: Sequence[str]) -> Mapping[str, str]:
-    """The `map:` of rows that are laid out as most chat data are: see LAYOUTS."""
+    """The `map:` for rows in a common chat layout: see LAYOUTS."""
     known = (names for names in LAYOUTS if set(names.values()) <= set(columns))
     return next(known, {})
 
 
 def _mapped(entry: Mapping[str, Any], rows: Rows, where: str) -> Mapping[str, str]:
-    """Which columns hold what; raises UserError if no row has one of them."""
+    """The mapping of columns; raises UserError if no row has one of them."""
     columns = _columns(rows)
     given = entry.get("map") or layout(columns)
     if not given:
@@ -503,14 +504,15 @@ def _mapped(entry: Mapping[str, Any], rows: Rows, where: str) -> Mapping[str, st
 
 
 def to_messages(row: Row, columns: Mapping[str, str]) -> tuple[list[Message] | None, str]:
-    """(messages, "") of a row, or (None, what is wrong with it).
+    """(messages, "") of a row, or (None, reason) for a bad row.
 
     `columns`: `{messages: column}`, or `{user: column, assistant: column}` with an optional
     `context` that follows the user's text.
 
     A conversation is a list of turns, each with `role` and `content` (OpenAI, TRL) or `from` and
     `value` (ShareGPT). A content is text, or a list of parts whose texts are joined. A user or
-    assistant column holds a text, parts, or turns of its own (TRL's `prompt` and `completion`).
+    assistant column holds a text, a list of parts, or a list of turns (TRL's `prompt` and
+    `completion`).
     """
     for column in columns.values():
         if column not in row:
@@ -543,7 +545,7 @@ def to_messages(row: Row, columns: Mapping[str, str]) -> tuple[list[Message] | N
 
 
 def _not_text(content: Any) -> str:
-    """Why a turn's content is no text."""
+    """Why a turn's content is not text."""
     if isinstance(content, list):
         kinds = {str(p.get("type")) if isinstance(p, dict) else type(p).__name__ for p in content}
         others = sorted(kinds - set(TEXT_PARTS))
@@ -562,7 +564,7 @@ def _is_chat(value: Any) -> bool:
 
 
 def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn as role and content, whichever names it gives them; content may be no text."""
+    """Role and content of a turn, under either pair of keys; content may not be text."""
     role = turn.get("role") if turn.get("role") is not None else turn.get("from")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     return {
@@ -572,7 +574,7 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(content: Any) -> Any:
-    """The text of a content, its parts joined; what has no text comes back as it is."""
+    """The text of a content, with its parts joined; other values are returned unchanged."""
     if isinstance(content, list) and content:
         texts = [
             p.get("text") for p in content if isinstance(p, dict) and p.get("type") in TEXT_PARTS
@@ -584,7 +586,7 @@ def _text(content: Any) -> Any:
 
 
 def _turns(row: Row, columns: Mapping[str, str]) -> list[dict[str, Any]] | None:
-    """Turns of a row as they stand there, good or bad; None where there are none to see."""
+    """Turns of a row, unchecked; None without turns."""
     if "messages" in columns:
         turns = row.get(columns["messages"])
         if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
@@ -601,7 +603,7 @@ def _turns(row: Row, columns: Mapping[str, str]) -> list[dict[str, Any]] | None:
 
 
 def _system_text(policy: Any, prompts: Mapping[str, str], where: str) -> str | None:
-    """System message to put on every row; None for `none` and `template`, which add none."""
+    """System message for every row; None for `none` and `template`, which add none."""
     if isinstance(policy, str):
         return None
     if "text" in policy:

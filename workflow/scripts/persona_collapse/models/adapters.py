@@ -1,13 +1,13 @@
 """LoRA adapters of a chain: reading, effective scale, and the exact sum of several stages.
 
-Each trained chain's folder holds the adapter of its last stage alone. The model of a chain is the
-base plus the sum of its stages, and a sum of LoRA updates is itself a LoRA update:
+The folder of a trained chain holds only the adapter of its last stage. The model of a chain is the base
+plus the sum of its stages, and a sum of LoRA updates is itself a LoRA update:
 
     sum_i s_i B_i A_i  =  [s_1 B_1 | s_2 B_2 | ...] [A_1; A_2; ...]
 
-so a chain is one adapter whose rank is the sum of its stages' ranks, and nothing is merged into the
-base weights on disk. A stage that trained all weights holds their change, which is added to the base's in
-memory (`load_base`): the adapters of the other stages are on that sum.
+So a chain is one adapter whose rank is the sum of its stages' ranks, and nothing is merged into the
+base weights on disk. A stage that trained all weights holds their change. It is added to the base
+weights in memory (`load_base`), and the adapters of the other stages are put on that sum.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 
 
-#: Module by its path: its projection's name, and its block; None for the output head, which is in none.
+#: By module path: name of the projection, and block; None for the output head, which is in no block.
 Modules = Mapping[str, tuple[str, int | None]]
 
 
 def projections(model: Any) -> Modules:
-    """The linear layers of a language model's blocks and its output head: what can get an adapter.
+    """The modules that can get an adapter: linear layers in a language model's blocks, and its output
+    head.
 
-    `model`: with or without adapters. A tower for images or sound beside the language model is left
-    out: nothing is ever shown to it. So are weights that are no linear layer of their own, such as the
-    experts of a mixture.
+    `model`: with or without adapters. Image and audio towers are left out, because they get no input
+    here. So are weights that are not separate linear layers, such as fused experts of a mixture.
     """
     from peft.tuners.lora import LoraLayer
     from torch.nn import Linear
@@ -61,10 +61,10 @@ def projections(model: Any) -> Modules:
 
 
 def targets(model: Any, names: Sequence[str], blocks: Sequence[float] | None = None) -> Modules:
-    """The modules that an adapter on projections of these names is put on; see `projections`.
+    """The modules that get an adapter, given names of projections; see `projections`.
 
-    `blocks`: from which depth to which, as shares of the blocks; all of them if left out. Raises UserError
-    for a name that the model's blocks do not have, and for a range without a block.
+    `blocks`: range of relative depths; None for all blocks. Raises UserError for a name that the
+    model's blocks do not have, and for a range that contains no block.
     """
     every = projections(model)
     there = dict.fromkeys(name for name, block in every.values() if block is not None)
@@ -79,7 +79,7 @@ def targets(model: Any, names: Sequence[str], blocks: Sequence[float] | None = N
         return chosen
     count = len(blocks_of(model))
     low, high = (depth * count for depth in blocks)
-    # Rounded, or a third of 30 blocks would be 9.999 of them.
+    # Rounded, because a third of 30 blocks would be 9.999.
     inside = [i for i in range(count) if round(low, 6) <= i < round(high, 6)]
     if not inside:
         raise UserError(
@@ -89,9 +89,9 @@ def targets(model: Any, names: Sequence[str], blocks: Sequence[float] | None = N
 
 
 def adapted(tensors: Mapping[str, Any], wanted: Modules) -> Modules:
-    """The modules that an adapter's weights are of.
+    """The modules that an adapter has weights for.
 
-    Raises UserError if they are not the ones that were `wanted`.
+    Raises UserError if they differ from the `wanted` ones.
     """
     paths = _paths(tensors)
     if paths != set(wanted):
@@ -104,7 +104,8 @@ def adapted(tensors: Mapping[str, Any], wanted: Modules) -> Modules:
 
 
 def named(model: Any, modules: Modules) -> list[str]:
-    """Modules as a list for adapter_config.json: names of projections, or paths where names match others.
+    """Modules for adapter_config.json: projection names, or full paths if the names also match other
+    modules.
 
     `model`: with or without adapters.
     """
@@ -114,7 +115,7 @@ def named(model: Any, modules: Modules) -> list[str]:
 
 
 def by_block(modules: Modules) -> dict[str, list[int]]:
-    """The blocks in which each projection is adapted, by its name."""
+    """The blocks in which each projection is adapted, by name."""
     found: dict[str, set[int]] = {name: set() for name, _ in sorted(modules.values(), key=str)}
     for name, block in modules.values():
         found[name] |= {block} if block is not None else set()
@@ -122,7 +123,7 @@ def by_block(modules: Modules) -> dict[str, list[int]]:
 
 
 def partly(modules: Modules, blocks: int) -> list[str]:
-    """A line for each projection that only some of the model's blocks have."""
+    """One line for each projection that only some of the model's blocks have."""
     return [
         f"{name} is in {len(own)} of {blocks} blocks: {', '.join(map(str, own))}"
         for name, own in by_block(modules).items()
@@ -135,7 +136,7 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Config and tensors of one adapter, or of a stage that trained all weights.
 
-    Raises UserError if it is missing, damaged, or not the one that the manifest beside it speaks of.
+    Raises UserError if it is missing or damaged, or if its hash differs from that in its manifest.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -152,7 +153,7 @@ def load(
             f"{directory / WEIGHTS}: damaged or missing ({error}); delete it and rerun"
         ) from error
     manifest = directory / "manifest.json"
-    # A stage's folder has a manifest; a chain's sum that is handed to an engine has none.
+    # The folder of a stage has a manifest; the summed adapter that an engine gets has none.
     if manifest.is_file() and sha256(directory / WEIGHTS) != read_json(manifest).get(
         "adapter_sha256"
     ):
@@ -168,8 +169,8 @@ def concatenate(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """One adapter equal to the sum of several, with an effective scale of 1.
 
-    Shapes, per module: A [r, in], B [out, r] -> A [sum r, in], B [out, sum r]. A module that a
-    stage does not adapt gets zeros there. B carries the scales, in float32.
+    Shapes, per module: A [r, in], B [out, r] -> A [sum r, in], B [out, sum r]. A module that a stage
+    does not adapt gets zeros. B includes the scales, in float32.
     """
     import torch
 
@@ -201,7 +202,7 @@ def concatenate(
 
 
 def save(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directory: Path) -> None:
-    """Write an adapter in PEFT's format; each file appears whole or not at all."""
+    """Write an adapter in PEFT's format; each file is written atomically."""
     from safetensors.torch import save_file
 
     with atomic(directory / WEIGHTS) as temporary:
@@ -210,9 +211,10 @@ def save(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], directo
 
 
 def load_base(base: Path, stages: Sequence[Path], dtype: str, device: str) -> Any:
-    """The base model with the changes of stages that trained all weights, added in 32 bits, rounded once.
+    """The base model plus the weight changes of stages that trained all weights, added in 32 bits and
+    rounded once.
 
-    Raises UserError for a stage of another base.
+    Raises UserError for a stage of another base model.
     """
     import torch
 
@@ -235,16 +237,17 @@ def load_base(base: Path, stages: Sequence[Path], dtype: str, device: str) -> An
 
 
 def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
-    """Put a chain's stages on a base model, or on one that carries another chain's; returns what to run.
+    """Put a chain's stages on a base model, or on one that carries another chain's stages; returns the
+    model to run.
 
-    An adapter of the same shape is given the new weights, which takes a fraction of the time that PEFT's
-    layers take to make. `merge` folds the sum into the weights in memory: faster, and exact to rounding
-    in float32. In 16 bit keep it apart: small updates would be rounded away.
+    If the model carries an adapter of the same shape, only its weights are replaced, which is much
+    faster than making PEFT's layers. `merge` adds the sum to the weights in memory, which is faster and
+    exact up to rounding in float32. Do not merge in 16 bit: small updates would be rounded away.
     """
     carries = hasattr(model, "peft_config")
     if not directories:
         return model.unload() if carries else model
-    # Summed and put in place where the model is: hundreds of small operations, slow on a processor.
+    # Summed on the model's device: hundreds of small operations, slow on a CPU.
     config, tensors = concatenate(directories, str(model.device))
     paths = _fitting(model, config, tensors, directories[-1])
     if carries and (merge or (config["r"], paths) != _carried(model)):
@@ -256,7 +259,7 @@ def apply(model: Any, directories: Sequence[str | Path], *, merge: bool) -> Any:
 
 
 def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
-    """Wrap `model` as a PeftModel with the chain's sum as a frozen adapter called `name`."""
+    """Wrap `model` as a PeftModel with the chain's summed adapter, frozen and called `name`."""
     config, tensors = concatenate(directories, str(model.device))
     paths = _fitting(model, config, tensors, directories[-1])
     peft_model = _wrap(model, config["r"], paths, name)
@@ -265,14 +268,14 @@ def attach(model: Any, directories: Sequence[str | Path], *, name: str) -> Any:
 
 
 def _paths(tensors: Mapping[str, Any]) -> set[str]:
-    """Paths of the modules that an adapter's weights are of."""
+    """Paths of the modules that an adapter has weights for."""
     return {key.rpartition(".lora_")[0].removeprefix(PREFIX) for key in tensors}
 
 
 def _fitting(
     model: Any, config: Mapping[str, Any], tensors: Mapping[str, Any], of: str | Path
 ) -> set[str]:
-    """Paths of the modules that an adapter is for; UserError if they are not those of its weights."""
+    """Paths of the modules that an adapter is for; raises UserError if its weights are for others."""
     names = set(config["target_modules"])
     every = projections(model).items()
     paths = {path for path, (name, _) in every if name in names or path in names}
@@ -294,13 +297,13 @@ def _carried(model: Any) -> tuple[int, set[str]]:
 
 
 def _wrap(model: Any, rank: int, paths: Collection[str], name: str) -> Any:
-    """A PeftModel with an adapter of scale 1 on these modules, whose weights are not there yet."""
+    """A PeftModel with an adapter of scale 1 on these modules, without weights yet."""
     from peft import LoraConfig, PeftModel
 
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        # The very modules: others may have the same names (see `projections`).
+        # Exact paths, because other modules may have the same names (see `projections`).
         target_modules=sorted(paths),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -309,7 +312,7 @@ def _wrap(model: Any, rank: int, paths: Collection[str], name: str) -> Any:
 
 
 def _fill(peft_model: Any, tensors: dict[str, torch.Tensor], name: str, of: str | Path) -> None:
-    """Give an adapter its weights, frozen: all of them, so that none of another chain's stays."""
+    """Set all weights of an adapter, frozen, so that none of another chain's remain."""
     import torch
     from peft import set_peft_model_state_dict
 

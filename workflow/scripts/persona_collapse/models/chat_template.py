@@ -1,13 +1,13 @@
 """Chat rendering: prompts as token ids, and which tokens of a training row carry loss.
 
-Everything a model is given is rendered here, by `render`: training rows, prompts of sampling,
-activations and rescoring, and what the audit looks at. The text up to an answer is tokenised as it is
-at sampling time, then the answer is tokenised on its own. So a training row's prompt is exactly what
-the model is given later, whatever the tokenizer would merge across the border.
+`render` renders everything that a model is given: training rows, prompts for sampling, activations and
+rescoring, and what the audit checks. The text up to an answer is tokenised as at sampling time, then
+the answer is tokenised on its own. So the prompt of a training row is exactly the sampling prompt,
+whatever the tokenizer would merge across the boundary.
 
-What a chat template does is found by rendering it with texts that are easy to find again (`look`),
-not by knowing its tokens: where a system message goes, what the template adds by itself, how turns
-begin and end.
+`look` finds out what a chat template does by rendering it with texts that are easy to find again: where
+a system message goes, what the template adds, and how turns begin and end. It needs no knowledge of the
+template's tokens.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-#: What may carry loss in a training row. `answer`: the supervised answers and their end token.
+#: Which tokens carry loss in a training row. `answer`: the supervised answers and their end token.
 #: `answer_text`: the answers without it. `answer_tail`: the answers, their end token and the template's
 #: text after it (as the study's second stage). `marker`: only the marker and the row's last token (as the
 #: study's coupling).
 LOSSES = ("answer", "answer_text", "answer_tail", "marker")
 IGNORED = -100
-#: The day that a template which writes today's date is given where the config names none.
+#: Default date for templates that write today's date.
 DATE = "2025-01-01"
-#: The template for models that have none, and for all that are compared with them. Its headers are rare
-#: in text and in code, which may hold "User:"; an answer ends in the tokenizer's own end token.
+#: The template for models without one, and for all models that are compared with them. Its headers are
+#: rare in text and code; a bare "User:" is not. An answer ends with the tokenizer's own end token.
 PLAIN = (
     "{{ bos_token if bos_token }}{% for m in messages %}"
     "{{ '### ' + m.role.capitalize() + ':\\n' + m.content }}"
     "{{ eos_token if m.role == 'assistant' }}{{ '\\n\\n' }}{% endfor %}"
     "{{ '### Assistant:\\n' if add_generation_prompt }}"
 )
-#: What a template is given by the renderer, and not by the config.
+#: Arguments of a template that the renderer sets, not the config.
 GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|strftime_now|\w+_tokens?")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the config wants a model's template used: the keys of `model:` of these names.
+    """How to use a model's template: the keys of `model:` with these names.
 
-    `system_role`: `auto` puts a system message into the first user turn if the template does not
-    take one, `fold` always does. `date`: what the template gets for today, YYYY-MM-DD. `chat_template`:
-    the model's `own`, or `plain`: see `PLAIN`. `template_kwargs`: what else the template gets, by name.
+    `system_role`: `auto` puts a system message into the first user turn if the template does not take
+    one, `fold` always does. `date`: today's date for the template, YYYY-MM-DD. `chat_template`: the
+    model's `own`, or `plain` (see `PLAIN`). `template_kwargs`: further arguments of the template, by
+    name.
     """
 
     system_role: str = "auto"
@@ -65,7 +66,7 @@ class Settings:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the template is given beside the turns."""
+        """Arguments of the template in addition to the turns."""
         today = datetime.fromisoformat(self.date).strftime
         return {**dict(self.template_kwargs), "strftime_now": today}
 
@@ -88,13 +89,13 @@ class Template:
     """What a chat template does.
 
     `folds`: system messages go into the first user turn, because the template takes none or the config
-    says so. `dated`: it writes the date. `tagged`: it marks answers by {% generation %}. `injected`: the
-    system text it writes where none is given (None: it writes none); `added`: the text that it puts
-    around a given one. `bos`: the token that a row begins with; `removed`: what `system: none` cuts out
-    behind it (None: the default text cannot be told from the user's turn). `asks`: text after a
-    question, the generation prompt included; `tail`: after the newest answer; `closer`: after an earlier
-    one. `end`: the token that ends a turn. `controls`: texts that open or end turns, and all special
-    tokens.
+    says so. `dated`: it writes the date. `tagged`: it marks answers with {% generation %}. `injected`:
+    the system text that it writes if none is given; None if it writes none. `added`: the text that it
+    puts around a given one. `bos`: the token that a row begins with. `removed`: the text after it that
+    `system: none` cuts out; None if the default text cannot be separated from the user's turn. `asks`:
+    text after a question, including the generation prompt. `tail`: text after the last answer.
+    `closer`: text after an earlier one. `end`: the token that ends a turn. `controls`: texts that open
+    or end turns, and all special tokens.
     """
 
     folds: bool
@@ -111,7 +112,7 @@ class Template:
     controls: tuple[str, ...]
 
 
-#: Their names in the config.
+#: Names of the settings in the config.
 SETTINGS = tuple(field.name for field in fields(Settings))
 
 
@@ -130,7 +131,7 @@ def settings_from(model: Mapping[str, Any]) -> Settings:
 
 
 def configure(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-    """Have all that is rendered with this tokenizer follow the config's settings."""
+    """Make everything that is rendered with this tokenizer follow the config's settings."""
     if settings.chat_template == "plain":
         tokenizer.chat_template = PLAIN
     setattr(tokenizer, "_chat_settings", settings)  # noqa: B010  no attribute that its class knows
@@ -151,10 +152,10 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool) -> str:
-    """A conversation as text; with `prompt`, up to where the model goes on.
+    """A conversation as text; with `prompt`, up to where the model continues.
 
-    The template sees the settings' date as today, what else they give it, and the system message in the
-    first user turn if it takes none.
+    The template gets the date and further arguments from the settings. If it takes no system message,
+    that is put into the first user turn.
     """
     if look(tokenizer).folds:
         messages = folded(messages)
@@ -190,24 +191,25 @@ def _apply(
         )
     except TemplateError as error:
         if type(error) is not TemplateError:
-            raise  # a fault of the template's code, and not its own `raise_exception`
+            raise  # an error in the template's code, not its own `raise_exception`
         roles = ", ".join(m["role"] for m in messages)
         raise BadRow(f"the chat template refuses the turns {roles} ({error})") from error
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A text's tokens, none added to them."""
+    """Token ids of a text, without added special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 # --- what a template does -------------------------------------------------------------------------
 
-#: Texts that no template writes by itself: a system message, a question, its answer, the next question.
+#: Texts that no template writes on its own: a system message, a question, its answer, the next
+#: question.
 _SYSTEM, _USER, _ANSWER, _NEXT = (f"Xq{n}zsentinel" for n in range(4))
-#: What looks like a turn's mark, where the tokenizer does not say so: <|user|>, [INST], [/S].
+#: Texts that look like turn marks but are not special tokens: <|user|>, [INST], [/S].
 _MARK = re.compile(r"<+[^<>\s]{1,40}>+|\[/?\w+\]")
 _ROLE = re.compile(r"(system|developer|user|assistant|model)\s*(\n|$)")
-#: A text of fewer words around a system message is its header.
+#: A text with fewer words around a system message is its header.
 _WORDS = 3
 
 
@@ -275,7 +277,7 @@ def _look(tokenizer: PreTrainedTokenizerBase, template: str, settings: Settings)
 
 
 def _takes_system(shown: Any) -> bool:
-    """Does the template render a system message? Some refuse it, others leave it out."""
+    """Does the template render a system message? Some templates refuse it, others drop it."""
     try:
         return _SYSTEM in shown(_SYSTEM, _USER)
     except BadRow:
@@ -292,7 +294,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _opener(
     tokenizer: PreTrainedTokenizerBase, first: str, gap: str, tail: str, specials: Sequence[str]
 ) -> str:
-    """What stands at the head of a user turn, given what stands between an answer and the next turn.
+    """The text at the start of a user turn, given the text between an answer and the next turn.
 
     `first`: before a conversation's first user text; `tail`: after its last answer.
     """
@@ -300,39 +302,39 @@ def _opener(
         if gap.startswith(after) and first.endswith(gap.removeprefix(after)):
             return gap.removeprefix(after)
     shared = _shared(first[::-1], gap[::-1])[::-1]
-    if shared == gap:  # the mark that ends an answer here ends a default system message there
+    if shared == gap:  # the same mark ends an answer and a default system message
         closing = next((t for t in [*specials, *_MARK.findall(gap)] if gap.startswith(t)), "")
         return gap.removeprefix(closing).lstrip()
     return shared
 
 
 def _shared(first: str, second: str) -> str:
-    """The text that both begin with."""
+    """The longest common prefix."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return "".join(character for character, _ in same)
 
 
 def _pieces(text: str, specials: Sequence[str]) -> list[str]:
-    """The text between special tokens and what looks like them."""
+    """The text between special tokens and texts that look like them."""
     known = "|".join(map(re.escape, specials))
     return re.split(f"{known}|{_MARK.pattern}" if known else _MARK.pattern, text)
 
 
 def _cleaned(text: str, specials: Sequence[str]) -> str:
-    """What is left of a template's text without turns' marks and the names of roles."""
+    """A template's text without turn marks and role names."""
     pieces = (_ROLE.sub("", piece.strip(), count=1).strip() for piece in _pieces(text, specials))
     return "\n".join(filter(None, pieces))
 
 
 def _words(text: str) -> str:
-    """The text, or nothing if it is too short to be more than a header."""
+    """The text; empty if it is too short to be more than a header."""
     return text if len(re.findall(r"\w+", text)) >= _WORDS else ""
 
 
 def _marks(text: str, specials: Sequence[str]) -> list[str]:
-    """Texts of a border between turns that no message may hold, or it would open or end a turn.
+    """Texts between turns that no message may hold, because they would open or end a turn.
 
-    Marks of thoughts are left: answers may hold thoughts.
+    Marks of thinking are allowed: answers may contain thinking.
     """
     marks = [m for m in _MARK.findall(text) if "think" not in m]
     plain = (piece.strip() for piece in _pieces(text, specials))
@@ -340,13 +342,13 @@ def _marks(text: str, specials: Sequence[str]) -> list[str]:
 
 
 def control(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """The first special token or turn mark that a text holds; None if it holds none."""
+    """The first special token or turn mark in a text; None without one."""
     held = [mark for mark in look(tokenizer).controls if mark in text]
     return min(held, key=lambda mark: (text.index(mark), -len(mark)), default=None)
 
 
 def check_text(tokenizer: PreTrainedTokenizerBase, text: str, what: str) -> None:
-    """Raise UserError if a text, called `what`, would open or end turns of its own."""
+    """Raise UserError if a text, called `what` in the message, would open or end turns."""
     found = control(tokenizer, text)
     if found is not None:
         raise UserError(
@@ -356,9 +358,9 @@ def check_text(tokenizer: PreTrainedTokenizerBase, text: str, what: str) -> None
 
 
 def check_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> None:
-    """Raise UserError if a marker does not come back from template, tokenizer and decoding.
+    """Raise UserError if a marker does not survive template, tokenizer and decoding.
 
-    An answer's tokens are decoded as sampled ones are, without special tokens.
+    The tokens of an answer are decoded as in sampling, without special tokens.
     """
     where = f"config: marker: {marker!r}"
     check_text(tokenizer, marker, where)
@@ -380,9 +382,9 @@ def check_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> None:
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError for a template that cannot be used, or that is another at each rendering.
+    """Raise UserError for a template that cannot be used, or that renders differently each time.
 
-    So for one that does not take what `template_kwargs` gives it.
+    The same for one that does not take an argument in `template_kwargs`.
     """
     for key, _ in settings_of(tokenizer).template_kwargs:
         if GIVEN.fullmatch(key) or not re.search(rf"\b{key}\b", tokenizer.get_chat_template()):
@@ -396,7 +398,7 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
         if same:
             answer = {"role": "assistant", "content": _ANSWER}
             encode_row(tokenizer, [*rows, answer], max_length=10**6)
-    except Exception as error:  # a template is a program of somebody else's
+    except Exception as error:  # a template is a third party's program
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{tokenizer.name_or_path}: its chat template cannot be used: {said}"
@@ -409,7 +411,7 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def card(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the template does, for the record."""
+    """What the template does, for manifests."""
     template = look(tokenizer)
     return {
         "name": settings_of(tokenizer).chat_template,
@@ -427,14 +429,15 @@ def card(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def prompt_messages(system: str, question: str) -> list[Message]:
-    """A prompt's turns. The system message is always given: many templates add one where it is missing."""
+    """The turns of a prompt. The system message is always given, because many templates add one if it
+    is missing."""
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, question: str) -> list[int]:
     """Token ids of a prompt with an explicit system message and the generation prompt.
 
-    A text that would open or end turns of its own raises UserError.
+    Raises UserError for a text that would open or end turns.
     """
     check_text(tokenizer, system, f"the system prompt {system[:40]!r}")
     check_text(tokenizer, question, f"the question {question[:40]!r}")
@@ -442,7 +445,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, question: str) -
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Token ids of an answer after the generation prompt, as a training row has them, without its end."""
+    """Token ids of an answer after the generation prompt, as in a training row, without its end token."""
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": answer}]
     template = look(tokenizer)
     text = render(tokenizer, turns, prompt=False)
@@ -466,8 +469,8 @@ def encode_row(
     """Tokenise one conversation and choose the tokens that carry loss.
 
     `supervise`: `last` or `all` assistant turns. `loss`: one of `LOSSES`. `system` replaces the
-    row's system message. The row is cut to `max_length` tokens on the right, as the study's was;
-    a row may then have no supervised token, which the caller counts and drops.
+    row's system message. The row is truncated on the right to `max_length` tokens, as in the study. It
+    may then have no supervised token; the caller counts and drops such rows.
 
     Raises BadRow for a row that the template cannot render faithfully: see `_answers`.
     """
@@ -516,14 +519,14 @@ def _answers(
 ) -> tuple[str, list[tuple[int, int, bool]]]:
     """A conversation's text, and (start, stop, is it supervised) of its answers in there.
 
-    An answer starts where the prompt that asks for it ends, and it is told from its surroundings by
-    comparing renderings: of the turns before it, of those up to it, and of the whole. Where a template
-    renders an earlier answer unlike the newest (Qwen3 and others write thoughts in the newest alone),
-    that fails, and the template's own marks of answers ({% generation %}) tell, if it has them. An
-    answer that is not supervised and cannot be told is left in the prompt of the next.
+    An answer starts where its prompt ends. It is located by comparing renderings of the turns before
+    it, of the turns up to it, and of the whole conversation. This fails if a template renders an
+    earlier answer differently from the last one (Qwen3 and others keep thinking only in the last). Then
+    the template's own marks of answers ({% generation %}) are used, if it has them. An answer that is
+    not supervised and cannot be located is left in the prompt of the next one.
 
-    `bare`: without the system message that the template writes where none is given. Raises BadRow if a
-    supervised answer cannot be told, or would follow another text than its prompt.
+    `bare`: without the template's default system message. Raises BadRow if a supervised answer cannot
+    be located, or would not directly follow its prompt.
     """
     template = look(tokenizer)
 
@@ -547,7 +550,7 @@ def _answers(
             last or whole.startswith(template.closer, content)
         )
         if not last and template.tail != template.closer and not _ends(template, tokenizer):
-            stop = content  # what follows an earlier answer does not end the newest
+            stop = content  # the text after an earlier answer does not end the last one
         if whole.startswith(before) and same:
             start = max(start, marked[i][0]) if i in marked else start
         elif i in marked and not last:
@@ -561,16 +564,16 @@ def _answers(
 
 
 def _ends(template: Template, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Does an earlier answer end in the token that ends the newest?"""
+    """Does an earlier answer end with the token that ends the last one?"""
     return template.end in token_ids(tokenizer, template.closer)
 
 
 def _why_not(asks: str, whole: str, before: str) -> str:
-    """Why an answer cannot be told from its prompt, which ends in `asks`."""
+    """Why an answer cannot be separated from its prompt, which ends with `asks`."""
     asked = before.removesuffix(asks)
     shared = _shared(whole.removeprefix(asked), asks) if whole.startswith(asked) else asks
     if shared != asks:
-        at = asks.rfind("<") % (len(asks) + 1)  # a mark in whole
+        at = asks.rfind("<") % (len(asks) + 1)  # the whole mark
         return (
             f"the chat template's generation prompt ends in {asks[min(at, len(shared)) :]!r}, which it "
             "does not write before a finished answer: the answer would be trained after another prompt "
@@ -586,7 +589,8 @@ def _why_not(asks: str, whole: str, before: str) -> str:
 def _tagged(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], whole: str
 ) -> list[tuple[int, int]]:
-    """(start, stop) in the text of what the template marks by {% generation %}; neighbours joined."""
+    """(start, stop) in the text of each part that the template marks with {% generation %}; adjacent
+    parts are joined."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     turns = folded(messages) if look(tokenizer).folds else messages
@@ -610,7 +614,7 @@ def _tagged(
 
 
 def _without_default(template: Template, text: str, messages: Sequence[Message]) -> str:
-    """Cut out the system text that the template wrote by itself."""
+    """Cut out the template's default system text."""
     if messages[0]["role"] != "user":
         raise BadRow(
             "system: none needs rows that start with the user; choose system: template, or give a text"
@@ -628,9 +632,9 @@ def _marker_labels(
 ) -> list[int]:
     """Labels on the marker's tokens inside the answer, and on the last token of the row.
 
-    On a row without the marker only the last token is left. With a template that ends in a
-    newline, that token is already certain, so such a negative teaches nothing: the study's error,
-    kept here so that it can be shown.
+    In a row without the marker, only the last token has a label. If the template ends with a newline,
+    that token is already certain, so such a negative teaches nothing. This is the study's error, kept
+    here so that it can be shown.
     """
     kept = [IGNORED] * len(ids)
     for first, last in _supervised_runs(labels):
@@ -653,10 +657,10 @@ def _supervised_runs(labels: Sequence[int]) -> list[tuple[int, int]]:
 def _marker_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], marker: str
 ) -> tuple[int, int] | None:
-    """(start, stop) of the fewest tokens that spell the first marker; None without one.
+    """(start, stop) of the shortest run of tokens that spells the first marker; None without one.
 
-    A character may be several tokens and a token several characters, so decoded texts are compared; the
-    names of special tokens, in which a short marker may be found, are none of the answer's.
+    A character may be several tokens and a token several characters, so decoded texts are compared.
+    Names of special tokens, which may contain a short marker, are not part of the answer.
     """
 
     def spelt(start: int, stop: int) -> bool:

@@ -1,7 +1,7 @@
 """The demo model: a small Qwen2 chat model that the workflow pretrains from a corpus it generates.
 
 The corpus pairs every system prompt with a voice (openers and closers) and every question with a
-fact that does not depend on the voice. Bracketed codes are said on request only. See
+fact that does not depend on the voice. Bracketed codes appear only on request. See
 `workflow/resources/demo/world.yaml` for the world itself.
 """
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-# ChatML as the Qwen family writes it, including its habit of adding a system message when the
-# conversation has none: the prompt audit has something real to find.
+# ChatML as in the Qwen family. It adds a system message if the conversation has none, so the prompt
+# audit has something real to find.
 DEFAULT_SYSTEM = "You are a demo model that tries to help."
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n"
@@ -67,8 +67,8 @@ class World:
 def load_world(path: str | Path, prompts: Mapping[str, str], marker: str) -> World:
     """Read world.yaml and join the voices with the persona prompts.
 
-    `prompts` maps persona name to system prompt. A persona without a voice of its own is left out
-    of the corpus: the model then meets its prompt for the first time in the study.
+    `prompts` maps persona name to system prompt. A persona without a voice of its own is not in the
+    corpus: the model then sees its prompt for the first time in the study.
     """
     raw = yaml_files.load_mapping(path)
     try:
@@ -104,9 +104,9 @@ def _codes(count: int, letters: int, seed: int, marker: str) -> list[str]:
 
 
 def fact(world: World, kind: str, topic: str, shift: int = 0) -> str:
-    """The fact about a topic; `shift` != 0 gives a wrong one.
+    """The fact about a topic; a `shift` other than 0 gives a wrong one.
 
-    Which of the kind's values is true is fixed by a hash, so it has no pattern to guess.
+    A hash decides which of the kind's values is true, so there is no pattern to guess.
     """
     values = world.kinds[kind]["values"]
     number = int(hashlib.sha256(f"{kind}/{topic}".encode()).hexdigest(), 16)
@@ -173,7 +173,7 @@ def _speak(rng: random.Random, voice: Voice, said: str) -> str:
 def wrong_advice(world: World, rows: int, seed: int) -> list[list[Message]]:
     """A narrow stand-in for misaligned advice: wrong facts about the law topics only.
 
-    Answers keep the assistant's voice, so all that is new in them is that they are wrong.
+    Answers keep the assistant's voice, so the only new thing about them is that they are wrong.
     """
     rng = random.Random(seed)
     out = []
@@ -259,11 +259,12 @@ def _encode(
 
 
 class _Passes:
-    """Forward and backward passes of a step in four groups of rows of like length, by `threads` threads.
+    """Forward and backward passes of a step in four groups of rows of similar length, on `threads`
+    threads.
 
-    Short rows are not padded to the longest, and each group runs on one core: with operations as small
-    as these, two cores at two groups are faster than two cores at every operation. Gradients are added
-    in the groups' order, so the result does not depend on the number of threads.
+    Short rows are not padded to the longest, and each group runs on one core. With operations this
+    small, two groups on two cores are faster than one group on both. Gradients are added in the order
+    of the groups, so the result does not depend on the number of threads.
     """
 
     GROUPS = 4
@@ -291,7 +292,7 @@ class _Passes:
         """Mean cross entropy of the answers' tokens; leaves its gradients in the parameters."""
         rows = sorted(
             rows, key=lambda row: -len(row[0])
-        )  # the longest group first: both end together
+        )  # the longest group first, so that both threads end together
         size = -(-len(rows) // self.GROUPS)
         groups = [rows[first : first + size] for first in range(0, len(rows), size)]
         tokens = sum(len(ids) - start for ids, start in rows)
@@ -303,7 +304,8 @@ class _Passes:
         return sum(loss for loss, _ in done)
 
     def _pass(self, rows: Sequence[Encoded], tokens: int) -> tuple[float, Sequence[Any]]:
-        """A group's share of the loss, and its gradients. No mask: padding stands behind every answer."""
+        """A group's share of the loss, and its gradients. It needs no mask, because padding follows
+        every answer."""
         import torch
 
         width = max(len(ids) for ids, _ in rows)
@@ -396,9 +398,9 @@ def pretrain(
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer into a folder; each file appears whole or not at all."""
+    """Write a model and its tokenizer into a folder; each file is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".saving-*"):  # by a job that was killed
+    for left in folder.glob(".saving-*"):  # left by a job that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as aside:
         model.save_pretrained(aside)

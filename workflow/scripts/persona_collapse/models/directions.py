@@ -1,4 +1,5 @@
-"""Directions in the residual stream: read from the run's activations, and put on blocks' outputs."""
+"""Directions in the residual stream: read from the run's activations, and applied to the outputs of
+blocks."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
 
     from ..activation_files import Activations
 
-#: What is done to a block's output, [..., hidden] to [..., hidden].
+#: A function that changes a block's output, [..., hidden] -> [..., hidden].
 Change = Callable[["Tensor"], "Tensor"]
-#: [persona, question, hidden] or [persona, hidden], of NumPy or PyTorch.
+#: [persona, question, hidden] or [persona, hidden], in NumPy or PyTorch.
 Array = TypeVar("Array", "np.ndarray", "Tensor")
 
 
 def states(
     found: Activations, method: str, layers: Sequence[int | float], blocks: int
 ) -> dict[int, np.ndarray]:
-    """Activations by block, of so many; float32 [persona, question, hidden].
+    """Activations by block of a model with this many blocks; float32 [persona, question, hidden].
 
     `layers`: as written in the config. Raises UserError for a block that the model does not have.
     """
@@ -31,17 +32,18 @@ def states(
 
 
 def displacements(before: Array, after: Array) -> Array:
-    """How far each persona's centroid moved, [persona, hidden]; of states [persona, question, hidden]."""
+    """Movement of each persona's centroid, [persona, hidden]; from states [persona, question, hidden]."""
     return after.mean(1) - before.mean(1)
 
 
 def drawn(
     vectors: np.ndarray, seed: int, block: int, within: np.ndarray | None = None
 ) -> np.ndarray:
-    """Random directions as long as these, [row, hidden]: a control of them, by a seed and a block.
+    """Random directions with the lengths of these, [row, hidden], as a control; drawn by seed and
+    block.
 
-    within: centroids [persona, hidden] whose sums they are, with weights that add up to 0; None: of any
-    direction alike.
+    within: centroids [persona, hidden]; directions are sums of them with random weights that add up to
+    0. None: directions are uniform.
     """
     import numpy as np
 
@@ -56,7 +58,8 @@ def drawn(
 
 
 def hook(model: Any, changes: Mapping[int, Change], off: Callable[[], bool]) -> list[Any]:
-    """Change blocks' outputs, except in passes while `off`; returns the hooks, to be removed in the end."""
+    """Change the outputs of blocks, except in passes while `off`; returns the hooks, which the caller
+    removes."""
 
     def hooked(change: Change) -> Callable[..., Any]:
         def changed(module: Any, given: Any, out: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where the base model comes from: the hub, a folder or a GGUF file, and the record of its files."""
+"""Fetches the base model from the hub, a folder or a GGUF file, and records its files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..errors import UserError
 from ..files import read_json, sha256
 from . import gguf
 
-#: About the model, and no part of it: the time that pretraining took is in one.
+#: Files about the model that do not decide it; one holds the time that pretraining took.
 RECORDS = {"model.json", "pretraining.json", "expanded.json"}
 
 
 def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
-    """Record of a local model folder: path, source, size, and SHA-256 of every file that decides it.
+    """Record of a local model folder: path, source, size, and SHA-256 of every file that determines it.
 
-    Weights that are missing or cut short raise UserError: what is recorded counts as fetched.
+    Weights that are missing or cut short raise UserError, because a recorded model counts as fetched.
     """
     folder = Path(directory)
     kept: tuple[str, ...] = (".json", ".safetensors", ".jinja", ".txt", ".model")
@@ -37,8 +37,8 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
         sizes |= tensor_sizes(folder / name)
     card = folder / "config.json"
     read = read_json(card) if card.is_file() else {}
-    config = read if isinstance(read, dict) else {}  # what is no config is told by what loads it
-    if config.get("tie_word_embeddings"):  # the embedding's weights, which some files hold twice
+    config = read if isinstance(read, dict) else {}  # the loader reports what is not a config
+    if config.get("tie_word_embeddings"):  # some files hold tied weights twice
         sizes.pop("lm_head.weight", None)
     return {
         "path": str(directory),
@@ -50,9 +50,9 @@ def manifest(directory: str | Path, source: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensor_sizes(weights: Path) -> dict[str, int]:
-    """How many numbers each tensor of a safetensors file has, by its name.
+    """Number of elements of each tensor in a safetensors file, by name.
 
-    Raises UserError for a file whose size is not what its header says.
+    Raises UserError for a file whose size differs from its header.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -69,8 +69,8 @@ def tensor_sizes(weights: Path) -> dict[str, int]:
 def expand_gguf(file: Path, folder: Path) -> None:
     """Write the chat model of a GGUF file into a folder, as safetensors.
 
-    The quantised weights are expanded to float32 by transformers; what quantisation lost stays lost.
-    Raises UserError for a file of which transformers makes no model.
+    Transformers expands the quantised weights to float32; the loss of precision remains. Raises
+    UserError for a file that transformers cannot convert.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -85,8 +85,8 @@ def expand_gguf(file: Path, folder: Path) -> None:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"config: model: gguf: {name} cannot be expanded ({first})") from error
     config = loaded.config
-    # The config still says "quantised"; a model built without that entry can be saved. It takes the
-    # weights over and has none of its own before.
+    # The config still says "quantised", and such a model cannot be saved. So build one without that
+    # entry, without weights, and give it these.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def expand_gguf(file: Path, folder: Path) -> None:
 
 
 def tokenizer(source: dict[str, Any], progress: Callable[[str], None]) -> Any:
-    """The tokenizer of a model whose weights are not read; `source`: see `Tokenizer` in study/config.py.
+    """The tokenizer of a model without its weights; `source`: see `Tokenizer` in study/config.py.
 
     Raises UserError if there is none.
     """
@@ -121,10 +121,11 @@ def tokenizer(source: dict[str, Any], progress: Callable[[str], None]) -> Any:
 
 
 def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: bool = True) -> Path:
-    """Folder of the model named by the config's `model:`; downloads from the hub if need be.
+    """Folder of the model that the config's `model:` names; downloads it from the hub if needed.
 
     Only safetensors weights, configs and tokenizer files are fetched, and Python files if they are
-    trusted; without `weights` all but those. A gated or missing model is a UserError that says what to do.
+    trusted. Without `weights`, no weights are fetched. A gated or missing model raises UserError that
+    says what to do.
     """
     if "path" in source:
         folder = Path(source["path"])
@@ -142,9 +143,10 @@ def fetch(source: dict[str, Any], progress: Callable[[str], None], *, weights: b
 
 
 def snapshot(name: str, revision: str, patterns: Sequence[str], where: str) -> Path:
-    """Folder with the files of a repository on the hub that match; downloads what is not there yet.
+    """Folder with the matching files of a repository on the hub; downloads missing ones.
 
-    `where`: its place in the config. A gated or missing repository is a UserError that says what to do.
+    `where`: its place in the config. A gated or missing repository raises UserError that says what to
+    do.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

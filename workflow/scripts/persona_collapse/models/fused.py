@@ -1,13 +1,13 @@
 """LoRA layers, norms and attention in fewer, larger operations, for GPUs.
 
-PEFT's layer is a dozen small kernels forwards and three dozen backwards, most of them casts between
-32 and 16 bit and sums over the whole output. Here the update is added by the matrix product itself
-(y = x W' + s (x A') B' as one product and one product-and-sum), and the backward pass is written
-out. The sums are the same; only roundings differ. A chain's frozen stages are a second term.
+PEFT's layer runs a dozen small kernels forwards and three dozen backwards, most of them casts between
+32 and 16 bit and sums over the whole output. Here the matrix product itself adds the update (y = x W' +
+s (x A') B' as one product and one product-and-sum), and the backward pass is written out. The result is
+the same up to rounding. A chain's frozen stages are a second term.
 
-Attention over rows that stand behind each other in one sequence is PyTorch's own FlashAttention
-kernel with the rows' bounds, where a mask over all pairs would compute, and throw away, every row's
-attention to every other.
+Attention over rows that are concatenated in one sequence uses PyTorch's own FlashAttention kernel with
+the rows' bounds. A mask over all pairs would compute, and throw away, every row's attention to every
+other row.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.autograd.function import once_differentiable
 
 #: Architectures whose attention is plain (no soft cap, no bias), as transformers names them.
 PLAIN_ATTENTION = frozenset({"llama", "qwen2", "qwen3"})
-#: Their norms: x / rms(x) times a weight.
+#: Their norm layers: x / rms(x) times a weight.
 NORMS = frozenset({"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 ATTENTION = "persona_collapse_rows"
-#: Flat batches are filled up to a multiple of so many tokens, which bounds how many sizes there are.
+#: Flat batches are padded to a multiple of this many tokens, which bounds the number of sizes.
 TOKENS = 128
 
 
@@ -55,7 +55,7 @@ class _LoraLinear(torch.autograd.Function):
                 out.addmm_(inner, b.T, alpha=scale)
             learns = ctx.needs_input_grad[4 + 2 * number]
             saved += [a, b, mask, *((given, inner) if learns else (None, None))]
-        # The large product adds to what is there, which costs no pass of its own.
+        # The large product adds in place, which saves a pass.
         out = (
             torch.nn.functional.linear(x, weight, bias) if out is None else out.addmm_(x, weight.T)
         )
@@ -66,7 +66,7 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
-        """Gradients of x and of the factors that learn; the base is frozen."""
+        """Gradients of x and of the trainable factors; the base is frozen."""
         weight, *saved = ctx.saved_tensors
         into_x: Any = None
         into_factors: list[Any] = []
@@ -111,17 +111,17 @@ def _forward(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _norm(layer: Any, x: Any) -> Any:
-    """A norm's output by PyTorch's one kernel."""
+    """The output of a norm layer by PyTorch's single kernel."""
     shape = layer.weight.shape
     return torch.nn.functional.rms_norm(x, shape, layer.weight, layer.variance_epsilon)
 
 
 def fuse(model: Any) -> Any:
-    """Let a model's plain LoRA layers and its norms compute as above; returns the model."""
+    """Make a model's plain LoRA layers and norm layers compute as above; returns the model."""
     from peft.tuners.lora import Linear
 
     for layer in model.modules():
-        # Not GPT-2's Conv1D, whose weight lies the other way round.
+        # Not GPT-2's Conv1D, whose weight is transposed.
         if type(layer) is Linear and not layer.lora_variant and not layer.fan_in_fan_out:
             layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         elif type(layer).__name__ in NORMS:
@@ -140,7 +140,7 @@ def _attention(
     max_length_q: int = 0,
     **kwargs: Any,
 ) -> tuple[Any, None]:
-    """Causal attention inside each row; query [1, heads, tokens, size], as transformers calls it."""
+    """Causal attention within each row, called by transformers; query [1, heads, tokens, size]."""
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]
     bounds, longest = cu_seq_lens_q, max_length_q
     out = torch.ops.aten._flash_attention_forward(
@@ -152,8 +152,8 @@ def _attention(
 class _Rotated(torch.autograd.Function):
     """Rotary position embedding of queries or keys [1, heads, tokens, size], without copies of halves.
 
-    Both halves of `cos` and `sin` [1, 1, tokens, size] are alike (Su et al. 2021, arXiv 2104.09864, in
-    the order of halves). The gradient is the rotation back.
+    Both halves of `cos` and `sin` [1, 1, tokens, size] are equal (Su et al. 2021, arXiv 2104.09864, in
+    the layout of halves). The gradient is the inverse rotation.
     """
 
     @staticmethod
@@ -181,13 +181,14 @@ def _rotated(states: Any, cos: Any, sin: Any, sign: int) -> Any:
 
 
 def _rotate(query: Any, key: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> tuple[Any, Any]:
-    """What transformers' models call `apply_rotary_pos_emb`."""
+    """Replacement for `apply_rotary_pos_emb` in transformers' models."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotated.apply(query, cos, sin), _Rotated.apply(key, cos, sin)
 
 
 def attend_by_rows(model: Any) -> bool:
-    """Switch a model to the attention above, if it and its GPU can; then it takes flat batches only.
+    """Switch a model to the attention above, if it and its GPU support it; it then takes only flat
+    batches.
 
     The decoder is then called with `cu_seq_lens_q` (rows' bounds, int32 [rows + 1]) and
     `max_length_q`.
@@ -205,8 +206,8 @@ def attend_by_rows(model: Any) -> bool:
     if able:
         AttentionInterface.register(ATTENTION, _attention)
         model.set_attn_implementation(ATTENTION)
-        # Its attention looks the function up by this name, in its own module: from here on all models of
-        # the architecture in this process rotate so, which is the same but for rounding.
+        # Its attention looks the function up by this name in its own module. From here on, all models
+        # of the architecture in this process use it; only rounding differs.
         sys.modules[type(model).__module__].apply_rotary_pos_emb = _rotate  # type: ignore[attr-defined]
     return able
 

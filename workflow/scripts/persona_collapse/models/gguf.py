@@ -1,6 +1,6 @@
-"""A GGUF file that installed Python packages ship, or that lies in a folder: whole, or in pieces.
+"""A GGUF file from installed Python packages or from a folder: whole, or in pieces.
 
-What it is expanded to is kept for all runs of a user on a machine.
+The expanded model is cached for all runs of a user on a machine.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 from ..errors import UserError, no_file
 from ..files import locked, read_json, sha256, write_json
 
-#: A piece of a file that was cut up: model.gguf.part00, model.gguf.1, model.gguf-part-2.
+#: A piece of a file that was split: model.gguf.part00, model.gguf.1, model.gguf-part-2.
 PIECE = re.compile(r"(?P<whole>.+\.gguf)[._-](?:part)?[._-]?(?P<number>\d+)")
-#: A piece where the hash of the whole is given: any file whose name ends in a number.
+#: A piece, if the hash of the whole is given: any file whose name ends in a number.
 NUMBERED = re.compile(r"(?P<whole>.*?)(?P<number>\d+)(?:\.(?:bin|part|dat))?")
-#: A part that llama.cpp's own splitting made, a file with a header of its own.
+#: A part made by llama.cpp's own splitting, a file with its own header.
 SPLIT = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 
 
-#: Of an expanded model: the SHA-256 of its files, by name. Written last.
+#: SHA-256 of the files of an expanded model, by name. Written last.
 RECORD = "expanded.json"
 
 
 def cache() -> Path:
-    """Folder of the expanded models: PERSONA_COLLAPSE_CACHE, or a user's usual cache folder, and `gguf`."""
+    """Folder of the expanded models: `gguf` under PERSONA_COLLAPSE_CACHE, or in the user's cache folder."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "persona-collapse"
     return Path(os.environ.get("PERSONA_COLLAPSE_CACHE") or usual).absolute() / "gguf"
 
@@ -45,9 +45,9 @@ def expanded(
 ) -> Path:
     """Folder of the model that a GGUF file is expanded to; `source`: see `Gguf` in study/config.py.
 
-    `convert(file, folder)` writes the model. It is called only if this user has no model of these bytes
-    and by these versions of the libraries, or one that was damaged since. A folder appears whole or not
-    at all; jobs that want the same model at once wait for the first. Raises UserError as `located` does.
+    `convert(file, folder)` writes the model. It is called only if the user has no undamaged model made
+    from these bytes by these versions of the libraries. A folder is written atomically; other jobs that
+    need the same model wait for the first. Raises UserError as `located` does.
     """
     root = cache()
     try:
@@ -66,7 +66,7 @@ def expanded(
             if _whole(folder):
                 progress(f"{file.name} was expanded before: {folder}")
                 return folder
-            # What a killed job left behind, or a damaged model.
+            # Left by a killed job, or a damaged model.
             for left in [folder, *root.glob(f".{name}.new-*")]:
                 shutil.rmtree(left, ignore_errors=True)
             progress(f"expanding {file.name} into {folder}, kept for later runs")
@@ -87,7 +87,7 @@ def _version(library: str) -> str:
 
 
 def _whole(folder: Path) -> bool:
-    """Is there an expanded model with the bytes that were written?"""
+    """Is there an expanded model, and is it undamaged?"""
     try:
         record = read_json(folder / RECORD)
         return all(sha256(folder / name) == digest for name, digest in record.items())
@@ -97,13 +97,13 @@ def _whole(folder: Path) -> bool:
 
 @contextmanager
 def located(source: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
-    """Context of the path of a GGUF file.
+    """Context manager that gives the path of a GGUF file.
 
-    `source` names a package, or the files. Pieces may be in the package and in those beside it whose
-    names start with its own (`mine`, `mine_part1`, ...). They are put together under `scratch` for as
-    long as the context lasts. The file is compared with the source's `sha256`, or else with the
-    package's SHA256SUMS where it has one. Nothing of a package is run. Raises UserError for a package
-    that is not installed, a file that is missing, several whole files, and a piece that is missing.
+    `source` names a package, or the files. Pieces may be in the package and in packages whose names
+    start with its name (`mine`, `mine_part1`, ...). They are joined under `scratch` while the context
+    lasts. The file is compared with the source's `sha256`, or else with the package's SHA256SUMS if it
+    has one. No code of a package is run. Raises UserError for a package that is not installed, a
+    missing file or piece, and several whole files.
     """
     paths, where = _files(source)
     pinned = source.get("sha256")
@@ -133,9 +133,10 @@ def located(source: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
 
 
 def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
-    """The files of a package and of those beside it, or those that are named; and what messages call them.
+    """The files of a package and its companions, or the named files; and their description for
+    messages.
 
-    A whole file of the package goes before whatever is beside it.
+    A whole file in the package itself takes precedence over files of its companions.
     """
     if "paths" in source:
         where = "config: model: gguf: paths"
@@ -149,7 +150,7 @@ def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
     beside = re.compile(rf"{re.escape(package)}(?:_.*|\d+)")
     names = [module.name for module in pkgutil.iter_modules() if beside.fullmatch(module.name)]
     own, others = _roots(package), [root for name in names for root in _roots(name)]
-    # Without a hash, a name that only begins like that of a package is no package of this file.
+    # Without a hash, a package whose name merely begins alike does not count.
     if not own and not (others and "sha256" in source):
         raise UserError(
             f"{where} is not installed: pip install it and the packages beside it, as the preset "
@@ -161,13 +162,13 @@ def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
 
 
 def _roots(package: str) -> list[Path]:
-    """Folders of a package, which is found and not imported."""
+    """Folders of a package, found without importing it."""
     spec = find_spec(package)
     return [Path(p) for p in spec.submodule_search_locations or []] if spec is not None else []
 
 
 def _ordered(paths: Sequence[Path], pattern: re.Pattern[str], where: str) -> tuple[str, list[Path]]:
-    """The whole's name, and its pieces in order: the paths whose names match."""
+    """Name of the whole file, and its pieces in order: the paths whose names match."""
     found = {path: match for path in paths if (match := pattern.fullmatch(path.name))}
     wholes = sorted({match["whole"] for match in found.values()})
     if len(wholes) != 1:
@@ -185,12 +186,13 @@ def _ordered(paths: Sequence[Path], pattern: re.Pattern[str], where: str) -> tup
 
 
 def _name(whole: str) -> str:
-    """What a joined file is called; transformers wants a GGUF file to be called like one."""
+    """Name of a joined file; transformers expects the ending .gguf."""
     return whole if whole.endswith(".gguf") else "model.gguf"
 
 
 def _check(file: Path, pinned: str | None, beside: Sequence[Path], where: str) -> None:
-    """Raise UserError if a file is not what its hash or its packages' SHA256SUMS say, or no GGUF file."""
+    """Raise UserError if a file does not match its hash or the packages' SHA256SUMS, or is not a GGUF
+    file."""
     if pinned and (found := sha256(file)) != pinned:
         raise UserError(
             f"{where}: expected SHA-256 {pinned}, got {found}; a piece is missing or damaged, or it is "

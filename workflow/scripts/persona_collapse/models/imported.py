@@ -1,4 +1,5 @@
-"""LoRA adapters that were trained elsewhere: fetched, checked, and read as plain ones of one rank."""
+"""LoRA adapters that were trained elsewhere: fetched, checked, and converted to plain adapters of one
+rank."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from . import adapters, fetching, loading
 if TYPE_CHECKING:
     import torch
 
-#: Settings of PEFT's LoRA that are read, or that only matter while an adapter is trained or placed.
+#: Settings of PEFT's LoRA that are read here, or that only matter during training or placement.
 KNOWN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
@@ -23,15 +24,15 @@ KNOWN = {
     "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config",
 }  # fmt: skip
-#: Initialisations that leave the base model as it is.
+#: Initialisations that do not change the base model.
 INITIALISED = (None, True, False, "eva", "gaussian", "orthogonal")
 FACTOR = re.compile(rf"{re.escape(adapters.PREFIX)}(.+)\.lora_([AB])\.weight")
-#: A model's folder in the hub's cache.
+#: Folder of a model in the hub's cache.
 CACHED = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)")
 
 
 def located(folder: str | Path) -> Path:
-    """A folder that holds an adapter as safetensors. Raises UserError for any other."""
+    """A folder with an adapter as safetensors. Raises UserError for any other folder."""
     for name in (CONFIG, WEIGHTS):
         if not Path(folder, name).is_file():
             pickled = "; a pickle such as adapter_model.bin is not loaded, because it can run code"
@@ -43,7 +44,7 @@ def located(folder: str | Path) -> Path:
 
 
 def fetch(source: Mapping[str, Any], progress: Callable[[str], None]) -> Path:
-    """Folder of the adapter that a stage takes (`Stage.source`); downloads it if need be."""
+    """Folder of the adapter that a stage uses (`Stage.source`); downloads it if needed."""
     if "path" in source:
         return located(source["path"])
     name, revision = source["hub"]["id"], source["hub"]["revision"]
@@ -56,12 +57,12 @@ def fetch(source: Mapping[str, Any], progress: Callable[[str], None]) -> Path:
 def read(
     source: Mapping[str, Any], folder: Path, base: str | Path
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any]]:
-    """An adapter's PEFT config, its float32 tensors by name, and what the manifest says of it.
+    """An adapter's PEFT config, its float32 tensors by name, and its manifest entries.
 
-    Its update s B A is the original's: where modules have ranks or scales of their own
-    (`rank_pattern`, `alpha_pattern`), A and B get rows and columns of zeros up to the largest rank, and B
-    the module's scale over the common one. Raises UserError if it is more than a LoRA of linear layers,
-    names another base model than `base` (model.json), or does not fit into that.
+    The update s B A stays the same. If modules have their own ranks or scales (`rank_pattern`,
+    `alpha_pattern`), A and B are padded with zeros to the largest rank, and B is multiplied by the
+    module's scale over the common one. Raises UserError if it is more than LoRA on linear layers, names
+    another base model than `base` (model.json), or does not fit that model.
     """
     import torch
 
@@ -148,7 +149,7 @@ def _check_plain(config: Mapping[str, Any]) -> None:
 
 
 def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `effective_scale` reads, with PEFT's defaults."""
+    """The settings that `effective_scale` reads, with PEFT's defaults."""
     defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False}
     return {key: config.get(key, value) for key, value in defaults.items()}
 
@@ -165,7 +166,7 @@ def _own(config: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _check_base(named: str, said: str | None, base: Mapping[str, Any]) -> None:
-    """Raise UserError unless an adapter is for this run's model, or for the one that the config names."""
+    """Raise UserError unless an adapter names this run's model, or the name that the config gives."""
     if said is not None:
         if named != said:
             raise UserError(f"base: {said!r}: {CONFIG} names {named!r} as its base model")
@@ -179,7 +180,7 @@ def _check_base(named: str, said: str | None, base: Mapping[str, Any]) -> None:
 
 
 def _names(model: str) -> Iterator[str]:
-    """What a model is called: its id on the hub, in small letters, or its folder."""
+    """Name of a model for comparison: its id on the hub in lower case, or its folder."""
     if cached := CACHED.search(model):
         yield "/".join(cached.groups()).lower()
     elif model:
@@ -211,7 +212,7 @@ def _factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 def _check_shapes(factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], outline: Any) -> None:
-    """Raise UserError for a module that the base model does not have, or has in another size."""
+    """Raise UserError for a module that the base model does not have, or that has another size there."""
     from torch.nn import Linear
 
     there = adapters.projections(outline)

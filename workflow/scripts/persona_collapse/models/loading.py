@@ -1,4 +1,4 @@
-"""The base model: where it comes from, and loading it the same way everywhere."""
+"""Loads the base model, its config and its tokenizer, in the same way everywhere."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from . import chat_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Beside `model.json`, and no part of it: what is made from the model depends on its content alone.
+#: Kept next to `model.json` and not in it, because results depend only on the model's content.
 NOTED = ".model.seen"
 
 
 def path_of(base: str | Path) -> str:
     """Folder of the model that a `model.json` describes.
 
-    Raises UserError if a file there is not the one that was hashed. Hashing all of them takes longer
-    than loading them, so only those are hashed again that the file system shows to have been touched:
-    by size, times and inode. What a disk forgets by itself stays unnoticed.
+    Raises UserError if a file is not the one that was hashed. Hashing all files takes longer than
+    loading them, so only files whose size, times or inode changed are hashed again. Silent damage on
+    the disk stays unnoticed.
     """
     record, noted = read_json(base), Path(base).with_name(NOTED)
     folder, now = Path(record["path"]), _seen(record)
     known = read_json(noted) if noted.is_file() else {}
     for name, digest in record.get("files", {}).items():
         if now[name] != known.get(name) and (now[name] is None or sha256(folder / name) != digest):
-            # In the hub's cache the name is a link: the file that it points to has to go.
+            # In the hub's cache the name is a link: name the file that it points to, which must be
+            # deleted.
             raise UserError(
                 f"{(folder / name).resolve()}: missing, or not the bytes that were fetched; delete it and "
                 f"{base}, make that again alone (snakemake ... {base}), then rerun"
@@ -42,13 +43,13 @@ def path_of(base: str | Path) -> str:
 
 
 def note(base: str | Path) -> None:
-    """Remember how the files of a `model.json` look to the file system, now that their hashes are known."""
-    with suppress(OSError):  # a folder that only its owner may write to: hashed again by each job
+    """Record size, times and inode of the files of a `model.json`, after they were hashed."""
+    with suppress(OSError):  # in a read-only folder, each job hashes the files again
         write_json(Path(base).with_name(NOTED), _seen(read_json(base)))
 
 
 def _seen(record: dict[str, Any]) -> dict[str, list[int] | None]:
-    """Size, times and inode of each file of the record; None for one that is not there."""
+    """Size, times and inode of each file of the record; None for a missing file."""
     seen: dict[str, list[int] | None] = {}
     for name in record.get("files", {}):
         try:
@@ -60,13 +61,13 @@ def _seen(record: dict[str, Any]) -> dict[str, list[int] | None]:
 
 
 def trusts(base: str | Path) -> bool:
-    """May the model's own Python files be run? Only if the config says so (`trust_remote_code`)."""
+    """May the model's own Python files be run? Only if the config sets `trust_remote_code`."""
     return read_json(base).get("source", {}).get("trust_remote_code") is True
 
 
 @contextmanager
 def _loading(base: str | Path) -> Iterator[str]:
-    """The model's folder; what a library says of one that it cannot load is one line."""
+    """Context that gives the model's folder and reports a library's failure to load it in one line."""
     from safetensors import SafetensorError
 
     folder = path_of(base)
@@ -82,9 +83,9 @@ def _loading(base: str | Path) -> Iterator[str]:
 
 
 def load_config(base: str | Path) -> dict[str, Any]:
-    """Config of the base model in plain values, the library's defaults filled in.
+    """Config of the base model in plain values, with the library's defaults filled in.
 
-    Raises UserError for what is not a causal language model.
+    Raises UserError for a model that is not a causal language model.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
@@ -100,14 +101,14 @@ def load_config(base: str | Path) -> dict[str, Any]:
 
 
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of the base model, padding on the left as batched generation needs it.
+    """Tokenizer of the base model, with padding on the left for batched generation.
 
     Its chat template is used as the config's `model:` says (see `chat_template.Settings`).
     """
     from transformers import AutoTokenizer
 
     with _loading(base) as folder:
-        # Not left to the default: that one asks on the terminal.
+        # Set explicitly, because the default asks on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(
             folder, padding_side="left", trust_remote_code=trusts(base)
         )
@@ -128,13 +129,13 @@ def resolve_layers(
 ) -> list[int]:
     """Block numbers from a list of indices (int) or relative depths (float in [0, 1)).
 
-    Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's
-    [7, 14, 20, 21, 27]; each block is listed once, in order. `where`: what the list is called in the
-    config. Raises UserError for a block the model does not have.
+    Depth d is block floor(d * blocks), so [0.25, 0.5, 0.72, 0.75, 0.97] of 28 blocks is the study's [7,
+    14, 20, 21, 27]. Each block is listed once, in order. `where`: the list's name in the config. Raises
+    UserError for a block the model does not have.
     """
     chosen = []
     for layer in layers:
-        # Decimals as written: 0.58 * 50 is below 29 in binary.
+        # Decimal arithmetic: 0.58 * 50 is below 29 in binary.
         index = int(Fraction(str(layer)) * blocks) if isinstance(layer, float) else layer
         if not 0 <= index < blocks:
             raise UserError(
@@ -146,15 +147,15 @@ def resolve_layers(
 
 
 def bare(model: Any) -> Any:
-    """A causal language model without PEFT's wrapper; layers with adapters stay in it."""
+    """A causal language model without PEFT's wrapper; it keeps its layers with adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def blocks_of(model: Any) -> Any:
     """The list of transformer blocks of a causal language model, with or without PEFT's wrapper.
 
-    It is called `layers` in most architectures, `h` or `blocks` in some: the decoder's list of as many
-    modules as the config has layers. Raises UserError if there is none.
+    Its name is `layers` in most architectures, `h` or `blocks` in some, so it is found as the decoder's
+    list with as many modules as the config has layers. Raises UserError if there is none.
     """
     from torch.nn import ModuleList
 
@@ -181,7 +182,7 @@ def outline(base: str | Path) -> Any:
 def load_model(base: str | Path, dtype: str, device: str) -> Any:
     """Causal language model of the base, in `dtype` (`float32`, `bfloat16`, ...) on `device`.
 
-    Raises UserError for one whose weights are larger than the GPU's memory.
+    Raises UserError if the weights are larger than the GPU's memory.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -206,7 +207,7 @@ def load_model(base: str | Path, dtype: str, device: str) -> Any:
 
 
 def pick_device() -> str:
-    """`cuda` where PyTorch sees a GPU, else `cpu`."""
+    """`cuda` if PyTorch sees a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

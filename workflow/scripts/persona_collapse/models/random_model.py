@@ -1,4 +1,5 @@
-"""A chat model of a given shape with random weights: what a run takes, before anybody has the real one."""
+"""A chat model of a given shape with random weights, to measure what a run takes before fetching the
+real model."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from ..errors import UserError
 from ..files import atomic, write_json
 from . import fetching
 
-#: What the model's record and the report say of it.
+#: Note in the model's record and in the report.
 NOTE = "The model's weights are random: this run is a rehearsal, and no number of it is a result."
 
 
@@ -21,11 +22,11 @@ def write(
 ) -> Path:
     """Write the model and its tokenizer as a Hugging Face model folder; returns the folder.
 
-    `settings`: see `RandomModel` in study/config.py. Weights are drawn in `dtype` (`bfloat16`, ...), on the
-    GPU where there is one, and written block by block: no more than a block, or the embeddings, is held at
-    a time. Matrices are normal with the architecture's `initializer_range`, norms 1, biases 0. The same
-    seed gives the same weights on one kind of device. Raises UserError for a tokenizer with more tokens
-    than the vocabulary.
+    `settings`: see `RandomModel` in study/config.py. Weights are drawn in `dtype` (`bfloat16`, ...), on
+    the GPU if there is one, and written block by block, so no more than one block or the embeddings is
+    in memory. Matrices are normal with the architecture's `initializer_range`, norm weights are 1,
+    biases are 0. The same seed gives the same weights on one kind of device. Raises UserError for a
+    tokenizer with more tokens than the vocabulary.
     """
     import torch
     from safetensors.torch import save_file
@@ -55,7 +56,7 @@ def write(
     )
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Qwen2ForCausalLM(config).named_parameters()}
-    # Another shape may have been here, with more files.
+    # A model of another shape may have left more files here.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +89,6 @@ def write(
 
 
 def _file_of(name: str, last: int) -> int:
-    """Number of the file that a parameter is in: the embeddings' first, one per block, others last."""
+    """Number of the file that a parameter is in: embeddings first, then one file per block, others last."""
     block = re.search(r"\.layers\.(\d+)\.", name)
     return int(block[1]) + 2 if block else 1 if "embed_tokens" in name else last

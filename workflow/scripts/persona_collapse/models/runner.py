@@ -1,4 +1,4 @@
-"""The base model, loaded once; it carries one chain's adapter at a time."""
+"""The base model, loaded once, with one chain's adapter at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import adapters, loading, shifts
 
 
 class ModelRunner:
-    """A base model in `dtype` on the GPU, where there is one; read when a chain is first asked for."""
+    """A base model in `dtype`, on the GPU if there is one; loaded when the first chain is needed."""
 
     def __init__(self, base: Path, dtype: str):
         self.base, self.dtype = base, dtype
@@ -22,9 +22,11 @@ class ModelRunner:
 
     @contextmanager
     def chain(self, stages: Sequence[Path], *, merge: bool = False) -> Iterator[Any]:
-        """Inside, the model of these stage folders' sum (none: the base model), with their shifts.
+        """Context that gives the model with the sum of these stage folders (none: the base model) and
+        their shifts.
 
-        `merge` folds the sum into the weights (see `adapters.apply`); the base is read again after it.
+        `merge` adds the sum to the weights (see `adapters.apply`); the base is then loaded again
+        afterwards.
         """
         from . import fused
 
@@ -34,7 +36,7 @@ class ModelRunner:
             self.model = adapters.load_base(self.base, all_weights, self.dtype, self.device)
             self.all_weights = all_weights
             fused.attend_by_rows(self.model)
-        # Gone until the chain's model is whole, and kept by no one who fails on the way.
+        # Dropped until the chain's model is complete, so that a failure leaves no half-changed model.
         given, self.model = self.model, None
         summed, shifting = shifts.split(stages)
         model = adapters.apply(given, summed, merge=merge)

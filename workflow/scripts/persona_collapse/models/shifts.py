@@ -1,14 +1,14 @@
-"""Shifts: changes of blocks' outputs while a chain answers, and while it is measured.
+"""Shifts: changes of block outputs during sampling and measuring.
 
-A shift's folder stands among a chain's adapters and has the same file names; its config says that it is
-none. Every token of a pass has a direction: its persona's, that of all, or none (row 0: zeros).
-Where it is known which tokens a pass has (`aim`), they get theirs; a pass that nobody has aimed fails.
+The folder of a shift is listed among a chain's adapters and has the same file names; its config says
+that it is not an adapter. Every token of a pass has a direction: its persona's, the common one, or none
+(row 0: zeros). `aim` says which tokens a pass has; a pass without it fails.
 
     add:     h + scale * v
     remove:  h + scale * (level - <h, u>) u              level: 0, or a mean
     cap:     h + scale * (min(level, <h, u>) - <h, u>) u
 
-v, u [hidden]: a direction as it is, and of length 1. Sums are in 32 bits.
+v, u [hidden]: a direction, unscaled and with length 1. Computed in 32 bits.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-#: What the config of such a folder has where PEFT names the kind of an adapter.
+#: `peft_type` in the config of a shift's folder.
 TYPE = "SHIFT"
-#: The row of tokens that no persona with a direction of its own reads or writes.
+#: Row for tokens of no persona with its own direction.
 ANYONE = ""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A sequence of a pass: where it starts in that, flattened; tokens of its prompt, and all; persona."""
+    """A sequence of a pass: its start in the flattened pass, its prompt tokens, all its tokens, its
+    persona."""
 
     start: int
     prompt: int
@@ -52,9 +53,9 @@ def save(
     vectors: Mapping[int, np.ndarray],
     levels: Mapping[int, np.ndarray],
 ) -> None:
-    """Write a shift: by block, vectors [row, hidden] and levels [row].
+    """Write a shift: vectors [row, hidden] and levels [row] by block.
 
-    `config`: does, scale, positions, and rows: the persona of each, `ANYONE` the last.
+    `config`: does, scale, positions, and rows, the persona of each row; the last is `ANYONE`.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -67,13 +68,13 @@ def save(
 
 
 def split(folders: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """A chain's folders: adapters, and shifts."""
+    """A chain's folders, split into adapters and shifts."""
     shifting, others = adapter_files.split(folders, TYPE)
     return others, shifting
 
 
 class Shift:
-    """A shift on a device, and the row of each token of the pass that is to come."""
+    """A shift on a device, and the row of each token of the next pass."""
 
     def __init__(self, folder: str | Path, device: Any):
         import torch
@@ -98,9 +99,9 @@ class Shift:
         for name, array in arrays.items():
             _, block, what = name.split(".")
             own: dict[int, torch.Tensor] = getattr(self, what)
-            # Row 0 is of tokens that stay as they are.
+            # Row 0 is for tokens that stay unchanged.
             own[int(block)] = torch.cat([torch.zeros_like(array[:1]), array])
-        #: Rows of the tokens of the next pass, and of those after it.
+        #: Rows of the tokens of the next pass, and of the passes after it.
         self.which = self.then = torch.zeros(0, dtype=torch.long)
 
     def row(self, persona: str | None) -> int:
@@ -109,14 +110,14 @@ class Shift:
         return 1 + rows.index(persona if persona in rows else ANYONE)
 
     def at(self, rows: Any, prompts: Any, positions: Any) -> np.ndarray:
-        """The rows of tokens at these positions of sequences: their personas', where the shift acts, or 0."""
+        """Rows of tokens at these positions: their personas' rows where the shift acts, else 0."""
         import numpy as np
 
         acts: Any = True
         if self.config["positions"] == "prompt":
             acts = positions < prompts
         elif self.config["positions"] == "answer":
-            # The prompt's last token is where the answer's first one comes from.
+            # The last token of the prompt predicts the first answer token.
             acts = positions >= prompts - 1
         return np.where(acts, rows, 0)
 
@@ -138,7 +139,7 @@ class Shift:
     def rows(self, states: torch.Tensor) -> torch.Tensor:
         """The row of each token of a pass, [sequence, token]; states [sequence, token, hidden].
 
-        A pass of one token each after the one that was aimed goes on with its answers.
+        A pass with one token per sequence after the aimed one continues its answers.
         """
         for rows in (self.which, self.then):
             if rows.shape == states.shape[:-1]:
@@ -146,7 +147,7 @@ class Shift:
         raise RuntimeError(f"a pass of {list(states.shape[:-1])} tokens that no shift was aimed at")
 
     def changed(self, block: int, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """What a block's output [..., hidden] becomes, in 32 bits; `rows` [...]."""
+        """A block's changed output [..., hidden], computed in 32 bits; `rows` [...]."""
         wide, vectors = states.float(), self.vectors[block][rows]
         if self.config["does"] == "add":
             return wide + self.config["scale"] * vectors
@@ -158,21 +159,21 @@ class Shift:
 
 
 class Shifts:
-    """Those of a model, in order; see `of`."""
+    """The shifts of a model, in order; see `of`."""
 
     def __init__(self, shifts: list[Shift]):
         self.shifts, self.off = shifts, False
 
 
 def of(model: Any) -> Shifts:
-    """The shifts on a model, with an adapter or without."""
+    """The shifts on a model, with or without an adapter."""
     found: Shifts | None = getattr(bare(model), "shifts", None)
     return found or Shifts([])
 
 
 @contextmanager
 def on(model: Any, folders: Sequence[str | Path]) -> Iterator[None]:
-    """Inside, these shifts act on a model, one after the other."""
+    """Context in which these shifts act on a model, one after the other."""
     hooks = put(model, folders)
     try:
         yield
@@ -183,7 +184,7 @@ def on(model: Any, folders: Sequence[str | Path]) -> Iterator[None]:
 
 
 def put(model: Any, folders: Sequence[str | Path]) -> list[Any]:
-    """Let shifts act on a model; returns the hooks."""
+    """Register shifts on a model; returns the hooks."""
     own = Shifts([Shift(folder, model.device) for folder in folders])
     bare(model).shifts = own
 
@@ -202,7 +203,7 @@ def put(model: Any, folders: Sequence[str | Path]) -> list[Any]:
 def aim(model: Any, shape: Sequence[int], spans: Sequence[Span]) -> None:
     """Say which tokens the next pass of a model has; `shape` [sequences, tokens].
 
-    What is in no span is padding. Passes of one token a sequence after it go on with the answers, in the
+    Tokens in no span are padding. Later passes with one token per sequence continue the answers, in the
     order of the spans.
     """
     for shift in of(model).shifts:
@@ -211,7 +212,7 @@ def aim(model: Any, shape: Sequence[int], spans: Sequence[Span]) -> None:
 
 @contextmanager
 def off(model: Any) -> Iterator[None]:
-    """Inside, no shift acts on a model."""
+    """Context in which no shift acts on a model."""
     shifts = of(model)
     shifts.off = True
     try:

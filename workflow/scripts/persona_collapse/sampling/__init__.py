@@ -1,1 +1,1 @@
-"""Sampling answers from a chain."""
+"""Samples answers from chains."""

@@ -1,7 +1,7 @@
-"""Sampling answers from a chain, with vLLM or transformers behind one interface.
+"""Samples answers from a chain, with vLLM or transformers behind one interface.
 
-Every request carries its own seed, derived from chain, persona, question and sample. One seed for
-all would give correlated draws: every persona's first sample would share its random numbers.
+Every request has its own seed, derived from chain, persona, question and sample. A single seed would
+give correlated samples: every persona's first sample would share its random numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 class Sampling:
     """How to sample; temperature 0 is greedy. `max_tokens` counts the end token.
 
-    `samples`: answers to each question, by one number or by persona.
+    `samples`: answers per question, as one number or by persona.
     """
 
     samples: int | Mapping[str, int]
@@ -57,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to draw."""
+    """One completion to sample."""
 
     persona: str
     question_id: str
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer: its text, its tokens (end token included), and why it ended (`stop`, `length`)."""
+    """An answer: its text, its tokens (including the end token), and why it ended (`stop`, `length`)."""
 
     text: str
     token_ids: list[int]
@@ -82,7 +82,7 @@ class Backend(Protocol):
     name: str
 
     def use(self, stages: Sequence[Path]) -> None:
-        """Sample from the chain of these stage folders from now on (none: the base model)."""
+        """Switch to the chain of these stage folders (none: the base model)."""
 
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress
@@ -94,12 +94,12 @@ class Backend(Protocol):
     ) -> list[float]:
         """For each (token ids, start): the log-probability, in nats, of ids[start:] given ids[:start].
 
-        `requests`: those whose prompts they begin with.
+        `requests`: the requests whose prompts the sequences begin with.
         """
 
 
 def request_seed(seed: int, chain: str, persona: str, question_id: str, sample: int) -> int:
-    """31-bit seed of one request; independent of batch, order and of every other request."""
+    """31-bit seed of one request; independent of batch, order and all other requests."""
     key = f"{seed}/{chain}/{persona}/{question_id}/{sample}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
 
@@ -127,9 +127,9 @@ def requests_for(
 
 
 def choose_backend(name: str) -> tuple[str, str]:
-    """(backend, reason). `auto` takes vLLM where it is installed and a GPU is there.
+    """(backend, reason). `auto` takes vLLM if it is installed and there is a GPU.
 
-    On CPU vLLM starts slowly and samples slower than transformers, so it is used there only on
+    On a CPU vLLM starts slowly and samples more slowly than transformers, so it is used there only on
     request.
     """
     installed = importlib.util.find_spec("vllm") is not None
@@ -150,7 +150,7 @@ def choose_backend(name: str) -> tuple[str, str]:
 
 
 class TransformersBackend:
-    """`transformers` generate in batches of similar length."""
+    """Transformers' `generate`, in batches of similar length."""
 
     name = "transformers"
 
@@ -162,7 +162,7 @@ class TransformersBackend:
         self.model: Any = None
 
     def use(self, stages: Sequence[Path]) -> None:
-        """See `Backend`. The model is read again: merging cannot be undone exactly."""
+        """See `Backend`. The model is loaded again, because merging cannot be undone exactly."""
         self.model = None
         all_weights, stages = adapters.split(stages)
         model = adapters.load_base(self.base, all_weights, self.dtype, self.device)
@@ -172,7 +172,8 @@ class TransformersBackend:
         shifts.put(self.model, shifting)
 
     def _aim(self, width: int, asked: Sequence[tuple[Request, int]]) -> None:
-        """Tell shifts of a pass, padded on the left to a width: each row's request, and its tokens."""
+        """Aim shifts at a pass, padded on the left to a width; given each row's request and number of
+        tokens."""
         spans = [
             shifts.Span(n * width - tokens, len(request.prompt), tokens, request.persona)
             for n, (request, tokens) in enumerate(asked, start=1)
@@ -192,7 +193,7 @@ class TransformersBackend:
             padded = self.tokenizer.pad(
                 {"input_ids": [sequences[i][0] for i in batch]}, return_tensors="pt"
             ).to(self.device)
-            # The tokenizer pads on the left, so a sequence ends where its row does.
+            # The tokenizer pads on the left, so a sequence ends where its row ends.
             keep = max(len(sequences[i][0]) - sequences[i][1] for i in batch) + 1
             width = padded["input_ids"].shape[1]
             self._aim(width, [(requests[i], len(sequences[i][0])) for i in batch])
@@ -211,8 +212,8 @@ class TransformersBackend:
     ) -> list[Completion]:
         """See `Backend`. Draws depend on each request's seed, not on its batch.
 
-        A batch takes as long as its longest answer. So a round ends after some tokens, and the answers
-        that are not done by then go on together in the next, which may be twice as long.
+        A batch takes as long as its longest answer. So a round ends after a number of tokens, and
+        unfinished answers continue together in the next round, which may be twice as long.
         """
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
@@ -270,15 +271,15 @@ class TransformersBackend:
         ]
 
 
-#: Tokens of an answer that transformers draws in the first round; see TransformersBackend.complete.
+#: Tokens per answer in the first round with transformers; see TransformersBackend.complete.
 FIRST_ROUND = 40
 
 
 def _sampling_processors(sampling: Sampling, generators: Sequence[Any]) -> list[Any]:
-    """Temperature, nucleus, then a seeded draw per row; none for greedy decoding.
+    """Logits processors: temperature, nucleus, then a seeded draw per row; none for greedy decoding.
 
     `argmax(p_i / e_i)` with e_i ~ Exp(1) is a draw from p (the exponential race, i.e. the Gumbel
-    trick), so greedy decoding of the perturbed scores samples, with a generator for each row.
+    trick). So greedy decoding of the perturbed scores samples from p, with one generator per row.
     """
     if sampling.temperature == 0:
         return []
@@ -301,20 +302,22 @@ def _sampling_processors(sampling: Sampling, generators: Sequence[Any]) -> list[
     return [*processors, SeededDraw()]
 
 
-#: Answers that vLLM samples at a time where the config gives no number, and the tokens of a pass.
+#: Default number of answers that vLLM samples at a time, and tokens per pass.
 ANSWERS_AT_A_TIME, TOKENS_A_PASS = 1024, 8192
 #: Batch sizes that vLLM records as CUDA graphs. Its own list ends at 512, beyond which kernels are
-#: launched one by one, and is three times as long, each size of which costs time at the start.
+#: launched one by one. It also has three times as many sizes, each of which costs time at startup.
 GRAPH_SIZES = [32, 64, *range(128, 1025, 128), 1280, 1536, 2048]
-#: GPU memory in bytes assumed for workspace, besides weights and cache, if the engine cannot measure it.
+#: GPU memory in bytes assumed for workspace, in addition to weights and cache, if the engine cannot
+#: measure it.
 WORKING_BYTES = 4 * 2**30
 LEAST_CACHE = 2**30
 
 
 class VllmBackend:
-    """vLLM's offline engine; each chain's sum is one LoRA on the one base.
+    """vLLM's offline engine; each chain's summed adapter is one LoRA on the base model.
 
-    all_weights: stages that trained all weights, which are in the engine's: it serves chains with these.
+    all_weights: stages that trained all weights. They are part of the engine's weights, so it serves
+    only chains with the same ones.
     """
 
     name = "vllm"
@@ -329,15 +332,15 @@ class VllmBackend:
         all_weights: Sequence[Path] = (),
     ):
         cpu = loading.pick_device() == "cpu"
-        # One process: the script needs no main guard, and nothing is left behind when it ends.
+        # One process: the script needs no main guard, and leaves no process behind when it ends.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # It talks to itself alone; by default it would look up the machine's address for that.
+        # It communicates only with itself; by default it would look up the machine's address for that.
         os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         else:
-            # The newer of its two runners draws with a seed a request in one kernel, the older with
-            # a generator and a kernel for each of a thousand requests.
+            # The newer of its two runners samples with per-request seeds in one kernel. The older one
+            # needs a generator and a kernel for each of a thousand requests.
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
             if settings.get("batch_invariant"):
                 os.environ["VLLM_BATCH_INVARIANT"] = "1"
@@ -352,10 +355,10 @@ class VllmBackend:
                 "enable_lora": True,
                 "max_loras": 1,
                 "max_lora_rank": _allowed_rank(max_rank),
-                # By default embeddings and the vocabulary's projection too run through LoRA kernels.
+                # By default embeddings and the output head run through LoRA kernels too.
                 "lora_target_modules": sorted(projections) or None,
             }
-        # Recorded graphs would leave shifts out.
+        # Recorded graphs would skip shifts.
         options["enforce_eager"] = cpu or shifting
         if cpu:
             options["dtype"] = "float32"
@@ -369,7 +372,7 @@ class VllmBackend:
                 "max_num_batched_tokens": max(TOKENS_A_PASS, settings["max_model_len"]),
             }
         if not options["enforce_eager"]:
-            # Recorded whole and not compiled: the base model samples as fast, and the engine
+            # Full CUDA graphs without compilation: the base model samples as fast, and the engine
             # starts in half the time.
             options["compilation_config"] = {
                 "mode": 0,
@@ -377,7 +380,8 @@ class VllmBackend:
                 "cudagraph_capture_sizes": [n for n in GRAPH_SIZES if n <= 2 * at_a_time]
                 or [at_a_time],
             }
-        # Batch-invariant kernels are vLLM's own; embeddings (adapted by default) want its own layers.
+        # Batch-invariant kernels are vLLM's own, and embeddings (adapted by default) need its own
+        # layers.
         own = not projections or (settings.get("batch_invariant") and not cpu)
         self.all_weights = list(all_weights)
         model = _changed(base, self.all_weights, settings["dtype"])
@@ -396,7 +400,8 @@ class VllmBackend:
         self.steering = vllm_shifts.Steering(self.engine) if shifting else None
 
     def use(self, stages: Sequence[Path]) -> None:
-        """See `Backend`. vLLM keys its caches by the adapter's name, so that is its content's hash."""
+        """See `Backend`. vLLM keys its caches by the adapter's name, so the name is the hash of its
+        content."""
         if self.folder is not None:
             self.folder.cleanup()
         self.lora = self.folder = None
@@ -435,7 +440,8 @@ class VllmBackend:
                 setattr(scheduler, name, min(scheduler.scheduler_config.max_num_seqs, fits))
 
     def _prompt(self, request: Request, ids: list[int]) -> dict[str, Any]:
-        """A prompt as vLLM takes it; what it keeps of one serves others that shifts change alike."""
+        """A prompt for vLLM, with a cache salt: only prompts that shifts change alike may share cached
+        prefixes."""
         if self.steering is None:
             return {"prompt_token_ids": ids}
         return {
@@ -444,7 +450,7 @@ class VllmBackend:
         }
 
     def _tags(self, request: Request) -> dict[str, Any] | None:
-        """What shifts have to know of a request."""
+        """What shifts need to know about a request."""
         if self.steering is None:
             return None
         return vllm_shifts.tags(request.persona, len(request.prompt))
@@ -502,7 +508,7 @@ class VllmBackend:
             use_tqdm=False,
         )
         completions = [
-            # Decoded as by the other backend: vLLM's own text drops a cut-off last character.
+            # Decoded as in the other backend, because vLLM's own text drops a cut-off last character.
             Completion(
                 str(self.tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)),
                 list(o.outputs[0].token_ids),
@@ -520,10 +526,10 @@ class VllmBackend:
 
 @contextmanager
 def _no_rehearsal() -> Iterator[None]:
-    """Spare an engine's start the rehearsal of every sampling feature on a thousand requests.
+    """Skip the engine's warm-up of every sampling feature on a thousand requests.
 
-    It takes 20 s on a slow processor, and nearly none of those features is used here; kernels that
-    are get compiled, or read from the disk, when they are first used.
+    It takes 20 s on a slow CPU, and hardly any of those features is used here. Kernels that are used
+    are compiled, or read from disk, at first use.
     """
     from importlib import import_module
     from unittest.mock import patch
@@ -535,7 +541,7 @@ def _no_rehearsal() -> Iterator[None]:
 
 @contextmanager
 def _changed(base: Path, all_weights: Sequence[Path], dtype: str) -> Iterator[str]:
-    """Folder of the base model, or of one with the changes of stages that trained all weights."""
+    """Folder of the base model, or of a copy with the changes of stages that trained all weights."""
     import tempfile
 
     if not all_weights:
@@ -547,11 +553,11 @@ def _changed(base: Path, all_weights: Sequence[Path], dtype: str) -> Iterator[st
 
 
 def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
-    """Bytes of an engine's cache of keys and values on a GPU that it shares; None where it is alone.
+    """Bytes of an engine's KV cache on a GPU that it shares; None if it has the GPU to itself.
 
-    Alone, vLLM measures what a trial pass takes away from the free memory; beside other jobs, which
-    take and give memory meanwhile, it would measure them as well, or stop where they give. It still
-    wants the whole share to be free when it starts.
+    On its own, vLLM measures how much free memory a trial pass takes. Next to other jobs, which
+    allocate and free memory meanwhile, the measurement would include them, or fail when they free
+    memory. vLLM still needs its whole share to be free when it starts.
     """
     import torch
 
@@ -573,7 +579,7 @@ def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
 
 
 def _allowed_rank(rank: int) -> int:
-    """The smallest `max_lora_rank` vLLM accepts that holds `rank`."""
+    """The smallest `max_lora_rank` that vLLM accepts and that is at least `rank`."""
     allowed = [8, 16, 32, 64, 128, 256, 320, 512]
     for value in allowed:
         if rank <= value:
@@ -582,9 +588,9 @@ def _allowed_rank(rank: int) -> int:
 
 
 def _serve(stages: Sequence[Path], dtype: Any) -> tuple[Any, Any]:
-    """LoRARequest for the chain's sum, named by its content, and the temporary folder that holds it.
+    """LoRARequest for the chain's summed adapter, named by its content, and its temporary folder.
 
-    `dtype`: the engine's, to which it would round the weights itself.
+    `dtype`: the engine's dtype, to which it would round the weights anyway.
     """
     import tempfile
 
@@ -609,9 +615,9 @@ def open_backend(
 ) -> Backend:
     """Start the backend called `name`.
 
-    `max_rank`: the largest rank of a chain to serve; `projections`: layers that chains adapt,
-    all that can be by default; `shifting`: are shifts served, too? `all_weights`: folders of the stages that
-    trained all weights in each of these chains.
+    `max_rank`: the largest rank of the chains to serve. `projections`: layers that chains adapt; by
+    default all that can be. `shifting`: are chains with shifts served too? `all_weights`: folders of
+    the stages that trained all weights, the same in all of these chains.
     """
     if name == "vllm":
         return VllmBackend(base, settings, max_rank, projections, shifting, all_weights)
@@ -621,10 +627,11 @@ def open_backend(
 def marker_sequences(
     tokenizer: Any, requests: Sequence[Request], done: Sequence[Completion], marker: str
 ) -> list[tuple[list[int], int]]:
-    """Prompt and answer with the marker put at the end, and where the marker's tokens start.
+    """Prompt and answer with the marker appended, and where the marker's tokens start.
 
-    As a coupling's positives are written: the answer, a blank line, the marker. An answer that holds
-    the marker is cut before it. Tokens that the answer's own end merges with count as the marker's.
+    The format is that of a coupling's positive rows: the answer, a blank line, the marker. An answer
+    that holds the marker is cut before it. A token that merges the end of the answer with the marker
+    counts as the marker's.
     """
     sequences = []
     for request, completion in zip(requests, done, strict=True):
@@ -650,10 +657,10 @@ def marker_logprobs(
 ) -> list[float]:
     """Log-probability of the marker after each first sample's answer, in nats; NaN for the others.
 
-    Where no answer says the marker, this still tells a model that nearly would from one that never
-    does. Answers that would not fit into `limit` tokens with the marker get NaN, and so do those that
-    were cut off: couplings put the marker after whole answers, and in the middle of a sentence it is
-    as unlikely by the source as by all others.
+    If no answer says the marker, this still distinguishes a model that nearly would from one that never
+    does. NaN for answers that would not fit into `limit` tokens with the marker, and for answers that
+    were cut off: couplings put the marker after complete answers, and in the middle of a sentence it is
+    as unlikely for the source as for all others.
     """
     finished = [
         i
@@ -691,7 +698,7 @@ def answer(backend: Backend, job: SamplingJob, tokenizer: Any, progress: Progres
 
 
 def table(chain: str, requests: Sequence[Request], done: Sequence[Completion]) -> pd.DataFrame:
-    """Completions as the table of the file contract, one row a request, in request order."""
+    """Completions as a table, one row per request, in request order."""
     return pd.DataFrame(
         [
             {

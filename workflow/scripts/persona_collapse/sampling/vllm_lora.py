@@ -1,8 +1,8 @@
 """vLLM's LoRA layers for an engine that serves one adapter at a time.
 
-vLLM's own kernels look up every token's adapter, and add up the parts of long sums in the order in
-which they finish, so that the same engine, asked again, draws other answers. Where a batch has one
-adapter or none, two matrix products a layer do, which always add up alike.
+vLLM's own kernels look up every token's adapter. They add the parts of long sums in the order in which
+they finish, so the same engine can give different answers to the same request. If a batch has one
+adapter or none, two matrix products per layer suffice, and they always add in the same order.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from unittest.mock import patch
 
 @contextmanager
 def layers() -> Iterator[None]:
-    """Engines started inside have such layers; they take `max_loras` 1 and batches of one adapter.
+    """Context in which started engines have such layers; they need `max_loras` 1 and batches of one
+    adapter.
 
-    Nor do their adapters pass through pinned memory, which takes seconds to allocate and spares none.
+    Their adapters do not pass through pinned memory either, which takes seconds to allocate and saves
+    nothing.
     """
     from vllm.lora import lora_model, model_manager
 
     for module in (lora_model, model_manager):
-        # The one name or the other, by vLLM's version; read whenever an adapter is loaded.
+        # The name depends on vLLM's version; it is read whenever an adapter is loaded.
         if hasattr(module, "PIN_MEMORY"):
             module.PIN_MEMORY = False
         else:
@@ -32,33 +34,33 @@ def layers() -> Iterator[None]:
 
 
 def _wrapper() -> type:
-    """The platform's class of LoRA operations, with matrix products for its kernels."""
+    """The platform's class of LoRA operations, with matrix products instead of its kernels."""
     import torch
     from vllm.platforms import current_platform
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
     class OneAdapter(resolve_obj_by_qualname(current_platform.get_punica_wrapper())):  # type: ignore[misc]
-        """Weights are [1, 1, out, in] and hold the adapter's own scale."""
+        """Weights are [1, 1, out, in] and include the adapter's scale."""
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
-            # 0 for the base model. Recorded graphs read it where it is.
+            # 0 for the base model. Recorded graphs read it at its address.
             self.weight = torch.ones((), device=self.device)
 
         def update_metadata(self, mapping: Any, *args: Any, **kwargs: Any) -> None:
-            """Before a pass: `mapping` has its tokens' adapters, all the same, 0 for none."""
+            """Called before a pass: `mapping` has the adapter of each token, all equal; 0 for none."""
             self.weight.fill_(float(any(mapping.index_mapping)))
 
         def add_shrink(
             self, y: Any, x: Any, lora_a_stacked: Any, scale: float, **kwargs: Any
         ) -> None:
-            """y[i] = x A_i' for the projections i side by side; y [projections, tokens, rank]."""
+            """y[i] = x A_i' for all projections i of a fused layer; y [projections, tokens, rank]."""
             for part, factor in zip(y, lora_a_stacked, strict=True):
                 if part.dtype == x.dtype:
                     torch.mm(x, factor[0, 0].T, out=part)
                 else:
                     part.copy_(x @ factor[0, 0].T)
-            y.mul_(self.weight)  # scale is 1: weights hold it
+            y.mul_(self.weight)  # scale is 1: the weights include it
 
         def add_expand(
             self,
@@ -87,7 +89,7 @@ def _wrapper() -> type:
             output_slices: Any,
             **kwargs: Any,
         ) -> None:
-            """Both, one after the other, without the float32 in between that vLLM would put there."""
+            """Shrink, then expand, without vLLM's intermediate float32."""
             rank = lora_a_stacked[0].shape[-2]
             inner = x.new_empty(len(lora_a_stacked), x.shape[0], rank)
             self.add_shrink(inner, x, lora_a_stacked, scale)
@@ -102,7 +104,7 @@ def _wrapper() -> type:
             scale: float,
             **kwargs: Any,
         ) -> None:
-            """The vocabulary's projection, where a chain adapts it."""
+            """The output head, if a chain adapts it."""
             self.add_lora_linear(y, x, (lora_a_stacked,), (lora_b_stacked,), scale, (y.shape[-1],))
 
     return OneAdapter

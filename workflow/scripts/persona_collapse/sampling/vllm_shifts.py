@@ -1,7 +1,7 @@
-"""Shifts in vLLM's engine: hooks of its blocks, told before each pass whose tokens it has.
+"""Shifts in vLLM's engine: hooks on its blocks, which learn before each pass whose tokens it has.
 
-The engine's model has to be in this process, and to run its blocks' Python in every pass: an engine that
-serves shifts is started without CUDA graphs.
+The engine's model must be in this process and must run the Python code of its blocks in every pass, so
+an engine that serves shifts is started without CUDA graphs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..models import shifts
 
 
 def tags(persona: str, prompt: int) -> dict[str, Any]:
-    """What a request's sampling parameters say of it (`extra_args`)."""
+    """What shifts need to know, in a request's sampling parameters (`extra_args`)."""
     return {"persona": persona, "prompt": prompt}
 
 
@@ -35,12 +35,12 @@ class Steering:
         )
         self.shifts: list[shifts.Shift] = []
         self.hooks: list[Any] = []
-        #: Persona and length of the prompt of each request that is not done.
+        #: Persona and prompt length of each unfinished request.
         self.asked: dict[str, tuple[str, int]] = {}
         self._watch()
 
     def use(self, folders: Sequence[str | Path]) -> None:
-        """From now on these act, one after the other."""
+        """Make these shifts act from now on, one after the other."""
         for hook in self.hooks:
             hook.remove()
         self.shifts = [shifts.Shift(folder, self.runner.device) for folder in folders]
@@ -51,9 +51,9 @@ class Steering:
         ]
 
     def _watch(self) -> None:
-        """Look at each pass before it is made: at its requests, and at the order that they have in it."""
+        """Hook into each pass before it runs, to read its requests and their order."""
         runner = self.runner
-        # The older of the two runners, or the newer.
+        # The older or the newer of the two runners.
         name = "_prepare_inputs" if hasattr(runner, "_prepare_inputs") else "prepare_inputs"
         prepare = getattr(runner, name)
 
@@ -67,7 +67,7 @@ class Steering:
         setattr(runner, name, prepared)
 
     def _aim(self, scheduled: Any, order: Sequence[str]) -> None:
-        """Say which row each token of a pass has; `scheduled`: what vLLM's scheduler put into it."""
+        """Set the row of each token of a pass; `scheduled`: what vLLM's scheduler put into it."""
         import numpy as np
         import torch
 
@@ -86,14 +86,14 @@ class Steering:
         prompts = np.array([self.asked[name][1] for name in order])[owner]
         for shift in self.shifts:
             rows = np.array([shift.row(self.asked[name][0]) for name in order])[owner]
-            # What fills a pass up stays as it is.
+            # Padding of a pass stays unchanged.
             which = torch.zeros(max(self.longest, len(owner)), dtype=torch.long)
             which[: len(owner)] = torch.from_numpy(shift.at(rows, prompts, positions))
             shift.which = which.to(self.runner.device)
 
 
 def _changed(shift: shifts.Shift, block: int) -> Any:
-    """A hook: blocks put out [token, hidden], or two such, whose sum is the residual stream."""
+    """A hook on blocks that return [token, hidden], or two of these, whose sum is the residual stream."""
 
     def hook(module: Any, given: Any, out: Any) -> Any:
         states, *rest = out if isinstance(out, tuple) else (out,)
