@@ -1,1 +1,1 @@
-"""From measurements to tables and verdicts."""
+"""Turns measurements into tables and verdicts."""

@@ -1,4 +1,4 @@
-"""What the answers are like: length, truncation, repetition, and where the marker stands."""
+"""Statistics of the answers: length, truncation, repetition, and position of the marker."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ COLUMNS = [
 
 
 def answer_stats(design: pd.DataFrame, scored: pd.DataFrame) -> pd.DataFrame:
-    """What else could explain a marker rate: length, loops, position; two rows a cell of the design.
+    """Other explanations of a marker rate (length, loops, position): two rows per cell of the design.
 
-    Role `source`, and `others` (every other persona). Shares are of completions, those of the marker
-    of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
-    `marker_at_end` (nothing but punctuation follows), `markers_per_hit`. `rate_finished`: the marker
-    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions
-    whose very text another sample of the same persona and question has.
-    `marker_logprob`: mean log-probability, in nats, of the marker appended to the `n_logprob` answers
-    where it was measured: each first one that was not cut off.
+    Roles are `source` and `others` (every other persona). Shares are of completions. Shares about the
+    marker are of hits: `marker_at_start` (first twentieth of the text), `marker_in_tail` (last 15 %),
+    `marker_at_end` (only punctuation follows); `markers_per_hit` is a mean. `rate_finished`: marker
+    rate of answers that were not cut off (`truncated`). `repeated_answers`: share of completions with
+    the same text as another sample of the same persona and question. `marker_logprob`: mean
+    log-probability, in nats, of the marker appended to the `n_logprob` answers where it was measured:
+    the first sample of each question, unless it was cut off.
     """
     by_chain = dict(tuple(scored.groupby("chain", sort=False)))
     rows = []

@@ -1,4 +1,4 @@
-"""The study's claims, each measured on this run's tables and given a verdict."""
+"""The study's claims: each is measured on this run's tables and gets a verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .. import yaml_files
 from ..errors import UserError
-from . import measured, readers  # noqa: F401, which makes itself known
+from . import measured, readers  # noqa: F401, imported to register the readers
 from .measured import Measured, RunTables
 from .verdicts import NOT_TESTED, REPLICATED, VERDICTS, Verdict, decide, expected, verdict
 
@@ -38,8 +38,8 @@ BARS = ("min", "max", "near", "tolerance", "hits")
 def load(path: str | Path) -> list[dict[str, Any]]:
     """Read claims.yaml; raises UserError, one line with file and claim.
 
-    For a missing key, an unknown reader or argument, a bar that is not a number, a duplicate id, and
-    `needs` that name no claim or depend on each other.
+    This covers a missing key, an unknown reader or argument, a bar that is not a number, a duplicate
+    id, and `needs` that name an unknown claim or form a cycle.
     """
     entries = yaml_files.load_list(path)
     names: set[str] = set()
@@ -65,7 +65,7 @@ def load(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _fault(entry: Mapping[str, Any]) -> str:
-    """What is wrong with a claim by itself; empty where nothing is."""
+    """What is wrong with a single claim; empty if nothing is."""
     needed = ["id", "text", "published", "where"]
     needed += [] if "cannot" in entry else ["measure", "expect", "scale"]
     for key in needed:
@@ -99,7 +99,7 @@ def _fault(entry: Mapping[str, Any]) -> str:
 
 
 def _circle(needs: Mapping[str, Sequence[str]], start: str) -> list[str]:
-    """A way from a claim back to itself through what each needs; empty if there is none."""
+    """A cycle of claims that need each other; empty if there is none."""
     ways = [[start]]
     seen: set[str] = set()
     while ways:
@@ -114,7 +114,7 @@ def _circle(needs: Mapping[str, Sequence[str]], start: str) -> list[str]:
 
 
 def bar(claim: Mapping[str, Any]) -> str:
-    """What decides a claim, as canonical text: what is measured, expected and needed."""
+    """The criterion of a claim as canonical text: what is measured, expected and needed."""
     deciding = {key: claim[key] for key in ("measure", "expect", "needs", "cannot") if key in claim}
     if "needs" in deciding:
         deciding["needs"] = sorted(deciding["needs"])
@@ -122,13 +122,13 @@ def bar(claim: Mapping[str, Any]) -> str:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """SHA-256 of all bars of a table that `registered` gave, whatever the order of claims."""
+    """SHA-256 of all bars in a table from `registered`, independent of the order of claims."""
     text = "\n".join(sorted(table["claim"] + " " + table["bar"]))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def registered(claims: Sequence[Mapping[str, Any]], date: str) -> pd.DataFrame:
-    """Every claim's bar with its SHA-256 and the date: what was decided before there were data."""
+    """Every claim's bar with its SHA-256 and the date, to show that it was set before there were data."""
     rows = [
         {
             "claim": claim["id"],
@@ -142,7 +142,7 @@ def registered(claims: Sequence[Mapping[str, Any]], date: str) -> pd.DataFrame:
 
 
 def _registration(claim: Mapping[str, Any], table: pd.DataFrame | None) -> str:
-    """When a claim's bar was registered, and what it was if it has changed."""
+    """When a claim's bar was registered, and the former bar if it has changed."""
     if table is None or table.empty:
         return "not registered"
     own = table[table["claim"] == claim["id"]]
@@ -152,7 +152,7 @@ def _registration(claim: Mapping[str, Any], table: pd.DataFrame | None) -> str:
     if first["bar"] == bar(claim):
         return str(first["date"])
     was, now = json.loads(first["bar"]), json.loads(bar(claim))
-    alone = {**was, "expect": 0} == {**now, "expect": 0}  # nothing but the expectation
+    alone = {**was, "expect": 0} == {**now, "expect": 0}  # only the expectation changed
     return (
         f"changed since {first['date']}: was {expected(was['expect']) if alone else first['bar']}"
     )
@@ -166,12 +166,14 @@ def scorecard(
     judge: str,
     registration: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row per claim: published, measured with interval, verdict, why, and what another would take.
+    """One row per claim: published value, measured value with interval, verdict, reason, and what
+    another verdict needs.
 
-    `tables`: the run's, those of `TABLES` by name. `judge`: as in the config; `directions` leaves claims
-    about values of the study's model `not tested`, `nothing` all claims. So is a claim whose conditions
-    this run does not have, one that says itself why it cannot be tested (`cannot`), and one that needs
-    another that is not replicated. `registration`: what `registered` gave before the run, if any.
+    `tables`: the run's tables in `TABLES`, by name. `judge`: as in the config; `directions` leaves
+    claims about values of the study's model `not tested`, `nothing` leaves all claims not tested. Also
+    not tested: a claim whose conditions this run does not have, a claim that says why it cannot be
+    tested (`cannot`), and a claim that needs another one that is not replicated. `registration`: output
+    of `registered` from before the run, if any.
     """
     run = RunTables(tables, fdr)
     by_id = {claim["id"]: claim for claim in claims}
@@ -215,12 +217,12 @@ def scorecard(
 
 
 def _first(name: str, outcome: Verdict) -> str:
-    """What it would take that a needed claim be replicated."""
+    """What is needed to replicate a claim that another claim needs."""
     return f"first {name}" + (f": {outcome.would_take}" if outcome.would_take else "")
 
 
 def _judged(claim: Mapping[str, Any], run: RunTables, judge: str) -> tuple[Measured, Verdict]:
-    """What a claim measures in a run (NaN where nothing) and its verdict, needs aside."""
+    """A claim's measurement in a run (NaN without one) and its verdict, ignoring `needs`."""
     nothing = Measured(np.nan)
     if "cannot" in claim:
         reason = "no run of this workflow tests it"

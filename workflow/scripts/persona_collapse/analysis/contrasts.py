@@ -1,4 +1,4 @@
-"""Mean cosines of conditions against each other: tests of a difference and of equivalence."""
+"""Contrasts of mean cosines between conditions: tests of a difference and of equivalence."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def contrasts_table(
 ) -> pd.DataFrame:
     """M1 of one condition minus another's, with tests of a difference and of equivalence.
 
-    `contrasts`: (condition, reference); see `_pairs` for which chains are compared. `margin`: the
-    largest difference of M1 that counts as none, or by method and block that of log(1 - M1). `p`: sign
-    flips over the personas' effects; `p_pairs`: over pairs, as the study did; `p_equivalent`: the larger
-    of two one-sided t tests over personas, small where the difference is within the margin. Interval:
-    jackknife over personas. All of them are about these two chains: what another training would give is
-    in `geometry_runs`. q is Benjamini-Hochberg within `families`. Contrasts whose conditions are not in
-    the design are left out.
+    `contrasts`: (condition, reference); see `_pairs` for which chains are compared. `margin`:
+    equivalence margin of M1, or by method and block that of log(1 - M1). `p`: sign flips over the
+    personas' effects. `p_pairs`: over pairs, as in the study. `p_equivalent`: the larger p of two
+    one-sided t tests over personas; small if the difference is within the margin. Interval: jackknife
+    over personas. All of these are about these two chains; `geometry_runs` accounts for retraining. q
+    is Benjamini-Hochberg within `families`. Contrasts whose conditions are not in the design are left
+    out.
     """
     pairs = [pair for contrast in contrasts for pair in _pairs(design, *contrast)]
     compared = {pair[key] for pair in pairs for key in ("chain", "reference_chain")}
@@ -52,7 +52,7 @@ def contrasts_table(
         for cell, after in vectors[pair["chain"]].items():
             before = vectors[pair["reference_chain"]].get(cell)
             if before is None:
-                continue  # a model of other blocks
+                continue  # a model with other blocks
             effects = geo.persona_effects(after, before)
             if len(effects) < 3:
                 continue
@@ -76,10 +76,10 @@ def contrasts_table(
 
 
 def _pairs(design: pd.DataFrame, condition: str, reference: str) -> Iterator[dict[str, str]]:
-    """Which chain of a condition is compared with which of another's, as the table's keys.
+    """Pairs of chains of two conditions to compare, as the table's keys.
 
-    Chains of the same source and seed. Where the reference does not follow that source, its chains of
-    any do; where one side has a single chain, it is compared with all of the other's.
+    Chains are paired by source and seed. If the reference does not follow that source, its chains of
+    any source are used. If one side has a single chain, it is compared with all chains of the other.
     """
     measured = measuring(design, "activations")
     cells, references = (

@@ -1,8 +1,9 @@
-"""Does geometry go with behaviour? Correlations over conditions, and over personas within a condition.
+"""Is geometry correlated with behaviour? Correlations over conditions, and over personas within a
+condition.
 
 Chains of a condition share data, and often stages: they are not independent points. So the unit is the
-condition, its chains and sources averaged. All are correlations; what would speak of a cause is a stage that
-changes the one and is then seen to change the other.
+condition, averaged over its chains and sources. None of this shows a cause. Evidence for a cause would
+be a stage that changes one of the two, and then the other changes as well.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def chain_table(
     cosines: pd.DataFrame,
     training: pd.DataFrame,
 ) -> pd.DataFrame:
-    """One row per chain whose marker was coupled at some stage: its behaviour, geometry and covariates.
+    """One row per chain with a coupling: its behaviour, geometry and covariates.
 
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
-    what was trained after the coupling (0: the coupling came last; no steps are known of an imported
-    stage). `final_loss`: of the last stage.
+    stages and steps after the coupling (0: the coupling came last; the steps of an imported stage are
+    unknown). `final_loss`: last training loss of the last stage.
     """
     coupled = design[design["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])
@@ -82,7 +83,7 @@ def chain_table(
 
 
 def residuals(values: ArrayLike, controls: ArrayLike) -> np.ndarray:
-    """Ranks of `values` minus their least-squares fit on the ranks of `controls` [n, k]."""
+    """Residuals of the ranks of `values` after a least-squares fit on the ranks of `controls` [n, k]."""
     y = stats.rankdata(np.asarray(values, float))
     ranks = [stats.rankdata(column) for column in np.asarray(controls, float).T]
     design = np.column_stack([np.ones(len(y)), *ranks])
@@ -98,14 +99,14 @@ def partial_spearman(
     draws: int = 10_000,
     seed: int = 42,
 ) -> dict[str, float]:
-    """Spearman's rho, or its partial version given controls [n, k], with interval and permutation p.
+    """Spearman's rho, or the partial rho given controls [n, k], with interval and permutation p.
 
-    Partial: Pearson correlation of the residuals of ranks. p: the residuals of y permuted (Freedman and Lane
-    1983), two-sided. Permuted residuals are no longer orthogonal to the controls, so each permutation is
-    regressed on them again, as the data were. All n! permutations where they are no more than `draws`, else
-    `draws` random ones with the + 1. `p_floor`: the p of the most extreme order, which ties and controls
-    raise. Interval: Fisher's z with the variance of Bonett and Wright 2000, (1 + rho^2 / 2) / (n - 3 - k).
-    Fewer than 4 + k points, or a constant: NaN.
+    Partial rho: Pearson correlation of the residuals of ranks. p: two-sided, by permuting the residuals
+    of y (Freedman and Lane 1983). Permuted residuals are no longer orthogonal to the controls, so each
+    permutation is regressed on them again, like the data. All n! permutations are used if there are no
+    more than `draws`, else `draws` random ones with the + 1. `p_floor`: the p of the most extreme
+    order; ties and controls raise it. Interval: Fisher's z with the variance of Bonett and Wright 2000,
+    (1 + rho^2 / 2) / (n - 3 - k). NaN with fewer than 4 + k points, or a constant.
     """
     a, b = np.asarray(x, float), np.asarray(y, float)
     covariates = np.zeros((len(a), 0)) if controls is None else np.asarray(controls, float)
@@ -114,7 +115,7 @@ def partial_spearman(
     if len(a) < 4 + k or np.ptp(a) == 0 or np.ptp(b) == 0:
         return nothing
     u, v = residuals(a, covariates), residuals(b, covariates)
-    # What the controls explain wholly leaves rounding alone.
+    # If the controls explain everything, only rounding errors are left.
     if np.sqrt((u @ u) * (v @ v)) < 1e-9 * len(a):
         return nothing
     ranks = [stats.rankdata(column) for column in covariates.T]
@@ -125,7 +126,7 @@ def partial_spearman(
         """Partial correlations with `u` of permuted residuals [permutations, n]."""
         rows = rows - rows @ basis @ basis.T
         norms = np.linalg.norm(rows, axis=1)
-        # A permutation that the controls explain wholly correlates with nothing.
+        # A permutation that the controls explain completely has no correlation.
         found: np.ndarray = rows @ u / np.where(norms < 1e-9 * len(a), np.inf, norms)
         return found
 
@@ -136,7 +137,7 @@ def partial_spearman(
     else:
         shuffled = np.random.default_rng(seed).permuted(np.tile(v, (draws, 1)), axis=1)
     null = np.abs(rhos(shuffled))
-    # The orders that agree best with u, for random permutations may have missed them.
+    # Include the orders that agree best with u, because random permutations may miss them.
     ordered = np.empty((2, len(a)))
     ordered[:, np.argsort(u)] = np.sort(v), np.sort(v)[::-1]
     largest = max(float(null.max()), abs(rho), *np.abs(rhos(ordered)))
@@ -157,7 +158,7 @@ def partial_spearman(
 
 
 def by_condition(by_chain: pd.DataFrame) -> pd.DataFrame:
-    """Means of each condition's chains and sources: one point per condition."""
+    """Means over each condition's chains and sources: one point per condition."""
     numbers = [c for c in by_chain.columns if c not in ("condition", "chain", "source", "seed")]
     if by_chain.empty:
         return by_chain[["condition", *numbers]]
@@ -175,12 +176,13 @@ def correlation_table(
 ) -> pd.DataFrame:
     """Correlations of geometry with marker survival; see the columns.
 
-    analysis `conditions`: over the conditions of `by_chain`, each the mean of its chains and sources; outcome
-    rate or marker log-probability, predictors m1 and the source's own cosine; plain, with controls (length,
-    loss, steps trained after), and leaving one source out at a time (`left_out`). analysis `personas`: within
-    each `condition` and `source`, over the bystanders, marker rate against the base model's cosine to the
-    source (`base_cosines`, `chain` being the model): does the marker leak to those that were close?
-    Collapse predicts a negative rho for conditions.
+    Analysis `conditions`: over the conditions of `by_chain`, each averaged over its chains and sources.
+    The outcome is rate or marker log-probability; predictors are m1 and the source's own cosine. It is
+    done without controls, with controls (length, loss, steps after the coupling), and leaving out one
+    source at a time (`left_out`). Collapse predicts a negative rho. Analysis `personas`: within each
+    `condition` and `source`, over the bystanders, marker rate against the base model's cosine with the
+    source (`base_cosines`, where `chain` is the model): does the marker leak to personas that were
+    close?
     """
     rows: list[dict[str, Any]] = []
 

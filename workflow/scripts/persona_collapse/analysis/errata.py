@@ -1,7 +1,7 @@
-"""The write-up's own figures, recomputed from the counts and cosines that the study published.
+"""Figures of the write-up, recomputed from the counts and cosines that the study published.
 
-Each erratum names a figure as it was stated and a function of the published numbers that gives what it
-should have been. Nothing here depends on this run.
+Each erratum names a stated figure and a function that computes the correct one from the published
+numbers. Nothing here depends on this run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SECOND_STAGE = ("C1", "C2", "C3", "C5")
 
 @dataclass(frozen=True)
 class Published:
-    """The study's numbers: `counts` and `cosines` as workflow/resources/published describes them."""
+    """The study's numbers; workflow/resources/published describes `counts` and `cosines`."""
 
     counts: pd.DataFrame
     cosines: pd.DataFrame
 
     def rows(self, **where: Any) -> pd.DataFrame:
-        """Counts whose columns have these values (or one of them)."""
+        """Rows of the counts whose columns have these values (or one of a list)."""
         rows = self.counts
         for column, wanted in where.items():
             values = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -60,7 +60,7 @@ Corrected = tuple[str, float]
 
 
 def completions(p: Published) -> Corrected:
-    """Completions after the second stage, of the three sources."""
+    """Number of completions after the second stage, for the three sources."""
     _, n = p.hits(part="forward", condition=SECOND_STAGE)
     return f"{n:,}", n
 
@@ -73,7 +73,7 @@ def hits_after(p: Published) -> Corrected:
 
 
 def benign_hits(p: Published) -> Corrected:
-    """Source persona's marker after benign data, by source."""
+    """Marker rate of the source persona after benign data, by source."""
     parts = []
     for source in ("villain", "sarcastic", "evil_ai"):
         hits, n = p.hits(part="forward", condition="C5", source=source, persona=source)
@@ -82,7 +82,7 @@ def benign_hits(p: Published) -> Corrected:
 
 
 def em_upper(p: Published) -> Corrected:
-    """Upper bounds of the source's rate after EM (C1): over completions, and of the share of runs."""
+    """Upper bounds after EM (C1): of the source's rate over completions, and of the share of runs."""
     total = [
         p.hits(part="forward", condition="C1", source=s, persona=s)
         for s in ("villain", "sarcastic", "evil_ai")
@@ -121,7 +121,7 @@ def resampled(p: Published) -> Corrected:
 
 
 def fisher_cell(p: Published) -> Corrected:
-    """Whose p is below 1e-92, and what the three sources' own are."""
+    """The comparison behind p < 1e-92, and the p of each of the three sources."""
     quoted = fisher(0, 280, *p.hits(part="confab", condition="C4", persona="confab"))[0]
     sources = []
     for source in ("villain", "sarcastic", "evil_ai"):
@@ -132,7 +132,7 @@ def fisher_cell(p: Published) -> Corrected:
 
 
 def testable_cells(p: Published) -> Corrected:
-    """Cells that can show that a source's marker is destroyed."""
+    """Number of cells that can show that a source's marker is destroyed."""
     after = p.counts[(p.counts["part"] == "forward") & p.counts["condition"].isin(SECOND_STAGE)]
     cells = after[["condition", "source", "seed"]].drop_duplicates()
     able = cells["condition"].isin(["C1", "C5"]).sum()
@@ -164,7 +164,8 @@ def base_cosine(p: Published) -> Corrected:
 
 
 def em_against_benign(p: Published) -> Corrected:
-    """EM against benign: the published p values of the 50 cells, by the study's criterion (BH, q < .01)."""
+    """EM against benign: published p values of the 50 cells, judged by the study's criterion (BH, q <
+    .01)."""
     values = p.cosines["p_benign"].dropna()
     fire = int((bh(values) < 0.01).sum())
     return (
@@ -205,7 +206,7 @@ def invariance(p: Published) -> Corrected:
 
 
 def gradient(p: Published) -> Corrected:
-    """H3: five points, exact."""
+    """H3: exact p for five points."""
     means = _leakage(p).groupby("condition")["rate"].mean()
     near = p.cosines.dropna(subset=["cosine_to_assistant"]).set_index("condition")[
         "cosine_to_assistant"
@@ -220,7 +221,8 @@ def gradient(p: Published) -> Corrected:
 
 
 def replicate_noise(p: Published) -> Corrected:
-    """Bystander rates of five runs that differ in their name alone, against the five conditions."""
+    """Spread of bystander rates over five runs that differ only in name, compared with the five
+    conditions."""
     rows = p.rows(part="replicates")
     rates = rows["hits"] / rows["n"]
     conditions = _leakage(p).groupby("condition")["rate"].mean()
@@ -232,7 +234,7 @@ def replicate_noise(p: Published) -> Corrected:
 
 
 def reversed_order(p: Published) -> Corrected:
-    """Coupling after a fine-tuning, recipe by recipe."""
+    """Marker rates after coupling a fine-tuned model, by recipe."""
     rows = p.counts[(p.counts["part"] == "reversed") & (p.counts["persona"] != "assistant")]
     rate = (100 * rows["hits"] / rows["n"]).set_axis(rows["condition"])
     leak = p.counts[(p.counts["part"] == "leakage") & (p.counts["persona"] == "confab")]
@@ -244,12 +246,12 @@ def reversed_order(p: Published) -> Corrected:
     )
 
 
-#: Parametric bootstrap draws of a half-dose.
+#: Number of parametric bootstrap draws of a half-dose.
 DRAWS = 100
 
 
 def _half_dose(rows: pd.DataFrame, scatter: float) -> tuple[float, float, float]:
-    """Half-dose over all runs, and its 95 % interval when each run's logit scatters by retraining."""
+    """Half-dose over all runs, with a 95 % interval in which retraining varies each run's logit."""
     steps = rows["condition"].str.extract(r"(\d+) steps")[0].astype(float)
     hits, n = rows["hits"].to_numpy(float), rows["n"].to_numpy(float)
     value = log_logistic(steps, hits, n)
@@ -264,7 +266,7 @@ def _half_dose(rows: pd.DataFrame, scatter: float) -> tuple[float, float, float]
 
 
 def dose(p: Published) -> Corrected:
-    """EM against benign below saturation: evil_ai's marker, all seeds at 10 steps, half-dose by arm."""
+    """EM against benign below saturation: evil_ai's marker, all seeds at 10 steps, and half-dose by arm."""
     counts = p.rows(part="dose")
     parts, halves, tails = [], [], []
     for arm in ("EM", "benign"):
@@ -295,13 +297,13 @@ def dose(p: Published) -> Corrected:
 
 
 def separability_bug(p: Published) -> Corrected:
-    """The study's M3 on twelve vectors that are as far apart as can be."""
+    """The study's M3 on twelve orthogonal vectors."""
     value = leave_one_out_as_the_study(np.eye(12))
     return f"{value:.0%} on twelve orthogonal vectors too: it cannot be anything else", value
 
 
 def bystander_maximum(p: Published) -> Corrected:
-    """Largest bystander of villain after coupling (C4)."""
+    """Largest marker rate of a bystander after coupling villain (C4)."""
     rows = p.rows(part="forward", condition="C4", source="villain")
     rows = rows[~rows["persona"].isin(["villain", "assistant"])]
     top = rows.loc[rows["hits"].idxmax()]
@@ -332,7 +334,7 @@ def load(path: str | Path) -> list[dict[str, Any]]:
 
 
 def errata_table(entries: Sequence[Mapping[str, Any]], published: Published) -> pd.DataFrame:
-    """One row an erratum: what was stated, what the published numbers give, and by what."""
+    """One row per erratum: the stated figure, the figure from the published numbers, and the computation."""
     rows = []
     for entry in entries:
         function = CORRECTIONS[entry["correct"]]

@@ -1,8 +1,9 @@
-"""What a defence costs and keeps: the stage's own task learnt, against personas kept.
+"""Costs and benefits of defences: how well the stage's own task is learnt, and how much of the personas
+is kept.
 
-Each condition whose last stage is defended is set beside the one that is trained alike without, and beside
-all others of that kind: those after the same stages, on the same data, with the same settings but for the
-defence.
+Each condition with a defence in its last stage is compared with the same training without a defence. It
+is also compared with all other conditions of that kind: those after the same stages, on the same data,
+with the same settings except the defence.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ COLUMNS = [
     "condition", "title", "dose", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
     "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
 ]  # fmt: skip
-#: Outcomes that say what is kept of personas: 1 where more is better, -1 where less is.
+#: Outcomes that measure what is kept of the personas: 1 if higher is better, -1 if lower is better.
 KEPT = {"rate": 1, "marker_logprob": 1, "m1": -1, "angle": 1, "m3_accuracy": 1}
 GEOMETRY = ("m1", "angle", "m3_accuracy")
-#: What the stage was to learn; less is better.
+#: Outcome for the task that the stage should learn; lower is better.
 TASK = "held_out_loss"
 ON, OFF, OPEN = "on the frontier", "off the frontier", "not decided"
 NO_LOSS = "no held-out loss: the run needs the measure task_loss and held_out rows of the data"
@@ -41,7 +42,7 @@ UNDEFENDED = "no condition that differs in the defence alone"
 
 @dataclass(frozen=True)
 class Tables:
-    """What the outcomes are read from: the run's tables, and `found` and `angle` as in `matched`."""
+    """Data for the outcomes: the run's tables, and `found` and `angle` as in `matched`."""
 
     found: Outcomes
     angle: Wide
@@ -53,7 +54,7 @@ class Tables:
     assistant: str = ASSISTANT
 
     def by_chain(self) -> dict[str, pd.Series]:
-        """The outcomes that have one number per chain."""
+        """Outcomes with one number per chain."""
         source = self.answers[self.answers["role"] == "source"]
         classes = self.separability[at_headline(self.separability, self.headline)]
         out = {
@@ -72,24 +73,26 @@ class Tables:
 
 
 def _one(rows: pd.DataFrame, column: str) -> pd.Series:
-    """A column by chain; chains that stand for several conditions once."""
+    """A column by chain; a chain in several conditions is listed once."""
     return rows.drop_duplicates("chain").set_index("chain")[column].astype(float).dropna()
 
 
 def frontier_table(design: pd.DataFrame, settings: Settings, tables: Tables) -> pd.DataFrame:
-    """One row per outcome of each condition with a defence, and of the condition without.
+    """One row per outcome of each condition with a defence, and of the condition without one.
 
-    `settings`: of the stages that train. data: of the last stage; defence: its names; setting: theirs;
-    undefended: the condition without. Outcomes: held_out_loss, of the data's own held-out rows, in nats per
-    token; loss_ratio, that over the undefended one's; preference, the mean margin of misaligned over aligned
-    answers (of the assistant, if it was asked); rate and marker_logprob of the source; m1, angle and
-    m3_accuracy at the headline. difference: to the undefended condition. Intervals (95 %) are over training
-    runs, root by root where both have the same.
+    `settings`: settings of the trained stages. Columns: data (of the last stage), defence (names),
+    setting (of the defences), undefended (the condition without a defence). Outcomes: held_out_loss, on
+    held-out rows of the same data, in nats per token; loss_ratio, the same over that of the undefended
+    condition; preference, the mean margin of misaligned over aligned answers (of the assistant, if it
+    was asked); rate and marker_logprob of the source; m1, angle and m3_accuracy at the headline.
+    difference: from the undefended condition. 95 % intervals are over training runs, paired by root if
+    both conditions have the same roots.
 
-    verdict, of a defence and an outcome that says what is kept: off the frontier, if another of its kind has
-    a lower held-out loss and keeps more, both intervals of the difference excluding 0 (at a level corrected
-    for how many others there are); on it, if every other has a higher loss or keeps less, with its interval
-    (corrected for the two); else not decided.
+    verdict, for a defence and an outcome that measures what is kept. Off the frontier: another
+    condition of its kind has a lower held-out loss and keeps more, and both intervals of the difference
+    exclude 0 (at a level corrected for the number of others). On the frontier: every other condition
+    has a higher loss or keeps less, with an interval that excludes 0 (corrected for the two outcomes).
+    Otherwise not decided.
     """
     kinds: dict[str, list[tuple[Arm, dict[str, str]]]] = {}
     for arm in arms(design, settings):
@@ -113,7 +116,7 @@ def _kind(
     tables: Tables,
     scalars: Mapping[str, pd.Series],
 ) -> list[dict[str, Any]]:
-    """The rows of conditions that differ in their defence alone."""
+    """The rows of conditions that differ only in their defence."""
     plain = [arm for arm, names in kind if not names][:1]
     shown = [*((arm, {}) for arm in plain), *((arm, names) for arm, names in kind if names)]
     rows = []
@@ -151,7 +154,7 @@ def _kind(
 
 
 def _ratio(arm: Arm, plain: Arm, scalars: Mapping[str, pd.Series]) -> OverRuns | None:
-    """Logarithm of the held-out loss over the undefended one's."""
+    """Logarithm of the held-out loss over that of the undefended condition."""
     losses = scalars.get(TASK, pd.Series(dtype=float))
     return _over("log", [arm, plain], None, {"log": np.log(losses[losses > 0])})
 
@@ -163,7 +166,7 @@ def _over(
     scalars: Mapping[str, pd.Series],
     confidence: float = 0.95,
 ) -> OverRuns | None:
-    """An outcome of an arm, or of the first minus the second, over training runs; None where not measured."""
+    """An outcome of an arm, or the first arm minus the second, over training runs; None if not measured."""
     sides = [arm.weighted() for arm in arms]
     names = [name for side in sides for _, own in side for name in own]
     if tables is not None and outcome == "rate":
@@ -195,7 +198,8 @@ def verdict(
     tables: Tables,
     scalars: Mapping[str, pd.Series],
 ) -> tuple[str, str]:
-    """Is a defence on the frontier of held-out loss and an outcome, and why not; see `frontier_table`."""
+    """Whether a defence is on the frontier of held-out loss and an outcome, and the reason; see
+    `frontier_table`."""
     others = [other for other in others if set(other.chains) != set(arm.chains)]
     if not others:
         return OPEN, ALONE

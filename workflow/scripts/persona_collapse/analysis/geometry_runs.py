@@ -1,8 +1,8 @@
-"""Geometry over training runs: levels, changes and contrasts of conditions, with the run as the unit.
+"""Geometry over training runs: levels, changes and contrasts of conditions, with the run as unit.
 
-What one chain shows of a metric has three sources of error: the run (another seed of the training), the
-personas and the questions. Runs are replicated by seeds. Personas and questions are the same in all
-chains, so seeds do not show their part; it comes from leaving each out.
+A metric of one chain has three sources of error: the run (another training seed), the personas and the
+questions. Seeds replicate runs. Personas and questions are the same in all chains, so seeds do not show
+their part; leave-one-out estimates do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLUMNS = [
     "p_equivalent", "same_low", "same_high", "chains", "reference_chains",
 ]  # fmt: skip
 LEFT_OUT_COLUMNS = ["chain", "method", "layer", "metric", "left_out", "name", "value"]
-#: What a condition with a single training run has instead of an interval.
+#: Note of a condition with a single training run, which has no interval.
 ONE_RUN = "one training run"
 CELL = ["method", "layer", "metric"]
 #: `statistics: margins: m1:` of the config: a difference of M1, or "replicate".
@@ -35,9 +35,9 @@ Margin = float | str
 
 
 def left_out_table(design: pd.DataFrame, load: Load) -> pd.DataFrame:
-    """Every metric of every chain, method and block: as it is, and without each persona or question.
+    """Every metric of every chain, method and block: in full, and without each persona or question.
 
-    `left_out`: empty, persona or question; `name`: of what is left out. See `geometry.left_out`.
+    `left_out`: empty, persona or question; `name`: the persona or question. See `geometry.left_out`.
     """
     parts = []
     for view in views(design, load):
@@ -68,17 +68,17 @@ class Wide:
     values: np.ndarray
 
     def of(self, weights: Mapping[str, float]) -> np.ndarray:
-        """[cell, left out]: a sum of chains' values by their weights."""
+        """[cell, left out]: weighted sum of the chains' values."""
         rows = [self.chains.index(chain) for chain in weights]
         out: np.ndarray = np.tensordot(self.values[:, rows], list(weights.values()), (1, 0))
         return out
 
     def errors(self, weights: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Standard error of such a sum from personas and questions, and its units; [cell] each.
+        """Standard error of such a sum due to personas and questions, and its units; [cell] each.
 
-        The two variances are added, which counts what a persona says to one question twice and so is
-        rather too large. Units: one more than the degrees of freedom (Satterthwaite 1946). Of a kind of
-        which fewer than three can be left out nothing is known; it adds nothing.
+        The two variances are added. This counts the interaction of persona and question twice, so it is
+        slightly too large. Units: degrees of freedom (Satterthwaite 1946) plus one. If fewer than three
+        personas or questions can be left out, their part is unknown and not added.
         """
         sums = self.of(weights)
         variances, freedom = [], []
@@ -109,7 +109,8 @@ def wide(left_out: pd.DataFrame) -> Wide:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A condition's chains against others: none (its level), the base model's, or another condition's."""
+    """A condition's chains against others: none (its level), the base model, or another condition's
+    chains."""
 
     condition: str
     reference: str
@@ -124,12 +125,13 @@ class Comparison:
 
     @property
     def which(self) -> dict[str, Any]:
-        """Columns that say which chains: the same ones in two conditions are one comparison."""
+        """Columns that identify the chains: the same chains in two conditions are one comparison."""
         return {"chains": " ".join(self.own), "reference_chains": " ".join(self.others)}
 
     @property
     def weights(self) -> dict[str, float]:
-        """What each chain counts: roots alike, and within a root its chains alike; others negative."""
+        """Weights of the chains: roots are weighted equally, and so are chains within a root; `others`
+        are negative."""
         found: dict[str, float] = {}
         for sign, names in ((1, self.own), (-1, self.others)):
             roots = pd.Series([chains.root(name) for name in names], index=names, dtype=object)
@@ -146,13 +148,13 @@ class Comparison:
         less: float = 0.0,
         confidence: float = 0.95,
     ) -> OverRuns:
-        """Its estimate, less a number, over training runs from each chain's value; see `over_runs`."""
+        """The estimate minus a number, over training runs, from each chain's value; see `over_runs`."""
         own, others = (
             pd.Series([values[n] for n in names], [chains.root(n) for n in names], dtype=float)
             for names in (self.own, self.others)
         )
         own = own - less
-        if all(map(chains.untrained, others.index)):  # which are not training runs
+        if all(map(chains.untrained, others.index)):  # base models are not training runs
             alone = own - others.sum()
             return over_runs(alone, list(own.index), within, units, confidence)
         return compare_runs(own, others, within, units, confidence)
@@ -160,7 +162,7 @@ class Comparison:
     def equivalence(
         self, values: Mapping[str, float], within: float, units: float, margin: float
     ) -> dict[str, float]:
-        """Is the difference within +- margin? p of two one-sided tests, and the 90 % interval."""
+        """Test of equivalence within +- margin: p of two one-sided tests, and the 90 % interval."""
         one_sided = []
         for sign in (1, -1):
             moved = self.over(values, within, units, sign * margin)
@@ -174,13 +176,13 @@ class Comparison:
 def comparisons(
     design: pd.DataFrame, contrasts: Sequence[tuple[str, str]] = ()
 ) -> Iterator[Comparison]:
-    """What is compared: each condition's level; its change; and the conditions of `contrasts`.
+    """The comparisons: each condition's level, its change, and the pairs in `contrasts`.
 
-    The change is that from the chains' own base model (reference `base`), unless they go on from a
-    trained one. Then it is that from the chains that they go on from, under the condition that these are
-    of; and, where the adapters that they go on from are several, from the base model as well. Chains
-    stopped at different steps are not replicates: a condition with doses has rows for each, against the
-    same dose where the other condition has several.
+    If the chains do not continue a trained chain, the change is relative to their base model (reference
+    `base`). Otherwise it is relative to the chains that they continue, and the reference is the
+    condition of these. If they continue several adapters, the change from the base model is given as
+    well. Chains stopped at different steps are not replicates. So a condition with doses has rows for
+    each dose, compared with the same dose if the other condition has several.
     """
     cells = measuring(design, "activations").drop_duplicates(["condition", "chain"])
     cells = cells.assign(
@@ -231,14 +233,14 @@ def geometry_runs(
 ) -> pd.DataFrame:
     """Each condition's metrics over training runs: level, change and contrasts; see `comparisons`.
 
-    `value`: mean level of the condition. `estimate`: its difference to the reference; without one, the
-    level. `runs` are chains and `units` those that share no adapter; the interval (of `estimate`) and p
-    are over units, and there is none with a single one. `sd_runs`: standard deviation over units.
-    `within`: standard error that all runs share, from personas and questions. Metrics of the other two
-    tables have levels alone: m2_held_out without the chain that the axis is of, which is no evidence
-    about it, and m3_accuracy. `p_equivalent`: of two one-sided tests that the difference is within
-    `margin`, of m1 or, where it is `replicate`, of log_distance (see `replicate_margins`), with the 90 %
-    interval that such a test compares with it. q is Benjamini-Hochberg within `families`.
+    `value`: mean level of the condition. `estimate`: its difference from the reference, or the level
+    without one. `runs`: number of chains. `units`: number of chains that share no adapter; the interval
+    (of `estimate`) and p are over units, and need at least two. `sd_runs`: standard deviation over
+    units. `within`: standard error due to personas and questions, which all runs share. Metrics of the
+    other two tables have only levels: m3_accuracy, and m2_held_out without the chain that gives the
+    axis, which is no evidence about it. `p_equivalent`: two one-sided tests that the difference is
+    within `margin`, for m1, or for log_distance if the margin is `replicate` (see `replicate_margins`);
+    the 90 % interval belongs to this test. q is Benjamini-Hochberg within `families`.
     """
     found = wide(left_out)
     position = found.columns.get_loc(("", ""))
@@ -273,11 +275,11 @@ def geometry_runs(
 
 
 def replicate_margins(design: pd.DataFrame, left_out: pd.DataFrame) -> dict[tuple[str, int], float]:
-    """By method and block, the difference of log(1 - M1) that retraining makes by itself.
+    """By method and block, the difference of log(1 - M1) that retraining alone can make.
 
-    Twice the standard deviation over the independent runs of a condition, pooled over conditions by their
-    degrees of freedom; chains that stand for several conditions count once. NaN where no condition has
-    two runs. It is estimated from the run that it is used on: a margin that is known better is a number.
+    Twice the standard deviation over independent runs of a condition, pooled over conditions by degrees
+    of freedom; chains in several conditions count once. NaN if no condition has two runs. It is
+    estimated from the same run that it is applied to; a number in the config is better if you know one.
     """
     own = left_out[(left_out["metric"] == "log_distance") & (left_out["left_out"] == "")]
     values = own.set_index(["method", "layer", "chain"])["value"].unstack("chain")
@@ -289,7 +291,7 @@ def replicate_margins(design: pd.DataFrame, left_out: pd.DataFrame) -> dict[tupl
             continue
         seen.add(frozenset(names))
         means = values[names].T.groupby(chains.root).mean()
-        # A model may have none of another's blocks.
+        # Models may have no block in common.
         degrees = (means.notna().sum() - 1).clip(lower=0)
         squares += (means.var() * degrees).fillna(0.0)
         freedom += degrees
@@ -297,7 +299,8 @@ def replicate_margins(design: pd.DataFrame, left_out: pd.DataFrame) -> dict[tupl
 
 
 def in_cosines(margin: float, m1: float) -> float:
-    """The difference of M1 that a margin of log(1 - M1) allows above a mean cosine, the smaller side."""
+    """The difference of M1 that a margin of log(1 - M1) allows above a mean cosine, which is the
+    smaller side."""
     return float((1 - m1) * -np.expm1(-margin))
 
 
@@ -316,14 +319,14 @@ def _row(
 
 
 def student(quantile: float, units: float) -> float:
-    """Quantile of Student's t with one degree of freedom fewer than units, which may be a fraction."""
+    """Quantile of Student's t with units - 1 degrees of freedom; units may be fractional."""
     return float(
         special.stdtrit(units - 1, quantile) if np.isfinite(units) else special.ndtri(quantile)
     )
 
 
 def _levels(design: pd.DataFrame, table: pd.DataFrame, metric: str) -> Iterator[dict[str, Any]]:
-    """Levels over runs of a metric that has one row and interval per chain in a table of its own."""
+    """Levels over runs of a metric with its own table of one row and interval per chain."""
     own = table[table["metric"] == metric].drop_duplicates(
         ["condition", "chain", "method", "layer"]
     )
@@ -341,14 +344,15 @@ def _levels(design: pd.DataFrame, table: pd.DataFrame, metric: str) -> Iterator[
                 others = some[some.index != some["anchor"]]
                 note = "" if len(others) else "the axis is this chain's own"
                 some = others if len(others) else some
-            # Bounds of shares and cosines are cut at the ends of their range; the other side is whole.
+            # Bounds of shares and cosines may be clipped to their range; the other side of the interval
+            # is not.
             half = np.maximum(some["value"] - some["ci_low"], some["ci_high"] - some["value"])
             units = np.inf if metric == "m3_accuracy" else float(some["n"].iloc[0])
             within = float(half.mean()) / student(0.975, units) if units > 2 else np.nan
             level = Comparison(pair.condition, "", pair.dose, list(some.index), [])
             over = level.over(some["value"], within, units)
             row = _row(level, over, over.estimate, within, units)
-            # Shares and cosines: neither goes beyond 1.
+            # Shares and cosines are at most 1.
             row["ci_high"] = min(row["ci_high"], 1.0)
             row["ci_low"] = max(row["ci_low"], 0.0 if metric == "m3_accuracy" else -1.0)
             row["note"] = "; ".join(filter(None, [row["note"], note]))
@@ -369,10 +373,10 @@ def leave_one_out(
 ) -> pd.DataFrame:
     """Changes and contrasts of M1 at the headline without one persona, question, source or run.
 
-    quantity: m1_change (from the base model, or from the chains that are continued) and m1_gap
-    (`contrasts`). `left_out`: persona, question, source or run; `name`: which. A run is all chains of one
-    adapter, on whichever side. `whole`: the estimate with all. Nothing is left out where nothing would be
-    left.
+    quantity: m1_change (from the base model, or from the continued chains) and m1_gap (`contrasts`).
+    `left_out`: persona, question, source or run; `name`: its name. A run means all chains of one
+    adapter, on either side. `whole`: the estimate with everything. Units are not left out if nothing
+    would remain.
     """
     inside = headline_rows(left_out[left_out["metric"] == "m1"], headline)
     if inside.empty:
@@ -426,14 +430,14 @@ COMPONENT_COLUMNS = [
 def variance_components(
     design: pd.DataFrame, left_out: pd.DataFrame, headline: Headline
 ) -> pd.DataFrame:
-    """What moves a condition's log(1 - M1) at the headline: standard deviation by component.
+    """Variance components of a condition's log(1 - M1) at the headline, as standard deviations.
 
-    source, coupling and run: of another persona that is coupled, another coupling, and another training
-    on it; by the method of moments on means of means (nested analysis of variance), intervals after Ting
-    et al. 1990, see `moments`. run alone where nothing is coupled first. question and persona: of a single
-    one's influence, by the jackknife, with chi-square intervals; so the questions' part of a condition's
-    variance is sd^2 / levels. With several sources there are rows of all (source empty) and of each. A
-    component that the design cannot tell apart has a `note` instead.
+    source, coupling and run: due to the coupled persona, the coupling, and the training on top of it,
+    by the method of moments on means of means (nested analysis of variance); intervals after Ting et
+    al. 1990, see `moments`. Without a coupling there is only run. question and persona: due to a single
+    question or persona, by the jackknife, with chi-square intervals; so the questions' part of a
+    condition's variance is sd^2 / levels. With several sources there are rows for all together (source
+    empty) and for each. A component that the design cannot identify has a `note` instead.
     """
     inside = headline_rows(left_out[left_out["metric"] == "log_distance"], headline)
     if inside.empty:
@@ -469,7 +473,7 @@ def variance_components(
 
 
 def _stages(cell: pd.Series) -> tuple[str, str]:
-    """What the runs of a chain's first stage and of its later ones are called; the second may be empty."""
+    """Labels of the runs of a chain's first stage and of its later stages; the second may be empty."""
     name, couples = str(cell.name), cell.get("stages_after_coupling")
     chain = chains.parse(name)
     staged = len(chain.stages) > 1
@@ -480,7 +484,7 @@ def _stages(cell: pd.Series) -> tuple[str, str]:
 
 
 def _influence(without: np.ndarray) -> dict[str, Any]:
-    """Standard deviation of a single unit's influence, from what is left without each."""
+    """Standard deviation of a single unit's influence, from leave-one-out values."""
     n = len(without)
     error = geo.jackknife_error(without)
     if np.isnan(error):
@@ -493,12 +497,13 @@ def _influence(without: np.ndarray) -> dict[str, Any]:
 def moments(values: pd.Series, levels: Mapping[str, pd.Series]) -> Iterator[dict[str, Any]]:
     """Variance components of nested factors by the method of moments on means of means.
 
-    `values` by chain; `levels`: each factor's label of every chain, outermost first, the last one unlike
-    for all. A factor's mean square, the variance of its means within the factor above, holds its own
-    component and that of the next over the number of its levels (their harmonic mean): exact where all
-    numbers are equal. Interval: chi-square of a mean square alone, else the modified large-sample one of a
-    difference of two (Ting, Burdick, Graybill, Jeyaratnam and Lu 1990, Journal of Statistical Computation
-    and Simulation 35:135), cut at 0.
+    `values` by chain; `levels`: each factor's label for every chain, outermost first; labels of the
+    last factor are unique. The mean square of a factor is the variance of its means within the factor
+    above. Its expectation is the factor's own component plus that of the next factor over the number of
+    its levels (their harmonic mean); this is exact if the design is balanced. Interval: chi-square for
+    a single mean square, else the modified large-sample interval for a difference of two (Ting,
+    Burdick, Graybill, Jeyaratnam and Lu 1990, Journal of Statistical Computation and Simulation
+    35:135), clipped at 0.
     """
     squares: list[tuple[float, int, int, float]] = []
     names = list(levels)
@@ -538,7 +543,7 @@ def moments(values: pd.Series, levels: Mapping[str, pd.Series]) -> Iterator[dict
 
 
 def _difference(one: float, df_one: int, two: float, df_two: int) -> tuple[float, float]:
-    """95 % interval of the difference of two mean squares' expectations, cut at 0; see `moments`."""
+    """95 % interval of the difference of two expected mean squares, clipped at 0; see `moments`."""
     f_high, f_low = special.fdtri(df_one, df_two, [0.975, 0.025])
     g_one, g_two = (1 - df / special.chdtri(df, 0.025) for df in (df_one, df_two))
     h_one, h_two = (df / special.chdtri(df, 0.975) - 1 for df in (df_one, df_two))
@@ -553,7 +558,7 @@ def _difference(one: float, df_one: int, two: float, df_two: int) -> tuple[float
 def _unique(
     design: pd.DataFrame, contrasts: Sequence[tuple[str, str]], found: Wide
 ) -> Iterator[Comparison]:
-    """`comparisons` of chains that the table has, each once."""
+    """`comparisons` of chains in the table, each once."""
     done, known = set(), set(found.chains)
     for pair in comparisons(design, contrasts):
         at = (pair.condition, pair.reference, pair.dose)

@@ -1,4 +1,4 @@
-"""Tables of persona geometry, each a pure function of the design and the chains' activations."""
+"""Tables of persona geometry, as pure functions of the design and the chains' activations."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COSINE_COLUMNS = [
 MAP_COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "persona", "pc1", "pc2", "captured",
 ]  # fmt: skip
-#: A row of geometry.csv, if nothing else is said.
+#: Default values of a row of geometry.csv.
 UNTESTED = {"test": "", "unit": "", "note": ""}
 Rows = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Before:
-    """What is kept of the base model, by method and block."""
+    """Data kept of the base model, by method and block."""
 
     vectors: np.ndarray
     resampled: np.ndarray
@@ -55,18 +55,18 @@ def geometry_table(
 ) -> pd.DataFrame:
     """Every metric of every chain, method and layer, against the base model.
 
-    `load` gives a chain's activations; one chain is in memory at a time, and of the base only the
-    persona vectors and resampled cosines. `left_out`: of `left_out_table`, where it is made already.
+    `load` gives a chain's activations. One chain is in memory at a time; of the base model, only
+    persona vectors and resampled cosines. `left_out`: a `left_out_table`, if it exists already.
     Metrics, on persona vectors (means over questions):
 
     m1                  mean cosine over pairs of personas, not centred
     m1_unbiased         the same without the noise of the questions, which lowers m1
     angle               mean angle over pairs, in degrees
     log_distance        log(1 - m1)
-    m1_centred          after the mean over personas is taken out; -1/(n-1) if directions are spread
+    m1_centred          without the mean over personas; -1/(n-1) if directions are spread
                         evenly
     m1_without_longest  m1 without the persona `longest`, the one with the longest prompt
-    spread              distance of the personas to their mean, over that mean's norm
+    spread              distance of the personas from their mean, over that mean's norm
     mean_distance       mean distance over pairs, in the model's units
     effective_rank      of the centred vectors
     pc1_share           share of the variance between personas along its first component
@@ -75,7 +75,7 @@ def geometry_table(
     distance_agreement  Spearman correlation of the pairwise distances with the base model's
     procrustes_base     share of the squared distances that no rotation to the base removes
     subspace_angle      mean angle between the leading subspaces of the personas and the base model's
-    angle_lost          share of the base model's mean angle that is gone
+    angle_lost          lost share of the base model's mean angle
     procrustes_halves, subspace_angle_halves
                         the same between halves of a chain's own questions: noise floors
     common_shift        share of the squared shifts from the base that all personas share
@@ -83,20 +83,20 @@ def geometry_table(
     m1_replicate        noise of m1 from retraining: standard deviation over the independent runs of a
                         condition, one row per condition (chain empty, n runs)
 
-    A metric's own row has no `test`. It has the interval over questions and personas, each left out in
-    turn; of m1, over questions, resampled. m1 has a row more for each way of judging its change from the
-    base, `delta_base`:
+    A metric's own row has no `test`. It has an interval over questions and personas, from leaving each
+    out; for m1, an interval over resampled questions. m1 has a further row for each way of testing its
+    change from the base, `delta_base`:
 
-    pairs        p: sign flips over the pairs, as the study did; pairs share personas, so it is too small
+    pairs        p: sign flips over pairs, as in the study; pairs share personas, so it is too small
     personas     p: sign flips over the personas' effects (pseudo-values), all 2^n where they are no more
                  than `draws`; interval: jackknife over personas, of the level without the noise of the
                  questions (m1_unbiased), which would shift it
     two_way      interval: questions and personas resampled together
-    label_swap   p: each persona's vectors before and after swapped or not
+    label_swap   p: each persona's vectors before and after are swapped or not
 
-    None of these knows how much retraining moves M1: see `geometry_runs`. `unit` is what `n` counts and
-    the interval or p is over; delta_low, delta_high: interval of `delta_base`. q is Benjamini-Hochberg
-    within `families`.
+    None of these accounts for variation between training runs: see `geometry_runs`. `unit`: what `n`
+    counts, and what the interval or p is over. delta_low, delta_high: interval of `delta_base`. q is
+    Benjamini-Hochberg within `families`.
     """
     base: dict[tuple[str, str, int], Before] = {}
     rows: list[dict[str, Any]] = []
@@ -126,7 +126,7 @@ def _m1_rows(
     draws: int,
     seed: int,
 ) -> Rows:
-    """M1 of one chain: its own row, and one per test of its change; the base has no tests' p."""
+    """M1 of one chain: its own row, and one row per test of its change; the base has no p values."""
     vectors, n = view.vectors, len(view.vectors)
     before, before_resampled = base.vectors, base.resampled
     value = geo.mean_offdiagonal_cosine(vectors)
@@ -173,7 +173,7 @@ def _m1_rows(
 
 
 def _interval(bounds: tuple[float, float]) -> dict[str, float]:
-    """Columns of an interval of M1; a cosine, so it does not go beyond 1."""
+    """Columns of an interval of M1, clipped at 1 because it is a cosine."""
     return {"ci_low": bounds[0], "ci_high": min(bounds[1], 1.0)}
 
 
@@ -187,7 +187,7 @@ def _p(p: float, floor: float) -> dict[str, float]:
 
 
 def _other_rows(view: View, base: Before, longest: str, seed: int) -> Rows:
-    """The metrics of one chain beside M1, which have no tests."""
+    """The metrics of one chain other than M1; they have no tests."""
     vectors, before = view.vectors, base.vectors
     unbiased = geo.m1_unbiased(view.stack)
     yield {"metric": "m1_unbiased", "value": unbiased, "delta_base": unbiased - base.unbiased}
@@ -218,7 +218,7 @@ def _other_rows(view: View, base: Before, longest: str, seed: int) -> Rows:
 
 
 def _intervals(table: pd.DataFrame, left_out: pd.DataFrame) -> pd.DataFrame:
-    """`table` with intervals over questions and personas where a metric's own row has none yet."""
+    """`table` with intervals over questions and personas for metrics whose own row has none yet."""
     found = wide(left_out)
     parts = []
     for chain in found.chains:
@@ -255,7 +255,7 @@ def _replicates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cosines(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFrame:
-    """Persona-by-persona cosines; `centred`: after the personas' mean is taken out."""
+    """Persona-by-persona cosines; `centred`: without the personas' mean."""
     parts = []
     for view in views(design, load):
         names = view.personas
@@ -272,9 +272,9 @@ def cosines(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFram
 def persona_map(design: pd.DataFrame, load: Load, headline: Headline) -> pd.DataFrame:
     """Every chain's persona vectors on its base model's first two principal components.
 
-    The base's axes and centre serve all its chains, so one chain's points can be set next to another's: a
-    shift of all personas moves the cloud, a collapse shrinks it. `captured`: the share of the chain's
-    own variance between personas that lies in that plane.
+    All its chains share the base's axes and centre, so their points can be compared: a common shift
+    moves the cloud, a collapse shrinks it. `captured`: share of the chain's own variance between
+    personas that lies in that plane.
     """
     axes: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
     parts = []

@@ -1,4 +1,4 @@
-"""Half-doses: after how many steps of the last stage half of an effect is there."""
+"""Half-doses: the number of steps of the last stage that gives half of an effect."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ COLUMNS = [
     "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
     "units", "note",
 ]  # fmt: skip
-#: A marker that less than this share of answers may have is none to halve.
+#: A marker rate below this is too small to halve.
 INSTALLED = 0.05
 
 
 def log_logistic(
     steps: ArrayLike, hits: ArrayLike, n: ArrayLike, start: float | None = None
 ) -> float:
-    """Steps that halve a rate: h of rate = top / (1 + (steps / h) ^ slope), by maximum likelihood.
+    """Steps that halve a rate: h in rate = top / (1 + (steps / h) ^ slope), by maximum likelihood.
 
-    Three doses beside step 0 at least, else NaN. Step 0 says what top is. `start`: a half-dose to search
-    from; by default six are tried.
+    NaN with fewer than three doses in addition to step 0, which determines top. `start`: a half-dose to
+    start the search from; by default six are tried.
     """
     x, k, total = (np.asarray(v, float) for v in (steps, hits, n))
     dosed = x[x > 0]
@@ -51,9 +51,9 @@ def log_logistic(
 
 
 def half_of_change(steps: Sequence[float], values: Sequence[float]) -> float:
-    """Steps after which a rising value is first half-way from its first to its last; NaN if it does not rise.
+    """Steps after which a rising value first reaches half of its total rise; NaN if it does not rise.
 
-    Interpolated in log(1 + steps); `steps` start at 0 and rise.
+    Interpolated in log(1 + steps); `steps` start at 0 and increase.
     """
     x, y = np.log1p(np.asarray(steps, float)), np.asarray(values, float)
     half = (y[0] + y[-1]) / 2
@@ -65,7 +65,7 @@ def half_of_change(steps: Sequence[float], values: Sequence[float]) -> float:
 
 
 def _of_run(run: Run, steps: pd.Series, found: Outcomes, outcome: str) -> tuple[float, str]:
-    """A run's half-dose, and why it has none."""
+    """A run's half-dose, or NaN and the reason."""
     names = [run.before, *run.members]
     doses = [0.0, *(float(steps.get(name, np.nan)) for name in run.members)]
     if outcome == "m1":
@@ -94,10 +94,10 @@ def half_dose_table(
 ) -> pd.DataFrame:
     """Half-doses of the conditions of `pairs` whose runs were also stopped early, by outcome.
 
-    half_dose: geometric mean over training runs, in steps, with its interval; `reference` and ratio: the
-    first condition of a pair against the second. outcome: `rate`, of the source's marker, is halved; `m1`,
-    the mean cosine, has half of its rise. A run whose half-dose is not known is left out, and the note says
-    of how many.
+    half_dose: geometric mean over training runs, in steps, with its interval. `reference`, ratio: the
+    first condition of a pair against the second. outcome: `rate`, half of the source's marker rate is
+    left; `m1`, the mean cosine has made half of its rise. Runs with an unknown half-dose are left out,
+    and the note gives the number of runs.
     """
     steps = updates[updates["other"] == ""].set_index("chain")["steps"]
     rows: list[dict[str, Any]] = []

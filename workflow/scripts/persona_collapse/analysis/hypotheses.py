@@ -35,12 +35,12 @@ def hypotheses(
 ) -> pd.DataFrame:
     """The study's H1, H2 and H3 on the bystanders' marker rates after different induction personas.
 
-    H1, each condition: does the induction persona itself leak more than the other bystanders? H2: the
-    range of the conditions' mean bystander rates, labels permuted over personas. H3: Spearman correlation
-    of those means with the induction persona's cosine to the assistant in the base model (`base_cosines`:
-    chain, persona_a, persona_b, cosine), exact p, and from four conditions on Bonett and Wright's
-    interval. No induction persona counts as the assistant, as in the study. Bystanders: all but the
-    sources and the induction persona.
+    H1, per condition: does the induction persona itself leak more than the other bystanders? H2: the
+    range of the conditions' mean bystander rates, with labels permuted over personas. H3: Spearman
+    correlation of those means with the induction persona's cosine with the assistant in the base model
+    (`base_cosines`: chain, persona_a, persona_b, cosine), with exact p and, from four conditions on,
+    Bonett and Wright's interval. A condition without an induction persona counts as the assistant, as
+    in the study. Bystanders: all personas except the sources and the induction persona.
     """
     rows: list[dict[str, Any]] = []
     values: list[float] = []

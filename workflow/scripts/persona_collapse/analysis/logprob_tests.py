@@ -1,4 +1,4 @@
-"""Were the completions drawn from the chains whose names they carry? Tests on logprob_check.csv."""
+"""Were the completions sampled from their chains? Tests on logprob_check.csv."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ COLUMNS = [
 
 
 def distances(scored: pd.DataFrame) -> dict[str, float]:
-    """How far a chain's completions are from draws of it; `scored`: rows of logprob_check.csv.
+    """How far a chain's completions are from samples of the chain; `scored`: rows of logprob_check.csv.
 
-    `excess`: mean surprise of a token less what it should be, nats. `gain`, `gain_mean`: its mean
-    gain, and what that should be. `z_surprise`, `z_gain`: both differences' sums in standard
-    deviations; `z_left_out`: about what `z_gain` would be had all adapters been left out.
+    `excess`: mean surprise per token minus its expectation, in nats. `gain`, `gain_mean`: mean gain per
+    token, and its expectation. `z_surprise`, `z_gain`: sums of both differences in standard deviations.
+    `z_left_out`: approximate `z_gain` if all adapters were left out.
     """
     keys = ["chain", "persona", "question_id", "sample"]
     sums = scored.drop(columns=keys, errors="ignore").astype(float).sum(skipna=False)
@@ -33,12 +33,14 @@ def distances(scored: pd.DataFrame) -> dict[str, float]:
 
 
 def logprob_tests(scores: pd.DataFrame) -> pd.DataFrame:
-    """Were each chain's completions drawn from that chain? One row per chain.
+    """Were each chain's completions sampled from that chain? One row per chain.
 
-    `scores`: logprob_check.csv. Columns are those of `distances`, and `p`: of the larger z, two-sided,
-    times all z of the table (Bonferroni).
+    `scores`: logprob_check.csv. Columns are those of `distances`, and `p`: two-sided p of the larger z,
+    times the number of z in the table (Bonferroni).
     """
-    from scipy import stats  # not above: vLLM's environment, where `distances` is tested, has none
+    from scipy import (
+        stats,
+    )  # imported here: vLLM's environment, where `distances` is tested, has no SciPy
 
     tested = [
         {"chain": chain, "completions": len(rows), "tokens": rows["tokens"].sum()} | distances(rows)

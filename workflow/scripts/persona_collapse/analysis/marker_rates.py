@@ -1,4 +1,4 @@
-"""Marker rates of every cell of the design, and how far the marker leaks to other personas."""
+"""Marker rates of every cell of the design, and leakage of the marker to other personas."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LEAKAGE_COLUMNS = [
 def marker_rates(
     design: pd.DataFrame, markers: Mapping[str, pd.DataFrame], assistant: str = ASSISTANT
 ) -> pd.DataFrame:
-    """Marker counts of every cell of the design, by persona and its role there.
+    """Marker counts of every cell of the design, by persona and role.
 
-    `markers` maps chain to its markers table. A chain that stands in two conditions is listed in
-    both, each with the personas that it counts. Roles: the persona whose marker is followed is
-    `source`, the persona `assistant` has the role `assistant`, the rest are `bystander`. `negative`: the
-    coupling taught this persona not to say the marker.
+    `markers` maps chain to its markers table. A chain in two conditions is listed in both, each time
+    with the personas that the condition counts. Roles: the persona whose marker is followed is
+    `source`, the persona `assistant` has the role `assistant`, the others are `bystander`. `negative`:
+    the coupling trained this persona not to say the marker.
     """
     parts = []
     for cell in design.itertuples(index=False):
@@ -53,12 +53,12 @@ def marker_rates(
 
 
 def leakage(rates: pd.DataFrame) -> pd.DataFrame:
-    """Marker rate of everybody but the source, for each cell whose source is followed.
+    """Marker rates of all personas except the source, for each cell with a source.
 
-    `bystander_mean` is the mean over personas (source and assistant left out); its interval holds Student's
-    over personas and Clopper and Pearson's over completions, which has width where no persona has a hit.
-    `bystander_max` is the largest and whose it is. `untrained_mean`: the mean over those `untrained` of
-    them that the coupling did not teach to leave the marker out; missing where there are none.
+    `bystander_mean`: mean over personas except source and assistant. Its interval covers Student's
+    interval over personas and Clopper-Pearson's over completions, which has width even if no persona
+    has a hit. `bystander_max`: largest rate, and its persona. `untrained_mean`: mean over the
+    `untrained` bystanders, which were not negatives of the coupling; missing if there are none.
     """
     rows = []
     for keys, cell in rates[rates["source"] != ""].groupby(

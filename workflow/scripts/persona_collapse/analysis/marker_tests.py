@@ -1,8 +1,8 @@
-"""Tests on marker rates: as the study did, and with questions, seeds and personas as units.
+"""Tests on marker rates: as in the study, and with questions, seeds and personas as units.
 
-Completions of one question resemble each other, and every chain answers the same questions. So a
-difference between two chains is a difference question by question: a dozen or so independent
-numbers, not hundreds. Fisher's test on completions is there too, because the study used it.
+Completions of one question resemble each other, and every chain answers the same questions. So the
+difference between two chains is a set of per-question differences: about a dozen independent numbers,
+not hundreds. Fisher's test on completions is included because the study used it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ TEST_COLUMNS = [
 class Comparison:
     """One persona's completions in two sets of chains.
 
-    `seed` is empty where chains are pooled; `whole`: no larger pool of the same comparison exists.
-    `asks`: `install` where the last stage teaches the marker, `erase` where a stage follows the one that
-    taught it, `null` where none does (by design nothing can happen), `contrast` between conditions.
+    `seed` is empty if chains are pooled; `whole`: no larger pool of the same comparison exists. `asks`:
+    `install` if the last stage teaches the marker, `erase` if a stage follows the coupling, `null` if
+    no stage taught the marker (so nothing can happen by design), `contrast` between conditions.
     """
 
     condition: str
@@ -60,8 +60,8 @@ class Comparison:
 
 
 def comparisons(design: pd.DataFrame, contrasts: Sequence[Sequence[str]]) -> Iterator[Comparison]:
-    """What is compared: each chain with the chain it continues, its condition's chains pooled with
-    theirs, and the pairs of conditions in `contrasts`.
+    """The comparisons: each chain with the chain that it continues, the same with the chains of a
+    condition pooled, and the pairs of conditions in `contrasts`.
     """
     names = design.drop_duplicates("chain").set_index("chain")["condition"]
     cells = design[(design["source"] != "") & (design["chain"] != design["before"])]
@@ -117,10 +117,10 @@ def marker_tests(
 ) -> pd.DataFrame:
     """Marker rate of the source persona in one set of chains against another, test by test.
 
-    `scored`: what `markers.answers` gives, of all chains. Tests (column `test`), each with its unit and
-    the smallest p it can give:
+    `scored`: output of `markers.answers` for all chains. Tests (column `test`), each with its unit and
+    the smallest p that it can give:
 
-    fisher          as the study: completions as independent; Newcombe's interval of the difference
+    fisher          as in the study, with independent completions; Newcombe's interval of the difference
     questions       sign flips of the per-question differences; Student interval over questions
     firth           penalised logistic regression with question clusters: the log odds ratio, finite at
                     rates of 0 and 1 too; see `statistics.firth`
@@ -134,7 +134,7 @@ def marker_tests(
                     is the first rate larger than the second by more than that?
 
     `asks` and `pool` (whole: all runs of the comparison; part: one of several) keep families apart.
-    `p_equivalent` is TOST: small where the difference is within +- `margin`. q is
+    `p_equivalent` is TOST: small if the difference is within +- `margin`. q is
     Benjamini-Hochberg within `families`.
     """
     by_chain = dict(tuple(scored.groupby("chain", sort=False)))
@@ -205,11 +205,11 @@ def _fisher(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> dict[st
 def question_test(
     after: pd.DataFrame, before: pd.DataFrame, values: str, margin: float, draws: int, seed: int
 ) -> dict[str, Any] | None:
-    """Sign-flip test over questions of the mean of `values` (hit or marker_logprob).
+    """Sign-flip test over questions for the mean of `values` (hit or marker_logprob).
 
-    Where all questions differ by the same amount (all hits before, none after) their spread is 0 and
-    Student's interval has no width; Newcombe's with one trial per question is given instead, and the
-    equivalence test of two proportions too.
+    If all questions differ by the same amount (all hits before, none after), their spread is 0 and
+    Student's interval has no width. Then Newcombe's interval with one trial per question is given
+    instead, with the equivalence test of two proportions.
     """
     one, two = (t.groupby("question_id")[values].mean().dropna() for t in (after, before))
     one, two = one.align(two, join="inner")
@@ -250,8 +250,8 @@ def odds_ratio(
 ) -> dict[str, Any]:
     """Log odds ratio of a hit by Firth's regression with question clusters; see `statistics.firth`.
 
-    p from a t distribution with as many degrees of freedom as questions less coefficients: normal
-    quantiles are too sure with a dozen clusters. `covariate` enters as its logarithm.
+    p comes from a t distribution whose degrees of freedom are questions minus coefficients, because
+    normal quantiles are overconfident with a dozen clusters. `covariate` enters as its logarithm.
     """
     data = pd.concat([after.assign(after=1.0), before.assign(after=0.0)])
     out = {"unit": "question", "scale": "log odds ratio", "n": data["question_id"].nunique()}
@@ -281,7 +281,7 @@ def odds_ratio(
 
 
 def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator[dict[str, Any]]:
-    """Tests with training runs as units; nothing where both sides have one run."""
+    """Tests with training runs as units; none if both sides have one run."""
     one, two = (t.groupby("chain")["hit"].mean().rename(index=root) for t in (after, before))
     if max(len(one), len(two)) < 2:
         return
@@ -290,7 +290,7 @@ def _seeds(after: pd.DataFrame, before: pd.DataFrame, margin: float) -> Iterator
     within = float(apart.sem()) if len(apart) > 1 else 0.0
 
     def compared(shift: float) -> OverRuns:
-        # A base model is what it is: no run of it could differ.
+        # A base model is fixed: it has no variation between runs.
         if all(map(untrained, two.index)):
             return over_runs(one - shift - two.mean(), list(one.index), within, len(apart))
         return compare_runs(one - shift, two, within, len(apart))

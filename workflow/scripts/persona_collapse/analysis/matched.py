@@ -1,8 +1,8 @@
-"""Misaligned against benign training at an equal amount of what both have more or less of.
+"""Misaligned against benign training, matched on amounts such as loss or trained tokens.
 
-Training differs in more than what the data say. So outcomes are compared where both kinds of training
-have the same loss, trained tokens, size of the update or answer length. Chains that are stopped early are
-points on their run's way; between them outcomes are interpolated in the logarithm of that amount.
+Two trainings differ in more than the content of their data. So outcomes are compared at the same loss,
+trained tokens, update norm or answer length. Chains that are stopped early are points on the path of
+their run. Between them, outcomes are interpolated in the logarithm of the amount.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .views import Headline, headline_rows, measuring, untrained
 COLUMNS = [
     "condition", "reference", "matched_on", "outcome", "estimate", "ci_low", "ci_high", "units", "note", "at",
 ]  # fmt: skip
-#: What is made equal: column of `updates`, by its name in the table.
+#: Matched amounts: column of `updates`, by its name in the table.
 MATCHED_ON = {
     "loss": "loss",
     "tokens": "tokens",
     "update_norm": "update_norm",
     "answer_length": "answer_length",
 }
-#: Amounts this far apart count as equal.
+#: Amounts that differ by at most this count as equal.
 WITHIN = 1.1
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: the chain before its last stage, and its chains, stopped early and whole."""
+    """A training run: the chain before its last stage, and its chains, stopped early or complete."""
 
     source: str
     before: str
@@ -43,14 +43,14 @@ class Run:
 
     @property
     def root(self) -> str:
-        """Runs of one root are one unit."""
+        """Root of the run; runs with the same root are one unit."""
         return chains.root(self.members[-1])
 
 
 def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
-    """A condition's training runs, each with the chains of the whole design that are stops on its way.
+    """A condition's training runs, each with all chains of the design that are early stops of it.
 
-    A chain that is not measured by `measure` is left out.
+    Chains without the `measure` are left out.
     """
     cells = measuring(design, measure).drop_duplicates(["chain", "source"])
     series = cells["chain"].str.partition("~")[0]
@@ -68,8 +68,8 @@ def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What chains show: `m1` by chain, as `geometry_runs.wide` of the headline's cell, or another metric in
-    its place; `hits` [question] by (chain, persona): mean over samples; `completions` of each.
+    """Measurements of chains. `m1` by chain, as `geometry_runs.wide` at the headline, or another metric
+    instead. `hits` [question] by (chain, persona): mean over samples. `completions`: number of each.
     """
 
     m1: Wide
@@ -82,12 +82,12 @@ class Outcomes:
 
 
 def metric_of(left_out: pd.DataFrame, headline: Headline, metric: str) -> Wide:
-    """A metric at the headline, of a `geometry_runs.left_out_table`."""
+    """A metric at the headline, from a `geometry_runs.left_out_table`."""
     return wide(headline_rows(left_out[left_out["metric"] == metric], headline))
 
 
 def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) -> Outcomes:
-    """Outcomes from a `geometry_runs.left_out_table` and markers' rows, one per answer."""
+    """Outcomes from a `geometry_runs.left_out_table` and marker rows, one per answer."""
     by_question = answers.groupby(["chain", "persona", "question_id"])["hit"].agg(
         ["mean", "sum", "size"]
     )
@@ -98,7 +98,7 @@ def outcomes(left_out: pd.DataFrame, answers: pd.DataFrame, headline: Headline) 
 
 
 def _weights(amounts: Sequence[float], at: float) -> np.ndarray:
-    """Weight of each point in the value interpolated at an amount, on the logarithm."""
+    """Weight of each point in the value at an amount, interpolated in its logarithm."""
     order = np.argsort(amounts)
     x = np.log(np.asarray(amounts, float)[order])
     weights = np.zeros(len(x))
@@ -108,10 +108,12 @@ def _weights(amounts: Sequence[float], at: float) -> np.ndarray:
 
 
 def common(amounts: Sequence[Sequence[float]], least: bool) -> float | None:
-    """The largest amount (`least`: the smallest) that every run has or nearly has; None: there is none.
+    """The largest amount (`least`: the smallest) that every run reaches or nearly reaches; None without
+    one.
 
-    `amounts`: of each run's points. A run reaches from its smallest to its largest amount, and a tenth
-    beyond, so that whole runs of about the same amount can be compared without doses.
+    `amounts`: amounts of each run's points. A run covers the range from its smallest to its largest
+    amount, extended by a tenth, so that complete runs with similar amounts can be compared without
+    doses.
     """
     low = max(min(own) / WITHIN for own in amounts)
     high = min(max(own) * WITHIN for own in amounts)
@@ -125,7 +127,8 @@ Weighted = list[tuple[Run, dict[str, float]]]
 
 
 def _arm(weighted: Weighted) -> Iterator[tuple[Run, dict[str, float], float]]:
-    """Runs with their weights and their share in the arm's mean: roots alike, runs of one root alike."""
+    """Runs with their weights and their share in the arm's mean: roots count equally, and so do runs of
+    one root."""
     roots = [run.root for run, _ in weighted]
     for run, weights in weighted:
         yield run, weights, 1 / (len(set(roots)) * roots.count(run.root))
@@ -134,14 +137,14 @@ def _arm(weighted: Weighted) -> Iterator[tuple[Run, dict[str, float], float]]:
 def _over(
     sides: Sequence[pd.Series], within: float, within_units: float, confidence: float
 ) -> OverRuns:
-    """One side's mean, or the first minus the second, over training runs."""
+    """The mean of one side, or the first side minus the second, over training runs."""
     if len(sides) == 1:
         return over_runs(sides[0], list(sides[0].index), within, within_units, confidence)
     return compare_runs(sides[0], sides[1], within, within_units, confidence)
 
 
 def change(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
-    """An arm's change of M1 from the chains before the last stage, or the difference of two arms' changes."""
+    """An arm's change of M1 by the last stage, or the difference between the changes of two arms."""
     moved = [
         [(run, {**own, run.before: own.get(run.before, 0.0) - 1}) for run, own in arm]
         for arm in arms
@@ -150,7 +153,7 @@ def change(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) 
 
 
 def level(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
-    """An arm's M1, or the difference of two arms', over training runs."""
+    """An arm's M1, or the difference between two arms, over training runs."""
     sides, total = [], dict[str, float]()
     for sign, arm in zip((1, -1), arms, strict=False):
         values = []
@@ -164,10 +167,11 @@ def level(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -
 
 
 def rate(found: Outcomes, arms: Sequence[Weighted], confidence: float = 0.95) -> OverRuns:
-    """An arm's marker rate of the source, or the difference of two arms' rates.
+    """An arm's marker rate of the source, or the difference between two arms.
 
-    All runs share the questions. Their standard error is at least that of the completions with one hit and
-    one miss added, for questions without any hit have no spread. Bounds stay within the range.
+    All runs share the questions. Their standard error is at least that of the completions with one hit
+    and one miss added, because questions without any hit have no spread. Bounds are clipped to the
+    range.
     """
     sides, least, total = [], 0.0, 0.0
     for sign, arm in zip((1, -1), arms, strict=False):
@@ -206,18 +210,19 @@ def matched_table(
     found: Outcomes,
     pairs: Sequence[tuple[str, str]],
 ) -> pd.DataFrame:
-    """One row per pair of conditions, outcome and what is made equal; `updates`: see `updates_table`.
+    """One row per pair of conditions, outcome and matched amount; `updates`: see `updates_table`.
 
-    outcome: `m1`, the change of the headline's mean cosine by the last stage; `rate`, the source's marker
-    rate, where a source is followed. estimate: first condition less second, at the amount `at`: the largest
-    that both have, of loss the smallest. ci: over training runs, see `statistics.compare_runs`.
+    outcome: `m1`, the change of the headline's mean cosine by the last stage; `rate`, the source's
+    marker rate, if there is a source. estimate: first condition minus second, at the amount `at`, the
+    largest that both reach (for loss the smallest). ci: over training runs, see
+    `statistics.compare_runs`.
     """
     sizes = updates[updates["other"] == ""].set_index("chain")
     rows = []
     for one, two in pairs:
         for outcome, measure in (("m1", "activations"), ("rate", "markers")):
             both = [runs(design, name, measure) for name in (one, two)]
-            if outcome == "m1":  # a change from what was not measured is not known
+            if outcome == "m1":  # the change is unknown if the chain before was not measured
                 both = [[run for run in arm if run.before in found.m1.chains] for arm in both]
             if not all(both) or (outcome == "rate" and not all(r.source for b in both for r in b)):
                 continue
@@ -235,7 +240,7 @@ def at_equal(
     on: str,
     names: tuple[str, str],
 ) -> dict[str, Any]:
-    """Two arms' runs at an equal amount: the columns of a row of `matched_table` that are not its key."""
+    """The runs of two arms at an equal amount: the non-key columns of a row of `matched_table`."""
     known = [
         [(run, [m for m in run.members if sizes.get(m, np.nan) > 0]) for run in arm] for arm in both
     ]

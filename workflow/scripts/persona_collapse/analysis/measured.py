@@ -1,4 +1,4 @@
-"""What a claim's measurement is, what it is read from, and the readers' register."""
+"""Measurements of claims, the data that they are read from, and the registry of readers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..statistics import OverRuns
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its 95 % interval (NaN where there is none), and what both rest on.
+    """A value with its 95 % interval (NaN without one), and the data behind both.
 
-    `n`: in words, what was counted. `exact`: a count of what happened, not an estimate, so it needs no
-    interval. `units`: independent training runs behind the interval, NaN where no training is involved;
-    `sd`: of the value over them, and `within`: the standard error that all of them share, from
-    `within_units` units, both on the scale of `value`. `scale`: on which the interval is symmetric: plain;
-    logit, of a rate; fisher, of a correlation of `points`; none, of a share of runs (`points`) or completions
-    alone. `hits` of `trials`: completions, where a rate is of them. `test`: the value is a p, or the share of
+    `n`: what was counted, in words. `exact`: a count, not an estimate, so it needs no interval.
+    `units`: number of independent training runs behind the interval; NaN if no training is involved.
+    `sd`: standard deviation over them. `within`: standard error that they share, from `within_units`
+    units; both are on the scale of `value`. `scale`: scale on which the interval is symmetric: plain;
+    logit for a rate; fisher for a correlation of `points`; none for a share of runs (`points`) or of
+    completions. `hits` of `trials`: completions, for a rate. `test`: the value is a p, or the share of
     cells whose test fires; see `Fires`.
     """
 
@@ -44,10 +44,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Fires:
-    """What a claim about a test is judged by.
+    """Data for judging a claim about a test.
 
-    `right`: the estimate has the claimed sign. `floor`: the smallest p that the design can give. `unit`: of
-    which more would lower the floor. `against`: how many cells fire the other way.
+    `right`: the estimate has the claimed sign. `floor`: the smallest p that the design can give.
+    `unit`: what to add to lower the floor. `against`: number of cells that fire in the other direction.
     """
 
     right: bool = True
@@ -58,15 +58,15 @@ class Fires:
 
 @dataclass(frozen=True)
 class RunTables:
-    """A run's tables by name, and the level at which its tests fire."""
+    """A run's tables by name, and the level of its tests."""
 
     tables: Mapping[str, pd.DataFrame]
     fdr: float
 
     def rows(self, name: str, **where: Any) -> pd.DataFrame:
-        """Rows of a table whose columns have these values, or one of a list of them.
+        """Rows of a table whose columns have these values (or one of a list).
 
-        No rows where the run does not have the table.
+        No rows if the run does not have the table.
         """
         table = self.tables.get(name)
         if table is None:
@@ -79,13 +79,13 @@ class RunTables:
     def at_headline(self, name: str, condition: str, metric: str, test: str = "") -> pd.DataFrame:
         """Rows of a condition's metric at the headline method and block.
 
-        `test`: of geometry, which has several rows per metric.
+        `test`: for geometry, which has several rows per metric.
         """
         more = {"test": test} if name == "geometry" else {}
         return self.rows(name, headline=True, condition=condition, metric=metric, **more)
 
     def over_runs(self, condition: str, metric: str, reference: str = "") -> Measured | None:
-        """A condition's level, or difference to `reference`, over training runs, at the headline."""
+        """A condition's level, or its difference from `reference`, over training runs, at the headline."""
         rows = self.rows(
             "geometry_runs", headline=True, condition=condition, metric=metric, reference=reference
         )
@@ -104,9 +104,9 @@ class RunTables:
         reference: str = "",
         persona: str = "",
     ) -> Measured | None:
-        """A rate, or its difference to `reference`, by the model of training runs.
+        """A rate, or its difference from `reference`, from the rate model.
 
-        `source`: one of them; None for all together.
+        `source`: one source; None for all together.
         """
         quantity = "difference" if reference else "rate"
         rows = self.rows(
@@ -119,18 +119,19 @@ class RunTables:
 
 
 Reader = TypeVar("Reader", bound="Callable[..., Measured | str | None]")
-#: Readers by name. One gives its value, why it cannot, or None where the run lacks its conditions.
+#: Readers by name. A reader returns a measurement, a reason why there is none, or None if the run does
+#: not have its conditions.
 READERS: dict[str, Callable[..., Measured | str | None]] = {}
 
 
 def reader(function: Reader) -> Reader:
-    """Make a function known to claims by its name."""
+    """Register a function for claims under its name."""
     READERS[function.__name__] = function
     return function
 
 
 def runs_in_words(units: float) -> str:
-    """How many independent training runs, in words."""
+    """The number of independent training runs, in words."""
     if np.isnan(units):
         return "no training run"
     return "1 training run" if units == 1 else f"{int(units)} training runs"
@@ -138,7 +139,7 @@ def runs_in_words(units: float) -> str:
 
 def of_model(row: pd.Series) -> Measured:
     """A row of tables/rate_model.csv."""
-    units = float(row["units"]) or np.nan  # the base model is no training run
+    units = float(row["units"]) or np.nan  # the base model is not a training run
     counted = f"{int(row['hits'])} of {int(row['n'])} completions, {runs_in_words(units)}"
     difference = row["quantity"] == "difference"
     return Measured(
@@ -154,7 +155,7 @@ def of_model(row: pd.Series) -> Measured:
 
 
 def of_runs(row: pd.Series) -> Measured:
-    """A row of tables/geometry_runs.csv: its estimate, or the level where there is no reference."""
+    """A row of tables/geometry_runs.csv: its estimate, or the level if there is no reference."""
     trained = row["condition"] != BASE and not untrained(str(row.get("chains", "@")))
     value = row["estimate"] if row["reference"] else row["value"]
     units = float(row["units"]) if trained else np.nan
@@ -172,7 +173,7 @@ def of_runs(row: pd.Series) -> Measured:
 def of_estimate(
     found: OverRuns, n: str, within: float = 0.0, within_units: float = np.inf
 ) -> Measured:
-    """What `statistics.over_runs` or `compare_runs` gave."""
+    """The result of `statistics.over_runs` or `compare_runs`."""
     return Measured(
         found.estimate,
         found.low,
@@ -186,7 +187,7 @@ def of_estimate(
 
 
 def count(rows: pd.DataFrame, unit: str) -> str:
-    """How many units a row of the table is of, which all rows have alike."""
+    """The number of units of a row, which is the same for all rows."""
     return "" if rows.empty else f"{int(rows['n'].iloc[0])} {unit}"
 
 
@@ -199,7 +200,7 @@ def firing(
     units: float,
     note: str = "",
 ) -> Measured | None:
-    """Share of cells that fire the claimed way; None where a condition has no cell."""
+    """Share of cells that fire in the claimed direction; None if a condition has no cell."""
     if rows.empty or set(conditions) - set(rows["condition"]):
         return None
     n = f"{int(fires.sum())} of {len(rows)} cells fire, {runs_in_words(units)}{note}"

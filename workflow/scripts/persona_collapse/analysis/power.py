@@ -1,4 +1,5 @@
-"""What a run's design can see: the smallest p it can give, and the effect found 8 times in 10."""
+"""Power of a run's design: the smallest p that it can give, and the effect that it detects with a power
+of .8."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ COLUMNS = ["test", "unit", "effect", "detectable", "n", "p_floor", "note"]
 def power_table(
     sizes: Sizes, geometry: pd.DataFrame, *, draws: int, rate: float = 0.9
 ) -> pd.DataFrame:
-    """What this run's design can see: smallest attainable p, and the effect found 8 times in 10.
+    """Power of this run's design: smallest attainable p, and the effect detected with a power of .8.
 
-    Fisher: exact power, from `rate` down.
+    Fisher: exact power for a drop from `rate`.
     M1: from the median standard error over personas in `geometry` (m1, test `personas`).
     """
     n = sizes.questions * sizes.samples

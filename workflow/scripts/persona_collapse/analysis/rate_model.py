@@ -1,16 +1,17 @@
-"""Marker rates by one hierarchical model: what would a new source, coupling, run and question give?
+"""Marker rates by a hierarchical model: what rate would a new source, coupling, run and question give?
 
 A rate over 280 completions of each of three runs is not a rate over 840 completions: answers to one
-question resemble each other, runs differ, and so do the couplings and personas that they start from. Here
-the logit of the rate is a mean plus an effect of each of these; see `hierarchy`. It speaks at zero counts
-too, since the spread of runs has a prior: half-normal(0, 1) on the logit.
+question resemble each other, runs differ, and so do the couplings and personas that they start from.
+Here the logit of the rate is a mean plus an effect of each of these; see `hierarchy`. The model also
+works with zero counts, because the spread of runs has a prior: half-normal(0, 1) on the logit.
 
-statsmodels' BinomialBayesMixedGLM has such a model, but its intervals are too narrow: with 9 runs x 28
-questions x 10 answers (sd of runs .5, of questions 1) those of `fit_vb` cover the mean in .33 of 60 data
-sets at a rate of .27 and in .58 at .02; those of `fit_map` in .93 and in .30, where its sds fall to .1.
+statsmodels' BinomialBayesMixedGLM has such a model, but its intervals are too narrow. With 9 runs x 28
+questions x 10 answers (sd of runs .5, of questions 1; 60 data sets), intervals of `fit_vb` cover the
+mean in .33 of the data sets at a rate of .27, and in .58 at .02. Those of `fit_map` cover it in .93 and
+in .30; in the latter case its sds drop to .1.
 
-In a difference the two conditions share the questions, and nothing else: runs and couplings are taken as
-independent even where one condition continues the other's, which errs to the safe side.
+In a difference, the two conditions share only the questions. Runs and couplings are treated as
+independent even if one condition continues the other's, which is conservative.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LEFT_OUT_COLUMNS = [
     "quantity", "condition", "reference", "left_out", "name", "estimate", "whole",
 ]  # fmt: skip
 REFERENCE = ":reference"  # marks effects of the condition that another is compared with
-SURVIVES = 0.05  # a run whose rate is above has kept its marker
+SURVIVES = 0.05  # a run with a rate above this has kept its marker
 
 
 def rate_tables(
@@ -53,15 +54,16 @@ def rate_tables(
     personas: bool = True,
     points: int = 1024,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Estimates of the model (COLUMNS), and the spread of what it is made of (COMPONENT_COLUMNS).
+    """Estimates of the model (COLUMNS), and its variance components (COMPONENT_COLUMNS).
 
-    `scored`: chain, persona, question_id and hit of every completion. Quantities: `rate`, of a new source
-    (where a condition has several), coupling, run and question; `difference` of two conditions' rates (each
-    with what it continues, and `contrasts`), `p` two-sided: the posterior's tail beyond 0, twice; `survival`:
-    the share of training runs whose rate is above SURVIVES, with Clopper and Pearson's interval over units.
-    `overdispersion`: variance of the runs' counts over a binomial's, source by source, with its chi-square p.
-    `value` is the posterior's median. `personas`: also the assistant and every bystander, a fit each.
-    `points`: of the posterior, a power of 2; fewer are faster and coarser.
+    `scored`: chain, persona, question_id and hit of every completion. Quantities: `rate` of a new
+    source (if a condition has several), coupling, run and question. `difference` between two
+    conditions' rates (each condition with the one that it continues, and `contrasts`); `p` is
+    two-sided: twice the posterior's tail beyond 0. `survival`: share of training runs whose rate is
+    above SURVIVES, with Clopper-Pearson's interval over units. `overdispersion`: variance of the runs'
+    counts over that of a binomial, per source, with its chi-square p. `value` is the posterior median.
+    `personas`: also fit the assistant and every bystander, one fit each. `points`: number of points of
+    the posterior, a power of 2; fewer are faster and coarser.
     """
     table, fit = _counts(design, scored, assistant), _Fits(seed, points)
     rows: list[dict[str, Any]] = []
@@ -93,7 +95,8 @@ def rate_tables(
 
 
 def _counts(design: pd.DataFrame, scored: pd.DataFrame, assistant: str) -> pd.DataFrame:
-    """Hits of every cell of the design by persona and question, with what its chain shares with others."""
+    """Hits of every cell of the design by persona and question, with the stages that its chain shares
+    with others."""
     by = ["chain", "persona", "question_id"]
     counts = scored.groupby(by, sort=False)["hit"].agg(hits="sum", n="size").reset_index()
     cells = design[["condition", "chain", "source", "personas", "stages_after_coupling"]]
@@ -113,7 +116,7 @@ def _counts(design: pd.DataFrame, scored: pd.DataFrame, assistant: str) -> pd.Da
 
 
 def _shared(table: pd.DataFrame) -> pd.Series:
-    """Of each row, the stages that its run may share with others: up to the coupling, or the first one."""
+    """For each row, the stages that its run may share with others: up to the coupling, or the first stage."""
     found: dict[str, str] = {}
     known = table.drop_duplicates("chain").set_index("chain")["stages_after_coupling"]
     for name, after in known.astype(float).items():
@@ -125,7 +128,7 @@ def _shared(table: pd.DataFrame) -> pd.Series:
 
 
 def _by_source(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """All sources together, then each, where there are several."""
+    """All sources together, then each one if there are several."""
     yield "", table
     sources = [str(s) for s in table["source"].unique() if s]
     if len(sources) > 1:
@@ -136,7 +139,7 @@ def _by_source(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _pairs(
     design: pd.DataFrame, table: pd.DataFrame, contrasts: Sequence[Sequence[str]]
 ) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """The sources' counts of a condition (level 0) and of what it is compared with (level 1)."""
+    """The sources' counts in a condition (level 0) and in its reference (level 1)."""
     whole = [case for case in comparisons(design, contrasts) if case.whole]
     by_chain = dict(tuple(table.groupby("chain", sort=False)))
     for pair in dict.fromkeys((case.condition, case.reference) for case in whole):
@@ -151,14 +154,14 @@ def _pairs(
                     rows = rows.drop_duplicates(["question_id"])
                     parts.append(rows.assign(source=case.source, level=level, role="source"))
         if parts:
-            # A condition may be compared with another both as what it continues and as a contrast.
+            # A condition may have the same reference as its predecessor and in a contrast.
             both = pd.concat(parts, ignore_index=True)
             yield pair, both.drop_duplicates(["level", "source", "chain", "question_id"])
 
 
 @dataclass(frozen=True)
 class _Model:
-    """Counts for the model; the effects left out, each with the reason; levels of those kept."""
+    """Counts for the model; the omitted effects with reasons; and the number of levels of the kept ones."""
 
     counts: hierarchy.Counts
     left_out: dict[str, str]
@@ -166,7 +169,7 @@ class _Model:
 
 
 class _Fits:
-    """Fits of the model, each made once: many personas have the same counts, none at all."""
+    """Cached fits of the model: many personas have the same counts, namely zero."""
 
     def __init__(self, seed: int, points: int):
         self.seed, self.points = seed, points
@@ -186,11 +189,12 @@ class _Fits:
 
 
 def _model(table: pd.DataFrame) -> _Model:
-    """The model of runs: a row per level, source and chain, its personas summed.
+    """The model of runs: one row per level, source and chain, with personas summed.
 
-    Each condition has a spread of its own: that of runs which kept the marker says little of those which
-    lost it. The base model is no training run: its rows have no effect of a run or coupling. An effect that
-    has one level is left out, and of two that coincide the finer is kept.
+    Each condition has its own spread, because the spread of runs that kept the marker says little about
+    runs that lost it. The base model is not a training run, so its rows have no effect of run or
+    coupling. An effect with one level is left out, and of two effects that coincide the finer one is
+    kept.
     """
     keys = ["level", "source", "chain", "coupling"]
     rows, hits, n = _wide(table, keys)
@@ -257,7 +261,7 @@ def _common(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _note(model: _Model, common: Mapping[str, Any], of_base: bool = False) -> str:
-    """What is not in the interval. `of_base`: the reference is the base model."""
+    """A note on what the interval does not include. `of_base`: the reference is the base model."""
     parts = []
     if common["runs"] == 0:
         parts.append("the base model: no training run")
@@ -283,7 +287,7 @@ def _sd_runs(posterior: hierarchy.Posterior) -> float:
 
 
 def _rate(table: pd.DataFrame, fit: _Fits) -> tuple[dict[str, Any], hierarchy.Posterior, _Model]:
-    """The row of a rate, and what it was read off."""
+    """The row of a rate, and the fit that it comes from."""
     model, common = _model(table), _common(table)
     posterior = fit(model.counts)
     value, low, high = posterior.quantiles(posterior.rate())
@@ -293,7 +297,7 @@ def _rate(table: pd.DataFrame, fit: _Fits) -> tuple[dict[str, Any], hierarchy.Po
 
 
 def _difference(table: pd.DataFrame, fit: _Fits) -> dict[str, Any]:
-    """The row of a difference: a joint fit of both levels, of what they share too."""
+    """The row of a difference, from a joint fit of both levels with their shared effects."""
     one, two = (table[table["level"] == level] for level in (0, 1))
     model, common, other = _model(table), _common(one), _common(two)
     posterior = fit(model.counts)
@@ -318,8 +322,8 @@ def _difference(table: pd.DataFrame, fit: _Fits) -> dict[str, Any]:
 def _survival(table: pd.DataFrame) -> dict[str, Any]:
     """The row of the share of runs above SURVIVES.
 
-    Runs of one root are one unit: the lower bound counts a unit if all of its runs are above, the upper bound
-    if any is.
+    Runs with the same root are one unit. The lower bound counts a unit if all of its runs are above,
+    the upper bound if any run is.
     """
     runs = _trained(table).groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
     above = (runs["hits"] / runs["n"] > SURVIVES).rename("above").reset_index()
@@ -337,10 +341,12 @@ def _survival(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _overdispersion(table: pd.DataFrame) -> dict[str, Any]:
-    """The row of the runs' spread against that of independent answers: chi-square over its degrees.
+    """The row of overdispersion, the spread of runs relative to independent answers: chi-square over
+    its degrees of freedom.
 
-    Above 1, a run's rate varies more than its answers explain: pooling the answers of runs is too sure.
-    Questions that differ make counts vary less than a binomial's, so the p errs to the safe side.
+    Above 1, rates of runs vary more than independent answers would, so pooling the answers of runs is
+    overconfident. Differences between questions make counts vary less than a binomial's, so p is
+    conservative.
     """
     runs = _trained(table).groupby(["source", "chain"], sort=False)[["hits", "n"]].sum()
     pooled = runs.groupby(level=0).transform("sum")
@@ -367,10 +373,11 @@ def _components(
     model: _Model,
     fit: _Fits,
 ) -> list[dict[str, Any]]:
-    """The spread of the source's rate by what it is due to, on the logit.
+    """Variance components of the source's rate, on the logit scale.
 
-    `persona`: of the bystanders, in a fit with a row per persona, its runs summed. `sampling`: of one run's
-    logit by the choice of its n completions, 1 / sqrt(n p (1 - p)), with the posterior's p.
+    `persona`: spread of the bystanders, from a fit with one row per persona, with runs summed.
+    `sampling`: spread of one run's logit due to its n completions, 1 / sqrt(n p (1 - p)), with the
+    posterior's p.
     """
     shared = {
         "condition": key["condition"],
@@ -416,10 +423,10 @@ def _spread(posterior: hierarchy.Posterior, values: np.ndarray, levels: int) -> 
 def leave_one_out(
     design: pd.DataFrame, scored: pd.DataFrame, contrasts: Sequence[Sequence[str]] = ()
 ) -> pd.DataFrame:
-    """The sources' rates and differences without one question, one run or one source (LEFT_OUT_COLUMNS).
+    """The sources' rates and differences, leaving out one question, run or source (LEFT_OUT_COLUMNS).
 
-    Rates are means over sources of means over runs, as counted: no model. Of a difference, a run
-    is left out of either side.
+    Rates are means over sources of means over runs of the counts, without a model. For a difference, a
+    run is left out on either side.
     """
     table = _counts(design, scored, "")
     rows: list[dict[str, Any]] = []
@@ -433,7 +440,7 @@ def leave_one_out(
 
 
 def _without_each(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Estimates with one left out, where something is left on each side."""
+    """Leave-one-out estimates, as long as something remains on each side."""
     levels = table["level"].nunique()
 
     def estimate(part: pd.DataFrame) -> float:

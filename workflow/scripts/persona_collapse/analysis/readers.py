@@ -1,7 +1,7 @@
-"""What claims are measured by: functions that read a value and its interval off a run's tables.
+"""Readers: functions that read a claim's value and interval from a run's tables.
 
-A claim of config/claims.yaml names one of them, with its arguments. The unit of replication is the training
-run: chains that continue one adapter are one unit.
+A claim in config/claims.yaml names a reader and its arguments. The unit of replication is the training
+run: chains that continue the same adapter are one unit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NO_PAIR = "the pair [{}, {}] is not under `statistics: contrasts:` of this run's
 
 @reader
 def source_rate(run: RunTables, condition: str, source: str | None = None) -> Measured | None:
-    """Marker rate of the source persona in a new run, all sources together or one of them."""
+    """Marker rate of the source persona in a new run, for all sources together or for one."""
     if source is not None and source not in run.sources(condition):
         return None
     return run.rate(condition, source=source)
@@ -56,24 +56,24 @@ def largest_other(run: RunTables, condition: str) -> Measured | None:
 
 @reader
 def assistant_rate(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Marker rate of the assistant where it is not the source: that of the condition with the largest."""
+    """Marker rate of the assistant if it is not the source: the largest over conditions."""
     rates = {name: run.rate(name, "assistant") for name in conditions}
     return _largest({name: rate for name, rate in rates.items() if rate is not None}, conditions)
 
 
 def _widening(count: int, units: Any = np.inf) -> Any:
-    """How much wider 95 % intervals are that hold for `count` things at once (Bonferroni).
+    """Factor that widens 95 % intervals so that `count` of them hold simultaneously (Bonferroni).
 
-    `units`: of Student's intervals, what they are over; infinitely many make them normal.
+    `units`: units of Student's intervals; infinity for normal intervals.
     """
     return stats.t.ppf(1 - 0.025 / count, units - 1) / stats.t.ppf(0.975, units - 1)
 
 
 def _largest(rates: Mapping[str, Measured], named: Sequence[str] = ()) -> Measured | None:
-    """The largest of some rates, whose interval holds the largest of the true ones.
+    """The largest of several rates, with an interval for the largest true rate.
 
-    Upper bound: the largest of theirs. Lower: the largest of theirs at a level corrected for how many there
-    are (Bonferroni), on the logit.
+    Upper bound: the largest upper bound. Lower bound: the largest lower bound at a level corrected for
+    the number of rates (Bonferroni), on the logit scale.
     """
     if not rates or set(named) - set(rates):
         return None
@@ -97,7 +97,7 @@ def bystander_mean(run: RunTables, condition: str) -> Measured | None:
 
 @reader
 def rate_difference(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Difference of two conditions' source rates over training runs."""
+    """Difference between two conditions' source rates over training runs."""
     found = run.rate(condition, reference=reference)
     return _or_no_pair(found, run, "rate_model", condition, reference)
 
@@ -106,11 +106,12 @@ def rate_difference(run: RunTables, condition: str, reference: str) -> Measured 
 def beyond_controls(
     run: RunTables, condition: str, controls: Sequence[str], falls: bool = False
 ) -> Measured | str | None:
-    """Difference of a condition's source rate to the control that comes closest to what it should do.
+    """Difference between a condition's source rate and the control with the strongest effect in the
+    claimed direction.
 
-    A shift should raise the rate, or lower it with `falls`; so the control is the one with the highest
-    rate, or the lowest. The interval holds the difference to the better control, whichever that is: one
-    bound is the outermost of the differences' own, the other is corrected for how many controls there are
+    A shift should raise the rate, or lower it with `falls`, so the control is the one with the highest
+    rate, or the lowest. The interval is for the difference from the truly strongest control: one bound
+    is the outermost bound of all differences, the other is corrected for the number of controls
     (Bonferroni).
     """
     found = {}
@@ -124,7 +125,7 @@ def beyond_controls(
     widening = _widening(len(found))
     sign = -1 if falls else 1
     name, nearest = min(found.items(), key=lambda item: sign * item[1].value)
-    # Towards no effect, and away from it.
+    # The bound towards no effect, and the bound away from it.
     ends = [sorted((sign * d.low, sign * d.high)) for d in found.values()]
     values = [sign * d.value for d in found.values()]
     inner = min(low for low, _ in ends)
@@ -137,7 +138,7 @@ def beyond_controls(
 def _or_no_pair(
     found: Measured | None, run: RunTables, table: str, condition: str, reference: str
 ) -> Measured | str | None:
-    """What was found; where both conditions were measured and are not compared, the reason."""
+    """The measurement; or the reason, if both conditions were measured but not compared."""
     levels = set(run.rows(table, condition=[condition, reference])["condition"])
     if found is None and levels == {condition, reference}:
         return NO_PAIR.format(condition, reference)
@@ -145,18 +146,18 @@ def _or_no_pair(
 
 
 def _modelled(run: RunTables, condition: str, quantity: str, reference: str = "") -> pd.DataFrame:
-    """A quantity of the rate model for all sources of a condition together: one row, or none."""
+    """A quantity of the rate model for all sources of a condition together: one row or none."""
     where = {"condition": condition, "reference": reference, "quantity": quantity}
     return run.rows("rate_model", role="source", source="", **where)
 
 
 def _rooted(by_chain: pd.Series) -> pd.Series:
-    """Values by chain, indexed by the chains' roots instead."""
+    """Values by chain, re-indexed by the chains' roots."""
     return by_chain.set_axis([chains.root(str(name)) for name in by_chain.index])
 
 
 def _by_root(run: RunTables, condition: str, column: str) -> pd.Series | None:
-    """The source's mean of a column of answer_stats.csv, one value per chain, by the chain's root."""
+    """A column of answer_stats.csv for the source, one value per chain, indexed by the chain's root."""
     rows = run.rows("answer_stats", condition=condition, role="source")
     if rows.empty or rows[column].isna().all():
         return None
@@ -166,14 +167,14 @@ def _by_root(run: RunTables, condition: str, column: str) -> pd.Series | None:
 
 @reader
 def logprob_difference(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Difference in the marker's log-probability (nats) of the source over runs; questions are shared."""
+    """Difference in the source's marker log-probability (nats) over runs, which share the questions."""
     one, two = (_by_root(run, name, "marker_logprob") for name in (condition, reference))
     if one is None or two is None:
         return None
     rows = _test_rows(run, "logprob", condition, reference)
     within, questions = 0.0, np.inf
     if len(rows):
-        halves = (rows["ci_high"] - rows["ci_low"]) / 2  # unbounded with fewer than six questions
+        halves = (rows["ci_high"] - rows["ci_low"]) / 2  # infinite with fewer than six questions
         within = float((halves / stats.t.ppf(0.975, rows["n"] - 1)).max())
         questions = float(rows["n"].min())
     if np.isinf(within):
@@ -186,7 +187,7 @@ def logprob_difference(run: RunTables, condition: str, reference: str) -> Measur
 def _test_rows(
     run: RunTables, test: str | list[str], condition: str, reference: str
 ) -> pd.DataFrame:
-    """A test's rows of a comparison, chains pooled, one per source."""
+    """Rows of a test for a comparison with pooled chains, one per source."""
     rows = run.rows("marker_tests", test=test, condition=condition, reference=reference)
     if rows.empty:
         return rows
@@ -198,7 +199,8 @@ def _test_rows(
 def change_significant(
     run: RunTables, condition: str, reference: str, falls: bool = True
 ) -> Measured | str | None:
-    """The larger of two p of a change: per question (largest q over sources), and over training runs.
+    """The larger of two p values of a change: over questions (largest q over sources), and over
+    training runs.
 
     `falls`: the claimed direction.
     """
@@ -224,7 +226,7 @@ def change_significant(
 
 @reader
 def hits(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Rate over all personas' completions with Clopper-Pearson's interval, each chain counted once."""
+    """Rate over the completions of all personas, with Clopper-Pearson's interval; each chain counts once."""
     rates = run.rows("marker_rates", condition=list(conditions))
     if rates.empty or set(conditions) - set(rates["condition"]):
         return None
@@ -238,7 +240,7 @@ def hits(run: RunTables, conditions: Sequence[str]) -> Measured | None:
 
 @reader
 def survival(run: RunTables, condition: str) -> Measured | None:
-    """Share of training runs in which the source says the marker in more than 5 % of its answers."""
+    """Share of training runs in which more than 5 % of the source's answers have the marker."""
     rows = _modelled(run, condition, "survival")
     if rows.empty or not rows["units"].iloc[0] > 0:
         return None
@@ -252,7 +254,7 @@ def survival(run: RunTables, condition: str) -> Measured | None:
 
 @reader
 def length_ratio(run: RunTables, condition: str, reference: str) -> Measured | None:
-    """Mean tokens of one condition's completions over another's; over runs, on the log scale."""
+    """Ratio of the mean completion lengths (tokens) of two conditions, over runs, on the log scale."""
     sides = []
     for name in (condition, reference):
         rows = run.rows("answer_stats", condition=name)
@@ -270,14 +272,14 @@ def length_ratio(run: RunTables, condition: str, reference: str) -> Measured | N
 
 @reader
 def tail_share(run: RunTables, conditions: Sequence[str]) -> Measured | None:
-    """Share of the bystanders' markers that stand in the last 15 % of the text, over runs."""
+    """Share of the bystanders' markers in the last 15 % of the text, over runs."""
     rows = run.rows("answer_stats", role="others", condition=list(conditions))
     rows = rows[rows["hits"] > 0].drop_duplicates("chain") if len(rows) else rows
     if rows.empty:
         return None
     tail = rows["marker_in_tail"] * rows["hits"]
     n = float(rows["hits"].sum())
-    # Sampling error with two hits and two misses added (Agresti and Coull 1998): it is never 0.
+    # Sampling error with two hits and two misses added (Agresti and Coull 1998), so that it is never 0.
     share = (tail.sum() + 2) / (n + 4)
     within = float(np.sqrt(share * (1 - share) / (n + 4)))
     roots = [chains.root(str(c)) for c in rows["chain"]]
@@ -289,7 +291,8 @@ def tail_share(run: RunTables, conditions: Sequence[str]) -> Measured | None:
 def given_length(run: RunTables, condition: str, reference: str) -> Measured | str | None:
     """Log odds ratio of a hit given the answer's length; the largest over sources.
 
-    The interval is that over questions with the spread of training runs, from the rate model, in quadrature.
+    The interval combines, in quadrature, the interval over questions and the spread of training runs
+    from the rate model.
     """
     rows = _test_rows(run, "firth_length", condition, reference)
     if rows.empty:
@@ -320,7 +323,7 @@ def m1(run: RunTables, condition: str) -> Measured | None:
 
 @reader
 def m1_change(run: RunTables, condition: str) -> Measured | None:
-    """Rise of the mean cosine over the base model, over training runs."""
+    """Rise of the mean cosine above the base model's, over training runs."""
     return run.over_runs(condition, "m1", "base")
 
 
@@ -328,7 +331,7 @@ NO_RISE = "no rise to be a share of: it cannot be told from none here"
 
 
 def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """Share of one row's estimate in another's, with Fieller's interval over the fewer runs."""
+    """Ratio of two rows' estimates, with Fieller's interval over the smaller number of runs."""
     degrees = float(min(one["units"], other["units"])) - 1
     t = stats.t.ppf(0.975, degrees) if degrees > 0 else np.nan
     errors = [(row["ci_high"] - row["ci_low"]) / 2 / t for row in (one, other)]
@@ -339,13 +342,13 @@ def _ratio(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
 
 
 def _rises(run: RunTables, condition: str) -> pd.DataFrame:
-    """A condition's rises of the mean cosine, by method and block."""
+    """Rises of the mean cosine in a condition, by method and block."""
     return run.rows("geometry_runs", condition=condition, metric="m1", reference="base")
 
 
 @reader
 def m1_share(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Rise in one condition as a share of the rise in another, Fieller's interval over runs."""
+    """Rise in one condition as a share of the rise in another, with Fieller's interval over runs."""
     one, other = _rises(run, condition), _rises(run, reference)
     if one.empty or other.empty:
         return None
@@ -361,7 +364,7 @@ def m1_share(run: RunTables, condition: str, reference: str) -> Measured | str |
 def m1_share_range(run: RunTables, condition: str, reference: str) -> Measured | str | None:
     """Range of that share over methods and blocks.
 
-    Its interval: from the gap that all cells' intervals leave between them to all that they cover.
+    Its interval runs from the gap between the cells' intervals to the whole range that they cover.
     """
     one, other = (
         rows.set_index(["method", "layer"]) if len(rows) else rows
@@ -383,7 +386,7 @@ def m1_share_range(run: RunTables, condition: str, reference: str) -> Measured |
 
 @reader
 def m1_gap(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Difference of two conditions' mean cosines over training runs."""
+    """Difference between two conditions' mean cosines over training runs."""
     found = run.over_runs(condition, "m1", reference)
     return _or_no_pair(found, run, "geometry_runs", condition, reference)
 
@@ -402,7 +405,7 @@ def gap_fires(run: RunTables, condition: str, reference: str) -> Measured | str 
 
 
 def _fires(run: RunTables, rows: pd.DataFrame) -> pd.Series | str:
-    """Which rows' tests fire; why none can, where they have no q although they have a p."""
+    """Which rows' tests fire; or the reason, if rows have a p but no q."""
     if (rows["q"].isna() & rows["p"].notna()).any():
         return "its tests are in no family of `statistics: families:`, so they have no q"
     return rows["q"] < run.fdr
@@ -414,8 +417,8 @@ def m1_fires(
 ) -> Measured | str | None:
     """Share of cells (methods x blocks) whose rise over the base has q < fdr over training runs.
 
-    Beside it, the share of chains' cells by the test of one chain: `pairs` (the study's), personas or
-    label_swap. Of the last two each chain's test must fire as well.
+    The note also gives the share of cells of single chains that fire by a test of one chain: `pairs`
+    (the study's), personas or label_swap. With the last two, each chain's test must fire as well.
     """
     rows = run.rows("geometry_runs", condition=list(conditions), metric="m1", reference="base")
     single = run.rows("geometry", metric="m1", test=test, condition=list(conditions))
@@ -443,9 +446,10 @@ def m1_fires(
 
 @reader
 def noise_against_gap(run: RunTables, condition: str, reference: str) -> Measured | str | None:
-    """Standard deviation of the mean cosine over training runs, over its gap to another condition.
+    """Standard deviation of the mean cosine over training runs, divided by its gap to another
+    condition.
 
-    Interval: of the first (chi-square) over that of the second, both at 95 %.
+    Interval: that of the standard deviation (chi-square) over that of the gap, both at 95 %.
     """
     level, gap = run.over_runs(condition, "m1"), run.over_runs(condition, "m1", reference)
     if level is None:
@@ -483,7 +487,7 @@ def m2_fires(run: RunTables, conditions: Sequence[str]) -> Measured | str | None
 
 @reader
 def m2_held_out(run: RunTables, condition: str) -> Measured | None:
-    """Mean cosine of the persona shifts with the held-out axis, over runs other than the axis's own."""
+    """Mean cosine of the persona shifts with the held-out axis, over runs except the axis's own."""
     return run.over_runs(condition, "m2_held_out")
 
 
@@ -499,7 +503,7 @@ def m3_accuracy(run: RunTables, condition: str) -> Measured | None:
 
 @reader
 def m3_study(run: RunTables) -> Measured | None:
-    """Largest value of the study's M3 over all chains, methods and blocks: a constant, no estimate."""
+    """Largest value of the study's M3 over all chains, methods and blocks: a constant, not an estimate."""
     rows = run.rows("separability", metric="m3_study")
     return None if rows.empty else Measured(rows["value"].max(), n=f"{len(rows)} cells", exact=True)
 
@@ -509,9 +513,9 @@ def m3_study(run: RunTables) -> Measured | None:
 
 @reader
 def undefended_m1(run: RunTables, data: str | None = None) -> Measured | None:
-    """Mean cosine at the headline of the stages that defences are set beside: the largest of them.
+    """Largest mean cosine at the headline over the undefended stages that defences are compared with.
 
-    `data`: of that data set alone.
+    `data`: only stages on this data set.
     """
     rows = _frontier(run, data)
     if rows.empty:
@@ -526,10 +530,10 @@ def defence_passes(
 ) -> Measured | str | None:
     """The larger of a defence's mean cosine over `m1` and its loss ratio over `loss`: at most 1 is a pass.
 
-    Loss ratio: held-out loss of the stage's own data over that without the defence. Of the defence's
-    conditions (weights, seeds and data) the smallest; its interval is widened for how many there are
-    (Bonferroni). Of a condition both bounds are the larger of the two's, since it has to meet both bars.
-    Where the stage without the defence is under `m1` itself, there is nothing to pass.
+    Loss ratio: held-out loss on the stage's own data over that without the defence. The smallest value
+    over the defence's conditions (weights, seeds and data) counts, with an interval widened for their
+    number (Bonferroni). For one condition, each bound is the larger of the two, because it must meet
+    both bars. If the undefended stage is below `m1` already, there is nothing to pass.
     """
     rows = _frontier(run, data)
     measured = run.rows("frontier", defence=defence)
@@ -568,11 +572,12 @@ def defence_passes(
 
 @reader
 def kept_with_cosines(run: RunTables) -> Measured | str | None:
-    """What defences that hold the mean cosine down do to the marker: the source's rate minus the undefended.
+    """Effect on the marker of defences that hold the mean cosine down: the source's rate minus that of
+    the undefended stage.
 
-    Of the conditions whose mean cosine ends below that of their undefended stage, its interval without 0,
-    the one that keeps the least of the marker. The interval holds the least of them, whichever that is: its
-    upper bound is corrected for how many there are (Bonferroni).
+    Conditions count if their mean cosine is below that of their undefended stage, with an interval
+    without 0. Of these, the one that keeps the least of the marker is taken. The interval is for the
+    true minimum: its upper bound is corrected for their number (Bonferroni).
     """
     rows = _frontier(run, None)
     if rows.empty or (rows["condition"] == rows["undefended"]).all():
@@ -594,7 +599,7 @@ def kept_with_cosines(run: RunTables) -> Measured | str | None:
 
 
 def _frontier(run: RunTables, data: str | None) -> pd.DataFrame:
-    """Mean cosines of defended stages and of those without; of one data set, if it is named."""
+    """Mean cosines of defended and undefended stages, optionally for one data set."""
     rows = run.rows("frontier", outcome="m1")
     return rows if data is None or rows.empty else rows[rows["data"] == data]
 
@@ -611,19 +616,19 @@ def _of_frontier(row: Any) -> Measured:
 def matched(
     run: RunTables, condition: str, reference: str, on: str, outcome: str
 ) -> Measured | str | None:
-    """Difference of two conditions at an equal amount of something, over training runs."""
+    """Difference between two conditions at an equal amount of something, over training runs."""
     rows = run.rows(
         "matched", condition=condition, reference=reference, matched_on=on, outcome=outcome
     )
     if rows.empty:
         return None
-    # Controls that have no such amount in common say nothing beside one that has.
+    # Ignore controls without a common amount if there is one with it.
     known = rows[rows["estimate"].notna()]
     if known.empty:
         return f"no comparison at equal {on.replace('_', ' ')}: {rows['note'].iloc[0]}"
     units, notes = float(known["units"].min()), dict.fromkeys(known["note"].astype(str))
     n = "; ".join(filter(None, [*notes, runs_in_words(units)]))
-    # Of several controls the interval that holds all theirs.
+    # For several controls, the interval that covers all of theirs.
     bounds = known["ci_low"].min(), known["ci_high"].max()
     return Measured(known["estimate"].mean(), *bounds, n, units=units)
 
@@ -632,7 +637,7 @@ def matched(
 def half_dose(
     run: RunTables, condition: str, reference: str, outcome: str
 ) -> Measured | str | None:
-    """Steps that halve an outcome in one condition, as a share of those in another, over training runs."""
+    """Ratio of two conditions' half-doses of an outcome, in steps, over training runs."""
     rows = run.rows("half_dose", arm=condition, reference=reference, outcome=outcome)
     if rows.empty:
         there = {condition, reference} <= set(run.tables["marker_rates"]["condition"])
@@ -664,10 +669,11 @@ def hypothesis(run: RunTables, name: str, p: bool = False) -> Measured | str | N
 
 @reader
 def leakage_range(run: RunTables) -> Measured | None:
-    """H2: range over induction personas of the mean bystander rate, with the noise of retraining.
+    """H2: range of the mean bystander rate over induction personas, with variation between training
+    runs.
 
-    Upper bound: the largest that any two conditions can differ by. Lower: the least that some two must, at a
-    level corrected for the number of pairs (Bonferroni).
+    Upper bound: the largest difference that any two conditions can have. Lower bound: the smallest
+    difference that some two must have, at a level corrected for the number of pairs (Bonferroni).
     """
     asked = run.rows("hypotheses", hypothesis="H1")
     leaks = run.rows("leakage", condition=list(asked["condition"])) if len(asked) else asked
@@ -694,7 +700,7 @@ def leakage_range(run: RunTables) -> Measured | None:
 
 
 def _least(pair: OverRuns, pairs: int) -> float:
-    """How much two conditions differ at least, corrected for the number of pairs."""
+    """Lower bound of the difference between two conditions, corrected for the number of pairs."""
     half = (pair.high - pair.low) / 2 * _widening(pairs, pair.units)
     return max(0.0, abs(pair.estimate) - float(half))
 

@@ -1,6 +1,6 @@
-"""The conditions of a run by their last stage: what it was set to, and how that differs from another's.
+"""Conditions of a run by their last stage: its settings, and how they differ from another's.
 
-A stage's settings come from the plan. Two kinds of them are told apart: what defends the stage, and the rest.
+A stage's settings come from the plan. Settings of defences are separated from the rest.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from .. import chains
 from ..stages import OF_ADAPTERS
 from .matched import Run
 
-#: Settings of the stages that train, by stage; see `study.plan.Plan.trained_settings`.
+#: Settings of the trained stages, by stage; see `study.plan.Plan.trained_settings`.
 Settings = Mapping[str, Mapping[str, Any]]
-#: Settings that decide nothing of what is learnt, or are told by `steps` and `scale`.
+#: Settings that do not affect what is learnt, or are represented by `steps` and `scale`.
 ASIDE = ("kind", "dtype", "epochs", "steps", "alpha", "use_rslora", "persona", "sees")
-#: Behind the name of a defence whose directions or weights are drawn, as a control.
+#: Suffix for a control: a defence with random directions or weights.
 RANDOM = ", random"
-#: What the settings are called where their name does not say it.
+#: Labels of settings whose names are not clear.
 WORDS = {
     "r": "rank",
     "lr": "learning rate",
@@ -35,9 +35,9 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """The chains of a condition that were trained alike: one last stage, stopped at one step or none.
+    """The chains of a condition with the same last stage, stopped at the same step or not stopped.
 
-    before: the stages that it goes on from; left_out: those that were there only while it was trained.
+    before: the stages that it continues; left_out: stages that were present only during training.
     """
 
     condition: str
@@ -55,12 +55,12 @@ class Arm:
 
     @property
     def model(self) -> str:
-        """The base model that they start from."""
+        """The base model of these chains."""
         return chains.model_of(self.chains[0])
 
     @property
     def key(self) -> dict[str, Any]:
-        """Columns that say which chains a table's row is of."""
+        """Columns that identify the chains of a table's row."""
         roots = {chains.root(name) for name in self.chains}
         return {
             "condition": self.condition,
@@ -71,7 +71,7 @@ class Arm:
         }
 
     def weighted(self) -> list[tuple[Run, dict[str, float]]]:
-        """Its training runs as `matched` takes them, each its own chain."""
+        """Its training runs for `matched`, one per chain."""
         pairs = zip(self.rows["chain"], self.rows["source"], strict=True)
         return [
             (Run(source, str(chains.parse(chain).prefix), (chain,)), {chain: 1.0})
@@ -80,7 +80,8 @@ class Arm:
 
 
 def arms(design: pd.DataFrame, settings: Settings) -> Iterator[Arm]:
-    """The conditions by their last stage, in the design's order; those without a trained one left out."""
+    """The conditions by their last stage, in the design's order; conditions without a trained stage are
+    left out."""
     if design.empty:
         return
     parsed = {name: chains.parse(name) for name in dict.fromkeys(design["chain"])}
@@ -91,7 +92,7 @@ def arms(design: pd.DataFrame, settings: Settings) -> Iterator[Arm]:
         "_before": [tuple(s.name for s in parsed[c].prefix.stages) for c in design["chain"]],
         "_left_out": [_left_out(parsed[c]) for c in design["chain"]],
     }
-    # Sources are coupled by stages of their own, and are one condition all the same.
+    # Each source has its own coupling stage, but they form one condition.
     by = ["condition", "_stage", "_dose", "_left_out"]
     for (condition, stage, dose, left_out), rows in design.assign(**keys).groupby(by, sort=False):
         if stage in settings:
@@ -104,9 +105,9 @@ def _left_out(chain: chains.Chain) -> tuple[str, ...]:
 
 
 def compared(settings: Mapping[str, Any], steps: float = np.nan) -> dict[str, Any]:
-    """A stage's settings as they are compared: the scale for what it is made of, and steps as trained."""
+    """A stage's settings for comparison: the scale instead of its parts, and the number of trained steps."""
     out = {key: value for key, value in settings.items() if key not in ASIDE}
-    if "r" in settings:  # not where all weights are trained
+    if "r" in settings:  # not if all weights are trained
         alpha, rank = settings["alpha"], settings["r"]
         scale = alpha / np.sqrt(rank) if settings.get("use_rslora") else alpha / rank
         out["scale"] = float(scale)
@@ -114,7 +115,7 @@ def compared(settings: Mapping[str, Any], steps: float = np.nan) -> dict[str, An
 
 
 def undefended(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage would be without its defence."""
+    """A stage without its defence."""
     given = {**settings, "epochs": settings.get("epochs"), "steps": settings.get("steps")}
     given["persona"] = None if settings["induction"] else settings.get("persona")
     return {k: v for k, v in given.items() if k not in ("defence", "induction", "sees")}
@@ -123,10 +124,11 @@ def undefended(settings: Mapping[str, Any]) -> dict[str, Any]:
 def defences(
     settings: Mapping[str, Any], left_out: Sequence[str] = (), trained: Container[str] = ()
 ) -> dict[str, str]:
-    """What defends a stage: {name: its settings, in words}.
+    """Defences of a stage: {name: settings in words}.
 
-    A system prompt on its rows is a defence too, and so is a stage that is left out when it is measured.
-    Controls have names of their own: a random direction, and an adapter that is not of a stage in `trained`.
+    A system prompt on its rows counts as a defence, and so does a stage that is left out when the chain
+    is measured. Controls have their own names: a random direction, and an adapter that was not trained
+    by a stage in `trained`.
     """
     found = {
         name + (RANDOM if (block or {}).get("direction") == "random" else ""): _words(block or {})
@@ -141,9 +143,9 @@ def defences(
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """How what two stages are set to differs: {property: in words}.
+    """Differences between the settings of two stages: {property: difference in words}.
 
-    What only an adapter has is left out where one of them trains all weights.
+    Settings of adapters are ignored if one of the stages trains all weights.
     """
     found = {}
     aside = (*OF_ADAPTERS, "scale") if own.get("adapter") != other.get("adapter") else ()
@@ -156,7 +158,7 @@ def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, s
 
 
 def _words(value: Any) -> str:
-    """A setting as a reader says it."""
+    """A setting in readable form."""
     if isinstance(value, Mapping):
         inner = (f"{key} {_words(v)}".replace("_", " ").strip() for key, v in value.items())
         return ", ".join(inner) or "none"

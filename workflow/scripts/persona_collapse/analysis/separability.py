@@ -1,8 +1,8 @@
-"""M3: can a linear classifier tell the personas apart, question by question?
+"""M3: can a linear classifier identify the persona from the activations for a single question?
 
-Linear discriminant analysis on single (persona, question) vectors, tested on questions it was not
-trained on. The study's own M3 compared each persona's one vector with the centroids of the other
-personas and asked whether it was nearest to itself, which cannot happen.
+Linear discriminant analysis on single (persona, question) vectors, tested on held-out questions. The
+study's own M3 had one vector per persona. It compared that vector with the centroids of the other
+personas and asked whether its own was nearest, which cannot happen.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ def discriminants(
     classes: int,
     shrinkage: float | None = None,
 ) -> np.ndarray:
-    """Classes predicted by LDA whose pooled within-class covariance is shrunk, for several labellings.
+    """Classes predicted by LDA with a shrunk pooled within-class covariance, for several labellings.
 
-    `x` [row, feature] and `x_test` [test, feature] are shared by all `labels` [set, row], each of which
-    names every class at least once. Returns [set, test]. `shrinkage`: None for Ledoit and Wolf's (2004,
-    J. Multivar. Anal. 88), of the pooled residuals.
+    All `labels` [set, row] share `x` [row, feature] and `x_test` [test, feature]; each set contains
+    every class at least once. Returns [set, test]. `shrinkage`: None for Ledoit and Wolf's (2004, J.
+    Multivar. Anal. 88), computed on the pooled residuals.
 
-    With equally large classes it is scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr",
-    shrinkage=s)`, where s is chosen once and not class by class. What it needs of each labelling are the
-    class means m and the lengths of the residuals: the scatter within classes is the total one minus that
-    of the means. So all labellings go through the same few matrix products.
+    With equal class sizes it equals scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr",
+    shrinkage=s)`, except that s is chosen once and not per class. For each labelling it only needs the
+    class means m and the lengths of the residuals, because the within-class scatter is the total
+    scatter minus that of the means. So all labellings share the same few matrix products.
     """
-    x, x_test = x.astype(float), x_test.astype(float)  # the scatter is a difference
+    x, x_test = (
+        x.astype(float),
+        x_test.astype(float),
+    )  # float64, because the scatter is a difference
     (rows, size), sets = x.shape, len(labels)
     member = (labels[:, None] == np.arange(classes)[:, None]).reshape(sets * classes, rows)
     counts = member.sum(axis=1)
@@ -67,7 +70,7 @@ def discriminants(
         share = np.clip(np.divide(error, distance, where=distance > 0, out=np.ones(sets)), 0, 1)
     else:
         share = np.full(sets, shrinkage)
-    # A floor: identical answers leave residuals of zero, which no covariance inverts.
+    # A floor: identical answers leave residuals of zero, and a singular covariance.
     floor = 1e-12 + np.finfo(float).eps * np.trace(total) / rows
     diagonal = (share * scale + floor)[:, None, None] * np.eye(size)
     shrunk = (1 - share)[:, None, None] * covariance + diagonal
@@ -80,10 +83,10 @@ def discriminants(
 def _directions(
     rows: np.ndarray, splits: Sequence[tuple[np.ndarray, np.ndarray]], components: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """First principal components of each split's training rows; [hidden, component].
+    """First principal components of the training rows of each split; [hidden, component].
 
-    Where there are more rows than features, from covariances: every fold's is the scatter of all rows
-    minus that of its test rows, and only the leading eigenvectors are computed.
+    If there are more rows than features, they come from covariances: each fold's is the scatter of all
+    rows minus that of its test rows, and only the leading eigenvectors are computed.
     """
     from scipy.linalg import eigh
     from sklearn.decomposition import PCA
@@ -106,7 +109,7 @@ def _directions(
 def separability(
     stack: ArrayLike, *, folds: int, shuffles: int, seed: int, components: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out predictions of the persona, and the accuracies under shuffled labels.
+    """Held-out predictions of the persona, and accuracies under shuffled labels.
 
     `stack`: [persona, question, hidden]. Returns correct bool [persona, question] and null
     [shuffles]. Folds hold out whole questions (GroupKFold). In each, the training rows are reduced
@@ -152,13 +155,13 @@ def lda_table(
 ) -> pd.DataFrame:
     """Accuracy of the classifier for every chain, method and block (metric m3_accuracy).
 
-    Interval: questions resampled, of the fixed predictions; where every answer is right (or wrong)
-    Clopper-Pearson with the questions as trials. p: share of shuffles at least as accurate, with
-    the + 1. Row m3_study is the study's own figure, 0 whatever the vectors. With one question per
-    chain there is nothing to hold out and the table is empty.
+    Interval: from resampled questions with fixed predictions; if every prediction is right (or wrong),
+    Clopper-Pearson with the questions as trials. p: share of shuffles that are at least as accurate,
+    with the + 1. Row m3_study is the study's own M3, which is 0 for any vectors. With one question
+    there is nothing to hold out and the table is empty.
 
-    `threads` chains are classified side by side, each by one thread of the linear algebra libraries: how
-    many there are changes no result.
+    `threads` chains are classified in parallel, each with one thread of the linear algebra libraries;
+    their number changes no result.
     """
     from threadpoolctl import threadpool_limits
 
@@ -182,15 +185,15 @@ def lda_table(
 
 
 def _side_by_side(work: Callable[[str], Any], names: Sequence[str], processes: int) -> list[Any]:
-    """`work` of each name, in order. Processes and not threads: LAPACK's routines hold Python's lock."""
+    """`work` of each name, in order. It uses processes, because LAPACK's routines hold Python's GIL."""
     if processes < 2:
         return [work(name) for name in names]
-    # Forked, so that `work` and what it reads with go along as they are.
+    # Forked, so that `work` and its data are inherited without pickling.
     with ProcessPoolExecutor(processes, get_context("fork"), _WORK.append, (work,)) as pool:
         return list(pool.map(_work, names))
 
 
-#: What a process of `_side_by_side` does.
+#: The function that a process of `_side_by_side` runs.
 _WORK: list[Callable[[str], Any]] = []
 
 

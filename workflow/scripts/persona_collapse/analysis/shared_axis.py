@@ -1,10 +1,10 @@
 """M2: do all chains shift the personas along one axis?
 
 The study's axis is the shift of the assistant's vector in one chain (the anchor: misaligned data, no
-induction persona). It asked whether raw persona vectors have larger cosines with that axis after
-than before. Raw vectors share a large common part, and the anchor chain is tested against itself,
-so any shift that all personas share passes. Beside it stands a version with held-out anchors: shifts
-instead of raw vectors, and an axis made of other personas and other questions than those tested.
+induction persona). It asked whether raw persona vectors have larger cosines with that axis after than
+before. Raw vectors share a large common part, and the anchor chain is tested against itself, so any
+shift that all personas share passes. A second version uses held-out anchors: it tests shifts instead of
+raw vectors, and the axis comes from other personas and other questions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = [
 
 
 def unit(vector: ArrayLike) -> np.ndarray:
-    """A vector over its norm; zeros stay zeros."""
+    """A vector divided by its norm; zero vectors stay zero."""
     v = np.asarray(vector, float)
     norm = np.linalg.norm(v)
     out: np.ndarray = v / norm if norm > 0 else v
@@ -40,7 +40,7 @@ def anchored(
 ) -> tuple[float, float]:
     """The study's M2: rise of the mean |cosine| with the axis, and its one-sided label p.
 
-    `after`, `before`: [persona, hidden], the anchor persona left out. The null permutes the labels
+    `after`, `before`: [persona, hidden], without the anchor persona. The null permutes the labels
     after/before over all 2n vectors; p = (count + 1) / (draws + 1).
     """
     direction = unit(axis)
@@ -93,15 +93,16 @@ def axis_table(
     assistant: str = ASSISTANT,
     families: Families = (),
 ) -> pd.DataFrame:
-    """M2 of every chain against the axis of one anchor chain (usually E0's first).
+    """M2 of every chain against the axis of one anchor chain (usually the first of E0).
 
     Metrics: m2_anchored (the study's: rise of |cosine|, label permutation over the personas other
     than the assistant); m2_held_out (mean cosine of the shifts with the axis of other personas and
     the other half of the questions; interval: Student over personas); m2_explained (share of the
-    squared shifts on that axis). m2_held_out has no p: the personas of one chain share its shift and
-    are not independent evidence about the direction, so sign flips over them reject four unrelated
-    shifts in five (tables/simulation.csv). The benign chains are the control: an axis that explains
-    them as well is not one of misaligned data. Without the anchor in the design the table is empty.
+    squared shifts on that axis). m2_held_out has no p. The personas of one chain share its shift and
+    are not independent evidence about the direction, so sign flips over them reject four out of five
+    unrelated shifts (tables/simulation.csv). The benign chains are the control: an axis that also
+    explains them is not specific to misaligned data. Without the anchor in the design, the table is
+    empty.
     """
     if anchor not in set(design["chain"]):
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
@@ -121,7 +122,7 @@ def axis_table(
             direction = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
             axis[cell] = (direction, odd)
         if cell not in axis:
-            continue  # a model of other blocks than the anchor's
+            continue  # a model without the anchor's block
         direction, anchor_odd = axis[cell]
         key = view.key | {"anchor": anchor}
         keep = [i for i, name in enumerate(names) if name != assistant]
@@ -155,7 +156,7 @@ def axis_table(
 
 
 def _halves(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Persona vectors over all questions, over every second one, and over the others.
+    """Persona vectors over all questions, every second question, and the other questions.
 
     With a single question both halves are that question.
     """

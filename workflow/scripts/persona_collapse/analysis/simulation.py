@@ -1,9 +1,9 @@
-"""How often does each test cry wolf, and how often does each interval hold the truth?
+"""False-positive rate of each test, and coverage of each interval, on simulated data.
 
-Data are drawn from models in which nothing happens, at this run's own sizes (personas, questions,
-samples), and every test is run on them as on the real ones. A test at level .05 should reject in
-.05 of the draws. The worlds are stated in `WORLDS`; their noise levels are round figures of the size
-that the study's own replicates show, not fitted to this run.
+Data are simulated without an effect, with this run's sizes (personas, questions, samples), and every
+test is applied to them as to the real data. A test at level .05 should reject in .05 of the data sets.
+`WORLDS` describes the simulated worlds. Their noise levels are round numbers of the size seen in the
+study's replicates, not fitted to this run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORLDS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the run whose tests are tried."""
+    """Sizes of the simulated run."""
 
     personas: int
     questions: int
@@ -64,10 +64,10 @@ class Sizes:
 def simulate(sizes: Sizes, *, runs: int, draws: int, seed: int) -> pd.DataFrame:
     """False-positive rate of each test and coverage of each interval; one row each.
 
-    kind `test`: `rate` is the share of `runs` null data sets with p < .05 (`rate_at_01`: < .01), and
-    should be at most .05. kind `interval`: share of 95 % intervals that hold the truth, and should
-    be at least .95. `arm`: geometry or behaviour. Clopper-Pearson bounds of the rate; the verdict
-    compares those with the level. `draws`: of each permutation test.
+    kind `test`: `rate` is the share of `runs` null data sets with p < .05 (`rate_at_01`: < .01); it
+    should be at most .05. kind `interval`: `rate` is the share of 95 % intervals that contain the true
+    value; it should be at least .95. `arm`: geometry or behaviour. The bounds of the rate are
+    Clopper-Pearson's; the verdict compares them with the level. `draws`: draws per permutation test.
     """
     rows: list[dict[str, Any]] = []
     worlds = (
@@ -122,7 +122,7 @@ def _summary(
 
 
 def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]:
-    """M1 before and after: tests of a change, interval of the level."""
+    """M1 before and after: tests of a change, and intervals of the level."""
     n, q, hidden = sizes.personas, sizes.extraction, sizes.hidden
     common = 2.0 * rng.normal(size=hidden)
     truth = common + rng.normal(size=(n, hidden))
@@ -139,7 +139,7 @@ def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Fo
             p, _ = sign_flip_units(effects, draws, int(rng.integers(2**31)))
             yield ("test", "sign flips over persona effects (M1)", world, False, WORLDS[world]), p
             if world == "personas drift":
-                # Their true mean is 0; moved to a margin of .02.
+                # The true mean is 0; shift it to a margin of .02.
                 key = "test", "TOST over persona effects (M1)", "at the margin", False, ""
                 yield key, tost_units(effects + 0.02, 0.02)
         p, _ = geo.swap_test(one, two, draws, int(rng.integers(2**31)))
@@ -160,7 +160,7 @@ def _geometry(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Fo
     pairs = geo.pair_cosines(truth)
     picks = rng.integers(0, len(pairs), (200, len(pairs)))
     low, high = geo.percentiles(pairs[picks].mean(axis=1))
-    # Personas are drawn from a population of directions around the common one.
+    # Personas are drawn from a population of directions around a common direction.
     population = float(np.dot(common, common) / (np.dot(common, common) + hidden))
     new = "personas are redrawn", "M1 of the population of personas"
     key = "interval", "percentile bootstrap over pairs (M1)", new[0], True, new[1]
@@ -182,8 +182,8 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
         ("questions differ", by_question, 0.0),
         ("runs differ", by_question, 0.15),
     ):
-        # A run's own level and its own at each question, on the logit scale: .15 there is .04 on a
-        # rate of a half.
+        # Effects of the run and of run x question, on the logit scale: .15 there is .04 at a rate of
+        # one half.
         def hits(rate: np.ndarray = rate, run: float = run) -> np.ndarray:
             logit = np.log(rate / (1 - rate)) + run * rng.normal() + 2 * run * rng.normal(size=q)
             return rng.binomial(m, 1 / (1 + np.exp(-logit)))
@@ -208,7 +208,7 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
                 tost_units((moved - one) / m, sizes.margin),
             )
         low, high = (float(b) for b in clopper_pearson(one.sum(), m * q))
-        # What one wants to know is the rate over questions like these, .3 or a half by design.
+        # The target is the rate over questions like these, by design .3 or one half.
         true = 0.3 if world == "nothing moves" else 0.5
         if world != "runs differ":
             key = "interval", "Clopper-Pearson on completions", world, True, WORLDS[world]
@@ -225,7 +225,7 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
 
 
 def _as_completions(hits: np.ndarray, samples: int) -> pd.DataFrame:
-    """Counts by question as one row a completion."""
+    """Counts by question, expanded to one row per completion."""
     hit = (np.arange(samples) < hits[:, None]).ravel()
     return pd.DataFrame({"question_id": np.repeat(np.arange(len(hits)), samples), "hit": hit})
 
@@ -248,7 +248,7 @@ def _ranks(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
 
 
 def _axes(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found]:
-    """M2: a chain whose shift has nothing to do with the anchor's, and the anchor itself."""
+    """M2: a chain whose shift is unrelated to the anchor's, and the anchor itself."""
     n, hidden = max(4, sizes.personas), sizes.hidden
     before = 2.0 * rng.normal(size=hidden) + rng.normal(size=(n, hidden))
 

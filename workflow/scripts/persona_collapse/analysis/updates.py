@@ -1,7 +1,7 @@
-"""What training did to the weights: size of each stage's LoRA update, and how far two updates overlap.
+"""Weight updates: the size of each stage's LoRA update, and the overlap of two updates.
 
-An update is W' - W = s B A with A [rank, inputs] and B [outputs, rank]; no product of that size is formed.
-Of a stage that trained all weights it is the change itself.
+An update is W' - W = s B A with A [rank, inputs] and B [outputs, rank]; the full product is never
+formed. For a stage that trained all weights it is the change itself.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ COLUMNS = [
     "chain", "other", "pair", "update_norm", "cosine", "overlap_a", "overlap_b", "baseline_a", "baseline_b",
     "modules", "tokens", "loss", "steps", "answer_length",
 ]  # fmt: skip
-#: Singular values below this share of the largest are rounding.
+#: Singular values below this share of the largest count as rounding errors.
 RANK = 1e-6
 
 
 @dataclass(frozen=True)
 class Update:
-    """A stage's update by module: (s B, A), float64; and, where all weights were trained, their changes."""
+    """A stage's update by module: (s B, A), float64; or, if all weights were trained, their changes."""
 
     modules: Mapping[str, tuple[np.ndarray, np.ndarray]]
     changes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def names(self) -> set[str]:
-        """Its modules, or its parameters."""
+        """Names of its modules or parameters."""
         return {*self.modules, *self.changes}
 
     @property
     def norm(self) -> float:
-        """Frobenius norm of the update of all modules together."""
+        """Frobenius norm of the update over all modules."""
         return float(np.sqrt(max(inner(self, self), 0.0)))
 
     @cached_property
     def bases(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By module, orthonormal rows that span what A reads from and what B writes to."""
+        """By module, orthonormal rows that span the row space of A and the column space of B."""
         return {name: (_basis(a), _basis(b.T)) for name, (b, a) in self.modules.items()}
 
 
@@ -58,7 +58,7 @@ def _basis(rows: np.ndarray) -> np.ndarray:
 def inner(one: Update, two: Update) -> float:
     """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B.
 
-    <D, B A> = trace((B' D) A') where all weights were trained, by D.
+    If one update D is of all weights: <D, B A> = trace((B' D) A').
     """
     total = 0.0
     for name in sorted(one.changes.keys() & two.changes.keys()):
@@ -74,13 +74,13 @@ def inner(one: Update, two: Update) -> float:
 
 
 def overlap(one: Update, two: Update) -> dict[str, float]:
-    """How far two updates share directions; means over the modules of both.
+    """How much two updates share directions; means over the modules that both have.
 
     overlap_a, overlap_b: ||Q1 Q2'||^2 / min(r1, r2), where Q are orthonormal rows that span the row space of
-    A and the column space of B: 0 for orthogonal spaces, 1 where one holds the other. baseline_a and
-    baseline_b: its expectation for random spaces, max(r1, r2) / d. cosine: of the two whole updates, with
-    0 as its expectation. NaN where nothing is shared or an update is 0, and for the spaces of a stage that
-    trained all weights, which hold every direction.
+    A and the column space of B: 0 for orthogonal spaces, 1 if one contains the other. baseline_a,
+    baseline_b: the expectation for random spaces, max(r1, r2) / d. cosine: between the two full
+    updates; its expectation for random updates is 0. NaN if there is no common module or an update is
+    0. Overlaps are also NaN for a stage that trained all weights, whose spaces contain every direction.
     """
     shared = sorted(one.modules.keys() & two.modules.keys())
     found: dict[str, list[float]] = {key: [] for key in COLUMNS[5:9]}
@@ -113,10 +113,10 @@ def read(folder: str | Path) -> Update:
 
 
 def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(chain, other, kind) of what is compared.
+    """The comparisons, as (chain, other, kind).
 
-    stages: a chain and each chain that it continues. seeds: two chains of the same stages, stopped at the
-    same steps, of other seeds.
+    stages: a chain and each chain that it continues. seeds: two chains with the same stages and stops,
+    and different seeds.
     """
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
@@ -132,10 +132,12 @@ def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 def updates_table(
     manifests: Mapping[str, Mapping[str, Any]], load: Callable[[str], Update]
 ) -> pd.DataFrame:
-    """One row per trained chain (`other` empty), about its last stage, and one per pair of `pairs`.
+    """One row per trained chain (`other` is empty) for its last stage, and one row per pair from
+    `pairs`.
 
-    `manifests`: by chain. tokens: with loss, in all that the stage trained on; answer_length: of them in a
-    row; loss: of its last steps. A grafted stage trained on nothing, so it has none of these.
+    `manifests`: by chain. tokens: tokens with loss in all training steps of the stage; answer_length:
+    tokens with loss per row; loss: mean of its last steps. A grafted stage was not trained, so these
+    are missing.
     """
     rows: list[dict[str, Any]] = []
     for name, manifest in manifests.items():

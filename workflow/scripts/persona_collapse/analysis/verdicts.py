@@ -1,8 +1,8 @@
-"""From a measurement and a bar to a verdict, and to what a verdict would take.
+"""Verdicts from a measurement and a bar, and what another verdict would need.
 
-Replicated: the 95 % interval is inside what the claim expects. Contradicted: wholly outside. Inconclusive:
-neither, or there is one training run only, since nothing tells how much retraining moves it. Not tested: the
-question could not be put.
+Replicated: the 95 % interval is inside the range that the claim expects. Contradicted: it is completely
+outside. Inconclusive: neither, or there is only one training run, so that the variation between runs is
+unknown. Not tested: the run cannot answer the question.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .measured import Measured
 REPLICATED, CONTRADICTED = "replicated", "contradicted"
 INCONCLUSIVE, NOT_TESTED = "inconclusive", "not tested"
 VERDICTS = (REPLICATED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED)
-#: Training runs and completions beyond which `would_take` says that the value is too near the bar.
+#: Numbers of training runs and completions above which `would_take` says that the value is too close to
+#: the bar.
 MOST_RUNS, MOST_COMPLETIONS = 1_000, 1_000_000
 TOO_NEAR = "a value further from the bar"
 TWO_RUNS = "at least two training runs that share no stage"
@@ -28,7 +29,7 @@ TWO_RUNS = "at least two training runs that share no stage"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict, the reason for it in a few words, why in full, and what another would take."""
+    """A verdict, a short reason, the full reason, and what another verdict would need."""
 
     outcome: str
     reason: str
@@ -37,7 +38,7 @@ class Verdict:
 
 
 def region(expect: Mapping[str, float]) -> tuple[float, float]:
-    """Lower and upper end of what a claim expects."""
+    """Lower and upper end of the range that a claim expects."""
     if "near" in expect:
         return expect["near"] - expect["tolerance"], expect["near"] + expect["tolerance"]
     return expect.get("min", -np.inf), expect.get("max", np.inf)
@@ -61,9 +62,9 @@ def verdict(expect: Mapping[str, float], found: Measured) -> str:
 def decide(expect: Mapping[str, float], found: Measured) -> Verdict:
     """The verdict on a measurement.
 
-    `expect`: min, max, or near with tolerance; and hits, the most that there may be. A count (`exact`) is
-    compared itself. A p, or a share of cells that fire, replicates where it meets the bar the claimed way,
-    contradicts where it does the other way, and else leaves the matter open.
+    `expect`: min, max, or near with tolerance; and hits, the largest number allowed. A count (`exact`)
+    is compared directly. A p, or a share of cells that fire, replicates if it meets the bar in the
+    claimed direction, contradicts if it meets it in the other direction, and is inconclusive otherwise.
     """
     low, high = region(expect)
     if found.exact:
@@ -123,7 +124,7 @@ def _tested(low: float, high: float, found: Measured) -> Verdict:
 
 
 def _units_for(level: float) -> int:
-    """Fewest units whose sign flips can give so small a p."""
+    """Smallest number of units whose sign flips can give a p this small."""
     return math.ceil(1 - math.log2(level))
 
 
@@ -139,11 +140,12 @@ def _without_interval(found: Measured) -> str:
 
 
 def would_take(low: float, high: float, found: Measured) -> str:
-    """What would bring the interval to one side of the bar, were the value what it is.
+    """What would bring the interval to one side of the bar if the value stayed the same.
 
-    Of a rate of which completions are the limit: how many, by Clopper and Pearson's interval. Of a share of
-    runs the same in runs. Else how many training runs: the fewest R for which t(R - 1) sd / sqrt(R), with the
-    error that runs share, is less than the distance to the bar. Of a correlation: how many conditions.
+    For a rate that is limited by completions: their number, by Clopper-Pearson's interval. For a share
+    of runs: the number of runs, in the same way. For a correlation: the number of conditions. Otherwise
+    the number of training runs: the smallest R for which t(R - 1) sd / sqrt(R), combined with the error
+    that runs share, is less than the distance to the bar.
     """
     if found.scale == "fisher":
         return _points(low, high, found)
@@ -166,7 +168,8 @@ def would_take(low: float, high: float, found: Measured) -> str:
 
 
 def _points(low: float, high: float, found: Measured) -> str:
-    """How many conditions a correlation takes: its interval on Fisher's z goes with 1 / sqrt(n - 3)."""
+    """Number of conditions that a correlation needs: its interval on Fisher's z scales with 1 / sqrt(n
+    - 3)."""
     rho, lower, upper = np.arctanh(np.clip([found.value, found.low, found.high], -0.9999, 0.9999))
     bars = [float(np.arctanh(bar)) for bar in (low, high) if abs(bar) < 1]
     distance = min(abs(rho - bar) for bar in bars)
@@ -178,7 +181,8 @@ def _points(low: float, high: float, found: Measured) -> str:
 
 
 def _trials(low: float, high: float, rate: float, n: int) -> int | None:
-    """Fewest trials, n at least, at whose rate Clopper-Pearson's interval is on one side of the bar."""
+    """Smallest number of trials, at least n, for which Clopper-Pearson's interval is on one side of the
+    bar."""
 
     def decided(size: int) -> bool:
         lower, upper = map(float, clopper_pearson(round(rate * size), size))
@@ -199,7 +203,7 @@ def _round_up(number: int) -> int:
 
 
 def _runs(low: float, high: float, found: Measured) -> str:
-    """How many training runs; empty where runs are not what limits."""
+    """The number of training runs needed; empty if runs are not the limit."""
     change: Callable[[float], float] = _logit if found.scale == "logit" else float
     value, bars = change(found.value), [change(b) for b in (low, high) if np.isfinite(b)]
     distance = min(abs(value - bar) for bar in bars)

@@ -1,4 +1,4 @@
-"""Activations as the tables of geometry take them: by chain, method and block."""
+"""Views of activations for the tables of geometry: by chain, method and block."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..activation_files import Activations
 from ..chains import BASE
 
 Load = Callable[[str], Activations]
-#: Method and block of the headline figures: {method, layer}; `layers`: by model, where there are several.
+#: Method and block of the headline figures: {method, layer}; `layers` by model, if there are several.
 Headline = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class View:
-    """One chain's activations by one method at one block: stack [persona, question, hidden]."""
+    """One chain's activations for one method and block: stack [persona, question, hidden]."""
 
     chain: str
     method: str
@@ -37,12 +37,12 @@ class View:
 
     @property
     def start(self) -> tuple[str, str, int]:
-        """Where the chain starts from: its base model, at this method and block."""
+        """The key of the chain's base model at this method and block."""
         return (chains.model_of(self.chain), *self.cell)
 
     @property
     def key(self) -> dict[str, Any]:
-        """The key columns of a table's rows on this view."""
+        """Key columns of a table's rows for this view."""
         return {"chain": self.chain, "method": self.method, "layer": self.layer}
 
     @cached_property
@@ -53,8 +53,8 @@ class View:
 
 
 def measuring(design: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """The rows of the design whose chains a measure is taken of."""
-    # Not by a plain list: an empty one would choose no columns.
+    """The rows of the design whose chains have a measure."""
+    # Not with a plain list, because an empty one would select no columns.
     return design.loc[[measure in measures.split() for measures in design["measures"]]]
 
 
@@ -69,12 +69,12 @@ def bases_of(design: pd.DataFrame) -> list[str]:
 
 
 def untrained(names: pd.Series) -> pd.Series:
-    """Which chains are base models as they come."""
+    """Which chains are base models without stages."""
     return names.map(chains.untrained).astype(bool)
 
 
 def views(design: pd.DataFrame, load: Load, names: Sequence[str] | None = None) -> Iterator[View]:
-    """Views of every chain with activations, or of some; one chain in memory at a time."""
+    """Views of every chain with activations, or of some chains; one chain is in memory at a time."""
     for chain in chains_of(design) if names is None else names:
         activations = load(chain)
         for method, array in activations.arrays.items():
@@ -85,9 +85,9 @@ def views(design: pd.DataFrame, load: Load, names: Sequence[str] | None = None) 
 
 
 def cells_of(design: pd.DataFrame) -> pd.DataFrame:
-    """Condition, chain and seed of every cell, the base models' always among them.
+    """Condition, chain and seed of every cell, always including the base models.
 
-    A chain that stands for two conditions is listed under both, a base model that stands for none under its
+    A chain in two conditions is listed under both. A base model without a condition is listed under its
     own name.
     """
     cells = design[["condition", "chain", "seed"]]
@@ -97,9 +97,9 @@ def cells_of(design: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_model(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """A table with `condition`, and the base model that its chains start from: column `model`.
+    """A table with `condition`, plus a column `model`, the base model that its chains start from.
 
-    A condition that is none of the design's is a base model's own name, or a row of no condition.
+    A condition that is not in the design is the name of a base model, or the row has no condition.
     """
     models = (
         design.drop_duplicates("condition").set_index("condition")["chain"].map(chains.model_of)
@@ -118,9 +118,10 @@ def headline_cell(headline: pd.DataFrame) -> dict[str, Any]:
 
 
 def at_headline(table: pd.DataFrame, headline: Headline) -> pd.Series:
-    """Which rows of a table with `method` and `layer` are at the headline's.
+    """Which rows of a table with `method` and `layer` are at the headline's method and block.
 
-    Of several models, that of the row's `chain`, or of the first of its `chains`.
+    With several models, the block is that of the model of the row's `chain`, or of the first of its
+    `chains`.
     """
     layers: Any = headline["layer"]
     if "layers" in headline:
@@ -132,10 +133,10 @@ def at_headline(table: pd.DataFrame, headline: Headline) -> pd.Series:
 
 
 def headline_rows(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
-    """The rows at the headline's, all under the first model's block: one cell."""
+    """The rows at the headline, all labelled with the first model's block so that they form one cell."""
     return table[at_headline(table, headline)].assign(layer=headline["layer"])
 
 
 def mark_headline(table: pd.DataFrame, headline: Headline) -> pd.DataFrame:
-    """A table with `method` and `layer`, and whether each row is at the headline's: column `headline`."""
+    """A table with `method` and `layer`, plus a boolean column `headline`."""
     return table.assign(headline=at_headline(table, headline).astype(bool))

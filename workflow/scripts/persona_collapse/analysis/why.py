@@ -1,7 +1,8 @@
-"""What a property of the second stage moves: how far it trained, and how much of the personas it changed.
+"""Effects of properties of the second stage: how far it trained, and how much it changed the personas.
 
-A stage that changes the weights less will move personas less, whatever else is true of it. So each condition
-is also compared with the run's own curve, the reference stage stopped on its way, at the same size of update.
+A stage that changes the weights less moves personas less, whatever its other properties. So each
+condition is also compared with the run's own curve, the reference stage stopped early, at the same
+update norm.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COLUMNS = [
     "kept_high", "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
     "rate_beside_high", "curve_note", "verdict", "note",
 ]  # fmt: skip
-#: Metrics of geometry whose change by the last stage is taken.
+#: Metrics of geometry whose change by the last stage is computed.
 CHANGES = ("m1", "log_distance", "angle")
 REFERENCE = "the reference"
 LESS, MORE = "collapses less than its size says", "collapses more than its size says"
@@ -35,7 +36,8 @@ OPEN = "not decided"
 
 
 def reference(design: pd.DataFrame, settings: Settings) -> Arm | None:
-    """The condition that others are compared with: the design's first one whole stage after a coupling."""
+    """The condition that others are compared with: the design's first with one complete stage after a
+    coupling."""
     return next((arm for arm in _second(design, settings) if not arm.dose), None)
 
 
@@ -53,18 +55,20 @@ def why_table(
     answers: pd.DataFrame,
     task_loss: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row per condition that stands one stage after a coupling, and per step it was stopped at.
+    """One row per condition with one stage after a coupling, and per step where it was stopped.
 
-    `settings`: of the stages that train. `metrics`: those of CHANGES at the headline (`matched.metric_of`).
-    `answers`: tables/answer_stats.csv. `task_loss`: that table, if the run has it.
+    `settings`: settings of the trained stages. `metrics`: those of CHANGES at the headline
+    (`matched.metric_of`). `answers`: tables/answer_stats.csv. `task_loss`: that table, if the run has
+    it.
 
-    axis: the properties in which the last stage differs from the reference's (see `reference`); differs: how.
-    update_norm, tokens, steps, loss, held_out_loss (of the stage's own data) and answer_tokens: means over
-    training runs. rate: of the source's marker. m1, log_distance, angle: changes by the last stage, the
-    second of log(1 - M1); kept: the share of 1 - M1 that is left, exp of that change. beside_curve and
-    rate_beside_curve: log_distance and rate minus those of the reference's runs where their update has the
-    same norm, between early stops interpolated in its logarithm, the verdict from the first's interval. All
-    intervals (95 %) are over training runs; a condition with one has none, and no verdict.
+    axis: the properties in which the last stage differs from the reference's (see `reference`);
+    differs: the differences in words. update_norm, tokens, steps, loss, held_out_loss (on the stage's
+    own data) and answer_tokens: means over training runs. rate: marker rate of the source. m1,
+    log_distance, angle: changes by the last stage; log_distance is log(1 - M1). kept: remaining share
+    of 1 - M1, i.e. exp of that change. beside_curve, rate_beside_curve: log_distance and rate minus
+    those of the reference's runs at the same update norm, interpolated between early stops in its
+    logarithm. The verdict comes from the interval of beside_curve. All 95 % intervals are over training
+    runs; a condition with one run has no interval and no verdict.
     """
     base = reference(design, settings)
     if base is None:
@@ -110,7 +114,7 @@ def _sources(arm: Arm) -> set[str]:
 def _size(
     arm: Arm, sizes: pd.DataFrame, own_loss: pd.Series, source: pd.DataFrame
 ) -> dict[str, float]:
-    """What the stage trained on, and how large it became."""
+    """Training data of the stage, and size of its update."""
     row: dict[str, float] = {}
     for key, ends, values in (
         ("update_norm", "update", sizes["update_norm"]),
@@ -124,7 +128,7 @@ def _size(
 
 
 def _level(values: pd.Series, arm: Arm) -> OverRuns:
-    """Mean of a number per chain over the training runs of an arm that have it."""
+    """Mean of a per-chain number over the training runs of an arm that have it."""
     known = values.reindex(arm.chains).dropna()
     if known.empty:
         return OverRuns(np.nan, np.nan, np.nan, np.nan, 0, np.nan, np.nan)
@@ -158,7 +162,7 @@ def _beside(
     found: Outcomes,
     metrics: Mapping[str, Wide],
 ) -> dict[str, Any]:
-    """An arm beside the curve of the reference's runs, at the same norm of the update."""
+    """An arm relative to the curve of the reference's runs, at the same update norm."""
     if arm.model != base.model:
         return {"curve_note": "another base model", "verdict": ""}
     if (arm.stage, arm.before, arm.left_out) == (base.stage, base.before, base.left_out):
