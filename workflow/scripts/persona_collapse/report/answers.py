@@ -1,6 +1,6 @@
-"""Answers for the page: a sample of them, as a script may show them.
+"""Sampled answers that the page shows.
 
-Model output is hostile text: control characters are named, and long answers are cut.
+Model output is untrusted text: control characters are shown by name, and long answers are cut.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import pandas as pd
 
 LONGEST_ANSWER = 600
-#: Answers that the page holds at most; of more, as many of every chain and persona, chosen by hash.
+#: Largest number of answers on the page. If there are more, the same number per chain and persona is
+#: chosen by hash.
 SHOWN_ANSWERS = 5000
-#: Letters of these answers, about: fewer are shown where they are long.
+#: Approximate number of characters of these answers; long answers mean fewer of them.
 SHOWN_LETTERS = 1_500_000
 
 
 def printable(text: str) -> str:
-    """An answer as it can be shown: control characters named, long ones cut with a note."""
+    """An answer for display: control characters shown by name, long answers cut with a note."""
     shown = re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
                   r"\U000e0000-\U000e007f]",
                    lambda m: " " if m.group().isspace() else f"<U+{ord(m.group()):04X}>", text)  # fmt: skip
@@ -34,12 +35,13 @@ def sample_answers(
     completions: Callable[[str], pd.DataFrame],
     limit: int = SHOWN_ANSWERS,
 ) -> pd.DataFrame:
-    """Answers for the page: all, or as many of each chain and persona as fit `limit`; in hash order.
+    """Answers for the page: all, or as many per chain and persona as fit `limit`; in hash order.
 
-    The hash is of chain, persona, question and sample: the same answers on every machine, and a first
-    screen that is a mix of them. Where not even one of each fits, the first by hash. `answers`: what
-    `markers.answers` gives, chain by chain; `completions` gives a chain's own, for the texts of those
-    that are shown. One chain's tables are held at a time, with up to `limit` answers.
+    The hash is over chain, persona, question and sample. So every machine shows the same answers, and
+    the first screen is a mix. If not even one per chain and persona fits, the first by hash are taken.
+    `answers`: tables of `markers.answers`, chain by chain. `completions`: function that gives a chain's
+    completions, for the texts. Only one chain's tables, and up to `limit` answers, are in memory at a
+    time.
     """
     keys = ["chain", "persona", "question_id", "sample"]
     kept, seen, cells = pd.DataFrame(columns=[*keys, "hit", "order"]), 0, 0
@@ -66,7 +68,7 @@ def sample_answers(
 
 
 def _equally(answers: pd.DataFrame, cells: int, limit: int) -> pd.DataFrame:
-    """The first answers of each chain and persona, of which there are `cells`; `limit` in all."""
+    """The first answers of each of `cells` pairs of chain and persona; at most `limit` in total."""
     first = answers.groupby(["chain", "persona"], sort=False).head(max(1, limit // cells))
     return first.head(limit)
 

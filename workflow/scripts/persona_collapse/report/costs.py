@@ -10,7 +10,7 @@ from ..study.estimate import MODEL_RULES, measured_seconds
 
 
 def costs(results: Path, run: str) -> pd.DataFrame:
-    """What a run's jobs took, by rule: jobs, hours, mean seconds, peak MiB; from its benchmark files."""
+    """Costs of a run's jobs by rule, from benchmark files: jobs, hours, mean seconds, peak MiB."""
     rows = [
         {"rule": rule, "jobs": jobs, "hours": mean * jobs / 3600, "seconds": mean, "peak_mib": peak}
         for rule, (mean, peak, jobs) in measured_seconds(results, run).items()
@@ -20,7 +20,7 @@ def costs(results: Path, run: str) -> pd.DataFrame:
 
 
 def spent(table: pd.DataFrame, training: pd.DataFrame, tokens: int) -> dict[str, str]:
-    """A run's cost in a few figures: hours, GPU-hours, tokens trained on and sampled."""
+    """Total costs of a run: hours, GPU-hours, tokens trained on and sampled."""
     model = float(table.loc[table["rule"].isin(MODEL_RULES), "hours"].sum())
     gpu = len(training) > 0 and not training["device"].eq("cpu").all()
     return {

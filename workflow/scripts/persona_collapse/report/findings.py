@@ -1,6 +1,6 @@
-"""What came out, computed from the tables: sentences, and tables side by side.
+"""The findings, computed from the tables: sentences and combined tables.
 
-The sentences hold whichever way the numbers fall.
+The sentences are correct whatever the numbers are.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CLAIM_GROUPS = {
     "defence": "What could keep personas apart",
     "cause": "Does the geometry cause the behaviour?",
 }
-#: Below this p, corrected for the number of chains, completions count as another model's.
+#: Below this p, corrected for the number of chains, completions count as samples of another model.
 STRANGE = 1e-3
-#: A share of answers that were cut off which the findings mention.
+#: The findings mention shares of cut-off answers above this.
 LOST = 0.1
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with as many digits as make sense."""
+    """A share as a percentage with a sensible number of digits."""
     return (
         "n/a"
         if pd.isna(value)
@@ -48,7 +48,7 @@ def percent(value: float) -> str:
 
 
 def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """What the page says in sentences, beside its headline numbers: claims, and what to be wary of."""
+    """Sentences of the page in addition to its headline numbers: claims and warnings."""
     checked = tables["logprob_tests"]
     sentences = [second_opinion(checked)] if (checked["p"] < STRANGE).any() else []
     verdicts = tables["scorecard"]["verdict"].value_counts()
@@ -60,9 +60,10 @@ def findings(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def in_numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The headline, one row per condition and source: `condition`, `title`, and numbers as text.
 
-    `before`, `after`: share of the source's answers with the marker before and after the last stage, chains
-    pooled. `kept`: probability that a new training run keeps a rate above 5 % (95 % interval), where there
-    are several runs. `cosine`: mean cosine at the headline, mean over chains. Empty where not measured.
+    `before`, `after`: share of the source's answers with the marker before and after the last stage,
+    chains pooled. `kept`: probability that a new training run keeps a rate above 5 % (95 % interval),
+    if there are several runs. `cosine`: mean cosine at the headline, averaged over chains. Empty if not
+    measured.
     """
     rates, grid = tables["marker_rates"], tables["design"]
     own = rates[rates["role"] == "source"].groupby(["condition", "source"])[["hits", "n"]].sum()
@@ -96,9 +97,10 @@ def in_numbers(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def loudest(table: pd.DataFrame) -> list[str]:
-    """How often the study's tests are wrong, in a sentence, if they are; `table`: tables/simulation.csv.
+    """A sentence on the false-positive rates of the study's tests, if they are too high; `table`:
+    tables/simulation.csv.
 
-    Its world `own shift` has what the test looks for.
+    The simulated world `own shift` has the effect that the test looks for.
     """
     own = table[(table["kind"] == "test") & table["as_study"] & (table["world"] != "own shift")]
     loud = own[own["verdict"] == "too many"]
@@ -113,9 +115,10 @@ def loudest(table: pd.DataFrame) -> list[str]:
 
 
 def survival(table: pd.DataFrame, condition: str, source: str) -> str:
-    """How likely a new training run of a condition keeps the marker, as text; empty with one run only.
+    """Probability that a new training run of a condition keeps the marker, as text; empty with a single
+    run.
 
-    `table`: tables/rate_model.csv. `source`: empty for all of the condition's.
+    `table`: tables/rate_model.csv. `source`: a source persona; empty for all sources of the condition.
     """
     rows = table[
         (table["quantity"] == "survival")
@@ -130,14 +133,14 @@ def survival(table: pd.DataFrame, condition: str, source: str) -> str:
 
 
 def decided(scorecard: pd.DataFrame) -> pd.DataFrame:
-    """The claims with a verdict either way, replicated ones first."""
+    """The claims with a verdict, replicated ones first."""
     order = {REPLICATED: 0, CONTRADICTED: 1}
     rows = scorecard[scorecard["verdict"].isin(order)]
     return rows.sort_values("verdict", key=lambda column: column.map(order), kind="stable")
 
 
 def worded(scorecard: pd.DataFrame) -> pd.DataFrame:
-    """The scorecard with the texts of claims where it names other claims by their ids."""
+    """The scorecard with ids of claims in its sentences replaced by their texts."""
     texts = dict(zip(scorecard["claim"], scorecard["text"], strict=True))
 
     def named(said: str) -> str:
@@ -151,9 +154,9 @@ def worded(scorecard: pd.DataFrame) -> pd.DataFrame:
 
 
 def undecided(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
-    """The other claims by the reason why: verdict, reason, and each claim with what it would take or why."""
+    """The claims without a verdict, grouped by reason: verdict, reason, and each claim with what it needs."""
     rest = scorecard[~scorecard["verdict"].isin((REPLICATED, CONTRADICTED))].fillna({"note": ""})
-    # The reason stands above its claims.
+    # The reason is the heading of its claims.
     notes = [
         note.removeprefix(reason).lstrip("; ")
         for note, reason in zip(rest["note"], rest["reason"], strict=True)
@@ -171,7 +174,7 @@ def undecided(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def takeaways(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
-    """The study's five takeaways: how many of the claims of each came out how."""
+    """The study's five takeaways, each with its claims counted by verdict."""
     found = []
     for where, title in CLAIM_GROUPS.items():
         own = scorecard[scorecard["where"] == where]
@@ -184,7 +187,7 @@ def takeaways(scorecard: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def registration(scorecard: pd.DataFrame, registered: pd.DataFrame) -> dict[str, Any]:
-    """Hash and date of the bars that were registered, and the claims whose bar is another now, or new."""
+    """Hash and date of the registered bars, and the claims whose bar has changed or is new since."""
     since = scorecard["registered"].fillna("").astype(str)
     other = scorecard[since.str.startswith(("changed", "added"))]
     return {
@@ -195,7 +198,7 @@ def registration(scorecard: pd.DataFrame, registered: pd.DataFrame) -> dict[str,
 
 
 def simulated(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Names of the tests, and of the intervals, that were run on simulated data."""
+    """Names of the tests and intervals that were run on simulated data."""
     return {
         kind: list(dict.fromkeys(table.loc[table["kind"] == kind, "name"]))
         for kind in ("test", "interval")
@@ -203,7 +206,7 @@ def simulated(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def cut_off(table: pd.DataFrame) -> list[str]:
-    """Which rates are lower bounds, in a sentence, if any are; `table`: tables/answer_stats.csv."""
+    """A sentence on rates that are lower bounds, if any; `table`: tables/answer_stats.csv."""
     own = table[table["role"] == "source"].groupby("condition", sort=False)
     means = own[["truncated", "rate", "rate_finished"]].mean()
     means = means[means["truncated"] > LOST]
@@ -221,7 +224,8 @@ def cut_off(table: pd.DataFrame) -> list[str]:
 
 
 def second_opinion(table: pd.DataFrame) -> str:
-    """Whether the completions are the named chains' own, in a sentence; `table`: tables/logprob_tests.csv."""
+    """A sentence on whether the completions were sampled from their chains; `table`:
+    tables/logprob_tests.csv."""
     checked = table[table["p"].notna()]
     if checked.empty:
         return "These completions are greedy, so nothing says what they should look like."
@@ -243,7 +247,7 @@ def second_opinion(table: pd.DataFrame) -> str:
 
 
 def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
-    """Claims counted by heading and verdict; every verdict has a column."""
+    """Counts of claims by heading and verdict; every verdict has a column."""
     group = scorecard["where"].map(CLAIM_GROUPS).fillna(scorecard["where"])
     counts = pd.crosstab(group, scorecard["verdict"]).reindex(columns=VERDICTS, fill_value=0)
     order = [name for name in CLAIM_GROUPS.values() if name in counts.index]
@@ -252,7 +256,7 @@ def summary(scorecard: pd.DataFrame) -> pd.DataFrame:
 
 
 def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
-    """One row per comparison of pooled chains: the difference, and every test's p beside the others'."""
+    """One row per comparison of pooled chains: the difference, and the p of each test in one column each."""
     if tests.empty:
         return pd.DataFrame()
     key = ["condition", "reference", "source"]
@@ -285,7 +289,7 @@ def tests_side_by_side(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per chain at the headline method and block: M1 and what each choice makes of it."""
+    """One row per chain at the headline method and block: M1 and its variants."""
     own = headline(tables["geometry"])
     own = own[own["chain"] != ""]
     axis, classes = (
@@ -334,7 +338,7 @@ def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-#: Metrics of `over_runs`, and what they are called.
+#: Labels for metrics of `over_runs`.
 RUN_METRICS = {
     "m1": "mean cosine",
     "m1_unbiased": "mean cosine without noise",
@@ -354,7 +358,7 @@ def over_runs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def equivalence(table: pd.DataFrame) -> pd.DataFrame:
-    """Differences that were set against a margin, over training runs; `table`: tables/geometry_runs.csv."""
+    """Differences that were compared with a margin, over training runs; `table`: tables/geometry_runs.csv."""
     rows = headline(table)
     rows = rows[rows["margin"].notna()]
     names = RUN_METRICS | {"log_distance": "log(1 − mean cosine)"}
@@ -362,9 +366,10 @@ def equivalence(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_out(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each number and each kind of thing left out, the lowest and highest that is left, and without what.
+    """For each number and each kind of unit left out: the lowest and highest value that remains, and
+    the left-out unit.
 
-    `table`: tables/leave_one_out.csv, or another of the same columns.
+    `table`: tables/leave_one_out.csv, or a table with the same columns.
     """
     keys = ["quantity", "condition", "reference", "dose", "left_out"]
     keys = [key for key in keys if key in table]
@@ -380,9 +385,9 @@ def left_out(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def components(table: pd.DataFrame) -> pd.DataFrame:
-    """Variance components side by side, one row per condition: SD and its interval, or a dash.
+    """Variance components as columns, one row per condition: SD and its interval, or a dash.
 
-    `table`: tables/variance_components.csv, or another of the same columns.
+    `table`: tables/variance_components.csv, or a table with the same columns.
     """
     said = [
         f"{row.sd:.2g} ({row.ci_low:.2g} to {row.ci_high:.2g})" if row.sd == row.sd else "–"
@@ -401,7 +406,7 @@ def components(table: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(columns=names).fillna("–").reset_index()
 
 
-#: Quantities of the tables of matched comparisons and of updates, and what they are called.
+#: Labels for quantities in the tables of matched comparisons and of updates.
 OUTCOMES = {"m1": "change of the mean cosine", "rate": "marker rate"}
 MATCHED_ON = {
     "loss": "last training loss (nats per token)",
@@ -413,10 +418,10 @@ PAIRS = {"stages": "stages of one chain", "seeds": "runs of other seeds"}
 
 
 def matched(table: pd.DataFrame) -> pd.DataFrame:
-    """Matched comparisons, those that could be made first; `table`: tables/matched.csv."""
+    """Matched comparisons, the possible ones first; `table`: tables/matched.csv."""
     known = table["estimate"].notna()
     rows = pd.concat([table[known], table[~known]])
-    # Where there is an estimate, the amount has a column of its own.
+    # With an estimate, the amount has a column of its own.
     note = rows["note"].fillna("").str.replace(r"^at [^;]*(; )?", "", regex=True)
     return rows.assign(
         outcome=rows["outcome"].map(OUTCOMES), equal=rows["matched_on"].map(MATCHED_ON), note=note
@@ -424,12 +429,12 @@ def matched(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def half_doses(table: pd.DataFrame) -> pd.DataFrame:
-    """Half-doses with their outcomes in words; `table`: tables/half_dose.csv."""
+    """Half-doses with labels of their outcomes; `table`: tables/half_dose.csv."""
     return table.assign(outcome=table["outcome"].map(OUTCOMES))
 
 
 def counted(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """The table of a measure of answers, one row per chain: its conditions, and each persona's rate."""
+    """The table of a measure of answers, one row per chain: its conditions, and the rate of each persona."""
     rates = table.pivot(index="chain", columns="persona", values="rate")
     rates = rates.loc[list(dict.fromkeys(table["chain"])), list(dict.fromkeys(table["persona"]))]
     conditions = design.groupby("chain")["condition"].agg(lambda names: ", ".join(names.unique()))
@@ -438,7 +443,7 @@ def counted(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stages(name: str) -> str:
-    """A chain without its seeds: its stages in order, and where it was stopped early."""
+    """A chain's name without its seeds: its stages in order, and the step where it was stopped early."""
     return ", then ".join(
         s.name + (f" ({s.stop} steps)" if s.stop else "") + (" (left out)" if s.left_out else "")
         for s in parse(name).stages
@@ -446,7 +451,7 @@ def _stages(name: str) -> str:
 
 
 def update_sizes(table: pd.DataFrame) -> pd.DataFrame:
-    """Size of each stage's update, a row for all its runs; `table`: tables/updates.csv."""
+    """Size of each stage's update, one row for all its runs; `table`: tables/updates.csv."""
     own = table[table["other"].fillna("") == ""]
     groups = own.assign(stages=own["chain"].map(_stages)).groupby("stages", sort=False)
     return groups.agg(
@@ -461,7 +466,7 @@ def update_sizes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def update_overlaps(table: pd.DataFrame) -> pd.DataFrame:
-    """How far updates share directions, a row for all pairs of the same stages; see `update_sizes`."""
+    """Overlap of the directions of updates, one row for all pairs of the same stages; see `update_sizes`."""
     pairs = table[table["other"].fillna("") != ""]
     keys = ["pair", "one", "other", "seed"]
     last = {name: parse(name).last.seed for name in {*pairs["chain"], *pairs["other"]}}
@@ -478,11 +483,11 @@ def update_overlaps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def causes(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Arms in which states are moved while a chain answers: `text` and `verdict` of the claim, and `rows`.
+    """Interventions on states during sampling: `text` and `verdict` of each claim, and `rows`.
 
-    Those of the claims that compare a target with its controls, where the run has them. Rows: the target,
-    what it continues or is compared with, its controls, and the better control: marker rate (value, ci_low,
-    ci_high, units), and how much the target's is above it (difference, low, high).
+    Covers the claims that compare a target with its controls, if the run has these. Rows: the target,
+    what it continues or is compared with, its controls, and the better control. Columns: marker rate
+    (value, ci_low, ci_high, units), and the target's rate minus it (difference, low, high).
     """
     rates = tables["rate_model"]
     own = rates[(rates["role"] == "source") & (rates["source"] == "")]
@@ -516,7 +521,7 @@ def causes(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def unrelated(table: pd.DataFrame) -> float:
-    """Linear CKA of random vectors of the run's sizes; `table`: tables/geometry.csv."""
+    """Linear CKA of random vectors with the run's dimensions; `table`: tables/geometry.csv."""
     return float(table.loc[table["metric"] == "cka_unrelated", "value"].mean())
 
 

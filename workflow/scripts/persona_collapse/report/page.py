@@ -1,9 +1,9 @@
-"""The report: one HTML page that holds everything it shows and needs no network.
+"""The report: one self-contained HTML page that needs no network.
 
-Every number comes from a table or manifest that a rule wrote. Model output is hostile text: the template
-escapes all, and scripts are given it as JSON and show it as text. The page's policy lets its own two
-scripts run, by their hashes, and nothing be fetched. Without scripts every chart is there as it first
-stands.
+Every number comes from a table or manifest that a rule wrote. Model output is untrusted: the template
+escapes it, and scripts get it as JSON and show it as text. The page's content security policy allows
+only its own two scripts, by hash, and no requests. Without scripts, every chart is shown in its initial
+state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .figures._render import data as data_of
 from .figures._render import page as chart_of
 from .provenance import origin, short_commit
 
-#: The tables that the page shows or words; it names those of the claims and the figures too.
+#: The tables that the page shows or describes; it also lists those of the claims and the figures.
 TABLES = (
     "answer_stats", "contrasts", "correlations", "design", "errata", "frontier", "geometry", "geometry_runs",
     "half_dose", "headline", "hypotheses", "leakage", "leave_one_out", "leave_one_out_rates",
@@ -40,25 +40,25 @@ TABLES = (
     "updates", "variance_components", "variance_components_m1", "why",
 )  # fmt: skip
 RESOURCES = Path(__file__).resolve().parents[3] / "resources" / "report"
-#: Answers that a reader without scripts sees at most.
+#: Largest number of answers shown without scripts.
 PLAIN_ANSWERS = 300
-#: Rows of a folded table that the page holds at most; the table's file has all.
+#: Largest number of rows of a folded table on the page; the table's file has all.
 MOST_ROWS = 200
-#: Rows of a folded table that is printed; the page and the table's file have more.
+#: Rows of a folded table in print; the page and the table's file have more.
 MOST_ON_PAPER = 40
-#: Bytes of the figures for papers that the page holds; the others are in the folder beside it.
+#: Bytes of paper figures embedded in the page; the other figures are in the folder next to it.
 PAPER_BYTES = 600_000
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the page is made of; `tables` by file name, as the rules wrote them.
+    """The content of the page; `tables` by file name, as the rules wrote them.
 
-    `model`: its label, and as `note` what a reader must know of it first, if anything. `figures`: the file
-    of each figure for papers. `samples`: answers to show (chain, persona, question, hit, text), out of
-    `completions`. `commands`: what repeats the run and what extends it. `sources`: file, rule, rows and hash
-    of every table. `costs`: one row per rule; see `costs`. `counted`: measures of answers but for the
-    marker, and what each asks.
+    `model`: its label, and a `note` that a reader must know first, if any. `figures`: the file of each
+    figure for papers. `samples`: answers to show (chain, persona, question, hit, text), out of
+    `completions`. `commands`: commands that repeat and extend the run. `sources`: file, rule, rows and
+    hash of every table. `costs`: one row per rule; see `costs`. `counted`: measures of answers other
+    than the marker, and the question that each answers.
     """
 
     run: str
@@ -81,7 +81,7 @@ class Inputs:
 
 
 def number(value: Any) -> str:
-    """A number for a table: integers whole, others to three significant digits, NaN as a dash."""
+    """A number for a table: integers in full, others with three significant digits, NaN as a dash."""
     if value is None or (isinstance(value, float) and pd.isna(value)) or value is pd.NA:
         return "–"
     if isinstance(value, bool):
@@ -93,7 +93,7 @@ def number(value: Any) -> str:
 
 
 def interval(row: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """A value with its interval for a table: the value alone where it has none."""
+    """A value with its interval for a table; only the value if it has no interval."""
     value, low, high = (row[field] for field in fields)
     if pd.isna(low) or pd.isna(high):
         return number(value)
@@ -101,7 +101,7 @@ def interval(row: Mapping[str, Any], fields: Sequence[str]) -> str:
 
 
 def environment() -> Environment:
-    """Jinja as the pages need it: everything escaped, a missing name an error."""
+    """Jinja environment of the pages: everything is escaped, and a missing name is an error."""
     made = Environment(
         loader=FileSystemLoader(RESOURCES),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -116,13 +116,13 @@ def environment() -> Environment:
 
 
 def glossary() -> dict[str, str]:
-    """What the page's words mean, in the order of its sections."""
+    """Definitions of the page's terms, in the order of its sections."""
     words: dict[str, str] = yaml_files.load_mapping(RESOURCES / "glossary.yaml")
     return words
 
 
 def page_parts() -> dict[str, Any]:
-    """Style, scripts and the policy that lets these scripts run and nothing else."""
+    """Style, scripts and the content security policy that allows only these scripts."""
     scripts = [javascript(), (RESOURCES / "report.js").read_text(encoding="utf-8")]
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
@@ -137,24 +137,25 @@ def page_parts() -> dict[str, Any]:
 
 
 def _inline_svg(svg: str, name: str, title: str) -> Markup:
-    """An SVG as markup for the page: no prologue, ids made unique, sized by the page, named.
+    """An SVG as markup for the page: without prologue, with unique ids, sized by the page, and with a
+    label.
 
-    Vega numbers its ids from 0 in every file; two inline figures must not share them. To a screen reader
-    the whole is one image.
+    Vega numbers its ids from 0 in every file, and two inline figures must not share ids. A screen
+    reader sees a single image.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
-    # Keep the viewBox alone: width and height follow the page.
+    # Keep only the viewBox: width and height follow the page.
     tag = re.sub(r'\s(width|height)="[^"]*"', "", head.group())
     label = str(Markup.escape(title))
     return Markup(tag[:-1] + f' role="img" aria-label="{label}">' + svg[head.end() :])
 
 
 def held(figures: Mapping[str, Path]) -> set[str]:
-    """Names of the figures for papers that the page holds: the smallest, as many as PAPER_BYTES."""
+    """Names of the paper figures embedded in the page: the smallest ones that fit into PAPER_BYTES."""
     found, left = set(), PAPER_BYTES
     for name in sorted(figures, key=lambda name: figures[name].stat().st_size):
         left -= figures[name].stat().st_size
@@ -165,9 +166,9 @@ def held(figures: Mapping[str, Path]) -> set[str]:
 
 
 def drawn(chart: Chart, paper: str = "") -> dict[str, Any]:
-    """A chart for the template: text, data for the script, and how it looks without the script.
+    """A chart for the template: text, data for the script, and an SVG for readers without scripts.
 
-    `paper`: address of the figure as a file for papers.
+    `paper`: link to the figure's file for papers.
     """
     return {
         "name": chart.name,
@@ -183,9 +184,9 @@ def drawn(chart: Chart, paper: str = "") -> dict[str, Any]:
 def by_section(
     tables: Mapping[str, pd.DataFrame], files: Mapping[str, Path]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every figure that the tables allow, for the template, by section of the page.
+    """Every figure that the tables have data for, for the template, by section of the page.
 
-    `files`: each figure for papers; offered inside the page, or else in the folder beside it.
+    `files`: each figure for papers; embedded in the page, or else in the folder next to it.
     """
     inside = held(files)
     found: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}

@@ -1,4 +1,4 @@
-"""Where the page's numbers come from: model, data, versions, and the files with their hashes."""
+"""Provenance of the page's numbers: model, data, versions, and files with their hashes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model_label(base: Mapping[str, Any]) -> str:
 
 
 def models_label(bases: Mapping[str, Mapping[str, Any]]) -> str:
-    """The base models in a few words each, from each name's model.json; one alone without its name."""
+    """The base models in a few words each, from their model.json; a single model without its name."""
     labels = {name: model_label(base) for name, base in bases.items()}
     if len(labels) == 1:
         return next(iter(labels.values()))
@@ -48,7 +48,7 @@ def models_label(bases: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def base_record(folder: Path) -> Path:
-    """Record of the base model in a run's folder; of an earlier version's run, where it had it."""
+    """Record of the base model in a run's folder, or its former place in runs of earlier versions."""
     now, then = folder / f"bases/{BASE}/model.json", folder / "base/model.json"
     return then if then.is_file() and not now.is_file() else now
 
@@ -66,9 +66,10 @@ def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
 
 
 def commands(made: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """Commands that repeat the run and that add a training seed to it; `made`: the one that made it.
+    """Commands that repeat the run and that add a training seed; `made`: the command that made it.
 
-    The new seed is one above the largest, in an overlay: Snakemake reads a list after `--config` as text.
+    The new seed is the largest plus one. It is given in an overlay, because Snakemake reads a list
+    after `--config` as text.
     """
     seeds = [*config["seeds"], max(config["seeds"], default=0) + 1]
     words = shlex.split(made)
@@ -82,7 +83,7 @@ def commands(made: str, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
-    """Where the numbers come from: each table's file, the rule that made it, rows, SHA-256."""
+    """Sources of the numbers: each table's file, the rule that made it, rows, SHA-256."""
     rows = []
     for path in sorted(paths):
         with open(path, "rb") as handle:
@@ -94,12 +95,12 @@ def sources(paths: Sequence[str], rules: Mapping[str, str]) -> pd.DataFrame:
 
 
 def origin(source: Mapping[str, Any]) -> str:
-    """A data manifest's source in a few words, hashes and commits cut to their first digits."""
+    """A data manifest's source in a few words, with hashes and commits shortened."""
     short = re.compile(r"(sha256|revision|commit)$")
     flat = {k: v for k, v in source.items() if not isinstance(v, Mapping)}
     return ", ".join(f"{k}: {str(v)[:12] if short.search(k) else v}" for k, v in flat.items())
 
 
 def short_commit(commit: str) -> str:
-    """A commit by its first digits, its mark of changed files kept."""
+    """A shortened commit; the mark for changed files is kept."""
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", commit)

@@ -1,24 +1,26 @@
-"""The figures, a file each: its words, its numbers and its drawing, for the page and for papers.
+"""The figures, one file each: text, numbers and drawing, for the page and for papers.
 
-A file of this folder whose name has no underscore in front is a figure. Its constants say what it is:
+A file of this folder whose name does not start with an underscore is a figure. Its constants describe
+it:
 
-    TITLE, READING   its heading, and how to read it
-    TABLES           the run's tables that it is made of
-    SECTION, RANK    where it stands on the page: the section's id, and its place there (last: none)
-    PANELS           selects of the page that papers get a panel for each choice of (none)
-    MOST_ROWS        rows that the page holds at most: it shows fewer chains, and says so (12,000)
-    EMPTY            what the file for papers says where the run has no such data
+    TITLE, READING   heading, and how to read it
+    TABLES           tables of the run that it is made from
+    SECTION, RANK    place on the page: the section's id, and the position in it (default: last)
+    PANELS           selects of the page that become panels, one per choice, in papers (default: none)
+    MOST_ROWS largest number of rows on the page: it then shows fewer chains, and says so (default:
+    12,000)
+    EMPTY            text of the file for papers if the run has no such data
 
 and two functions do the work:
 
     data(*tables) -> DataFrame   the numbers, one tidy frame: also the figure's .csv
     draw(rows, choose) -> Chart  the drawing in Altair; `choose` is `_style.Choices`
 
-A drawing's `usermeta` may say what the layout cannot know: `letters`, length of the longest name in its
-legend; `beside`, of those beside its panels; `above`, the field of names that go above their rows where
-there is little room.
+A drawing's `usermeta` may hold what the layout cannot know: `letters`, length of the longest name in
+its legend; `beside`, length of the longest name next to its panels; `above`, the field of names that go
+above their rows in a narrow layout.
 
-The constants are read from the file's syntax tree: Snakemake, which has no Altair, asks for them.
+The constants are read from the file's syntax tree, because Snakemake needs them and has no Altair.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from typing import Any
 from ...errors import UserError
 from ...literals import constants
 
-#: Sections of the page that figures are in, by their ids.
+#: Ids of the page's sections with figures.
 SECTIONS = ("findings", "behaviour", "geometry", "link", "models", "trust", "training")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure's file says of it."""
+    """The constants of a figure's file."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What the figures' data have in common: names, titles, the headline, and places of labels."""
+"""Shared helpers for the figures' data: names, titles, the headline, and label placement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def words(name: str) -> str:
 
 
 def titled(rows: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with a column `title` after their `condition`; empty where the design does not have it."""
+    """`rows` with a column `title` after `condition`; empty if the design does not have the condition."""
     titles = design.drop_duplicates("condition").set_index("condition")["title"]
     rows = rows.copy()
     rows.insert(
@@ -23,7 +23,7 @@ def titled(rows: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def labels(rows: pd.DataFrame) -> pd.Series:
-    """What each row's condition is called: its name, title, and the source where it has several."""
+    """Label of each row's condition: name, title, and the source if it has several."""
     sources = rows.get("source", pd.Series("", index=rows.index))
     several = sources.groupby(rows["condition"]).nunique()
     return pd.Series(
@@ -39,7 +39,7 @@ def labels(rows: pd.DataFrame) -> pd.Series:
 
 
 def base_first(rows: pd.DataFrame, bases: pd.Series) -> pd.DataFrame:
-    """`rows` sorted by condition, as they come but those of the base model (`bases`) first."""
+    """`rows` sorted by condition in order of appearance, with those of the base model (`bases`) first."""
     order = {c: i for i, c in enumerate(dict.fromkeys(rows["condition"]))}
     own = set(rows.loc[bases, "condition"])
     return rows.sort_values(
@@ -47,7 +47,7 @@ def base_first(rows: pd.DataFrame, bases: pd.Series) -> pd.DataFrame:
     )
 
 
-#: Where a name may stand, in pixels below its point: by it, and further off.
+#: Allowed positions of a name, in pixels below its point: near, and further away.
 NEAR = (-10, 12, -22, 24, -34, 36, -46, 48)
 FAR = (*range(-58, -170, -12), *range(60, 172, 12))
 
@@ -60,12 +60,13 @@ def places(
     height: float,
     marks: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Where the names of points can stand: columns `lift` and `shift`, pixels below and right of the point.
+    """Positions for the names of points: columns `lift` and `shift`, pixels below and right of the
+    point.
 
-    Names lie on no other name and no mark, and inside the drawing, as far as there is room. `x`, `y` and
-    the `marks` (columns x, y) are fractions of the drawing, y from above; `width` and `height` are its
-    pixels. Names are taken as 6 pixels per letter and 12 high. They stand above or below their points,
-    to the right or left, a little aside, or else far off.
+    As far as there is room, names overlap no other name and no mark, and stay inside the drawing. `x`,
+    `y` and the `marks` (columns x, y) are fractions of the drawing, y from the top; `width` and
+    `height` are its pixels. Names are assumed to be 6 pixels wide per letter and 12 high. They are
+    placed above or below their points, to the right or left, slightly offset, or else far away.
     """
     taken = [
         (at.x * width - 4, at.x * width + 4, at.y * height - 4, at.y * height + 4)
@@ -90,7 +91,7 @@ def places(
                 box[1] <= o[0] or box[0] >= o[1] or box[3] <= o[2] or box[2] >= o[3] for o in taken
             )
         )
-        crowded = next(iter(boxes), (NEAR[0], 0.0))  # none: its point is not a number
+        crowded = next(iter(boxes), (NEAR[0], 0.0))  # no box: the point is NaN
         found[i] = next(free, crowded)
         taken += [boxes[place] for place in boxes if place == found[i]]
     return pd.DataFrame.from_dict(found, orient="index", columns=["lift", "shift"])

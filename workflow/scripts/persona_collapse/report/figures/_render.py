@@ -1,4 +1,4 @@
-"""A figure's rows and drawing as what is kept of them: the page's chart, and the files for papers."""
+"""Renders a figure's rows and drawing: the page's chart, and the files for papers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ...tables_io import write_csv
 from . import Figure
 from ._style import CONFIG, NARROW, Choices
 
-#: Width of a drawing for papers, in pixels of which 96 are an inch: both columns of a page.
+#: Width of a drawing for papers, in pixels (96 per inch): both columns of a page.
 PAPER_WIDTH = 640
-#: Dots per inch of the PNG, if the drawing is as wide as said above.
+#: Dots per inch of the PNG at that width.
 PAPER_DOTS = 200
-#: vl-convert brings one of the same widths along, so that figures are alike on every machine.
+#: vl-convert ships a font with the same widths, so that figures are identical on every machine.
 PAPER_FONT = "Helvetica, Arial, sans-serif"
 
 
 def _named(rows: Any) -> Any:
-    """Altair's data transformer: data is named, not held in the specification."""
+    """Altair's data transformer: data is referenced by name, not embedded in the specification."""
     return {"name": "table"}
 
 
@@ -37,7 +37,7 @@ alt.data_transformers.register("table", _named)
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page: a figure's words, its specification without data, and the table it shows."""
+    """A chart of the page: a figure's text, its specification without data, and its table."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Chart:
 
     @property
     def columns(self) -> dict[str, list[Any]]:
-        """The table by column, as JSON takes it: numbers to six digits, None where there is none."""
+        """The table by column for JSON: numbers with six digits, None for missing values."""
         return {
             str(name): [
                 None if pd.isna(v) else float(f"{v:.6g}") if isinstance(v, float) else v
@@ -59,7 +59,8 @@ class Chart:
 
     @property
     def packed(self) -> dict[str, Any]:
-        """The columns as the page holds them: repeated words once, as `names`, and by number, `at`."""
+        """The columns as embedded in the page: repeated strings once in `names`, and their indices in
+        `at`."""
         packed: dict[str, Any] = {}
         for name, values in self.columns.items():
             short = not any(isinstance(v, str | bool) for v in values)
@@ -78,23 +79,23 @@ class Chart:
         fixed: dict[str, Any] = {"datasets": {"table": rows}}
         if self.spec.get("width") == "container":
             fixed["width"] = PAPER_WIDTH
-        # The reader's font may be wider than the one that was measured.
+        # The reader's font may be wider than the measured one.
         place = 7 * self.spec.get("usermeta", {}).get("letters", 30) + 30
         legend = {**self.spec["config"]["legend"], "columns": max(1, min(4, PAPER_WIDTH // place))}
         fixed["config"] = {**self.spec["config"], "legend": legend}
         return {"padding": {"left": 28}, **self.spec, **fixed}
 
     def svg(self) -> str:
-        """The chart as its selects are at first, as SVG."""
+        """The chart with the initial state of its selects, as SVG."""
         import vl_convert
 
         return quiet(vl_convert.vegalite_to_svg(self.with_data()))
 
 
 def quiet(svg: str) -> str:
-    """An SVG without what Vega says of every mark, which is half of it and which nobody hears.
+    """An SVG without Vega's ARIA label of every mark, which is half of the file and is never read out.
 
-    Its ids are numbered from 0: Vega goes on counting from one drawing to the next.
+    Its ids are renumbered from 0, because Vega continues counting from one drawing to the next.
     """
     svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
     for number, name in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg))):
@@ -111,16 +112,17 @@ def javascript() -> str:
 
 
 def data(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The figure's numbers, from the run's tables by name; without rows where the run has none."""
+    """The figure's numbers, from the run's tables by name; no rows if the run has none."""
     rows: pd.DataFrame = figure.module.data(*(tables[name] for name in figure.tables))
     return rows.reset_index(drop=True)
 
 
 def some_chains(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
-    """The rows of as many chains (or else conditions) as `most` rows hold, and what to say of the others.
+    """The rows of as many chains (or else conditions) as fit into `most` rows, and a note on the
+    others.
 
-    Whole chains, the first of each condition, source and stage first (its first seed), then the second of
-    each, and so on.
+    Chains are kept whole: first the first chain (seed) of each condition, source and stage, then the
+    second of each, and so on.
     """
     unit = next((name for name in ("chain", "condition") if name in rows), None)
     if len(rows) <= most or unit is None:
@@ -138,7 +140,7 @@ def some_chains(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
 
 
 def page(figure: Figure, rows: pd.DataFrame, **options: Any) -> Chart | None:
-    """The figure as a chart of the page; None where the run has no such data.
+    """The figure as a chart of the page; None if the run has no such data.
 
     `options` go to the figure's `draw`.
     """
@@ -154,7 +156,7 @@ def page(figure: Figure, rows: pd.DataFrame, **options: Any) -> Chart | None:
     spec = _spec(chart.add_params(*choices.params)) | {"config": CONFIG}
     spec["description"] = f"{figure.title}. {reading}"
     if not faceted:
-        # With every choice: axes get wider labels, legends more rows.
+        # Over every choice: axes may need wider labels, legends more rows.
         spec["autosize"] = {"type": "fit-x", "contains": "padding", "resize": True}
     return Chart(figure.name, figure.title, reading, spec, _frame(chart.data), figure.tables)
 
@@ -166,14 +168,14 @@ def _frame(rows: Any) -> pd.DataFrame:
 
 
 def _spec(chart: Any) -> dict[str, Any]:
-    """A chart's specification; its data is named, not held."""
+    """A chart's specification; its data is referenced by name."""
     with alt.data_transformers.enable("table"):
         spec: dict[str, Any] = chart.to_dict()
     return spec
 
 
 def paper(figure: Figure, rows: pd.DataFrame) -> dict[str, Any]:
-    """The figure for papers, as a specification with its data: every select at its start or in panels."""
+    """The figure for papers, as a specification with data: every select in its initial state or as panels."""
     choices = Choices({name: f"<{name}>" for name in figure.panels})
     chart = figure.module.draw(rows, choices)
     if not isinstance(chart, alt.FacetChart):
@@ -198,7 +200,7 @@ def _each(choices: Choices, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 
 def _panel(spec: Mapping[str, Any], choices: Choices, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """A panel: the drawing with these values in the places of those chosen."""
+    """A panel: the drawing with these values instead of the chosen ones."""
     text = json.dumps(spec)
     for name, value in fixed.items():  # quoted, inside an expression that is a string itself
         place, own = (json.dumps(json.dumps(v))[1:-1] for v in (f"<{name}>", value))
@@ -208,7 +210,7 @@ def _panel(spec: Mapping[str, Any], choices: Choices, fixed: Mapping[str, Any]) 
 
 
 def plain(text: str) -> str:
-    """Colours of the page as those of a file, which knows no page."""
+    """Replace the page's colour variables by fixed colours for a file."""
     return re.sub(r"var\(--\w+, (#\w+)\)", r"\1", text).replace("currentColor", "#1b1f24")
 
 

@@ -1,8 +1,8 @@
-"""How the figures look, and what they choose from: colours, scales, selects, names beside points.
+"""Shared style of the figures: colours, scales, selects, names next to points.
 
-Colours are Okabe and Ito's (2008, "Color Universal Design"), which colour-blind readers can tell apart,
-and never alone: shape, position or a word says the same. On the page, ink and lines take the page's own
-colours, so a chart follows it into dark mode.
+Colours are Okabe and Ito's (2008, "Color Universal Design"), which colour-blind readers can
+distinguish. Colour is never the only cue: shape, position or a word says the same. On the page, text
+and lines use the page's own colours, so a chart follows it into dark mode.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SHAPES = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross"
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 INK, SOFT, LINE = "currentColor", "var(--soft, #57606a)", "var(--line, #d5dae0)"
 BLUE, ORANGE = f"var(--blue, {PALETTE[0]})", f"var(--orange, {PALETTE[1]})"
-#: What a select offers for everything; no name in a config can be this.
+#: The option of a select for everything; no name in a config can be this.
 ALL = "*"
-#: Width of a chart on a wide page, in pixels, and of a panel beside others or on a narrow page.
+#: Width of a chart on a wide page, in pixels, and of a panel next to others or on a narrow page.
 WIDE, NARROW = 590, 290
-#: Pixels of a condition's row at most, however many marks are in it.
+#: Largest height of a condition's row in pixels, however many marks are in it.
 TALLEST_ROW = 120
 METHODS = {"A": "A: last prompt token", "B": "B: mean over the answer"}
 METRICS = {
@@ -76,10 +76,11 @@ TWO_LINES = alt.Axis(labelExpr="split(datum.label, ': ')", labelOffset=-6)
 
 
 class Choices:
-    """What a reader chooses: a select on the page; for papers a fixed value, or one of each panel.
+    """A reader's choices: a select on the page; for papers a fixed value, or one value per panel.
 
-    Called with a name and its options, it gives the Vega expression of what is chosen. That is at first
-    the first of `start`, or else of the options. `fixed`: values of a panel for papers; None: the page.
+    Called with a name and its options, it gives the Vega expression of the chosen value. The initial
+    value is the first of `start`, or else of the options. `fixed`: values of a panel for papers; None
+    for the page.
     """
 
     def __init__(self, fixed: Mapping[str, Any] | None = None) -> None:
@@ -95,13 +96,13 @@ class Choices:
 
     @property
     def narrow(self) -> str:
-        """Vega expression: is there little room?"""
+        """Vega expression: is the layout narrow?"""
         return "true" if self.paper else "width < 480"
 
     def __call__(
         self, name: str, options: Iterable[Any], label: str, start: Sequence[Any] = ()
     ) -> str:
-        """Offer `options`, or the values of a mapping for its keys; see the class."""
+        """Offer `options`, or a mapping of values to labels; see the class."""
         spoken = options if isinstance(options, Mapping) else {o: o for o in options}
         words = {getattr(o, "item", lambda o=o: o)(): str(word) for o, word in spoken.items()}
         first = next(iter([*start, *words]))
@@ -116,19 +117,19 @@ class Choices:
         return name
 
     def all_or(self, name: str, field: str, options: Iterable[Any], label: str) -> str:
-        """Filter: all rows, as at first, or those of one of the `options` in `field`."""
+        """Filter: all rows (initially), or those with one of the `options` in `field`."""
         spoken = options if isinstance(options, Mapping) else {o: o for o in options}
         chosen = self(name, {ALL: "all", **spoken}, label)
         return f"({chosen} == '{ALL}' || datum.{field} == {chosen})"
 
     def method(self, rows: pd.DataFrame) -> str:
-        """Filter: rows of the method chosen; starts at the headline's."""
+        """Filter: rows of the chosen method; starts at the headline's."""
         options = {m: METHODS.get(m, m) for m in sorted(rows["method"].unique())}
         chosen = self("method", options, "method", rows.loc[rows["headline"], "method"].tolist())
         return f"datum.method == {chosen}"
 
     def cell(self, rows: pd.DataFrame) -> str:
-        """Filter: rows of the method and block chosen; starts at the headline's."""
+        """Filter: rows of the chosen method and block; starts at the headline's."""
         method, blocks = self.method(rows), sorted(rows["layer"].unique())
         chosen = self("layer", blocks, "block", rows.loc[rows["headline"], "layer"].tolist())
         return f"{method} && datum.layer == {chosen}"
@@ -144,17 +145,17 @@ def tip(*fields: str) -> list[alt.Tooltip]:
 
 
 def letters(names: Iterable[str]) -> dict[str, int]:
-    """Length of a legend's longest name, by which the number of its columns is chosen."""
+    """Length of a legend's longest name, which decides its number of columns."""
     return {"letters": max(map(len, names), default=0)}
 
 
 def looks(names: Sequence[str], bases: Sequence[str] = ()) -> tuple[Any, Any, Any]:
-    """Scales of colour, shape and dash: no two names are alike in all; `bases` are grey."""
+    """Scales of colour, shape and dash: no two names share all three; `bases` are grey."""
     others = [name for name in names if name not in bases]
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)}
     colour = alt.Scale(domain=list(names), range=[colours.get(name, SOFT) for name in names])
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
-    # One name more: Vega-Lite would make one legend of scales with one domain.
+    # An extra name, because Vega-Lite would merge the legends of scales with equal domains.
     dashes = [DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i in range(len(names) + 1)]
     dash = alt.Scale(domain=[*names, ""], range=dashes)
     return colour, alt.Scale(domain=list(names), range=shapes), dash
@@ -170,8 +171,8 @@ def crossed(
     said: list[alt.Tooltip],
     size: int,
 ) -> alt.LayerChart:
-    """Points with intervals both ways, `low` to `high` and `across`; open where one run has no interval."""
-    # A point without an interval has one of no length: Vega warns of a layer without data.
+    """Points with vertical (`low` to `high`) and horizontal (`across`) intervals; open for a single run."""
+    # A point without an interval gets one of zero length: Vega warns about a layer without data.
     points = {"low": y, "high": y} | dict.fromkeys(across, x)
     ends = {
         f"_{end}": f"isValid(datum.{end}) ? datum.{end} : datum.{point.shorthand.removesuffix(':Q')}"
@@ -195,24 +196,24 @@ def crossed(
 
 
 def slots(rows: pd.DataFrame, *keys: str) -> pd.Series:
-    """Places of the marks that share their keys, one above the other around the middle."""
+    """Slots of marks that share their keys, stacked around the middle."""
     groups = rows.groupby(list(keys), sort=False)
     count = groups[keys[0]].transform("size")
     return 2 * groups.cumcount() + count.max() - count
 
 
 def stacked(rows: pd.DataFrame) -> tuple[Any, Any, int]:
-    """Position, offset and height of a drawing with a row per `_row` and its marks at their `_slot`."""
-    # In so many words: a scale that takes its order from the data changes it with every filter.
+    """Position, offset and height of a drawing with one row per `_row` and marks at their `_slot`."""
+    # An explicit domain: a scale that takes its order from the data changes it with every filter.
     y = alt.Y("_row:N", sort=list(dict.fromkeys(rows["_row"])), title=None, axis=TWO_LINES)
     numbers = sorted(int(slot) for slot in rows["_slot"].unique())
     height = min(max(36, 8 * len(numbers) + 6), TALLEST_ROW)
     return y, alt.YOffset("_slot:N", sort=numbers), int(rows["_row"].nunique()) * height
 
 
-#: Pixels between the outermost points and the frame, where names stand beside points.
+#: Pixels between the outermost points and the frame, if names are next to points.
 MARGIN = 20
-#: The scale of such a drawing: what `named` takes it to be.
+#: The scale of such a drawing, as `named` assumes it.
 TIGHT: dict[str, Any] = {"zero": False, "nice": False, "padding": MARGIN}
 
 
@@ -223,10 +224,11 @@ def named(
     height: int,
     ends: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """`rows` with the places of their `_persona` names, in a wide drawing and in a narrow one.
+    """`rows` with the positions of their `_persona` names, in a wide and a narrow drawing.
 
-    `points`: where each row's mark is, `marks`: where all are (columns x, y, the values drawn). Scales are
-    `TIGHT`, or that of y goes from one of `ends` to the other; the drawing is `height` pixels high.
+    `points`: position of each row's mark; `marks`: positions of all marks (columns x, y, in data
+    values). Scales are `TIGHT`, or the y scale runs between the two `ends`. The drawing is `height`
+    pixels high.
     """
 
     def share(at: pd.DataFrame, width: int) -> pd.DataFrame:
@@ -246,7 +248,7 @@ def named(
 
 
 def names(base: alt.Chart, x: Any, y: Any, narrow: str) -> alt.LayerChart:
-    """Names of points where `named` put them, joined to the point where that is far."""
+    """Names of points at the positions from `named`, with a line to the point if it is far away."""
     lift = f"({narrow} ? datum._narrow : datum._wide)"
     reach = f"abs({lift}) < 14 ? 0 : {lift} + ({lift} > 0 ? -6 : 6)"
     joined = base.mark_rule(color=SOFT, strokeWidth=0.7, y2Offset={"expr": reach})
@@ -255,7 +257,7 @@ def names(base: alt.Chart, x: Any, y: Any, narrow: str) -> alt.LayerChart:
         "dx": {"expr": f"{narrow} ? datum._narrow_x : datum._wide_x"},
     }
     spoken = base.encode(x=x, y=y, text="_persona:N")
-    # On paper's colour: another name's line may pass behind.
+    # On the background colour, because another name's line may pass behind.
     return (
         joined.encode(x=x, y=y, y2=y.shorthand.partition(":")[0])
         + spoken.mark_text(stroke="var(--paper, #ffffff)", strokeWidth=3, aria=False, **at)

@@ -32,7 +32,7 @@ MEASURES = {
 
 
 def data(answer_stats: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition, chain, role (the source, the others) and measure that has a value."""
+    """One row per condition, chain, role (the source, the others) and measure with a value."""
     measures = [name for name in MEASURES if name in answer_stats]
     keys = ["condition", "chain", "source", "seed", "role"]
     table = answer_stats.melt(keys, measures, "measure", "value").dropna(subset=["value"])
@@ -41,13 +41,13 @@ def data(answer_stats: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.Chart:
     """The measure to choose."""
-    # Sources are told apart by pointing at their marks.
+    # Sources are identified by pointing at their marks.
     rows = rows.assign(_row=labels(rows.drop(columns="source")))
     roles = list(dict.fromkeys(rows["role"]))
     colours, shapes, _ = looks(roles)
     measures = {k: v for k, v in MEASURES.items() if k in set(rows["measure"])}
     measure = choose("measure", measures, "measure")
-    if choose.paper:  # where panels are beside each other
+    if choose.paper:  # where panels are next to each other
         rows["_row"] = rows["condition"]
     order = list(dict.fromkeys(rows["_row"]))
     return (

@@ -1,4 +1,4 @@
-"""Persona geometry, coupling and survival of the marker, from one base model to the next."""
+"""Persona geometry, coupling and survival of the marker, compared between base models."""
 
 import altair as alt
 import pandas as pd
@@ -23,12 +23,12 @@ COSINE, COUPLED, LATER = (
     "marker after coupling",
     "marker after a later stage",
 )
-#: What was done to a model that is measured as it comes.
+#: Label of a base model that is measured unchanged.
 NOTHING = "as it comes"
 
 
 def _done(chain: str, source: str) -> str:
-    """A chain's stages without model and seeds; `source`: a name in them that stands for several."""
+    """A chain's stages without model and seeds; `source`: a name in them that stands for several sources."""
     stages = [
         (stage.name.replace(source, "source") if source else stage.name)
         + (f" ({stage.stop} steps)" if stage.stop else "")
@@ -39,7 +39,7 @@ def _done(chain: str, source: str) -> str:
 
 
 def _conditions(design: pd.DataFrame) -> pd.DataFrame:
-    """Of each condition whose chains are runs of one kind: model, done, title and outcome of its rate."""
+    """For each condition whose chains are runs of one kind: model, done, title and outcome of its rate."""
     several = design.groupby("condition")["source"].transform("nunique") > 1
     own = design.assign(
         model=design["chain"].map(chains.model_of),
@@ -55,7 +55,7 @@ def _conditions(design: pd.DataFrame) -> pd.DataFrame:
 def data(
     geometry_runs: pd.DataFrame, rate_model: pd.DataFrame, design: pd.DataFrame
 ) -> pd.DataFrame:
-    """One row per base model, what was done to it, and outcome: value, low, high and training runs."""
+    """One row per base model, training and outcome: value, low, high and training runs."""
     known = _conditions(design)[["condition", "title", "model", "done", "rates"]]
     level = geometry_runs["headline"] & (geometry_runs["metric"] == "m1")
     cosine = geometry_runs[level & (geometry_runs["reference"] == "")]
@@ -79,7 +79,7 @@ def data(
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.FacetChart:
-    """A panel per outcome, each with its own axis."""
+    """One panel per outcome, each with its own axis."""
     models, done = (list(dict.fromkeys(rows[name])) for name in ("model", "done"))
     outcomes = [name for name in (COSINE, COUPLED, LATER) if name in set(rows["outcome"])]
     colours, shapes, _ = looks(done, bases=[NOTHING])

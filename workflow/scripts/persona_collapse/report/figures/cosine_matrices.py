@@ -1,4 +1,4 @@
-"""Cosine of every two personas, a panel per condition, on one colour scale."""
+"""Cosine of every two personas, one panel per condition, on one colour scale."""
 
 import json
 
@@ -19,14 +19,15 @@ SECTION = "geometry"
 RANK = 1
 TABLES = ("cosines", "design")
 EMPTY = "No activations were measured."
-#: Of the page: cells are small, and few conditions say little.
+#: Rows on the page: the limit is higher, because cells are small and few conditions say little.
 MOST_ROWS = 24_000
-#: As many lines as a panel's title needs.
+#: Vega expression that wraps a panel's title.
 WRAPPED = r"split(trim(replace(datum.label, regexp('(.{1,18})( |$)', 'g'), '$1\n')), '\n')"
 
 
 def data(cosines: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition, method, block and pair of personas: mean cosine of the condition's chains.
+    """One row per condition, method, block and pair of personas: mean cosine over the condition's
+    chains.
 
     Columns: condition, title, method, layer, headline, persona_a, persona_b, cosine, centred. Every pair
     is listed once. Base models come first.
@@ -54,7 +55,7 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.FacetChart:
     side = 118 if choose.paper else 165
     return (
         alt.Chart(rows)
-        # Words here, for the page holds every column of every pair.
+        # Made in Vega, because the page embeds every column of every pair.
         .transform_calculate(
             seen=f"datum[{kind}]",
             _a="replace(datum.persona_a, regexp('_', 'g'), ' ')",

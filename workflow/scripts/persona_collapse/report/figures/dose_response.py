@@ -1,4 +1,4 @@
-"""Marker rate and mean cosine of chains whose last stage was also stopped early."""
+"""Marker rate and mean cosine of chains whose last stage was also stopped early, by step."""
 
 import altair as alt
 import numpy as np
@@ -29,11 +29,11 @@ def data(
     training: pd.DataFrame,
     design: pd.DataFrame,
 ) -> pd.DataFrame:
-    """One row per training (its stages whatever the seeds), source, step and outcome.
+    """One row per training (stages without seeds), source, step and outcome.
 
-    Columns: series (the stages, with the source where several are followed), source, steps of the last
-    stage (0: the chain before it), metric (rate or m1), outcome (the same in words), value (mean over
-    runs), low and high (95 % interval; a rate's is cut at 0 and 1), runs (chains), units (independent
+    Columns: series (the stages, with the source if there are several), source, steps of the last stage
+    (0: the chain before it), metric (rate or m1), outcome (the same in words), value (mean over runs),
+    low and high (95 % interval; for a rate clipped to 0 and 1), runs (chains), units (independent
     roots), interval (what it is over).
     """
     steps = training.drop_duplicates("chain").set_index("chain")["steps"]
@@ -77,12 +77,13 @@ def data(
 
 
 def _of_runs(own: pd.DataFrame, metric: str) -> dict[str, object]:
-    """Mean and interval of the chains of one step."""
+    """Mean and interval over the chains of one step."""
     value, low, high = own[["value", "low", "high"]].astype(float).mean()
     runs, drawn = len(own), "completions" if metric == "rate" else "questions"
     units, interval = 1, f"over {drawn} of one run"
     if runs > 1:
-        # Standard error of a mean by what is drawn in a run: completions by each, questions once for all.
+        # Standard error within a run: each chain samples its own completions, but all share the
+        # questions.
         within = (high - low) / (2 * 1.96) / np.sqrt(runs if metric == "rate" else 1)
         roots = [chains.root(chain) for chain in own["chain"]]
         over = over_runs(own["value"], roots, float(np.nan_to_num(within)))

@@ -18,7 +18,7 @@ EMPTY = "Nothing was simulated."
 
 
 def data(simulation: pd.DataFrame) -> pd.DataFrame:
-    """One row per test and simulated world, those of the study first."""
+    """One row per test and simulated world, the study's tests first."""
     table = simulation[(simulation["kind"] == "test") & simulation["rate"].notna()]
     table = table.sort_values(["as_study", "name", "world"], ascending=[False, True, True])
     return table[["name", "as_study", "world", "runs", "rate", "rate_low", "rate_high"]]

@@ -1,4 +1,4 @@
-"""What a defence costs and keeps: held-out loss of the stage's own data against personas kept."""
+"""Cost and benefit of defences: held-out loss of the stage's own data against what personas keep."""
 
 import altair as alt
 import pandas as pd
@@ -31,7 +31,7 @@ NONE = "no defence"
 
 
 def data(frontier: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition and outcome that is kept: value, low and high, and the held-out loss."""
+    """One row per condition and outcome: value, low and high, and the held-out loss."""
     ends = {"value": "loss", "ci_low": "loss_low", "ci_high": "loss_high"}
     key = ["condition", "undefended"]
     loss = frontier[frontier["outcome"] == "held_out_loss"].rename(columns=ends)
@@ -51,7 +51,7 @@ def data(frontier: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
-    """What is kept, to choose."""
+    """A select for the outcome."""
     names = list(dict.fromkeys(rows["defence"]))
     sets = list(dict.fromkeys(rows["data"]))
     colours, _, _ = looks(names, bases=[NONE])

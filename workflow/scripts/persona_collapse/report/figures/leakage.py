@@ -1,4 +1,4 @@
-"""Marker rate of the other personas against their cosine to the source in the base model."""
+"""Marker rate of the other personas against their cosine with the source in the base model."""
 
 import altair as alt
 import numpy as np
@@ -62,7 +62,7 @@ def said(row: pd.Series) -> str:
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
-    """The condition and source to choose; starts where most leaks."""
+    """A select for condition and source; starts at the one with the most leakage."""
     height = 220 if choose.paper else 320
     heads = rows["condition"] + np.where(rows["title"] == "", "", ": " + rows["title"])
     rows = rows.assign(

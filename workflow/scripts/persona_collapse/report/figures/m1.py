@@ -1,4 +1,4 @@
-"""Mean off-diagonal cosine of every chain, a row per condition."""
+"""Mean off-diagonal cosine of every chain, one row per condition."""
 
 from collections.abc import Mapping
 
@@ -35,7 +35,7 @@ def draw(
 ) -> alt.LayerChart:
     """Method, block and centring to choose.
 
-    `domains` fixes the axis of each metric, so that the charts of two runs can be set side by side.
+    `domains` fixes the axis of each metric, so that the charts of two runs can be compared.
     """
     rows = rows.assign(_row=labels(rows))
     rows["_slot"] = slots(rows, "_row", "method", "layer", "metric")
@@ -51,7 +51,7 @@ def draw(
         scale = alt.Scale(zero=False, domainMin=low, domainMax=high)
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
     is_base = "datum.chain == 'base'"
-    # What has no interval gets one of no length, drawn and not written down.
+    # A value without an interval is drawn with one of zero length; the table keeps it empty.
     base = (
         alt.Chart(rows)
         .transform_filter(f"{cell} && datum.metric == {metric}")

@@ -1,4 +1,4 @@
-"""Geometry by block, a line per condition."""
+"""Geometry by block, one line per condition."""
 
 import json
 
@@ -25,8 +25,9 @@ EMPTY = "No activations were measured."
 def data(geometry: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
     """One row per condition, method, block and metric: mean, smallest and largest over its chains.
 
-    Columns: condition, title, base (whether it is the base model's), method, layer, metric, value, low,
-    high, chains: how many; headline: whether it is at that cell. The base model comes first.
+    Columns: condition, title, base (is it the base model?), method, layer, metric, value, low, high,
+    chains (number of chains), headline (is it at the headline's method and block?). The base model
+    comes first.
     """
     table = geometry.query("metric in @METRICS.keys() and test == '' and chain != ''")
     table = table.assign(base=untrained(table["chain"]))

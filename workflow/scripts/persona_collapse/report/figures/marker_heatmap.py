@@ -1,4 +1,4 @@
-"""Marker rate of every persona in every condition, and source where a condition has several."""
+"""Marker rate of every persona in every condition, split by source if a condition has several."""
 
 import altair as alt
 import pandas as pd
@@ -31,12 +31,12 @@ def data(rates: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(rate: float) -> str:
-    """A rate as a cell has room for it: a dot is 0."""
+    """A rate in short form for a cell; a dot is 0."""
     return "·" if rate == 0 else "1" if rate == 1 else f"{rate:.2f}".lstrip("0")
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
-    """Seed, condition and source to choose; what follows no source stays beside every source."""
+    """Selects for seed, condition and source; conditions without a source are always shown."""
     several = rows.groupby("condition")["source"].transform("nunique") > 1
     column = rows["condition"] + (" (" + rows["source"].map(words) + ")").where(several, "")
     # One mark per cell: a column holds one condition and one source.
@@ -76,7 +76,7 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
         + base.transform_filter("datum.role == 'source'").mark_rect(
             fillOpacity=0, stroke=ORANGE, strokeWidth=2
         )
-        # As large as the columns that are shown have room for.
+        # As large as fits into the visible columns.
         + base.mark_text(fontSize={"expr": "clamp(bandwidth('x') / 2, 5, 11)"}).encode(
             text="_shown:N",
             color=alt.condition("datum.rate > 0.5", alt.value("white"), alt.value("#1b1f24")),

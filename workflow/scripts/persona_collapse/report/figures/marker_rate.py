@@ -1,4 +1,4 @@
-"""The source's marker rate before and after the last stage, a row per condition and source."""
+"""The source's marker rate before and after the last stage, one row per condition and source."""
 
 import altair as alt
 import pandas as pd
@@ -53,7 +53,7 @@ def data(rates: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
-    """The source to choose, where there are several."""
+    """A select for the source, if there are several."""
     rows = rows.assign(_row=labels(rows))
     rows["_slot"] = slots(rows, "_row")
     y, offset, height = stacked(rows)

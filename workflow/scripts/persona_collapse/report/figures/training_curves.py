@@ -1,4 +1,4 @@
-"""Training loss by step, a line per chain."""
+"""Training loss by step, one line per chain."""
 
 import altair as alt
 import pandas as pd
@@ -19,7 +19,7 @@ EMPTY = "Nothing was trained."
 
 
 def data(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per chain and logged step; `line`: what the chain is called among those of its stage."""
+    """One row per chain and logged step; `line`: label of the chain among those of its stage."""
     if curves.empty:
         return curves
     spoken = {}
@@ -36,7 +36,7 @@ def data(curves: pd.DataFrame) -> pd.DataFrame:
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.Chart:
     """The stage to choose."""
     lines = list(dict.fromkeys(rows["line"]))
-    # Without a domain: the legend has the lines of the stage alone.
+    # Without a domain, so that the legend lists only the lines of the chosen stage.
     dashes = [DASHES[(i + i // len(PALETTE)) % len(DASHES)] for i in range(len(lines))]
     stage = choose("stage", rows["stage"].unique(), "stage")
     return (

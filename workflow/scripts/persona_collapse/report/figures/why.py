@@ -1,4 +1,4 @@
-"""What each property of the second stage moves, against the size of the update."""
+"""The effect of each property of the second stage, against the size of the update."""
 
 import altair as alt
 import pandas as pd
@@ -23,12 +23,13 @@ OUTCOMES = {
     "angle": "change of the mean angle (degrees)",
     "rate": "marker rate of the source",
 }
-#: What the reference and its early stops are called in the table.
+#: Labels of the reference and its early stops in the table.
 CURVE = ("the reference", "steps")
 
 
 def data(why: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition, step it was stopped at, and outcome: value, low and high, with the update's."""
+    """One row per condition, step of early stopping and outcome: value, low and high, and the same for
+    the update."""
     keys = ["condition", "title", "dose", "axis", "differs", "units", "steps", "verdict"]
     sizes = ["update_norm", "update_low", "update_high"]
     parts = [
