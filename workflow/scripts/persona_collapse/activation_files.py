@@ -1,4 +1,4 @@
-"""Activations as files. Statistics read them without PyTorch, so nothing here needs it."""
+"""Files of activations. Nothing here needs PyTorch, because the statistics read them without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = ("A", "B")
 
 @dataclass(frozen=True)
 class Activations:
-    """Arrays by method, float32 [layer, persona, question, hidden], and the names of the axes."""
+    """Arrays by method, float32 [layer, persona, question, hidden], and the labels of the axes."""
 
     layers: list[int]
     personas: list[str]
@@ -28,10 +28,10 @@ class Activations:
 
 
 def save(activations: Activations, path: str | Path, dtype: str = "float16") -> None:
-    """Write the arrays in 16 bit with the axis names as metadata.
+    """Write the arrays in 16 bit, with the axis labels as metadata.
 
-    `bfloat16` keeps the range of large models whose activations overflow float16; float16 that
-    overflows raises UserError instead of storing infinities.
+    `bfloat16` keeps the range of large models whose activations overflow float16. An overflow in
+    float16 raises UserError instead of storing infinities.
     """
     from safetensors import TensorSpec, serialize_file
 
@@ -74,7 +74,7 @@ def load(path: str | Path) -> Activations:
     """Read a file written by `save`; float32 arrays. A damaged file raises UserError."""
     from safetensors import SafetensorError, deserialize
 
-    # The library's order of arrays differs from call to call; ours is that of tables' rows.
+    # The library returns arrays in varying order; sort them, because tables follow this order.
     names = {"F16": "float16", "BF16": "bfloat16"}
     try:
         data = Path(path).read_bytes()
@@ -101,7 +101,7 @@ def load(path: str | Path) -> Activations:
 def loader(
     files: Iterable[str | Path], progress: Callable[[str], None]
 ) -> tuple[set[str], Callable[[str], Activations]]:
-    """Names of the chains whose files these are, and a function that reads a chain when asked."""
+    """Names of the chains of these files, and a function that reads a chain's file on demand."""
     paths = {Path(path).stem: path for path in files}
 
     def read(chain: str) -> Activations:
@@ -112,7 +112,7 @@ def loader(
 
 
 def _to_16_bit(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Bits of the nearest numbers in `dtype`, ties to even; uint16."""
+    """Bits of the values rounded to `dtype`, ties to even; uint16."""
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(array, "<f2").view("<u2")
@@ -122,14 +122,14 @@ def _to_16_bit(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """Numbers of which these are the 16 bits."""
+    """The values that these 16 bits encode."""
     if dtype == "float16":
         return bits.view("<f2").astype(np.float32)
     return (bits.astype("<u4") << 16).view("<f4")
 
 
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library writes it in another one each time."""
+    """Sort the metadata of a safetensors file, because the library writes it in varying order."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))

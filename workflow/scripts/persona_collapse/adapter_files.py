@@ -1,4 +1,4 @@
-"""Files of an adapter's folder, and the hash that stands for what is in them."""
+"""Files of an adapter's folder, and the hash of their content."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 from .files import read_json, sha256
 
-if TYPE_CHECKING:  # what only reads hashes does not wait for it
+if TYPE_CHECKING:  # code that only reads hashes does not import it
     import numpy as np
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 CONFIG = "adapter_config.json"
-#: What a manifest says of an adapter for which nothing was trained.
+#: Manifest entries of an adapter that was not trained.
 UNTRAINED: Mapping[str, Any] = {
     **dict.fromkeys(("rows_seen", "tokens_seen", "supervised_tokens", "epochs_seen"), 0),
     **dict.fromkeys(("seconds", "seconds_total"), 0.0),
     "loss": [],
 }
-#: `peft_type` in the config of a stage that trained all weights. Its tensors are not factors but the change
-#: W' - W of every parameter, by the parameter's name.
+#: `peft_type` in the config of a stage that trained all weights. Its tensors are the change W' - W of
+#: every parameter, by name, instead of factors.
 ALL_WEIGHTS = "ALL_WEIGHTS"
 
 
 def split(
     directories: Sequence[str | Path], kind: str = ALL_WEIGHTS
 ) -> tuple[list[Path], list[Path]]:
-    """A chain's folders: those of a kind (`peft_type` of their config), and the others."""
+    """A chain's folders, split into those of a kind (`peft_type` in their config) and the others."""
     found: tuple[list[Path], list[Path]] = [], []
     for directory in map(Path, directories):
         found[read_json(directory / CONFIG).get("peft_type") != kind].append(directory)
@@ -42,7 +42,8 @@ def split(
 def content_hash(directories: Sequence[str | Path]) -> str:
     """Hash of a chain's weights and configs, short enough for an engine's adapter name.
 
-    The weights' own hash is read from the manifest beside them, which `load` holds them to.
+    The hash of the weights is read from the manifest in the same folder; `load` compares the weights
+    with it.
     """
     digest = hashlib.sha256()
     for directory in map(Path, directories):
@@ -65,7 +66,7 @@ def effective_scale(config: Mapping[str, Any]) -> float:
 def arrays(directory: str | Path) -> tuple[float, dict[str, np.ndarray]]:
     """An adapter's factor on B A, and its float32 arrays by name, without PyTorch.
 
-    Of a stage that trained all weights, 1 and their changes. A damaged file raises UserError.
+    For a stage that trained all weights: 1 and the weight changes. A damaged file raises UserError.
     """
     import numpy as np
     from safetensors import SafetensorError, deserialize

@@ -10,11 +10,11 @@ Grammar, in EBNF (names hold letters, digits, `_` and `-`):
 `couple-villain@42+em@137~25` is the coupling of the marker to the villain with seed 42, then the
 stage `em` with seed 137 stopped after 25 of its steps. Only the last stage may be stopped early.
 
-A chain starts from the config's `model:`, which alone is called `base` and before stages is not written;
-or from another of its `models:`, by name: `early`, `early+em@42`.
+A chain starts from the config's `model:`, whose name is `base` on its own and is left out before
+stages; or from another of its `models:`, by name: `early`, `early+em@42`.
 
-`evil@42!+em@137`: the adapter of `evil@42` is there, frozen, while `em` is trained, and it is left out
-of the chain's model when that is measured (an inoculation adapter). The last stage is always measured.
+`evil@42!+em@137`: the adapter of `evil@42` is present, frozen, while `em` is trained, and is left out
+when the chain is measured (an inoculation adapter). The last stage is always measured.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from dataclasses import dataclass, replace
 from .errors import UserError, choose
 
 BASE = "base"
-#: NumPy's old generator, which libraries seed besides PyTorch's, takes 32 bits.
+#: NumPy's legacy generator, which libraries seed as well as PyTorch's, takes 32 bits.
 LARGEST_SEED = 2**32 - 1
-#: The persona that stands for the model as it comes, where the config names no other.
+#: Default for the persona that stands for the unchanged model.
 ASSISTANT = "assistant"
 STAGE_NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z0-9_]+)*"
-#: Behind a stage that is there while later ones are trained, and left out when the chain is measured.
+#: Suffix of a stage that is present while later stages are trained and left out when the chain is
+#: measured.
 LEFT_OUT = "!"
 STAGE_PATTERN = rf"{STAGE_NAME}@\d+(?:~\d+)?"
 TRAINED_CHAIN_PATTERN = rf"(?:{STAGE_NAME}\+)?(?:{STAGE_PATTERN}{LEFT_OUT}?\+)*{STAGE_PATTERN}"
@@ -40,9 +41,10 @@ CHAIN_PATTERN = rf"(?:{STAGE_NAME}|{TRAINED_CHAIN_PATTERN})"
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: which stage of the config, with which seed, stopped where (None: at its end).
+    """One training run: a stage of the config, its seed, and the step where it stops (None: at its
+    end).
 
-    left_out: is its adapter there only while later stages are trained?
+    left_out: is its adapter present only while later stages are trained?
     """
 
     name: str
@@ -57,7 +59,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in training order, none for the base model itself; `model`: the name of that."""
+    """Stages in training order, empty for the base model itself; `model`: the base model's name."""
 
     stages: tuple[Stage, ...] = ()
     model: str = BASE
@@ -68,14 +70,14 @@ class Chain:
 
     @property
     def last(self) -> Stage:
-        """The stage trained last; the base model has none and raises IndexError."""
+        """The stage trained last; raises IndexError for a base model."""
         return self.stages[-1]
 
     @property
     def prefix(self) -> Chain:
-        """The chain this one continues, as it is measured; of one stage, the base model.
+        """The chain that this one continues, as it is measured; for one stage, the base model.
 
-        So it ends with the last of the earlier stages that is not left out.
+        It ends with the last earlier stage that is not left out.
         """
         stages = self.stages[:-1]
         while stages and stages[-1].left_out:
@@ -84,7 +86,7 @@ class Chain:
 
     @property
     def prefixes(self) -> list[Chain]:
-        """Every trained chain on the way here, this one last; empty for the base model."""
+        """Every trained chain that leads to this one, this one last; empty for the base model."""
         return [
             Chain((*self.stages[:n], replace(stage, left_out=False)), self.model)
             for n, stage in enumerate(self.stages)
@@ -92,7 +94,7 @@ class Chain:
 
     @property
     def measured(self) -> list[Chain]:
-        """Those of the `prefixes` whose last adapters are in the chain's model when it is measured."""
+        """The `prefixes` whose last adapters are in the chain's model when it is measured."""
         found = zip(self.prefixes, self.stages, strict=True)
         return [prefix for prefix, stage in found if not stage.left_out]
 
@@ -102,7 +104,7 @@ def parse(
 ) -> Chain:
     """Parse a chain's name.
 
-    `known` are the config's stage names, `models` those of its base models; None accepts any. Raises
+    `known`: stage names of the config. `models`: names of its base models. None accepts any. Raises
     UserError that says what is wrong: bad grammar, an unknown model, a seed that is not a number, an
     unknown or repeated stage, an early stop before the last stage.
     """
@@ -175,8 +177,8 @@ def parse(
 def root(name: str) -> str:
     """A chain's model and first trained stage: chains with the same root share an adapter.
 
-    What they share they do not show independently, so statistics over training runs count one root once.
-    So it is with an adapter that was there only while they were trained.
+    Chains that share an adapter are not independent, so statistics over training runs count each root
+    once. This includes an adapter that was present only during training.
     """
     parts = name.split("+")
     return "+".join(parts[: 1 if "@" in parts[0] else 2]).removesuffix(LEFT_OUT)
@@ -189,5 +191,5 @@ def model_of(name: str) -> str:
 
 
 def untrained(name: str) -> bool:
-    """Is a chain a base model as it comes?"""
+    """Is a chain a base model without stages?"""
     return "@" not in name

@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input."""
+"""The exceptions for bad input."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class UserError(ValueError):
 
 
 class BadRow(UserError):
-    """A training row that cannot be used; where `on_bad: drop` says so, it is left out and counted."""
+    """A training row that cannot be used; with `on_bad: drop` it is left out and counted."""
 
 
 def choose(name: str, known: Collection[str], there: str = "available:") -> str:
-    """What to write instead of an unknown name: the known one that looks like it, or else one of all."""
+    """Advice for an unknown name: the most similar known name, or else all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"{there} {', '.join(known) or 'none'}"
 
 
 def no_file(path: Path) -> str:
-    """That there is no such file, in which folder, and which one there has a name like it."""
+    """Message for a missing file: its folder, and a file there with a similar name."""
     folder = path.absolute().parent
     if not folder.is_dir():
         return f"{path}: no such file: no folder {folder}"

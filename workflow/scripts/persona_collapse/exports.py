@@ -1,9 +1,10 @@
-"""Directions of the residual stream as files that other tools read: persona vectors of a chain.
+"""Exports directions in the residual stream, the persona vectors of a chain, in the formats of other
+tools.
 
-A persona's direction at a block is its centroid minus the assistant's, centroids being means over the
-extraction questions (Chen et al. 2025, arXiv 2507.21509, take a trait's prompt minus its opposite's).
-Method A is the last token of the prompt, their `prompt_last_diff`; method B the mean over the answer,
-their `response_avg_diff`.
+A persona's direction at a block is its centroid minus the assistant's. Centroids are means over the
+extraction questions. (Chen et al. 2025, arXiv 2507.21509, take a trait's prompt minus its opposite's.)
+Method A is the last token of the prompt, their `prompt_last_diff`. Method B is the mean over the
+answer, their `response_avg_diff`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .activation_files import Activations, sort_metadata
 from .errors import UserError
 from .files import atomic, write_json
 
-#: What persona_vectors calls a direction by each method.
+#: Name of a direction in persona_vectors, by method.
 METHODS = {"A": "prompt_last_diff", "B": "response_avg_diff"}
 
 
@@ -30,8 +31,8 @@ METHODS = {"A": "prompt_last_diff", "B": "response_avg_diff"}
 class Direction:
     """A direction at some blocks of a model.
 
-    at: float32 [hidden] by block, 0-based, as added to that block's output. blocks: of the model. about: what
-    it is and where it is from.
+    at: float32 [hidden] by block, 0-based, as added to that block's output. blocks: number of blocks of
+    the model. about: description and origin.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Direction:
 def directions(
     activations: Activations, assistant: str, blocks: int, about: Mapping[str, str]
 ) -> Iterator[Direction]:
-    """Each persona's direction by each method. Raises UserError if the assistant is not there."""
+    """Each persona's direction by each method. Raises UserError if the assistant is missing."""
     if assistant not in activations.personas:
         raise UserError(
             f"{activations.model}: no activations of {assistant!r}, which directions start from; add it to "
@@ -66,7 +67,7 @@ def directions(
 
 
 def _rows(direction: Direction) -> tuple[list[int], np.ndarray]:
-    """The blocks, in order, and their directions [blocks, hidden]."""
+    """The measured blocks, in order, and their directions [blocks, hidden]."""
     blocks = sorted(direction.at)
     return blocks, np.stack([direction.at[block] for block in blocks])
 
@@ -74,22 +75,22 @@ def _rows(direction: Direction) -> tuple[list[int], np.ndarray]:
 def persona_vectors(direction: Direction, path: Path) -> None:
     """A tensor [blocks + 1, hidden] as torch.save writes it; `weights_only=True` reads it.
 
-    Row L + 1 is the output of block L, as in transformers' hidden states. Rows that were not measured are
-    NaN, the embeddings' among them, so that nobody takes them for directions without effect.
+    Row L + 1 is the output of block L, as in transformers' hidden states. Rows that were not measured,
+    including that of the embeddings, are NaN, so that nobody mistakes them for zero directions.
     """
     import torch
 
     blocks, found = _rows(direction)
     rows = torch.full((direction.blocks + 1, found.shape[1]), float("nan"))
     rows[[block + 1 for block in blocks]] = torch.from_numpy(found)
-    # A file's own name would be in its bytes.
+    # Saved through a buffer, because torch.save writes a file's name into its bytes.
     buffer = io.BytesIO()
     torch.save(rows, buffer)
     path.write_bytes(buffer.getvalue())
 
 
 def safetensors(direction: Direction, path: Path) -> None:
-    """A tensor `direction` [measured blocks, hidden]; the blocks, and what it is, in the metadata."""
+    """A tensor `direction` [measured blocks, hidden], with blocks and description in the metadata."""
     from safetensors.numpy import save_file
 
     blocks, found = _rows(direction)
@@ -100,7 +101,7 @@ def safetensors(direction: Direction, path: Path) -> None:
 def control_vector(direction: Direction, path: Path) -> None:
     """repeng's and llama.cpp's control vector: a tensor `direction.L` [hidden] for each block L.
 
-    llama.cpp takes no block 0, so that one is left out.
+    llama.cpp has no direction for block 0, so that block is left out.
     """
     import gguf
 
@@ -117,7 +118,7 @@ def control_vector(direction: Direction, path: Path) -> None:
 
 
 def steering_vector(direction: Direction, path: Path) -> None:
-    """vllm-lens's `SteeringVector` as JSON, of scale 1; `model_validate_json` reads it."""
+    """vllm-lens's `SteeringVector` as JSON, with scale 1; `model_validate_json` reads it."""
     blocks, found = _rows(direction)
     activations: dict[str, Any] = {
         "data": base64.b64encode(found.astype("<f4").tobytes()).decode(),
@@ -128,7 +129,7 @@ def steering_vector(direction: Direction, path: Path) -> None:
     write_json(path, {"activations": activations, "layer_indices": blocks, "scale": 1.0})
 
 
-#: By the ending of the files.
+#: Writers by file ending.
 FORMATS: dict[str, Callable[[Direction, Path], None]] = {
     ".pt": persona_vectors,
     ".safetensors": safetensors,
@@ -138,7 +139,7 @@ FORMATS: dict[str, Callable[[Direction, Path], None]] = {
 
 
 def write(direction: Direction, folder: Path) -> None:
-    """Write a direction in all `FORMATS`; each file appears whole or not at all."""
+    """Write a direction in all `FORMATS`; each file is written atomically."""
     for suffix, put in FORMATS.items():
         with atomic(folder / f"{direction.name}{suffix}") as temporary:
             put(direction, temporary)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place only if the block succeeds.
+    """Yield a temporary path in the folder of `path`; rename it to `path` only if the block succeeds.
 
-    The temporary file keeps the suffix (some writers choose the format by it) and is
-    removed when the block raises. `os.replace` is atomic within a file system, so a reader sees
-    the old file or the new one, never a part.
+    The temporary file keeps the suffix, because some writers choose the format by it. It is removed if
+    the block raises. `os.replace` is atomic within a file system, so a reader sees the old file or the
+    new one, never a part.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-    # What a killed job left. One that outlived its Snakemake may still be writing.
+    # Left by a killed job. A job that outlived its Snakemake may still be writing.
     for left in target.parent.glob(f".{glob.escape(target.stem)}.[0-9]*.tmp{target.suffix}"):
         if not Path(
             "/proc", left.name.removesuffix(f".tmp{target.suffix}").rpartition(".")[2]
@@ -48,8 +48,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[bool]:
     """Hold a lock file; yields False if another job has it and `wait` is off.
 
-    The kernel lets go of the lock when its job ends, however it ends. Where the file system has no
-    locks, `wait` is yielded: do what one was asked to do, and no more.
+    The kernel releases the lock when its job ends, however it ends. If the file system has no locks,
+    `wait` is yielded: the caller does its own work and nothing more.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as handle:
@@ -75,10 +75,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def half_pair(text: str) -> str:
-    """The first half of a surrogate pair in a text, as `\\ud83d`; empty where there is none.
+    """The first half of a surrogate pair in a text, as `\\ud83d`; empty without one.
 
-    Texts cut in the middle of an emoji hold one, as an escape in JSON. It is not a character: no
-    tokenizer takes it and no file in UTF-8 holds it.
+    A text that was cut in the middle of an emoji holds one, as an escape in JSON. It is not a
+    character: no tokenizer accepts it and no UTF-8 file can hold it.
     """
     found = re.search("[\ud800-\udfff]", text)
     return f"\\u{ord(found[0]):04x}" if found else ""

@@ -1,11 +1,11 @@
-"""Geometry of persona vectors: how alike the personas are inside the model.
+"""Geometry of persona vectors: how similar the personas are inside the model.
 
 A persona vector is the mean of its activations over questions. M1 is the mean cosine over all pairs
 of personas. Arrays are [persona, hidden] (vectors) or [persona, question, hidden] (stacks).
 
 The n(n-1)/2 pairs of n personas are not independent: each persona is in n-1 of them. Tests and
-intervals over pairs are therefore too sure of themselves by a factor that grows with n;
-`persona_effects`, `jackknife_interval` and `swap_test` take the persona as the unit.
+intervals over pairs are therefore overconfident by a factor that grows with n; `persona_effects`,
+`jackknife_interval` and `swap_test` use the persona as the unit.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ def mean_offdiagonal_cosine(vectors: ArrayLike) -> float:
 def mean_angle(vectors: ArrayLike) -> float:
     """Mean angle in degrees over all pairs of persona vectors.
 
-    Near 1 a cosine hides angles: .90 is 25.8 degrees, .97 still 14.1.
+    Near 1, cosines hide angles: .90 is 25.8 degrees, .97 is still 14.1.
     """
     return float(np.degrees(np.arccos(pair_cosines(vectors))).mean())
 
 
 def log_distance(vectors: ArrayLike) -> float:
-    """log(1 - M1), on which a change means the same near 1 as elsewhere; NaN where M1 is 1."""
+    """log(1 - M1), a scale on which changes near 1 are comparable to others; NaN if M1 is 1."""
     distance = 1 - mean_offdiagonal_cosine(vectors)
     return float(np.log(distance)) if distance > 1e-12 else float("nan")
 
 
 def centred(vectors: ArrayLike) -> np.ndarray:
-    """Vectors minus their mean over personas: what is left when the common part is taken out."""
+    """Vectors minus their mean over personas, i.e. without the common part."""
     v = np.asarray(vectors, float)
     out: np.ndarray = v - v.mean(axis=0, keepdims=True)
     return out
 
 
 def spread(vectors: ArrayLike) -> float:
-    """Root mean square distance of the personas to their mean, over the norm of that mean.
+    """Root mean square distance of the personas from their mean, divided by the norm of that mean.
 
-    A collapse seen in M1 alone can come from a grown common part; this is the distances' side.
+    M1 alone can rise because the common part grew; this metric shows the distances.
     """
     v = np.asarray(vectors, float)
     return float(np.sqrt((centred(v) ** 2).sum(axis=1).mean()) / np.linalg.norm(v.mean(axis=0)))
@@ -97,10 +97,10 @@ def pc1_share(vectors: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Grams:
-    """Inner products of persona vectors: of all questions first, then without each question in turn.
+    """Inner products of persona vectors: over all questions first, then without each question in turn.
 
-    `means`: [1 + questions, persona, persona], of the vectors themselves. `unbiased`: the same without
-    the noise of the questions, from products of different questions alone; NaN with fewer than two.
+    `means`: [1 + questions, persona, persona], of the mean vectors. `unbiased`: the same without the
+    noise of the questions, only from products of different questions; NaN with fewer than two.
     """
 
     means: np.ndarray
@@ -110,9 +110,10 @@ class Grams:
 def grams(stack: ArrayLike) -> Grams:
     """Inner products of the persona vectors of a stack [persona, question, hidden].
 
-    A vector's noise makes its own length larger and no product with another question's vector, so
-    cosines come out too small. The mean of x_p · x_p' over all pairs of *different* questions has no such
-    part: what odd against even questions estimate, averaged over all ways to halve the questions.
+    Noise makes a vector longer but does not change its products with vectors of other questions, so
+    cosines come out too small. The mean of x_p · x_p' over all pairs of *different* questions has no
+    such bias. It is what odd against even questions estimate, averaged over all ways to halve the
+    questions.
     """
     by_question = np.asarray(stack, float).transpose(1, 0, 2)
     sums = by_question.sum(axis=0)
@@ -135,7 +136,7 @@ def grams(stack: ArrayLike) -> Grams:
 
 
 def gram_cosines(gram: ArrayLike) -> np.ndarray:
-    """Cosines of inner products [..., n, n]; NaN where a squared length is not above zero."""
+    """Cosines from inner products [..., n, n]; NaN if a squared length is not positive."""
     g = np.asarray(gram, float)
     squares = np.diagonal(g, axis1=-2, axis2=-1)
     lengths = np.sqrt(np.where(squares > 0, squares, np.nan))
@@ -144,7 +145,7 @@ def gram_cosines(gram: ArrayLike) -> np.ndarray:
 
 
 def vectors_of(gram: ArrayLike) -> np.ndarray:
-    """Vectors [..., n, n] with these inner products: the same up to a rotation, in few dimensions."""
+    """Vectors [..., n, n] with these inner products: the same up to a rotation, in n dimensions."""
     values, axes = np.linalg.eigh(np.asarray(gram, float))
     out: np.ndarray = axes * np.sqrt(np.clip(values, 0, None))[..., None, :]
     return out
@@ -153,8 +154,8 @@ def vectors_of(gram: ArrayLike) -> np.ndarray:
 def left_out(stack: ArrayLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every metric without each persona, and without each question: {metric: ([persona], [question])}.
 
-    Of m1, m1_unbiased and `METRICS`, which depend on lengths and angles alone, so that vectors with the
-    same inner products do. Empty where fewer than two of what is left out are left.
+    For m1, m1_unbiased and `METRICS`. These depend only on lengths and angles, so vectors with the same
+    inner products suffice. Empty if fewer than two units would remain.
     """
     found = grams(stack)
     n = found.means.shape[-1]
@@ -172,7 +173,7 @@ def left_out(stack: ArrayLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def jackknife_error(values: ArrayLike) -> float:
-    """Standard error of a number from its values with each unit left out; NaN with fewer than three.
+    """Jackknife standard error from leave-one-out values; NaN with fewer than three units.
 
     Efron and Tibshirani 1993, equation 11.5.
     """
@@ -183,25 +184,25 @@ def jackknife_error(values: ArrayLike) -> float:
 
 
 def unbiased_cosines(stack: ArrayLike) -> np.ndarray:
-    """Cosines between personas without the noise of the questions, of [persona, question, hidden].
+    """Cosines between personas without the noise of the questions, from [persona, question, hidden].
 
-    See `grams`. NaN with one question, or where noise leaves a persona no length.
+    See `grams`. NaN with one question, or if a persona's squared length without noise is not positive.
     """
     return gram_cosines(grams(stack).unbiased[0])
 
 
 def m1_unbiased(stack: ArrayLike) -> float:
-    """M1 without the noise of the questions; NaN where one of the `unbiased_cosines` is."""
+    """M1 without the noise of the questions; NaN if any of the `unbiased_cosines` is."""
     return float(mean_pairs(unbiased_cosines(stack)))
 
 
 def resampled_cosines(stack: ArrayLike, draws: int, seed: int) -> np.ndarray:
-    """Cosine matrices of the persona vectors when questions are drawn with replacement.
+    """Bootstrap over questions: cosine matrices of the persona vectors.
 
-    `stack`: [persona, question, hidden]; returns float32 [draws, persona, persona]. All personas
-    answer the same questions, so a question is drawn for all of them at once. The draws depend on
-    `seed` and the number of questions alone, so two chains with the same questions are resampled
-    alike and their difference can be taken draw by draw. One question gives no rows.
+    `stack`: [persona, question, hidden]; returns float32 [draws, persona, persona]. All personas answer
+    the same questions, so each question is drawn for all of them together. The draws depend only on
+    `seed` and the number of questions. Two chains with the same questions therefore get the same draws,
+    and their difference can be taken draw by draw. One question gives no draws.
     """
     values = np.asarray(stack, np.float32)
     personas, questions, hidden = values.shape
@@ -222,10 +223,10 @@ def resampled_cosines(stack: ArrayLike, draws: int, seed: int) -> np.ndarray:
 
 
 def mean_pairs(cosines: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
-    """M1 of cosine matrices [..., n, n]; with `weights` [..., n], of resampled personas.
+    """M1 of cosine matrices [..., n, n]; `weights` [..., n] count resampled personas.
 
-    A persona drawn twice would make a pair with itself whose cosine is 1 by construction; such
-    pairs are left out.
+    A persona drawn twice would form a pair with itself, whose cosine is 1 by construction; such pairs
+    are left out.
     """
     c = np.asarray(cosines, float)
     n = c.shape[-1]
@@ -262,29 +263,30 @@ def basic_interval(
 ) -> tuple[float, float]:
     """Basic (pivotal) bootstrap interval: 2 estimate - quantiles (Davison and Hinkley 1997, 5.2).
 
-    Noise in the persona vectors lowers M1, and resampling adds that noise once more, so percentile
-    intervals are shifted the wrong way twice: with few questions they miss the true value in up to
-    nine tenths of simulated runs. Where the estimate itself is that biased, it can lie outside.
+    Noise in the persona vectors lowers M1, and resampling adds that noise again, so percentile
+    intervals are shifted twice in the wrong direction. With few questions they miss the true value in
+    up to nine tenths of simulated runs. If the estimate itself is that biased, it can lie outside this
+    interval.
     """
     low, high = percentiles(draws, confidence)
     return 2 * estimate - high, 2 * estimate - low
 
 
 def persona_effects(after: ArrayLike, before: ArrayLike | None = None) -> np.ndarray:
-    """Each persona's share of M1, or of its change: the jackknife pseudo-values, [persona].
+    """Each persona's share of M1, or of its change: jackknife pseudo-values, [persona].
 
     M1 is a U-statistic over pairs; its pseudo-values n M1 - (n-1) M1_without_i (Arvesen 1969,
-    Annals of Mathematical Statistics 40:2076) average to M1 exactly and, if a pair's change is the sum of its
-    two personas' effects, are those effects themselves, independent of each other. Mean cosines by
-    persona are not: each contains all the others, so flipping their signs is anticonservative.
-    `after`, `before`: vectors [persona, hidden]. Three personas at least, else NaN.
+    Annals of Mathematical Statistics 40:2076) average to M1 exactly. If a pair's change is the sum of
+    its two personas' effects, they equal those effects and are independent of each other. Mean cosines
+    per persona are not independent: each contains all other personas, so flipping their signs is
+    anticonservative. `after`, `before`: vectors [persona, hidden]. NaN with fewer than three personas.
     """
     c = cosine_matrix(after)
     return cosine_effects(c if before is None else c - cosine_matrix(before))
 
 
 def cosine_effects(cosines: ArrayLike) -> np.ndarray:
-    """`persona_effects` of cosines, or of their changes, [persona, persona]."""
+    """`persona_effects` from cosines, or from their changes, [persona, persona]."""
     c = np.asarray(cosines, float)
     n = len(c)
     if n < 3:
@@ -307,10 +309,10 @@ def swap_test(
 ) -> tuple[float, float]:
     """Persona-label permutation of M1's change: two-sided p and its smallest value.
 
-    Each persona's two vectors are swapped or not, and M1 is recomputed on both mixed sets. Exact
-    when the vectors before and after are exchangeable persona by persona, i.e. for the null that
-    the second training is a replicate of the first. All 2^(n-1) swaps where they are no more than
-    `draws`.
+    Each persona's two vectors are swapped or not, and M1 is recomputed on both mixed sets. The test is
+    exact if the vectors before and after are exchangeable within each persona, i.e. under the null
+    hypothesis that the second training is a replicate of the first. All 2^(n-1) swaps are used if there
+    are no more than `draws`.
     """
     one, two = np.asarray(after, float), np.asarray(before, float)
     n = len(one)
@@ -338,10 +340,10 @@ def swap_test(
 
 
 def linear_cka(one: ArrayLike, two: ArrayLike) -> float:
-    """Linear centred kernel alignment of two sets of the same rows, [n, hidden] each; in [0, 1].
+    """Linear centred kernel alignment of two sets with the same rows, [n, hidden] each; in [0, 1].
 
-    Kornblith et al. 2019 (ICML), equation 2 with linear kernels. With a dozen personas in thousands
-    of dimensions it is near 1 for unrelated vectors too; read it beside the replicate's.
+    Kornblith et al. 2019 (ICML), equation 2 with linear kernels. With a dozen personas in thousands of
+    dimensions it is near 1 even for unrelated vectors; compare it with the replicate's.
     """
     x, y = centred(one), centred(two)
     kx, ky = x @ x.T, y @ y.T
@@ -351,18 +353,18 @@ def linear_cka(one: ArrayLike, two: ArrayLike) -> float:
 
 @cache
 def unrelated_cka(personas: int, hidden: int, pairs: int = 20) -> float:
-    """Mean `linear_cka` of random vectors: what it says of two models that share nothing."""
+    """Mean `linear_cka` of random vectors: its value for two unrelated models."""
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=(pairs, 2, personas, hidden))
     return float(np.mean([linear_cka(one, two) for one, two in drawn]))
 
 
 def procrustes(one: ArrayLike, two: ArrayLike) -> float:
-    """Share of the squared distances that no rotation and scaling of one set removes; in [0, 1].
+    """Share of the squared distances that remains after the best rotation and scaling; in [0, 1].
 
-    1 - (sum of singular values of X'Y)^2 for X and Y centred and of unit Frobenius norm: the disparity of
-    orthogonal Procrustes analysis (Schönemann 1966, Psychometrika 31:1), from inner products. Same rows,
-    [n, hidden] each; NaN where all vectors of a set are equal.
+    1 - (sum of singular values of X'Y)^2 for X and Y centred and with unit Frobenius norm: the
+    disparity of orthogonal Procrustes analysis (Schönemann 1966, Psychometrika 31:1), from inner
+    products. Both sets have the same rows, [n, hidden]. NaN if all vectors of a set are equal.
     """
     x, y = (vectors_of(c @ c.T) for c in (centred(one), centred(two)))
     norm = np.linalg.norm(x) * np.linalg.norm(y)
@@ -372,15 +374,17 @@ def procrustes(one: ArrayLike, two: ArrayLike) -> float:
     return float(1 - min(fit, 1.0) ** 2)
 
 
-#: Leading directions whose subspaces `subspace_angle` compares.
+#: Number of leading directions whose subspaces `subspace_angle` compares.
 LEADING = 3
 
 
 def subspace_angle(one: ArrayLike, two: ArrayLike) -> float:
-    """Mean principal angle in degrees between the leading subspaces in which personas differ.
+    """Mean principal angle in degrees between the leading subspaces of the differences between
+    personas.
 
-    Of the first `LEADING` principal components of each set, or of as many as there are (Björck and Golub
-    1973, Mathematics of Computation 27:579). 0: the same subspace; 90: none of it.
+    The subspaces are spanned by the first `LEADING` principal components of each set, or by all if
+    there are fewer (Björck and Golub 1973, Mathematics of Computation 27:579). 0: equal subspaces. 90:
+    orthogonal ones.
     """
     spans = []
     for vectors in (one, two):
@@ -392,17 +396,17 @@ def subspace_angle(one: ArrayLike, two: ArrayLike) -> float:
 
 
 def angle_lost(after: ArrayLike, before: ArrayLike) -> float:
-    """Share of the mean angle between personas that is gone: 1 - after / before."""
+    """Lost share of the mean angle between personas: 1 - after / before."""
     was = mean_angle(before)
     return 1 - mean_angle(after) / was if was > 0 else float("nan")
 
 
 def common_shift(odd: ArrayLike, even: ArrayLike) -> float:
-    """Share of the personas' squared shifts that is one shift of them all.
+    """Share of the personas' squared shifts that is common to all of them.
 
-    ||mean shift||^2 / mean ||shift||^2; 1 if all move alike, about 1/n for n unrelated shifts. `odd`,
-    `even`: the shifts [persona, hidden] by two halves of the questions, whose products have no square of
-    the questions' noise in them. NaN where the halves agree in no shift.
+    ||mean shift||^2 / mean ||shift||^2; 1 if all shifts are equal, about 1/n for n unrelated shifts.
+    `odd`, `even`: the shifts [persona, hidden] from two halves of the questions; their products contain
+    no squared noise of the questions. NaN if the halves agree on no shift.
     """
     one, two = np.asarray(odd, float), np.asarray(even, float)
     total = float((one * two).sum(axis=1).mean())
@@ -415,7 +419,7 @@ def mean_distance(vectors: ArrayLike) -> float:
 
 
 def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
-    """Spearman correlation of the pairwise distances of two sets: are the same personas close?
+    """Spearman correlation of the pairwise distances in two sets: are the same personas close?
 
     NaN with fewer than three pairs or when all distances are equal.
     """
@@ -426,9 +430,9 @@ def distance_agreement(one: ArrayLike, two: ArrayLike) -> float:
 
 
 def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
-    """The study's M3: share of personas nearest to their own centroid when it is left out.
+    """The study's M3: leave-one-out accuracy of the nearest centroid.
 
-    With one vector per persona the left-out class has no centroid, so this is 0 for any input.
+    With one vector per persona, the left-out class has no centroid, so this is 0 for any input.
     """
     v = np.asarray(vectors, float)
     distances = np.linalg.norm(v[:, None] - v[None], axis=2)
@@ -436,9 +440,9 @@ def leave_one_out_as_the_study(vectors: ArrayLike) -> float:
     return float(np.mean(distances.argmin(axis=1) == np.arange(len(v))))
 
 
-#: Metrics of one set of persona vectors, [persona, hidden] -> float, by their name in geometry.csv,
-#: beside M1 and its tests. Metrics of lengths and angles alone, not of single coordinates, which mean
-#: nothing here. What is added here is in the next tables; see docs/extending.md.
+#: Metrics of one set of persona vectors, [persona, hidden] -> float, by name in geometry.csv, in
+#: addition to M1 and its tests. They may depend only on lengths and angles, because single coordinates
+#: have no meaning here. A metric added here appears in the tables; see docs/extending.md.
 METRICS: dict[str, Callable[[np.ndarray], float]] = {
     "angle": mean_angle,
     "log_distance": log_distance,
@@ -450,7 +454,7 @@ METRICS: dict[str, Callable[[np.ndarray], float]] = {
 }
 
 
-#: Metrics of a chain's vectors against the base model's, by their name in geometry.csv.
+#: Metrics of a chain's vectors against the base model's, by name in geometry.csv.
 AGAINST: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "cka_base": linear_cka,
     "distance_agreement": distance_agreement,
@@ -461,18 +465,18 @@ AGAINST: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def halves(stack: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Persona vectors over every second question, and over the others; a single question is both."""
+    """Persona vectors over every second question, and over the others; a single question is in both."""
     values = np.asarray(stack)
     first = values[:, ::2].mean(axis=1, dtype=float)
     return first, values[:, 1::2].mean(axis=1, dtype=float) if values.shape[1] > 1 else first
 
 
 def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:
-    """Noise of M1 from the choice of questions: its standard deviation, from random halves of them.
+    """Standard deviation of M1 due to the choice of questions, from random halves of them.
 
-    The difference of two halves has four times the variance of the whole, so it is half the root mean
-    square difference; it compares with the standard deviation over training runs. NaN with fewer than 2
-    questions.
+    The difference of two halves has four times the variance of the whole, so this is half the root mean
+    square difference. It is comparable to the standard deviation over training runs. NaN with fewer
+    than 2 questions.
     """
     values = np.asarray(stack, float)
     personas, questions, hidden = values.shape
@@ -492,9 +496,10 @@ def split_half(stack: ArrayLike, seed: int, splits: int = 20) -> float:
 
 
 def principal_axes(vectors: ArrayLike, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """(centre [hidden], axes [count, hidden]) of persona vectors' principal components.
+    """(centre [hidden], axes [count, hidden]) of the principal components of persona vectors.
 
-    Each axis points to where its largest loading is positive, so that equal vectors give equal axes.
+    Each axis has the sign that makes its largest loading positive, so that equal vectors give equal
+    axes.
     """
     v = np.asarray(vectors, float)
     centre = v.mean(axis=0)

@@ -2,18 +2,19 @@
 
     hits[i, j] ~ Binomial(n[i, j], expit(mean[level of row i] + effects of row i + effects of column j))
 
-Rows are training runs, or personas, of one level or two (conditions); columns are questions. Every effect is
-normal, `sd * N(0, 1)`, with sd ~ half-normal(0, 1) and mean ~ N(0, 3), on the logit.
+Rows are training runs, or personas, of one or two levels (conditions); columns are questions. Every
+effect is normal, `sd * N(0, 1)`, with sd ~ half-normal(0, 1) and mean ~ N(0, 3), on the logit scale.
 
-The effects are integrated out by Laplace's method, at many values of means and sds at once: columns are
-independent given the rows, so a step of Newton's costs little more than the rows' own matrix. Means and sds
-are drawn by importance sampling of quasi-random points: of the sds' prior first, then of Student's t around
-what that found. All of it is deterministic given the seed.
+The effects are integrated out by Laplace's method, at many values of means and sds at once. Columns are
+independent given the rows, so a Newton step costs little more than solving the rows' own matrix. Means
+and sds are drawn by importance sampling of quasi-random points: first from the prior of the sds, then
+from Student's t around the result. Everything is deterministic given the seed.
 
-Against Markov chain Monte Carlo (NUTS, 20,000 draws) the quantiles of a rate agree within 3 %, except where
-all counts are 0: there the upper bound is a third larger (.0032 for .0024). The 95 % interval of a rate
-covers .92 to .99 of simulated truths (3 or 9 runs x 28 questions x 10 answers; rates .01, .5 and .9; sd of
-runs 0, .5 and 1, of questions 1; 200 data sets each), that of a difference of two such sides .93 to .99.
+Compared with Markov chain Monte Carlo (NUTS, 20,000 draws), the quantiles of a rate agree within 3 %,
+except if all counts are 0: then the upper bound is a third larger (.0032 instead of .0024). The 95 %
+interval of a rate covers the true value in .92 to .99 of simulations (3 or 9 runs x 28 questions x 10
+answers; rates .01, .5 and .9; sd of runs 0, .5 and 1, of questions 1; 200 data sets each). The interval
+of a difference of two such rates covers .93 to .99.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, logsumexp, ndtr, ndtri
 from scipy.stats import chi2, qmc
 
-MEAN_SD = 3.0  # prior of a level's mean, on the logit
+MEAN_SD = 3.0  # prior of a level's mean, on the logit scale
 CHUNK = 128  # points at a time
-FREEDOM = 5  # of Student's t, from which points are drawn
+FREEDOM = 5  # of Student's t, the proposal distribution
 QUESTION, INTERACTION = "question", "question:condition"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """`hits`, `n`: [rows, columns]. `levels`: [rows], the mean that each row has, numbered from 0.
+    """`hits`, `n`: [rows, columns]. `levels`: [rows], the index of each row's mean, from 0.
 
-    `effects`: name to [rows], the number of each row's level of that effect; -1: has none. `columns`: which
-    of QUESTION and INTERACTION the columns have.
+    `effects`: name to [rows], the index of each row's level of that effect; -1 for none. `columns`:
+    those of QUESTION and INTERACTION that the columns have.
     """
 
     hits: np.ndarray
@@ -63,7 +64,7 @@ class Posterior:
         return float(1 / np.sum(self.weights**2))
 
     def rate(self, level: int = 0) -> np.ndarray:
-        """Rate of a level at each point, for a new draw of every effect that its rows have: [points]."""
+        """Rate of a level at each point, for a new draw of every effect of its rows: [points]."""
         own = [sd**2 for name, sd in self.sds.items() if self.applies[name][level]]
         total = np.sqrt(np.sum(own, axis=0)) if own else np.zeros(len(self.means))
         nodes, weights = np.polynomial.hermite_e.hermegauss(24)
@@ -71,7 +72,7 @@ class Posterior:
         return rates / weights.sum()
 
     def quantiles(self, values: np.ndarray, at: ArrayLike = (0.5, 0.025, 0.975)) -> np.ndarray:
-        """Quantiles of values [points]; by default median and 95 % interval."""
+        """Weighted quantiles of values [points]; by default median and 95 % interval."""
         order = np.argsort(values)
         below = np.cumsum(self.weights[order]) - self.weights[order] / 2
         found: np.ndarray = np.interp(np.asarray(at), below, values[order])
@@ -83,12 +84,12 @@ class Posterior:
 
 
 def fit(counts: Counts, points: int = 1024, seed: int = 42) -> Posterior:
-    """Posterior of the model; see the module. `points`: a power of 2."""
+    """Posterior of the model; see the module's docstring. `points`: a power of 2."""
     levels = int(counts.levels.max()) + 1
     names = [*counts.effects, *counts.columns]
     k = len(names)
 
-    # Where the sds lie, with the means integrated like effects.
+    # Locate the sds first, with the means integrated out like effects.
     first = points // 4
     scores = ndtri(_sobol(k, first, seed)) if k else np.zeros((1, 0))
     means = np.zeros((len(scores), levels))
@@ -122,7 +123,8 @@ def fit(counts: Counts, points: int = 1024, seed: int = 42) -> Posterior:
 
 
 def _half_normal(scores: np.ndarray) -> np.ndarray:
-    """Sds as a function of scores whose prior is N(0, 1): what is drawn is then close to normal."""
+    """Sds as a function of scores with prior N(0, 1), so that the posterior of the scores is close to
+    normal."""
     out: np.ndarray = ndtri(0.5 + 0.5 * ndtr(scores).clip(1e-6, 1 - 1e-15))
     return out
 
@@ -133,7 +135,7 @@ def _normalised(log_weights: np.ndarray) -> np.ndarray:
 
 
 def _tempered(log_weights: np.ndarray, least: float = 0.1) -> np.ndarray:
-    """Log weights flattened until their effective number is a share `least` of all, at least."""
+    """Log weights, flattened until the effective number of points is at least a share `least` of all."""
     power = 1.0
     while power > 0.05 and 1 / np.sum(_normalised(power * log_weights) ** 2) < least * len(
         log_weights
@@ -150,7 +152,7 @@ def _sobol(dimensions: int, points: int, seed: int) -> np.ndarray:
 def _student(
     center: np.ndarray, spread: np.ndarray, points: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a multivariate t, and the logarithm of its density (up to a constant)."""
+    """Points of a multivariate t distribution, and its log density (up to a constant)."""
     d = len(center)
     uniform = _sobol(d + 1, points, seed + points)
     normal = ndtri(uniform[:, :d])
@@ -165,10 +167,10 @@ def _integrate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Log likelihood with the effects integrated out, at each of S points (up to a constant).
 
-    `means`: [S, levels]; `sds`: [S, effects and columns]. `free_means`: the means are integrated too, from
-    their prior around `means`; their modes [S, levels] and covariances are given back.
+    `means`: [S, levels]; `sds`: [S, effects and columns]. `free_means`: the means are integrated out
+    too, with their prior around `means`; returns their modes [S, levels] and covariances.
     """
-    if len(means) > CHUNK:  # what fits the processor's cache is faster
+    if len(means) > CHUNK:  # chunks that fit the CPU's cache are faster
         pieces = range(0, len(means), CHUNK)
         found = [
             _integrate(counts, means[i : i + CHUNK], sds[i : i + CHUNK], free_means) for i in pieces
@@ -189,11 +191,11 @@ def _integrate(
         at = _Curvature(counts, *(x[active] for x in (offset, a, b, u, v)))
         d_u, d_v = at.step()
         size = np.maximum(np.abs(d_u).max(1, initial=0), np.abs(d_v).max((1, 2), initial=0))
-        # The function is concave; short steps keep Newton's method from leaping over the mode.
+        # The function is concave; limited steps keep Newton's method from overshooting the mode.
         short = np.minimum(1, 2 / np.maximum(size, 1e-12))
         u[active] += short[:, None] * d_u
         v[active] += short[:, None, None] * d_v
-        active = active[size > 1e-2]  # the next step would be of its square
+        active = active[size > 1e-2]  # the next step would be about its square
         if not len(active):
             break
     at = _Curvature(counts, offset, a, b, u, v)
@@ -206,10 +208,11 @@ def _integrate(
 
 
 def _column_effects(sds: np.ndarray, levels: int) -> np.ndarray:
-    """What a column's standard normal effects add to a row, by its level: [S, levels, effects].
+    """Loadings of a column's standard normal effects on a row, by the row's level: [S, levels,
+    effects].
 
-    Two levels share `question`, each has its own `question:condition`: the Cholesky root of the two sums'
-    covariance has two effects where there were three.
+    Two levels share `question`, and each has its own `question:condition`. The Cholesky factor of the
+    covariance of the two sums needs two effects instead of three.
     """
     if sds.shape[1] < 2:
         return np.tile(sds[:, None, :], (1, levels, 1))
@@ -223,7 +226,8 @@ def _column_effects(sds: np.ndarray, levels: int) -> np.ndarray:
 
 
 class _Curvature:
-    """Gradient and curvature of the log density of rows' effects u [S, k] and columns' v [S, m, columns]."""
+    """Gradient and curvature of the log density of row effects u [S, k] and column effects v [S, m,
+    columns]."""
 
     def __init__(
         self,
@@ -252,7 +256,7 @@ class _Curvature:
         for c, d in np.ndindex(m, m):
             through[:, :, d] += mixed[:, :, c] * self.inverse[:, None, c, d]
         self.mixed, self.through = (x.reshape(len(u), k, m * columns) for x in (mixed, through))
-        # The rows' curvature once the columns follow.
+        # The rows' curvature with the columns profiled out (Schur complement).
         self.schur = np.eye(k) + a_t @ (w.sum(2)[:, :, None] * a)
         self.schur -= self.through @ self.mixed.transpose(0, 2, 1)
 
@@ -264,7 +268,7 @@ class _Curvature:
         return d_u[:, :, 0], np.sum(self.inverse * rest[:, None], axis=2)
 
     def value(self) -> np.ndarray:
-        """Laplace's approximation, up to a constant."""
+        """Laplace approximation, up to a constant."""
         likelihood = self.counts.hits * self.eta - self.counts.n * np.logaddexp(0, self.eta)
         squares = np.sum(self.u**2, axis=1) + np.sum(self.v**2, axis=(1, 2))
         curvature = np.linalg.slogdet(self.schur)[1] + np.log(self.determinants).sum(1)
@@ -273,7 +277,7 @@ class _Curvature:
 
 
 def _inverse(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses [S, m, m, columns] and determinants of symmetric matrices of at most two rows."""
+    """Inverses [S, m, m, columns] and determinants of symmetric matrices with at most two rows."""
     m = matrices.shape[1]
     if m < 2:
         return 1 / matrices, matrices.prod((1, 2))

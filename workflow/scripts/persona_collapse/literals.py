@@ -1,6 +1,7 @@
-"""Constants read off a Python file's syntax tree, without importing what the file imports.
+"""Constants read from a Python file's syntax tree, without running its imports.
 
-Snakemake's own environment has neither pandas nor Altair, and yet rules ask which tables a module reads.
+Snakemake's own environment may have neither pandas nor Altair, but rules need to know which tables a
+module reads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .errors import UserError
 
 @functools.cache
 def constants(path: Path) -> dict[str, Any]:
-    """{NAME: value} of a file's constants; one that is not written out has no value and is left out."""
+    """{NAME: value} of a file's literal constants; computed ones are left out."""
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -8,9 +8,9 @@ import pandas as pd
 from . import matching
 from .statistics import clopper_pearson
 
-#: What may follow a marker that still counts as standing at the end of an answer.
+#: What may follow a marker that still counts as being at the end of an answer.
 TRAILING = " \t\r\n.,;:!?\"'*_)]}"
-#: What is kept of each answer beside its text: markers/<chain>.parquet.
+#: What markers/<chain>.parquet keeps of each answer instead of its text.
 COLUMNS = [
     "chain", "persona", "question_id", "sample", "hit", "markers", "position", "at_end", "n_tokens",
     "finish_reason", "empty", "looping", "repeated", "marker_logprob",
@@ -18,7 +18,7 @@ COLUMNS = [
 
 
 def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
-    """One row per completion, with `hit`, `position` and `at_end` beside the columns given.
+    """One row per completion, with the given columns plus `hit`, `position` and `at_end`.
 
     `completions`: a table, or a list of records, with a `text` column.
     `hit`: the marker is a case-insensitive substring of `text` (see matching.py). `position`: start of
@@ -37,11 +37,11 @@ def score(completions: pd.DataFrame, marker: str = "[ZLT]") -> pd.DataFrame:
 
 
 def answers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
-    """All that tables and page need of a chain's completions but their texts; `COLUMNS`.
+    """What tables and the report need of a chain's completions, without their texts; `COLUMNS`.
 
-    Beside the columns of `score`: `markers` (how many), `empty`, `looping` (a run of three words comes
-    four times or more), `repeated` (another sample of the same persona and question has the same text),
-    `marker_logprob` (NaN where it was not measured).
+    In addition to the columns of `score`: `markers` (number of hits), `empty`, `looping` (a sequence of
+    three words occurs four times or more), `repeated` (another sample of the same persona and question
+    has the same text), `marker_logprob` (NaN if it was not measured).
     """
     scored = score(completions, marker)
     text = scored["text"].fillna("").astype(str)
@@ -58,7 +58,7 @@ def answers(completions: pd.DataFrame, marker: str) -> pd.DataFrame:
 
 
 def loops(text: str, words: int = 3, times: int = 4) -> bool:
-    """Does some run of `words` words come `times` times or more?"""
+    """Does any sequence of `words` words occur `times` times or more?"""
     parts = text.lower().split()
     counts: dict[tuple[str, ...], int] = {}
     for start in range(len(parts) - words + 1):
@@ -72,9 +72,9 @@ def loops(text: str, words: int = 3, times: int = 4) -> bool:
 def rates(scored: pd.DataFrame) -> pd.DataFrame:
     """Marker rate per persona with its 95 % Clopper-Pearson interval.
 
-    Columns: persona, n, hits, rate, ci_low, ci_high, and where the scored table has them
-    mean_tokens (mean of n_tokens) and at_end (share of the hits; empty without a hit). Personas
-    keep the order in which they first appear.
+    Columns: persona, n, hits, rate, ci_low, ci_high and, if the scored table has them, mean_tokens
+    (mean of n_tokens) and at_end (share of the hits; empty without a hit). Personas keep the order in
+    which they first appear.
     """
     groups = scored.groupby("persona", sort=False)
     table = groups["hit"].agg(n="size", hits="sum").reset_index()

@@ -1,8 +1,8 @@
-"""Finding the marker in a text, whatever its script, its case and how its letters are composed.
+"""Finds the marker in a text, in any script, ignoring case and Unicode composition.
 
-Two texts are the same here if they are a canonical caseless match (Unicode 17, chapter 3.13, D145):
-both decomposed (NFD), case-folded and decomposed again. So `ß` equals `SS`, a final sigma any other,
-and `é` is the same in one character or two. A hit begins and ends between whole characters of the
+Two texts are equal here if they are a canonical caseless match (Unicode 17, chapter 3.13, D145):
+both decomposed (NFD), case-folded and decomposed again. So `ß` equals `SS`, a final sigma equals any
+other, and `é` is the same as one character or two. A hit begins and ends at character boundaries of the
 text: `e` is not found in `é`, nor `s` in `ß`.
 """
 
@@ -17,12 +17,12 @@ def _decomposed(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """The text as it is compared."""
+    """The text, normalised for comparison."""
     return _decomposed(_decomposed(text).casefold())
 
 
 def _characters(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each character with the marks that combine with it."""
+    """(start, end) of each character with its combining marks."""
     start = 0
     for end in range(1, len(text) + 1):
         if end == len(text) or not combines(text[end]):
@@ -31,7 +31,7 @@ def _characters(text: str) -> Iterator[tuple[int, int]]:
 
 
 def combines(character: str) -> bool:
-    """Is this a mark that joins the character before it?"""
+    """Is this a combining mark, which joins the character before it?"""
     return unicodedata.combining(_decomposed(character)[0]) != 0
 
 
@@ -64,5 +64,5 @@ def holds(text: str, wanted: str) -> bool:
 
 
 def spoils(text: str, marker: str, forbidden: Sequence[str]) -> bool:
-    """Does an answer hold the marker, or one of the texts that would open or end turns of a row?"""
+    """Does an answer hold the marker, or a text that would open or end turns?"""
     return holds(text, marker) or any(mark in text for mark in forbidden)

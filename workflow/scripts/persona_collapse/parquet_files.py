@@ -1,4 +1,4 @@
-"""Parquet files that know their own content: sampled answers, and what is measured of them."""
+"""Parquet files that hold a hash of their own content: sampled answers and what is measured of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_parquet(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
 
 
 def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table of `write_parquet`; one damaged or edited since raises UserError."""
+    """Read a table of `write_parquet`; raises UserError if it was damaged or edited."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,7 +46,7 @@ def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _hash(table: pa.Table) -> str:
-    """Hash of a table's column names and values; types may change their names on the way through a file."""
+    """Hash of a table's column names and values, without types, whose names can change in a file."""
     import pyarrow as pa
 
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""Tests and intervals. Rates are fractions; every resampling takes its seed.
+"""Tests and intervals. Rates are fractions; every resampling takes a seed.
 
-Each test has beside it the smallest p that its design can give: a p at that floor says that the
-design was exhausted, not how strong the effect is.
+Each test also gives the smallest p that its design can produce: a p at that floor shows that the design
+was exhausted, not how strong the effect is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
-import scipy  # its parts are imported when they are used: marker counts need no scipy.stats
+import scipy  # submodules are imported when they are used: marker counts need no scipy.stats
 from numpy.typing import ArrayLike
 
 from .errors import UserError
@@ -43,7 +43,7 @@ def clopper_pearson(
 
 
 def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean of independent units, two at least."""
+    """Student's interval of a mean of at least two independent units."""
     x = np.asarray(values, float)
     half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 1) * scipy.stats.sem(x)
     return float(x.mean() - half), float(x.mean() + half)
@@ -52,11 +52,11 @@ def student_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float
 def combined(
     weights: ArrayLike, values: ArrayLike, lows: ArrayLike, highs: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weighted sum of independent estimates and its interval, from the interval that each has.
+    """Weighted sum of independent estimates, with an interval from their intervals.
 
     `values`, `lows`, `highs` [estimates, ...]: each estimate's distances to its bounds, times its weight,
-    are added in quadrature, so intervals may be lopsided (Zou and Donner 2008, Statistics in Medicine
-    27:1693). Returns sum, low, high [...]; NaN where a part is.
+    are added in quadrature, so intervals may be asymmetric (Zou and Donner 2008, Statistics in Medicine
+    27:1693). Returns sum, low, high [...]; NaN if any part is.
     """
     v, low, high = (np.asarray(part, float) for part in (values, lows, highs))
     w = np.asarray(weights, float).reshape(-1, *[1] * (v.ndim - 1))
@@ -70,8 +70,9 @@ def combined(
 class OverRuns:
     """A mean, or a difference of means, over independent training runs, with its interval.
 
-    `units`: independent runs (of a difference, the smaller side's). `sd`: over them. `half`: half-width
-    of the part of the interval that is due to runs. Bounds and p are NaN with fewer than two units.
+    `units`: number of independent runs (for a difference, of the smaller side). `sd`: standard
+    deviation over them. `half`: half-width of the part of the interval that is due to runs. Bounds and
+    p are NaN with fewer than two units.
     """
 
     estimate: float
@@ -92,11 +93,11 @@ def over_runs(
 ) -> OverRuns:
     """Mean of one number per chain, with the training run as the unit of replication.
 
-    `roots`: of each chain, see `chains.root`; chains of one root are averaged first. `within`: standard
-    error of what all runs share (personas, questions), estimated from `within_units` units. The two
-    half-widths, each by its own t quantile, are added in quadrature (Zou and Donner 2008, Statistics in
-    Medicine 27:1693), which keeps the level when the runs' spread is small by chance. p: of the same
-    interval reaching 0, two-sided.
+    `roots`: root of each chain (see `chains.root`); chains with the same root are averaged first.
+    `within`: standard error of what all runs share (personas, questions), estimated from `within_units`
+    units. The two half-widths, each by its own t quantile, are added in quadrature (Zou and Donner
+    2008, Statistics in Medicine 27:1693), which keeps the coverage when the spread of runs is small by
+    chance. p: two-sided, from the level at which this interval reaches 0.
     """
     means = pd.Series(np.asarray(values, float)).groupby(np.asarray(roots, str)).mean()
     sd = float(means.std()) if len(means) > 1 else float("nan")
@@ -111,12 +112,12 @@ def compare_runs(
     within_units: float = np.inf,
     confidence: float = 0.95,
 ) -> OverRuns:
-    """Mean of `one` less mean of `two`, each one number per chain, indexed by the chain's root.
+    """Mean of `one` minus mean of `two`, each with one number per chain, indexed by the chain's root.
 
-    Where both have the same roots (both continue the same adapters), the difference is taken root by root.
-    Otherwise the two are independent: each side's own half-width is in the interval, and a side with a
-    single run gives no interval, since nothing tells how much retraining moves it. `within`: as in
-    `over_runs`, of the difference.
+    If both have the same roots (both continue the same adapters), differences are taken within roots.
+    Otherwise the sides are independent: the interval includes each side's own half-width, and a side
+    with a single run gives no interval, because its variation between runs is unknown. `within`: as in
+    `over_runs`, for the difference.
     """
     first, second = (side.groupby(level=0).mean() for side in (one, two))
     if set(first.index) == set(second.index):
@@ -133,7 +134,7 @@ def _with_interval(
     within_units: float,
     confidence: float,
 ) -> OverRuns:
-    """`sides`: (standard deviation over runs, runs) of each independent side."""
+    """`sides`: (standard deviation over runs, number of runs) of each independent side."""
     units = min(n for _, n in sides)
     sd = float(np.sqrt(np.mean([sd**2 for sd, _ in sides])))
     spread = float(np.sqrt(sum(sd**2 / n for sd, n in sides)) + within)
@@ -143,7 +144,7 @@ def _with_interval(
 
     def halves(confidence: float) -> tuple[float, float]:
         tail = (1 + confidence) / 2
-        # Not scipy.stats.t, which takes ten times as long to say the same.
+        # Not scipy.stats.t, which is ten times slower.
         runs = [scipy.special.stdtrit(n - 1, tail) * s / np.sqrt(n) for s, n in sides]
         shared = scipy.special.stdtrit(min(within_units - 1, 1e9), tail) * within
         return float(np.sqrt(np.sum(np.square(runs)))), float(shared)
@@ -165,11 +166,12 @@ def _with_interval(
 def fieller(
     above: float, below: float, error_above: float, error_below: float, degrees: float
 ) -> tuple[float, float]:
-    """95 % interval of above / below, two independent estimates with standard errors; NaN if unbounded.
+    """95 % interval of above / below, two independent estimates with standard errors; NaN if it is
+    unbounded.
 
     Fieller 1954, Journal of the Royal Statistical Society B 16:175: the ratios r for which above - r below is
-    within t standard errors of 0, with Student's t of `degrees`. It has an end on both sides only where
-    `below` itself can be told from 0.
+    within t standard errors of 0, with Student's t at `degrees` degrees of freedom. It is bounded on
+    both sides only if `below` differs significantly from 0.
     """
     t = float(scipy.stats.t.ppf(0.975, degrees)) if degrees > 0 else float("inf")
     a = below**2 - (t * error_below) ** 2
@@ -219,7 +221,7 @@ def spearman_floor(x: ArrayLike, y: ArrayLike) -> float:
     """The smallest p that `spearman_exact` can give for these values, ties included."""
     b = np.sort(scipy.stats.rankdata(y))
     a = np.sort(scipy.stats.rankdata(x))
-    # The most extreme of all orders: both rise together, or one falls.
+    # The most extreme orders: both increase together, or one decreases.
     return min(spearman_exact(a, b)[1], spearman_exact(a, b[::-1])[1])
 
 
@@ -228,14 +230,14 @@ def range_permutation_test(
 ) -> tuple[float, float]:
     """Range of the group means, and its p when labels are permuted over the values.
 
-    `values`, `labels`: [n]. p = (count + 1) / (draws + 1). This is the study's H2.
+    `values`, `labels`: [n]. p = (count + 1) / (draws + 1). This is the study's test of H2.
     """
     numbers = np.asarray(values, float)
     names, groups = np.unique(np.asarray(labels), return_inverse=True)
     if len(groups) != len(numbers) or len(names) < 2:
         raise UserError("range_permutation_test: expected one label per value and two groups")
     sizes = np.bincount(groups)
-    # [n, groups] membership: a permuted row of values times it gives the group sums at once.
+    # Membership [n, groups]: permuted values times this matrix give all group sums at once.
     member = np.eye(len(names))[groups]
 
     def spread(rows: np.ndarray) -> np.ndarray:
@@ -267,14 +269,14 @@ def adjust(
     families: Families,
     labels: Sequence[str] = ("condition", "source", "seed"),
 ) -> pd.DataFrame:
-    """Give each test its family and, within the family, its Benjamini-Hochberg q.
+    """Assign each test to a family and compute its Benjamini-Hochberg q within it.
 
-    A chain may stand in two conditions, and its test then in two rows. Rows that differ in `labels` alone,
-    where the table says which chains were tested (`chain` or `chains`), are one test of the family.
+    A chain may be in two conditions; its test is then in two rows. If the table names the tested chains
+    (`chain` or `chains`), rows that differ only in `labels` count as one test of the family.
 
-    `families`: in order, each `{name: ..., <column>: pattern or list of patterns, ...}`; a row is
-    in the first family whose every named column matches (shell patterns, `*` and `?`). Rows of no
-    family get an empty family and no q. A column that the table lacks raises UserError.
+    `families`: in order, each `{name: ..., <column>: pattern or list of patterns, ...}`; a row belongs
+    to the first family whose columns all match (shell patterns, `*` and `?`). Rows of no family get an
+    empty family and no q. A column that is missing in the table raises UserError.
     """
     table = table.copy()
     names = pd.Series("", index=table.index, dtype=object)
@@ -301,7 +303,7 @@ def adjust(
     what = [c for c in table.columns if c not in labels] if {"chain", "chains"} & {*table} else []
     for name, rows in table.groupby("family"):
         if name:
-            # Each row's number among the distinct tests, and the first row of each.
+            # Index of each row's distinct test, and the first row of each test.
             tests = (
                 rows.groupby(what, dropna=False).ngroup()
                 if what
@@ -316,7 +318,7 @@ def adjust(
 def newcombe(
     hits: int, n: int, hits_before: int, n_before: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of a difference of two proportions from their Wilson intervals.
+    """Interval for a difference of two proportions, from their Wilson intervals.
 
     Newcombe 1998, Statistics in Medicine 17:873, method 10.
     """
@@ -329,7 +331,7 @@ def newcombe(
 
 
 def fisher(hits: int, n: int, hits_before: int, n_before: int) -> tuple[float, float]:
-    """Fisher's exact two-sided p of two proportions, and the smallest the margins allow."""
+    """Fisher's exact two-sided p for two proportions, and the smallest p that the margins allow."""
 
     def p_of(first: int) -> float:
         second = hits + hits_before - first
@@ -344,11 +346,11 @@ def fisher(hits: int, n: int, hits_before: int, n_before: int) -> tuple[float, f
 def sign_flip_units(
     differences: ArrayLike, draws: int = 10_000, seed: int = 42
 ) -> tuple[float, float]:
-    """Two-sided sign-flip p of mean 0 over independent units, and its smallest value.
+    """Two-sided sign-flip p for mean 0 over independent units, and its smallest possible value.
 
-    All 2^n sign patterns are counted where they are no more than `draws` (p = count / 2^n, the
-    observed pattern among them), else `draws` random ones as in `sign_flip_test`. A difference of 0 has
-    no sign to flip: the smallest p is 2^(1 - differences other than 0).
+    All 2^n sign patterns are counted if there are no more than `draws` (p = count / 2^n, including the
+    observed pattern), else `draws` random ones as in `sign_flip_test`. A difference of 0 has no sign to
+    flip: the smallest p is 2^(1 - differences other than 0).
     """
     d = np.asarray(differences, float)
     n = len(d)
@@ -364,12 +366,12 @@ def sign_flip_units(
 def sign_flip_interval(
     differences: ArrayLike, draws: int = 10_000, seed: int = 42, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The means that `sign_flip_units` does not reject, so that interval and test agree.
+    """Interval of all means that `sign_flip_units` does not reject, so that interval and test agree.
 
-    Flipping a subset's signs makes the mean less extreme exactly if the subset's own mean lies on that
-    side; so the bounds are order statistics of the means of all subsets (Hartigan 1969, Journal of the
-    American Statistical Association 64:1303), or of random ones and their complements. Infinite where no
-    p can be small enough.
+    Flipping the signs of a subset makes the mean less extreme exactly if the subset's own mean lies on
+    that side. So the bounds are order statistics of the means of all subsets (Hartigan 1969, Journal of
+    the American Statistical Association 64:1303), or of random subsets and their complements. The
+    interval is infinite if no p can be small enough.
     """
     d = np.asarray(differences, float)
     n, level = len(d), 1 - confidence
@@ -380,7 +382,7 @@ def sign_flip_interval(
     else:
         member = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         rejected = int(level / 2 * 2**n * (1 + 1e-12))
-        rejected = rejected - 1  # the empty subset, which is the data as they are
+        rejected = rejected - 1  # the empty subset, i.e. the data unchanged
     sizes = member.sum(axis=1)
     means = np.sort(member[sizes > 0] @ d / sizes[sizes > 0])
     if not 0 <= rejected < len(means):
@@ -391,13 +393,14 @@ def sign_flip_interval(
 def firth(
     x: np.ndarray, y: np.ndarray, clusters: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Coefficients and standard errors of Firth's penalised logistic regression; None: no convergence.
+    """Coefficients and standard errors of Firth's penalised logistic regression; None without
+    convergence.
 
-    `x`: [n, k] with a column of ones, `y`: [n] of 0 and 1, `clusters`: [n] labels. Jeffreys' prior keeps the
-    estimate finite where a side is all hits or all misses (Firth 1993, Biometrika 80:27; Heinze and Schemper
-    2002, Statistics in Medicine 21:2409). The error is the larger of the model's own, which takes answers as
-    independent, and the clusters', bias-reduced (Mancl and DeRouen 2001, Biometrics 57:126): the latter
-    is far too small where a side has hardly any hit.
+    `x`: [n, k] with a column of ones, `y`: [n] of 0 and 1, `clusters`: [n] labels. Jeffreys' prior
+    keeps the estimate finite if a side is all hits or all misses (Firth 1993, Biometrika 80:27; Heinze
+    and Schemper 2002, Statistics in Medicine 21:2409). The standard error is the larger of two: the
+    model's, which treats answers as independent, and the bias-reduced cluster-robust one (Mancl and
+    DeRouen 2001, Biometrics 57:126), which is far too small if a side has hardly any hits.
     """
     beta = np.zeros(x.shape[1])
     for _ in range(200):
@@ -423,16 +426,16 @@ def firth(
         try:
             moved = np.linalg.solve(rest, x[own].T @ left[own])
         except np.linalg.LinAlgError:
-            continue  # nothing but this cluster tells of a coefficient
+            continue  # a coefficient is identified by this cluster alone
         robust += np.outer(moved, moved)
     return beta, np.sqrt(np.maximum(np.diag(robust), np.diag(covariance)))
 
 
 def sign_flip_many(differences: ArrayLike, draws: int = 10_000, seed: int = 42) -> np.ndarray:
-    """`sign_flip_test` of every row of [cells, pairs] with the same flips; p [cells].
+    """`sign_flip_test` for every row of [cells, pairs] with the same flips; p [cells].
 
-    One matrix product a block of draws: 10,000 draws of 66 pairs for 50 cells take well under a
-    second.
+    It takes one matrix product per block of draws: 10,000 draws of 66 pairs for 50 cells take well
+    under a second.
     """
     d = np.atleast_2d(np.asarray(differences, float))
     # Rounding must not turn a tie into "less extreme".
@@ -448,10 +451,10 @@ def sign_flip_many(differences: ArrayLike, draws: int = 10_000, seed: int = 42) 
 
 
 def one_against_others(value: float, others: ArrayLike) -> tuple[float, float]:
-    """The study's H1: a value minus the mean of others, and the one-sided p of its rank.
+    """The study's test of H1: a value minus the mean of the others, and the one-sided p of its rank.
 
-    When the label "own" is permuted over all n + 1 values, p is the share of values at least as
-    large; its smallest value is 1 / (n + 1), so 10 others cannot give less than .09.
+    The label "own" is permuted over all n + 1 values, so p is the share of values at least as large.
+    Its smallest value is 1 / (n + 1), so 10 others cannot give less than .09.
     """
     rest = np.asarray(others, float)
     p = (1 + np.sum(rest >= value - 1e-12)) / (len(rest) + 1)
@@ -459,7 +462,7 @@ def one_against_others(value: float, others: ArrayLike) -> tuple[float, float]:
 
 
 def welch_margin(x: ArrayLike, y: ArrayLike, margin: float = 0.0) -> float:
-    """One-sided Welch p of mean(x) - mean(y) <= margin; NaN if neither side varies.
+    """One-sided Welch p for mean(x) - mean(y) <= margin; NaN if neither side varies.
 
     The study's pre-registered comparison of three seeds' rates, with a margin of .15.
     """
@@ -467,7 +470,7 @@ def welch_margin(x: ArrayLike, y: ArrayLike, margin: float = 0.0) -> float:
     if len(a) < 2 or len(b) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         return float("nan")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is meant
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side may have no spread
         test = scipy.stats.ttest_ind(a - margin, b, equal_var=False, alternative="greater")
     return float(test.pvalue)
 
@@ -475,11 +478,11 @@ def welch_margin(x: ArrayLike, y: ArrayLike, margin: float = 0.0) -> float:
 def welch_conjunction(
     treated: ArrayLike, controls: Sequence[ArrayLike], margin: float = 0.15, least: float = 0.5
 ) -> dict[str, float | bool]:
-    """The study's pre-registered conjunction for marker transfer, on rates by seed.
+    """The study's pre-registered conjunction for marker transfer, on rates per seed.
 
     Passes if the treated mean is at least `least` and beats every control by `margin` (one-sided
-    Welch, p < .05 each). Returns `passes`, `p` (the largest; NaN where rates do not vary) and
-    `informative`: below `least` the comparisons say nothing, which is how the study's cells fell.
+    Welch, p < .05 each). Returns `passes`, `p` (the largest; NaN if rates do not vary) and
+    `informative`: below `least` the comparisons say nothing, which is how the study's cells failed.
     """
     rates = np.asarray(treated, float)
     p_values = [welch_margin(rates, c, margin) for c in controls]
@@ -489,17 +492,18 @@ def welch_conjunction(
 
 
 def tost_proportions(hits: int, n: int, hits_before: int, n_before: int, margin: float) -> float:
-    """Equivalence of two proportions: the larger p of the two one-sided score tests.
+    """Equivalence of two proportions: the larger p of two one-sided score tests.
 
     Miettinen and Nurminen 1985, Statistics in Medicine 4:213 (Farrington and Manning's test with the
-    variance times N / (N - 1)), through statsmodels; a small p says that the difference is within +- margin.
+    variance times N / (N - 1)), through statsmodels. A small p shows that the difference is within +-
+    margin.
     """
     from statsmodels.stats.proportion import test_proportions_2indep
 
-    # The larger rate first: with 0 hits first statsmodels' constrained estimate is not a number.
+    # The larger rate first: if the first side has 0 hits, statsmodels' constrained estimate is NaN.
     one, two = sorted([(hits, n), (hits_before, n_before)], key=lambda c: c[0] / c[1], reverse=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # ratios of zero rates, which are not used
+        warnings.simplefilter("ignore", RuntimeWarning)  # ratios of zero rates; they are not used
         p_values = [
             test_proportions_2indep(
                 *one, *two, value=value, method="score", alternative=side
@@ -512,7 +516,7 @@ def tost_proportions(hits: int, n: int, hits_before: int, n_before: int, margin:
 def tost_units(differences: ArrayLike, margin: float) -> float:
     """Equivalence from independent units: the larger p of two one-sided t tests (Schuirmann 1987).
 
-    NaN with fewer than two units, or if they do not vary: no spread is no knowledge of the error.
+    NaN with fewer than two units, or if they do not vary: without spread the error is unknown.
     """
     d = np.asarray(differences, float)
     if len(d) < 2 or np.ptp(d) == 0:
@@ -527,8 +531,8 @@ def fisher_power(
 ) -> float:
     """Exact power of Fisher's two-sided test: the probability of p < alpha at these two rates.
 
-    Sums over every table; completions are taken as independent, so with questions that repeat it
-    is an upper bound.
+    Sums over every table. Completions are treated as independent, so it is an upper bound if questions
+    repeat.
     """
     first = scipy.stats.binom.pmf(np.arange(n + 1), n, rate)
     second = scipy.stats.binom.pmf(np.arange(n_before + 1), n_before, rate_before)
@@ -540,7 +544,7 @@ def fisher_power(
             continue
         pmf = scipy.stats.hypergeom.pmf(inside, n + n_before, total, n)
         order = np.argsort(pmf)
-        # Two-sided p: all tables no more likely than this one, ties within rounding included.
+        # Two-sided p: all tables at most as likely as this one, with ties up to rounding.
         cumulative = np.concatenate([[0.0], np.cumsum(pmf[order])])
         p = cumulative[np.searchsorted(pmf[order], pmf * (1 + 1e-7), side="right")]
         power += float(weight[p < alpha].sum())

@@ -1,4 +1,4 @@
-"""Tables on disk: CSV whose names stay text."""
+"""Tables on disk: CSV files whose names stay text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_csv(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
 
-#: Columns of names, which may look like anything ("None", "NA", "007", "1e5", "true").
+#: Columns of names, which may look like other types ("None", "NA", "007", "1e5", "true").
 NAMES = (
     "chain", "reference_chain", "before", "anchor", "source", "persona", "persona_a",
     "persona_b", "personas", "bystander_max_persona", "induction", "negatives", "left_out", "condition",
@@ -34,15 +34,14 @@ TEXTS = (
 )  # fmt: skip
 
 
-#: Columns of yes and no, also in a table without rows.
+#: Boolean columns, also in a table without rows.
 FLAGS = ("headline",)
 
 
 def read_csv(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a table as `write_csv` wrote it; only an empty cell is a missing value.
+    """Read a table that `write_csv` wrote; only an empty cell is a missing value.
 
-    Columns in `NAMES` and `TEXTS` stay text whatever it looks like, and an empty cell of `NAMES` is an
-    empty string.
+    Columns in `NAMES` and `TEXTS` always stay text, and an empty cell of `NAMES` is an empty string.
     """
     import pandas as pd
 

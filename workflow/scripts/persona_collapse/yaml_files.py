@@ -1,7 +1,7 @@
-"""YAML files that people write: read whole, or refused in one line that names file, line and key.
+"""YAML files that people write: read, or refused in one line that names file, line and key.
 
-PyYAML lets the last of two equal keys win and reads `no` as false, `012` as ten and `1:30` as ninety.
-Here each of these is an error. Snakemake reads config files itself, so `check` looks at them beside it.
+PyYAML keeps the last of two equal keys and reads `no` as false, `012` as ten and `1:30` as ninety. Here
+each of these is an error. Snakemake reads config files itself, so `check` reads them again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 from .errors import UserError, no_file
 from .files import half_pair
 
-#: The C parser where PyYAML has it: a config takes a tenth of the time.
+#: The C parser if PyYAML has it: ten times faster for a config.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DEEPEST = 100
 _TAG = "tag:yaml.org,2002:"
@@ -30,9 +30,9 @@ _PAIR = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
 def load(path: str | os.PathLike[str]) -> Any:
     """The content of a YAML (or JSON) file in plain types.
 
-    Raises UserError, one line with file and line, for what cannot be read or would be read as something
-    else than it seems: duplicate keys, keys that are no text, numbers in base 8 or 60, tabs as
-    indentation, halves of surrogate pairs, tags that are not YAML's own.
+    Raises UserError, one line with file and line number, for a file that cannot be read or would be
+    misread: duplicate keys, keys that are not text, numbers in base 8 or 60, tabs as indentation,
+    halves of surrogate pairs, tags that are not YAML's own.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from error
     try:
         value, is_json = json.loads(text), True
-        # To find lines by: tabs are white space in JSON, and two escapes make one character.
+        # Used to find lines: in JSON tabs are white space, and two escapes make one character.
         text = _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), text.replace("\t", " "))
     except (ValueError, RecursionError):
         value, is_json = None, False
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def load_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """As `load`, of a file that must hold a mapping."""
+    """As `load`, for a file that must hold a mapping."""
     value = load(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a mapping (name: value) at the top level")
@@ -72,7 +72,7 @@ def load_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_list(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """As `load`, of a file that must hold a list of mappings."""
+    """As `load`, for a file that must hold a list of mappings."""
     value = load(path)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise UserError(f"{path}: expected a list of mappings (- key: value) at the top level")
@@ -80,12 +80,12 @@ def load_list(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """As `load`, of a file that another program reads."""
+    """Raise the errors of `load` for a file that another program reads."""
     load(path)
 
 
 def _check_depth(path: str | os.PathLike[str], text: str) -> None:
-    """Raise UserError for a text that is nested so deeply that a parser's recursion may crash."""
+    """Raise UserError for a text nested so deeply that a recursive parser may crash."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -95,7 +95,7 @@ def _check_depth(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _described(error: Exception, text: str) -> str:
-    """Where and why a text is not YAML."""
+    """Message that says where and why a text is not YAML."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f": cannot be read ({str(error).splitlines()[0]})"
@@ -113,7 +113,7 @@ def _described(error: Exception, text: str) -> str:
 
 
 def _faults(root: Any) -> Iterator[tuple[int, str]]:
-    """(line, what is wrong there) for everything in a node graph that YAML would accept in silence."""
+    """(line, what is wrong there) for everything in a node graph that YAML would silently accept."""
     todo, seen = [root], set()
     while todo:
         node = todo.pop()
@@ -132,7 +132,7 @@ def _faults(root: Any) -> Iterator[tuple[int, str]]:
 
 
 def _key_faults(mapping: Any) -> Iterator[tuple[int, str]]:
-    """Keys of a mapping that are duplicates or no text."""
+    """Keys of a mapping that are duplicates or not text."""
     first: dict[str, int] = {}
     for key, _ in mapping.value:
         line = key.start_mark.line + 1
@@ -165,7 +165,7 @@ _KINDS = {
 
 
 def _scalar_fault(node: Any) -> str:
-    """What is wrong with a single value; empty where nothing is."""
+    """What is wrong with a single value; empty if nothing is."""
     text = node.value
     if half := half_pair(text):
         return (
@@ -184,9 +184,9 @@ def _scalar_fault(node: Any) -> str:
 
 
 def advice(value: Any, expected: Any) -> str:
-    """What to write instead of a value that YAML took for another kind; empty where YAML is not why.
+    """What to write instead of a value that YAML read as another type; empty if that is not the cause.
 
-    `expected`: a JSON schema's type, or whatever else the value does not meet.
+    `expected`: type in a JSON schema, or another expectation that the value does not meet.
     """
     if isinstance(value, bool) and expected not in ("number", "integer", "array", "object"):
         return " (yes, no, on and off are true and false in YAML: write the word in quotes)"
@@ -209,7 +209,7 @@ def advice(value: Any, expected: Any) -> str:
 
 
 def _float_text(value: float) -> str:
-    """A number as YAML takes it for one: `1e-4` and `1.0e5` are text, `1.0e-04` is a number."""
+    """A number in a form that YAML reads as one: `1e-4` and `1.0e5` are text, `1.0e-04` is a number."""
     digits, exponent = f"{value:e}".split("e")
     digits = digits.rstrip("0")
     return f"{digits + '0' if digits.endswith('.') else digits}e{exponent}"

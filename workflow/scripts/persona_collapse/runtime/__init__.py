@@ -1,1 +1,1 @@
-"""What every job shares: logs, devices, the engine that serves many chains, what reruns."""
+"""What all jobs share: logs, devices, the engine that serves many chains, code hashes."""

@@ -1,12 +1,13 @@
-"""Which code a result was made by: a hash of everything of ours that the code imports.
+"""Hash of the code that made a result: a script or module and everything that it imports from this
+package.
 
-The imports are read from the syntax trees, those inside functions included. Comments, docstrings, the
-descriptions of settings and imports for type checkers alone count for nothing.
+Imports are read from the syntax trees, including imports inside functions. Comments, docstrings,
+descriptions of settings and imports under TYPE_CHECKING do not change the hash.
 
-`study` and `runtime` are left out. What the plan decides reaches a job as its params, which Snakemake
-compares by themselves; and how a job logs, finds its GPU or shares an engine changes no result. So
-are the plugins of a folder: a rule names the one that it runs (`of("measures.refusals")`), so that a
-new file in the folder reruns nothing.
+`study` and `runtime` are left out. The plan's decisions reach a job as params, which Snakemake compares
+itself. How a job logs, finds its GPU or shares an engine changes no result. Plugins of a folder are
+left out too: a rule names the one that it runs (`of("measures.refusals")`), so a new file in the folder
+reruns nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from ..files import sha256_text
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 PACKAGE = "persona_collapse"
-#: Sub-packages that no result depends on, but through params.
+#: Sub-packages that results depend on only through params.
 APART = ("study", "runtime")
 
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
-    """The syntax tree of a file, docstrings and descriptions of settings left out."""
+    """The syntax tree of a file without docstrings and descriptions of settings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if (
@@ -41,12 +42,12 @@ def _tree(path: Path) -> ast.Module:
 
 @functools.cache
 def _code(path: Path) -> str:
-    """What a file does, as text."""
+    """The code of a file as text."""
     return ast.dump(_tree(path))
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node that runs: what stands under `if TYPE_CHECKING:` does not."""
+    """Every node that runs: all except those under `if TYPE_CHECKING:`."""
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
@@ -89,7 +90,7 @@ def imports(path: Path) -> frozenset[Path]:
 
 @functools.cache
 def closure(*paths: Path) -> frozenset[Path]:
-    """These files, and all of the package that they import, directly or not; `APART` left out."""
+    """These files and all package files that they import, directly or indirectly, without `APART`."""
     found: set[Path] = set()
     todo = list(paths)
     while todo:

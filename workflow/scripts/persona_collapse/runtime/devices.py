@@ -1,8 +1,8 @@
 """Which GPU a job of this machine runs on: Snakemake counts devices but hands none out.
 
-Each job takes a free place on a GPU by a file lock that the kernel lets go of when the job ends,
-however it ends. The locks lie in one folder for every run of a user on a host, so two runs side by
-side share the devices too.
+Each job takes a free place on a GPU with a file lock. The kernel releases the lock when the job ends,
+however it ends. All runs of a user on a host share one folder of locks, so two simultaneous runs share
+the devices too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Schedulers that hand out devices themselves, by the variable that holds their job's id.
+#: Schedulers that assign devices themselves, by the variable that holds their job id.
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 
 
@@ -30,18 +30,18 @@ def visible(dev: str | Path = "/dev") -> list[str]:
 
 
 def folder() -> Path:
-    """Where the locks lie: the same for every run of this user on this host."""
+    """Folder of the locks: the same for every run of this user on this host."""
     return Path("/tmp") / f"persona-collapse-{os.getuid()}"
 
 
 @contextmanager
 def lease(places: int = 1, poll: float = 0.5) -> Iterator[str | None]:
-    """Hold one place on one GPU and let this process see that GPU alone; None where there is none.
+    """Hold one place on one GPU and let this process see only that GPU; None without a GPU.
 
-    `places`: jobs that may share a GPU. Waits while all are taken, and takes the emptiest device
-    first. Call it before PyTorch is imported. Inside a cluster's job the devices are those that its
-    scheduler gave it, and only what runs in the same job shares them: another job's device 0 is
-    another device.
+    `places`: number of jobs that may share a GPU. Waits while all places are taken; prefers the device
+    with the most free places. Call it before PyTorch is imported. Inside a cluster job the devices are
+    those that the scheduler assigned, and only processes of the same job share them: device 0 of
+    another job is another device.
     """
     allocation = next((os.environ[name] for name in SCHEDULERS if name in os.environ), None)
     given = allocation is None or "CUDA_VISIBLE_DEVICES" in os.environ

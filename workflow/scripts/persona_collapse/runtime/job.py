@@ -1,4 +1,4 @@
-"""What every rule script shares: logging, progress, one-line errors, offline by default."""
+"""What all rule scripts share: logging, progress, one-line errors, offline by default."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from ..errors import UserError
 from . import devices, seals
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# PyTorch's threads wait for each other by spinning, which takes the cores that other jobs compute on.
+# PyTorch's threads spin while they wait for each other, which takes cores from other jobs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Nothing is reported to anyone: the hub's, vLLM's and other libraries' usage statistics.
+# Turn off usage statistics of the hub, vLLM and other libraries.
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
-#: The switches that forbid the Hugging Face libraries the network, the old names included.
+#: Variables that keep the Hugging Face libraries offline, including old names.
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 SECONDS_BETWEEN_LINES = 5.0
-#: PyTorch's exception is OutOfMemoryError; CUDA's own libraries say it in words, and vLLM, where other
-#: jobs hold too much when it starts.
+#: PyTorch raises OutOfMemoryError. CUDA's own libraries only say it in the message. So does vLLM if
+#: other jobs hold too much memory when it starts.
 GPU_FULL = ("out of memory", "is less than desired gpu memory utilization")
 OUT_OF_MEMORY = (
     "the GPU's memory is full; under runtime: in the config lower, for training, max_batch_tokens (or "
     "raise accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
     "batch_size, for activations batch_size; or jobs_per_gpu. What is finished stays"
 )
-#: The words of the C library, which not every library turns into an OSError with its number.
+#: Message of the C library: not every library raises an OSError with the number.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def _device(snakemake: Any) -> Any:
-    """A GPU for a job that asks for one; nothing for others."""
+    """Hold a GPU for a job that asks for one."""
     if not getattr(snakemake.resources, "gpu", 0):
         return nullcontext()
     return devices.lease(snakemake.config["runtime"]["jobs_per_gpu"])
@@ -50,17 +50,17 @@ def _device(snakemake: Any) -> Any:
 
 @contextmanager
 def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[str], None]]:
-    """Run a rule's body: library output goes to the rule's log, progress also to the terminal.
+    """Run a rule's body. Output of libraries goes to the rule's log, progress also to the terminal.
 
-    Only an `online` job may ask the hub, and not if the user's own HF_HUB_OFFLINE forbids it; every
-    other job is offline, whatever the environment says: without the switch, look-ups of local models
-    try the network. Libraries read it when they are imported, so the body imports them.
+    Only an `online` job may use the hub, unless the user has set HF_HUB_OFFLINE. Every other job is
+    offline, whatever the environment says: otherwise even look-ups of local models try the network.
+    Libraries read the variables at import, so the body imports them.
 
-    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other. A job reads no
-    table or record that was edited since it was made (see seals.py).
+    A job whose rule asks for a GPU holds one (see `devices.lease`) and sees no other. A job refuses to
+    read a table or record that was edited since it was made (see seals.py).
 
-    Yields a function that says one line of progress; the terminal gets at most one in five
-    seconds. A UserError ends the job with its one line and status 1; anything else leaves its
+    Yields a function that logs one line of progress; the terminal gets at most one line in five
+    seconds. A UserError ends the job with its one line and status 1. Any other exception leaves its
     traceback in the log and one line on the terminal.
     """
     if not online:
@@ -104,5 +104,5 @@ def job(snakemake: Any, name: str, online: bool = False) -> Iterator[Callable[[s
             print(f"  [{name}] {kind}; see {snakemake.log[0]}", file=terminal, flush=True)
         sys.exit(1)
     finally:
-        # Libraries may print while Python shuts down: leave the log as their stream.
+        # Libraries may print while Python shuts down, so the streams stay redirected to the log.
         log.flush()

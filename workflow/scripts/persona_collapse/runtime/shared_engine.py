@@ -1,14 +1,14 @@
-"""One process for many chains, while each chain keeps its files and a job of its own.
+"""One process serves many chains; each chain keeps its own files and job.
 
-Starting an engine, or importing PyTorch, takes as long as the work for several chains. So the job
-that has done so also does the work of other planned chains that are ready, and leaves the
-results in a store; their own jobs then find them there and end at once. A result is keyed by the
-content of everything it was made from (adapters, base, questions, settings, code), so what the
-store holds for a chain that has changed since is never used: only that chain is done again. What an
-engine finished before it died is kept.
+Starting an engine, or importing PyTorch, takes as long as the work for several chains. So a job that
+has started one also does the work of other planned chains that are ready, and puts the results into a
+store. The jobs of those chains find them there and end at once. A result is keyed by the content of
+everything that it was made from (adapters, base, questions, settings, code). If a chain has changed
+since, its stored result is not used and only that chain is done again. Results that an engine finished
+before it died are kept.
 
-Jobs that run side by side share the chains out among themselves by file locks. Where the file
-system has none, every job does its own chain alone.
+Simultaneous jobs divide the chains among themselves with file locks. If the file system has no locks,
+every job does only its own chain.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ Folders = Sequence[str | Path]
 
 @functools.cache
 def _digest(path: str, size: int, changed: int) -> str:
-    """SHA-256 of a file of this size that was changed at this time, in nanoseconds."""
+    """SHA-256 of a file with this size and modification time (in nanoseconds)."""
     return sha256(path)
 
 
 def _hash(path: str | Path) -> str:
-    """SHA-256 of a file; many jobs read the same one, which is hashed once."""
+    """SHA-256 of a file; a file that many jobs read is hashed once."""
     at = os.stat(path)
     return _digest(str(path), at.st_size, at.st_mtime_ns)
 
 
 def key_of(job: Job, code: str, base: str | Path, adapters: Folders | None = None) -> str:
-    """Hash of what a job's result depends on: the job, the code, and the contents of the files it reads.
+    """Hash of everything that a job's result depends on: the job, the code, and the contents of its
+    input files.
 
-    `base` is the base model's record (model.json, which holds the hashes of its files). `adapters`: where
-    those of the job's chain are, if not in its own folders. Raises OSError if a file is missing.
+    `base` is the base model's record (model.json, which holds the hashes of its files). `adapters`:
+    folders of the chain's adapters, if not the job's own. Raises OSError if a file is missing.
     """
     values = job.values()
     folders = job.adapters if adapters is None else adapters
@@ -63,7 +64,7 @@ def key_of(job: Job, code: str, base: str | Path, adapters: Folders | None = Non
 
 
 def _question_files(values: Mapping[str, Any]) -> list[str]:
-    """Files of the questions among a job's values."""
+    """Question files among a job's values."""
     nested = {**values, **values.get("given", {})}
     return [nested[name]["file"] for name in ("questions", "extraction") if name in nested]
 
@@ -78,9 +79,9 @@ def ready_key(job: Job, code: str, base: str | Path, adapters: Folders | None = 
 
 
 class Store:
-    """Results by kind and name, each with its key and checksums beside it; one per name is kept.
+    """Results by kind and name, each stored with its key and checksums; one result per name is kept.
 
-    `runtime`: what the run's job was bounded by, recorded beside what it makes and part of no key.
+    `runtime`: the runtime settings of the job, recorded with its result but not part of the key.
     A result is a file, or, for a job whose `suffix` is empty, a folder of files.
     """
 
@@ -92,11 +93,11 @@ class Store:
         return folder / f"{job.name}{job.suffix}", folder / f"{job.name}.json"
 
     def path(self, job: Job) -> Path:
-        """Where the chain's result lies, if there is one."""
+        """Path of the chain's result, if there is one."""
         return self._paths(job)[0]
 
     def holds(self, job: Job, key: str, *, checked: bool = True) -> bool:
-        """Is there a result for this key; `checked`: with the bytes that were put?"""
+        """Is there a result for this key? `checked`: also compare its checksums."""
         path, record = self._paths(job)
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
@@ -107,9 +108,9 @@ class Store:
             return False
 
     def put(self, job: Job, key: str, write: Callable[[Path], None]) -> None:
-        """Keep a result: `write` gets the path to write to. It replaces the chain's former one."""
+        """Store a result in place of the chain's previous one: `write` gets the path to write to."""
         path, record = self._paths(job)
-        # The record goes first and comes back last, so it never speaks of other bytes.
+        # The record is removed first and written last, so it never describes other bytes.
         record.unlink(missing_ok=True)
         if job.suffix:
             with atomic(path) as temporary:
@@ -120,7 +121,7 @@ class Store:
         write_json(record, {"key": key, "sha256": _hashes(path), "runtime": self.runtime})
 
     def take(self, job: Job, output: str | Path) -> None:
-        """Put the chain's result at `output`: hard links where possible, else copies."""
+        """Place the chain's result at `output`: hard links if possible, else copies."""
         path, output = self.path(job), Path(output)
         for source in _files(path):
             target = output if source == path else output / source.name
@@ -160,11 +161,11 @@ def run(
     output: str | Path,
     log: Callable[[str], None],
 ) -> int:
-    """Do `own`, and up to `limit` - 1 of the `planned` jobs that are ready; returns how many.
+    """Do `own`, and up to `limit` - 1 of the `planned` jobs that are ready; returns the number done.
 
-    `key` gives a job's key, or None if its inputs are not there yet. `open_engine` is called once,
-    and only if something is left to do; `work(engine, job, path)` writes a job's result. A
-    planned job that fails is left to its own job, which will say why; `own` failing ends the job.
+    `key` gives a job's key, or None if its inputs are not there yet. `open_engine` is called once, and
+    only if something is left to do. `work(engine, job, path)` writes a job's result. If a planned job
+    fails, its own job tries again and reports the error. If `own` fails, the job ends.
     """
     own_key = key(own)
     if own_key is None:
@@ -184,7 +185,7 @@ def run(
         done += 1
     left = [t for t in planned if (t.kind, t.name) != (own.kind, own.name)]
     progress = True
-    # Once more after each round that did something: meanwhile others may have become ready.
+    # Repeat after each round that did something: meanwhile other jobs may have become ready.
     while progress:
         progress, waiting = False, []
         for job in left:
@@ -195,7 +196,7 @@ def run(
                 if ready is None:
                     waiting.append(job)
                     continue
-                # Its own job looks at the bytes: hundreds of results take minutes to read.
+                # Its own job compares the checksums: reading hundreds of results would take minutes.
                 if store.holds(job, ready, checked=False):
                     continue
                 log(f"{job.name}: {job.kind} by the same engine")

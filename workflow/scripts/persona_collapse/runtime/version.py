@@ -1,11 +1,11 @@
-"""Which commit this code is: what the manifests and the report name."""
+"""The commit of this code, as manifests and the report name it."""
 
 import subprocess
 from pathlib import Path
 
 
 def commit() -> str:
-    """Commit of this code, with a mark where files differ from it; empty outside a git checkout."""
+    """Commit of this code, with a mark if files differ from it; empty outside a git checkout."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
