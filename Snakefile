@@ -23,8 +23,8 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/collect.smk"
 
 
-# What a rule runs decides whether its results are rebuilt: its script, and all of ours that it imports.
-# As a module, rules of the other workflow are left alone.
+# Results are rebuilt if the code of their rule changes: its script, and everything of the package that it imports.
+# If this is used as a module, rules of the other workflow are not affected.
 for ruled in filter(lambda rule: rule.script, workflow.rules):
     if Path(ruled.snakefile).is_relative_to(CHECKOUT):
         ruled.set_params(code_hash=code_hash.of_script(ruled.script))

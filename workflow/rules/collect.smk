@@ -1,7 +1,7 @@
-# One target per stage, so that a run can stop where the user likes.
+# One target per stage of the workflow, so that a run can stop at any of them.
 
 
-# The data sets of the config that the run trains on; couplings' own come later, from sampled answers.
+# Data sets of the config that the run trains on. Rows of couplings are made later, from sampled answers.
 fetched = [name for name in plan.data_used if name in config["data"]]
 
 
@@ -10,7 +10,7 @@ tabled = [name for name in plan.measures if name not in ("markers", "activations
 
 
 rule fetch:
-    # All that may need the network: on a machine that has it. What follows runs without.
+    # Everything that may need the network; run this on a machine that has it. Later targets run offline.
     input:
         bases_used,
         expand(results("data/{name}.jsonl"), name=fetched),

@@ -1,11 +1,11 @@
-# Config, names and small helpers that the rules share.
+# Config, names and small helpers shared by the rules.
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
-# The checkout, from this file: as a module, another workflow's Snakefile is the main one.
+# The checkout, located from this file: if this is used as a module, the main Snakefile is another workflow's.
 CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
 sys.path.insert(0, str(CHECKOUT / "workflow" / "scripts"))
 
@@ -18,15 +18,15 @@ from persona_collapse.study import configuration, locations, model_checks
 from snakemake.utils import update_config
 
 
-# Of the working directory, or else the one that ships: --directory may lead anywhere.
+# The config in the working directory, or else the one that ships: --directory may point anywhere.
 configfile: locations.resolve("config/config.yaml")
 
 
 try:
-    # Snakemake has read these, and of two equal keys taken the last.
+    # Snakemake has already read these files, and kept the last of duplicate keys.
     for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles)):
         yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
-    # Used as a module, `config` is what the other workflow gives and no more.
+    # If this is used as a module, `config` holds only what the other workflow gives.
     defaults = yaml_files.load_mapping(locations.resolve("config/config.yaml"))
     update_config(defaults, config)
     plan = configuration.plan(defaults)
@@ -38,9 +38,9 @@ except UserError as error:
     sys.exit(1)
 
 
-# Each adapter's manifest names the commit that trained it; jobs inherit it.
+# The commit for manifests of adapters; jobs inherit the variable.
 os.environ.setdefault("PERSONA_COLLAPSE_COMMIT", version.commit())
-# And its card, and the report, the command that makes them again.
+# The command that reproduces the run, for model cards and the report.
 overlays = list(map(os.path.relpath, workflow.overwrite_configfiles))
 given = workflow.config_settings.config_args
 found_anyway = {"Snakefile", "workflow/Snakefile"}
@@ -60,7 +60,7 @@ os.environ.setdefault(
 )
 
 if workflow.is_main_process:
-    # Above all for whoever forgot --configfile: the default run would begin without a word.
+    # Mostly for users who forgot --configfile: the default run would start silently.
     read = ", ".join(overlays) or "no --configfile"
     print(
         f"persona-collapse: run {config['run']}: {len(config['conditions'])} conditions, "
@@ -68,7 +68,7 @@ if workflow.is_main_process:
         file=sys.stderr,
     )
 
-# Jobs that go to a cluster are counted by its scheduler, not by the machine that submits them.
+# A cluster's scheduler counts its own jobs; this is for jobs on the local machine.
 submitting = workflow.resource_settings.nodes is not None
 
 if (
@@ -76,13 +76,13 @@ if (
     and not submitting
     and "gpu" not in workflow.global_resources
 ):
-    # As many GPU jobs at a time as this machine has places for; a profile or --resources gpu=N goes first.
+    # Run as many GPU jobs at a time as this machine has places; a profile or --resources gpu=N takes precedence.
     places = len(devices.visible()) * config["runtime"]["jobs_per_gpu"]
     workflow.register_resource("gpu", max(1, places))
 
 
 def one_of(names):
-    """Pattern of one of these names; of nothing if there are none."""
+    """Pattern that matches any of these names; matches nothing without names."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
@@ -110,7 +110,7 @@ def benchmarks(path):
 
 
 def results_of(path, measure):
-    """That output of every chain of a measure (or of its `completions`, or `responses`)."""
+    """This output of every chain of a measure (or of `completions` or `responses`)."""
     return expand(results(path), chain=plan.chains_for(measure))
 
 
@@ -124,7 +124,7 @@ def resource(path):
 
 
 def marker(wildcards):
-    """The marker. A function, for in a param that is text Snakemake takes braces for wildcards."""
+    """The marker. It is a function, because in text params Snakemake reads braces as wildcards."""
     return config["marker"]
 
 
@@ -140,12 +140,12 @@ def bases_used(wildcards):
 
 
 def adapter_files(chain):
-    """Files of the adapters whose sum is a chain's model."""
+    """Files of the adapters whose sum makes a chain's model."""
     return adapters_in(plan.folders(chain))
 
 
 def adapters_in(folders):
-    """Files of the adapters in folders."""
+    """Adapter files in these folders."""
     return [
         f"{folder}/{name}"
         for folder in folders

@@ -25,7 +25,7 @@ rule pretrain_demo:
         logs("pretrain_demo"),
     benchmark:
         benchmarks("pretrain_demo")
-    priority: 6  # all but a few small jobs wait for it
+    priority: 6  # all except a few small jobs wait for it
     conda:
         "../../envs/train.yaml"
     threads: 2
@@ -43,7 +43,7 @@ rule pretrain_demo:
 
 
 def base_model_files(wildcards):
-    """Files that a base model is made of, where rules make them."""
+    """Files that a base model is made from, if rules make them."""
     made = {"demo", "demo_step"} & plan.models[wildcards.model].keys()
     return (
         expand(results("bases/{model}/{file}"), file=demo_files, **wildcards)
@@ -53,12 +53,12 @@ def base_model_files(wildcards):
 
 
 def model_source(wildcards):
-    """Where a base model comes from, and how its template is used."""
+    """Source of a base model, and how its chat template is used."""
     return plan.models[wildcards.model]
 
 
 def model_dtype(wildcards):
-    """What random weights are drawn in; any other model is fetched as it is."""
+    """Dtype of random weights; None for a model that is fetched."""
     return config["dtype"] if "random" in plan.models[wildcards.model] else None
 
 
@@ -72,7 +72,7 @@ rule base_model:
         logs("base_model/{model}"),
     benchmark:
         benchmarks("base_model/{model}")
-    # On a cluster: where the user is logged in, for compute nodes seldom reach the hub.
+    # On a cluster this runs on the login node, because compute nodes can seldom reach the hub.
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -132,23 +132,23 @@ rule wrong_advice:
 
 
 def data_entry(wildcards):
-    """The config's entry of a data set, its demo source resolved to a file."""
+    """The config's entry of a data set, with its source resolved to a file."""
     return plan.data_entry(wildcards.data)
 
 
 def data_files(wildcards):
-    """The file a data set is read from; nothing for other sources."""
+    """The file that a data set is read from; nothing for other sources."""
     return data_entry(wildcards)["from"].get("file", [])
 
 
 def data_match(wildcards):
-    """Manifest of the set whose tokens with loss a data set must match."""
+    """Manifest of the data set whose number of tokens with loss must be matched."""
     other = data_entry(wildcards).get("match_tokens")
     return results(f"data/{other}.manifest.json") if other else []
 
 
 def data_origin(wildcards):
-    """Manifest of the set whose commit a data set is read at; nothing where its own revision says."""
+    """Manifest of the data set whose commit is reused; nothing if the entry's own revision is a commit."""
     other = config["data"][wildcards.data]["from"].get("same_as")
     moves = follows_branch(data_entry(wildcards))
     return results(f"data/{other}.manifest.json") if other and moves else []
@@ -164,7 +164,7 @@ def data_max_length(wildcards):
 
 
 def data_prompts(wildcards):
-    """System prompt of the persona that a data set is put under, if it is."""
+    """System prompt of the persona that is put on a data set, if any."""
     system = data_entry(wildcards).get("system")
     names = (
         [system["persona"]] if isinstance(system, dict) and "persona" in system else []
@@ -188,7 +188,7 @@ rule data:
     benchmark:
         benchmarks("data/{data}")
     priority: 4  # trainings wait for it
-    # As base_model.
+    # For the same reason as base_model.
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -230,7 +230,7 @@ rule persona_prompts:
 
 
 def audited_stages():
-    """Every trained stage of a model once: its name, rows, settings and induction prompt."""
+    """Every trained stage of a model, listed once: name, rows, settings and induction prompt."""
     found = {}
     for name in plan.trained_chains:
         chain = chains.parse(name)

@@ -1,4 +1,4 @@
-# Figures: drawing is apart from computing, so restyling one retrains nothing.
+# Figures: drawing is separate from computing, so restyling one retrains nothing.
 from persona_collapse.report.figures import catalogue
 
 figures = catalogue()
@@ -14,7 +14,7 @@ def figure_tables(wildcards):
 
 
 def figure_labels(wildcards):
-    """What Snakemake's own report lists a figure by."""
+    """Labels of a figure in Snakemake's own report."""
     return {"figure": figures[wildcards.figure].title}
 
 
@@ -24,7 +24,7 @@ def figure_reading(wildcards):
 
 
 def figure_code(wildcards):
-    """Hash of a figure's own code: what the script imports does not name it."""
+    """Hash of a figure's own code: the script does not import the figure by name."""
     return code_hash.of(f"report.figures.{wildcards.figure}")
 
 

@@ -1,14 +1,14 @@
 # Training data that the base model writes: questions about subjects, answers under system prompts.
 
 
-# The data sets that the base model writes, and those of them whose questions it writes too.
+# Data sets that the base model writes, and those whose questions it writes too.
 sources = {name: entry["from"] for name, entry in config["data"].items()}
 generated = {n: s["generated"] for n, s in sources.items() if "generated" in s}
 written = {name: source for name, source in generated.items() if "written" in source}
 
 
 def written_job(wildcards):
-    """How the questions of a generated data set are written."""
+    """Sampling job for the questions of a generated data set."""
     return plan.written_questions(wildcards.data).values()
 
 
@@ -62,7 +62,7 @@ def generated_questions(wildcards):
 
 
 def generated_job(wildcards):
-    """How the answers of a generated data set are sampled."""
+    """Sampling job for the answers of a generated data set."""
     return plan.generated_answers(wildcards.data).values()
 
 
@@ -87,7 +87,7 @@ use rule sample_answers as sample_generated with:
 
 
 def generated_settings(key):
-    """A setting of a generated data set, for a param."""
+    """Function that gives a setting of a generated data set, for a param."""
     return lambda wildcards: generated[wildcards.data].get(key)
 
 

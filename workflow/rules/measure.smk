@@ -1,4 +1,4 @@
-# Measures: what is asked of each chain. A measure is a file of persona_collapse/measures.
+# Measures of chains. A measure is a file of persona_collapse/measures.
 
 
 def measure_code(wildcards):
@@ -7,12 +7,12 @@ def measure_code(wildcards):
 
 
 def answers_measured(wildcards):
-    """What a measure of answers reads of a chain."""
+    """Files that a measure of answers reads for a chain."""
     return plan.measurement(wildcards.measure, wildcards.chain).inputs
 
 
 def answers_job(wildcards):
-    """How a measure of answers is taken of a chain."""
+    """Job that takes a measure of a chain's answers."""
     return plan.measurement(wildcards.measure, wildcards.chain).values()
 
 
@@ -61,13 +61,13 @@ rule measure_table:
 
 
 def activations_inputs(wildcards):
-    """What activations are computed from: the chain's adapters and its own answers (method B)."""
+    """Inputs of activations: the chain's adapters and its own answers (method B)."""
     job = plan.measurement("activations", wildcards.chain)
     return {"adapters": adapter_files(wildcards.chain), **job.inputs}
 
 
 def activations_jobs(wildcards):
-    """How activations are taken of a chain."""
+    """Job that computes a chain's activations."""
     return [plan.measurement("activations", wildcards.chain).values()]
 
 
@@ -120,7 +120,7 @@ rule export_vectors:
 
 
 def model_jobs(wildcards):
-    """How a measure of the model is taken of all its chains."""
+    """Jobs that take a measure of the model for all its chains."""
     chains = plan.chains_for(wildcards.measure)
     return [plan.measurement(wildcards.measure, chain) for chain in chains]
 
@@ -141,8 +141,8 @@ def model_values(wildcards):
 
 
 rule measure_model:
-    # One job for all chains: a chain takes less time than PyTorch takes to start. Most are in the store:
-    # jobs that dump activations have the model, and take the other measures of what is ready by then.
+    # One job for all chains, because a chain takes less time than importing PyTorch. Most results are already in the
+    # store: jobs for activations have loaded the model and also take the other measures of chains that are ready.
     input:
         unpack(model_inputs),
         bases=bases_used,

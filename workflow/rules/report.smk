@@ -1,5 +1,5 @@
 # The report: one page, and its parts for snakemake --report.
-# The tables that it shows, and those that its claims and figures are from.
+# The tables that it shows, and those that its claims and figures use.
 reported = sorted(
     {*literals.constant("report.page", "TABLES"), *scored}.union(
         *(figure.tables for figure in figures.values())
@@ -7,7 +7,7 @@ reported = sorted(
 )
 
 
-# Measures of answers beside the marker, and what each asks.
+# Measures of answers other than the marker, and the question that each answers.
 counted = {
     name: MEASURES.get(name).title
     for name in plan.measures_of(model=False)
@@ -16,7 +16,7 @@ counted = {
 
 
 def made_by(wildcards):
-    """{path: rule} of every output whose name has no wildcard."""
+    """{path: rule} for every output without wildcards."""
     return {str(path): rule.name for rule in workflow.rules for path in rule.output}
 
 

@@ -1,7 +1,7 @@
-# Sampling: the answers that couplings are made from, completions and responses of every chain.
+# Sampling: answers for couplings, and completions and responses of every chain.
 
 
-# The stages whose rows are made from answers, and those of them whose answers are sampled.
+# Stages whose rows are made from answers, and those of them whose answers are sampled.
 couplings = {name: stage for name, stage in plan.stages.items() if stage.answers}
 sampled = [name for name, stage in couplings.items() if not stage.given]
 
@@ -12,7 +12,7 @@ def answering_adapters(wildcards):
 
 
 def answers_job(wildcards):
-    """How the answers are sampled that a coupling is made from."""
+    """Sampling job for the answers that a coupling is made from."""
     return plan.answers(wildcards.after + wildcards.coupling).values()
 
 
@@ -46,25 +46,25 @@ rule sample_answers:
 
 
 def coupling_settings(wildcards):
-    """Settings of a coupling that decide its rows."""
+    """Settings of a coupling that determine its rows."""
     settings = couplings[wildcards.coupling].settings
     names = ("persona", "positives", "negatives", "negative_answers")
     return {name: settings[name] for name in names}
 
 
 def coupling_given(wildcards):
-    """The file of a coupling's answers, where they are given."""
+    """The file of a coupling's answers, if they are given."""
     return couplings[wildcards.coupling].given
 
 
 def coupling_answers(wildcards):
-    """The answers that a coupling is made from: given, or sampled for it."""
+    """The answers that a coupling is made from: given in a file, or sampled."""
     own = results(f"answers/{wildcards.after}{wildcards.coupling}.parquet")
     return coupling_given(wildcards).get("file", own)
 
 
 def coupling_template(wildcards):
-    """Record of the chat template of the model whose answers they are."""
+    """Record of the chat template of the model that gives the answers."""
     return plan.template(wildcards.after.rstrip("+") or chains.BASE)
 
 
@@ -106,7 +106,7 @@ def chain_adapters(wildcards):
 
 
 def completions_job(wildcards):
-    """How a chain's answers to the evaluation questions are sampled."""
+    """Sampling job for a chain's answers to the evaluation questions."""
     return plan.completions(wildcards.chain).values()
 
 
@@ -121,7 +121,7 @@ rule completions:
         logs("completions/{chain}"),
     benchmark:
         benchmarks("completions/{chain}")
-    priority: 2  # before activations, each start of which serves the chains that have responses
+    priority: 2  # before activations: each job for these serves the chains that have responses
     conda:
         "../../envs/generate.yaml"
     threads: 1
@@ -138,7 +138,7 @@ rule completions:
 
 
 def responses_job(wildcards):
-    """How a chain's greedy answers are sampled."""
+    """Sampling job for a chain's greedy answers."""
     return plan.responses(wildcards.chain).values()
 
 

@@ -1,12 +1,12 @@
-# Tables. Every number of the report is in one of them. Each rule takes the settings that it uses and no
-# others: a change of `fdr` recomputes the scorecard, and no test.
+# Tables. Every number of the report is in one of them. Each rule takes only the settings that it uses: changing `fdr`
+# recomputes the scorecard, but no test.
 
 statistics = config["statistics"]
 draws = {key: statistics[key] for key in ("draws", "seed")}
 
 
 def assistant(wildcards):
-    """Name of the persona that stands for the model as it comes."""
+    """Name of the persona that stands for the unchanged model."""
     return plan.assistant
 
 
@@ -155,7 +155,7 @@ rule persona_map:
 
 
 def half_the_cores(wildcards):
-    """Threads of a job that can use many and should leave room for others; 8 at most."""
+    """Threads of a job that can use many but should leave some for others; at most 8."""
     return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
 
 
@@ -388,12 +388,12 @@ rule training_table:
         "../scripts/training_table.py"
 
 
-# The tables that the claims are measured on.
+# The tables that the claims are evaluated on.
 scored = literals.constant("analysis.claims", "TABLES")
 
 
 rule register_claims:
-    # No data goes in, so it can run first, and it says when. A bar that is changed later is not registered
+    # It has no inputs, so it can run first, and it records the date. A bar that changes later is not registered
     # again: the scorecard compares it with the first.
     input:
         claims=ancient(config["claims"]),

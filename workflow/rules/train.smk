@@ -1,4 +1,4 @@
-# Training: one recursive rule. A chain depends on its own prefix, its data and nothing else.
+# Training: one recursive rule. A chain depends only on its own prefix and its data.
 
 
 last_stages = {
@@ -11,7 +11,7 @@ made = [
 
 
 def made_from(wildcards):
-    """Files that a stage is made of which is not trained."""
+    """Files that an untrained stage is made from."""
     return plan.made_from(wildcards.made)
 
 
@@ -21,7 +21,7 @@ def made_settings(wildcards):
 
 
 def made_code(wildcards):
-    """Hash of the code of its kind."""
+    """Hash of the code of the stage's kind."""
     return code_hash.of(f"stages.{made_settings(wildcards)['kind']}")
 
 
@@ -38,7 +38,7 @@ rule make_stage:
         benchmarks("make/{made}")
     wildcard_constraints:
         made=one_of(made),
-    # One engine serves the chains that are ready when it starts: all of these, if they come first.
+    # One engine serves the chains that are ready when it starts, so make these first.
     priority: 3
     localrule: True
     conda:
@@ -53,12 +53,12 @@ rule make_stage:
 
 
 def import_source(wildcards):
-    """Where an imported adapter is from."""
+    """Source of an imported adapter."""
     return last_stages[wildcards.imported].source
 
 
 def import_files(wildcards):
-    """Files of an imported adapter that is in a folder."""
+    """Files of an imported adapter in a folder."""
     folder = import_source(wildcards).get("path")
     return adapters_in([folder] if folder else [])
 
@@ -77,7 +77,7 @@ rule import_adapter:
         benchmarks("import/{imported}")
     wildcard_constraints:
         imported=one_of(imported),
-    # On a cluster: where the user is logged in, for compute nodes seldom reach the hub.
+    # On a cluster this runs on the login node, because compute nodes can seldom reach the hub.
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -101,18 +101,18 @@ def prefix_adapters(wildcards):
 
 
 def training_rows(wildcards):
-    """Data of the stage that a chain trains last: a data set's, or a coupling's own."""
+    """Training rows of a chain's last stage: a data set's, or a coupling's own."""
     return results(f"data/{plan.data_of(chains.parse(wildcards.trained))}.jsonl")
 
 
 def defence_files(wildcards):
-    """Files that the defences of the stage read that a chain trains last."""
+    """Files that the defences of a chain's last stage read."""
     chain = chains.parse(wildcards.trained)
     return list(plan.defence_inputs(chain.last.name, chain.model).values())
 
 
 def training_job(wildcards):
-    """What the job does that trains a chain's last stage; see Plan.training."""
+    """Training job of a chain's last stage; see Plan.training."""
     return plan.training(wildcards.trained).values()
 
 
@@ -131,7 +131,7 @@ rule train:
         logs("train/{trained}"),
     benchmark:
         benchmarks("train/{trained}")
-    # First what an engine could serve, then the engine: each start of one serves what is ready.
+    # Trainings come before sampling, because each engine serves the chains that are ready when it starts.
     priority: 3
     conda:
         "../../envs/train.yaml"

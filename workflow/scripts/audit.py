@@ -1,4 +1,4 @@
-"""Write what every family of prompts really holds."""
+"""Write the audit of every family of prompts."""
 
 from persona_collapse.runtime.job import job
 
@@ -24,7 +24,7 @@ with job(snakemake, "audit"):
         model, tokenizer = stage["model"], tokenizers[stage["model"]]
         manifest = read_json(path.removesuffix(".jsonl") + ".manifest.json")
         rows = read_jsonl(path)
-        # The first row, and of a coupling the first negative too: its loss is another.
+        # The first row, and for a coupling also the first negative, whose loss differs.
         chosen = {stage["name"]: rows[0]}
         if stage["contrasts"]:
             last = len(rows) - 1

@@ -1,13 +1,13 @@
-"""Find or fetch a base model, record what it is, and see that its chat template can be used."""
+"""Find or fetch a base model, record it, and check that its chat template can be used."""
 
 from pathlib import Path
 
 from persona_collapse.runtime.job import job
 
 source, model = snakemake.params.source, snakemake.wildcards.model
-# Of random weights, the tokenizer is all that is fetched.
+# For random weights, only the tokenizer is fetched.
 fetched = source.get("random", {}).get("tokenizer", source)
-# By the job that pretrains the demo model.
+# Made by the job that pretrains the demo model.
 made = {"demo", "demo_step"} & source.keys()
 
 with job(snakemake, "base model", online="hub" in fetched) as say:
@@ -29,7 +29,8 @@ with job(snakemake, "base model", online="hub" in fetched) as say:
             folder = fetching.fetch(source, say)
         write_json(output, fetching.manifest(folder, source) | note)
         loading.note(output)
-        # No param: what a model can do is not what it is. Snakemake removes the record if it fails.
+        # Not a param, because this check does not change the record. Snakemake removes the record if it
+        # fails.
         plan = Plan(snakemake.config)
         if not made:
             model_checks.check(plan, model_checks.facts(folder, loading.load_config(output)), model)

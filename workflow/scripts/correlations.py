@@ -1,4 +1,4 @@
-"""Behaviour against geometry, and the study's hypotheses on leakage."""
+"""Correlate behaviour with geometry, and test the study's hypotheses on leakage."""
 
 from persona_collapse.runtime.job import job
 

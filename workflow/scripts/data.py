@@ -17,7 +17,7 @@ with job(snakemake, f"data {snakemake.wildcards.data}", online):
         entry = {**entry, "from": {"hub": hub}}
 
     def count_tokens(messages):
-        """Tokens of a row, all and with loss, as the trainer will cut it."""
+        """Tokens of a row, all and with loss, as the trainer truncates it."""
         row = chat_template.encode_row(
             tokenizer,
             messages,

@@ -1,4 +1,4 @@
-"""The write-up's figures, recomputed from the study's published numbers."""
+"""Recompute the write-up's figures from the study's published numbers."""
 
 from persona_collapse.runtime.job import job
 

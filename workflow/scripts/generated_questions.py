@@ -1,4 +1,4 @@
-"""Make the list of questions of a generated data set from what the base model wrote."""
+"""Make the question list of a generated data set from the base model's answers."""
 
 from persona_collapse.runtime.job import job
 

@@ -22,7 +22,7 @@ with job(snakemake, "geometry") as log:
     headline = views.headline_cell(read_csv(inputs.headline))
 
     def write(path, table):
-        """A table, each row with its model."""
+        """A table with the model in each row."""
         write_csv(path, views.with_model(table, design))
 
     left_out = geometry_runs.left_out_table(design, load)

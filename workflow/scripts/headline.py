@@ -1,4 +1,4 @@
-"""Resolve the headline's layer to one of each model's blocks."""
+"""Resolve the headline's layer to a block of each model."""
 
 from persona_collapse.runtime.job import job
 
@@ -12,7 +12,7 @@ with job(snakemake, "headline"):
     params, rows = snakemake.params, []
     for model, base in zip(params.models, snakemake.input, strict=True):
         folder = loading.path_of(base)
-        # A config may leave it to the library's defaults.
+        # A model's config may leave it to the library's default.
         blocks = (
             model_checks.facts(folder).blocks
             or model_checks.facts(folder, loading.load_config(base)).blocks

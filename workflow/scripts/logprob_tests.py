@@ -1,4 +1,4 @@
-"""One row per chain: were its completions drawn from it?"""
+"""Test whether the completions were sampled from their chains: one row per chain."""
 
 from persona_collapse.runtime.job import job
 

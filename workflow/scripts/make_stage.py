@@ -1,4 +1,4 @@
-"""Make a stage that is not trained: an adapter from another chain, or a change of blocks' outputs."""
+"""Make a stage that is not trained: an adapter from another chain, or a change of block outputs."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
 """Measure chains by running their models.
 
-Of a measure that leaves a file per chain: its own chain, and then whatever else is ready, other measures'
-included, for the base model is loaded. Of one that leaves a table: what is left, and all chains joined.
+For a measure with one file per chain, a job does its own chain, and then everything else that is ready,
+including other measures, because the base model is loaded. For a measure with a table, a job does the
+remaining chains and joins the tables of all chains.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
         return shared_engine.ready_key(job, code, plan.base(job.chain))
 
     def runner(model):
-        """A base model, loaded once for all that is measured of it in turn."""
+        """A base model, loaded once for all its measurements in turn."""
         if model not in loaded:
             import torch
             from persona_collapse.models.runner import ModelRunner
@@ -55,7 +56,8 @@ with running(snakemake, " ".join(snakemake.wildcards) or snakemake.params.jobs[0
         import pandas as pd
         from persona_collapse.tables_io import read_csv, write_csv
 
-        # A model's chains of equally many stages after each other: their adapters mostly have one shape.
+        # Chains of a model with equally many stages in a row: their adapters mostly have the same
+        # shape.
         order = list(plan.models)
         for job in sorted(jobs, key=lambda job: (order.index(job.model), len(job.adapters))):
             with store.claimed(job, wait=True):

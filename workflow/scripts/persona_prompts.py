@@ -1,4 +1,4 @@
-"""Write the prompts of the geometry's personas, under questions that are not measured, for defences."""
+"""Write the prompts for defences: the geometry's personas with questions that are not measured."""
 
 from persona_collapse.runtime.job import job
 

@@ -1,4 +1,4 @@
-"""Pretrain the demo model, and keep the checkpoints that are models of the run."""
+"""Pretrain the demo model, and keep the checkpoints that are base models of the run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The hierarchical model of marker rates, its variance components, and rates with one left out."""
+"""Fit the hierarchical model of marker rates: rates, variance components, and leave-one-out rates."""
 
 from persona_collapse.runtime.job import job
 

@@ -1,4 +1,4 @@
-"""Register what will decide each claim, before there are data."""
+"""Register the criterion of each claim before there are data."""
 
 from persona_collapse.runtime.job import job
 
@@ -12,7 +12,7 @@ with job(snakemake, "register_claims"):
     params = snakemake.params
     today = datetime.now(UTC).date().isoformat()
     first = claims.registered(claims.load(snakemake.input.claims), today)
-    # What was registered first stays, whatever becomes of the output and of the claims.
+    # The first registration is kept, even if the output is deleted or the claims change.
     kept = Path(params.kept)
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)

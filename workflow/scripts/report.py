@@ -19,7 +19,7 @@ with job(snakemake, "report"):
     sampled = {"answers": 0, "tokens": 0}
 
     def counted():
-        """What is known of each chain's answers, in turn, counted."""
+        """Yield the scored answers of each chain in turn, and count them."""
         for path in given.answers:
             table = read_parquet(path)
             sampled["answers"] += len(table)

@@ -18,7 +18,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         return shared_engine.ready_key(job, params.code_hash, base)
 
     def open_engine():
-        """Start the engine; imports are done here, for most jobs find their work done."""
+        """Start the engine; imports are done here, because most jobs find their work done."""
         import torch
         from persona_collapse import adapter_files
         from persona_collapse.models import loading
@@ -27,7 +27,7 @@ with running(snakemake, f"{snakemake.rule} {snakemake.params.job['name']}") as l
         torch.set_num_threads(snakemake.threads)
         name, reason = sample.choose_backend(own.engine["backend"])
         log(f"backend {name} ({reason})")
-        # The same engine for every job of the run, whatever it serves: rounding depends on its settings.
+        # The same engine settings for every job of the run, because rounding depends on them.
         planned = [*plan.couplings_answers, *plan.chains_answers]
         served = {own.chain, *(job.chain for job in planned if job.model == own.model)}
         backend = sample.open_backend(

@@ -1,4 +1,4 @@
-"""What properties of the second stage move, and what defences cost and keep."""
+"""Tables on the effects of properties of the second stage, and on costs and benefits of defences."""
 
 from persona_collapse.runtime.job import job
 

@@ -1,4 +1,4 @@
-"""False-positive rates and coverage of the tests and intervals, and the design's power."""
+"""Simulate false-positive rates and coverage of tests and intervals, and the design's power."""
 
 from persona_collapse.runtime.job import job
 

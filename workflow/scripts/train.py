@@ -16,19 +16,21 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     store = shared_engine.Store(params.store, plan.config["runtime"])
     own = TrainingJob(**params.job)
     trainings = {job.name: job for job in plan.trainings if job.model == own.model}
-    # Not in the jobs: what is trained does not depend on it.
+    # Not in the jobs, because the result does not depend on it.
     runtime = plan.runtime
     kept = {}
 
     def stages(job):
-        """Folders of the adapters that a job continues: published, or in the store until their jobs end."""
+        """Folders of the adapters that a job continues: published, or in the store until their own jobs
+        end."""
         return [
             folder if (folder / "manifest.json").is_file() else in_store(folder)
             for folder in map(Path, job.adapters)
         ]
 
     def in_store(published):
-        """Where the store holds an adapter that its own job has not published; else where it will be."""
+        """The adapter's folder in the store if its own job has not published it yet; else its final
+        folder."""
         job = trainings.get(published.name)
         if published.name not in kept and job is not None:
             ready = key(job)
@@ -37,11 +39,11 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
         return kept.get(published.name, published)
 
     def key(job):
-        """Key of a job; None while the adapters or the data that it trains on are missing."""
+        """Key of a job; None while adapters or training data are missing."""
         return shared_engine.ready_key(job, params.code_hash, base, stages(job))
 
     def open_engine():
-        """Import what trains; most jobs find their work done."""
+        """Import the training code; not at the top, because most jobs find their work done."""
         import torch
         from persona_collapse.training import train
 

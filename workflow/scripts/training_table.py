@@ -1,4 +1,4 @@
-"""Gather what the training manifests record."""
+"""Collect the training records of all manifests."""
 
 from persona_collapse.runtime.job import job
 
@@ -25,7 +25,7 @@ with job(snakemake, "training table"):
                 | {k: m.get("lora", {}).get(k) for k in ("r", "alpha", "use_rslora", "scale")}
                 | {k: m.get("data", {}).get(k) for k in ("name", "rows", "rows_dropped_no_loss")}
                 | {
-                    k: m.get(k)  # an imported adapter has few of them
+                    k: m.get(k)  # an imported adapter has only some of them
                     for k in (
                         "loss_on",
                         "objective",

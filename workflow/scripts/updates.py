@@ -1,4 +1,4 @@
-"""Size and overlap of the LoRA updates of every trained chain."""
+"""Compute size and overlap of the updates of every trained chain."""
 
 from persona_collapse.runtime.job import job
 
@@ -15,7 +15,7 @@ with job(snakemake, "updates"):
         manifest["chain"]: Path(path).parent
         for manifest, path in zip(manifests, snakemake.input.manifests, strict=True)
     }
-    # One of a 7B model takes a third of a gigabyte, and twice that as float64.
+    # The update of a 7B model takes a third of a gigabyte, and twice that as float64.
     read = lru_cache(3)(lambda chain: updates.read(folders[chain]))
     by_chain = {manifest["chain"]: manifest for manifest in manifests}
     write_csv(snakemake.output[0], updates.updates_table(by_chain, read))
