@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that there are, written small, on a byte-level tokenizer."""
+"""Small chat templates of every known kind, on a byte-level tokenizer."""
 
 from persona_collapse.models import chat_template, loading
 
@@ -16,7 +16,7 @@ TEMPLATES = {
     "plain": chat_template.PLAIN,
     # ChatML, with a start token and without a system message of its own.
     "chatml_bos": "{{ bos_token }}{% for m in messages %}{{ " + _TURN + " }}{% endfor %}" + _ASK,
-    # No system role: refused, and silently left out.
+    # No system role: one template refuses it, one silently drops it.
     "gemma": "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}"
     "{% endif %}{% set turns = messages %}" + _GEMMA_TURNS,
     "silent": "{{ bos_token }}{% set turns = messages | rejectattr('role', 'equalto', 'system') %}"
@@ -24,28 +24,28 @@ TEMPLATES = {
     "mistral": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content"
     " + ' [/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% else %}"
     "{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}",
-    # The system message goes into the first user turn, as the template itself does it.
+    # The template itself puts the system message into the first user turn.
     "gemma3": "{{ bos_token }}{% set s = messages[0].content + '\n\n' if messages[0].role == 'system' "
     "else '' %}"
     "{% set turns = messages[1:] if s else messages %}{% for m in turns %}{{ '<start_of_turn>' + "
     "('model' if m.role == 'assistant' else m.role) + '\n' + (s if loop.first else '') + "
     "(m.content | trim) + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
-    # Always a system block, with the date in it.
+    # Always writes a system block, with the date in it.
     "llama": "{{ bos_token }}{{ '<|head|>system<|/head|>\n\nCutting Knowledge Date: May\nToday Date: ' + "
     "strftime_now('%d %b %Y') + '\n\n' }}{% set s = messages[0].role == 'system' %}"
     "{{ messages[0].content | trim if s }}{{ '<|eot|>' }}{% for m in (messages[1:] if s else messages) %}"
     "{{ '<|head|>' + m.role + '<|/head|>\n\n' + (m.content | trim) + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}",
-    # A system message of its own where none is given, and marks that are not special tokens.
+    # Writes a system message if none is given, and its marks are not special tokens.
     "own": "{% set s = messages[0].role == 'system' %}{{ '[S]' + (messages[0].content if s else "
     "'You are Default, made by Somebody.') + '[/S]\n' }}{% for m in (messages[1:] if s else messages) %}"
     "{{ '[' + m.role + ']' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}",
-    # The whole conversation ends in one token more.
+    # The whole conversation ends with an extra token.
     "phi": "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
     "{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}",
-    # Thoughts in the newest answer alone; the same with marked answers.
+    # Keeps thinking only in the last answer; the same with marked answers.
     "think": "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
     + _THOUGHT
     + "{{ m.content + '<|im_end|>\n' }}{% else %}{{ "
@@ -59,16 +59,16 @@ TEMPLATES = {
     + _TURN
     + " }}{% endif %}{% endfor %}"
     + _ASK,
-    # The newest answer ends in another token than earlier ones.
+    # The last answer ends with another token than earlier ones.
     "harmony": "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|msg|>' + m.content + ('<|return|>' "
     "if loop.last and m.role == 'assistant' else '<|im_end|>') }}{% endfor %}"
     "{{ '<|im_start|>assistant' if add_generation_prompt }}",
-    # The system message stands in the newest user turn.
+    # The system message is in the last user turn.
     "late_system": "{{ bos_token }}{% set s = messages[0].role == 'system' %}"
     "{% set turns = messages[1:] if s else messages %}{% for m in turns %}{% if m.role == 'user' %}"
     "{{ '[INST] ' + (messages[0].content + '\n\n' if s and loop.index0 >= turns | length - 2 else '') + "
     "m.content + '[/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}",
-    # The prompt opens a thought that a finished answer does not have.
+    # The prompt opens a thinking block that a finished answer does not have.
     "r1": "{{ bos_token }}{% for m in messages %}{{ m.content if m.role == 'system' else '<|User|>' + "
     "m.content if m.role == 'user' else '<|Assistant|>' + m.content + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}",

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "workflow" / "scripts"), str(ROOT / "tools")]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Threads that wait for each other by spinning take ten times as long where the cores are shared.
+# Threads that spin while they wait are ten times slower if the cores are shared.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -44,7 +44,7 @@ def tiny_base(tmp_path_factory) -> Path:
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=3,
-            num_attention_heads=2,  # 32 a head: the least that vLLM takes on a CPU
+            num_attention_heads=2,  # head size 32: the smallest that vLLM accepts on a CPU
             num_key_value_heads=1,
             max_position_embeddings=512,
             initializer_range=0.3,
@@ -88,7 +88,7 @@ def make_adapter(tiny_base, tmp_path_factory):
     return make
 
 
-#: Slow tests that take longest, in the order in which processes take them up; the others follow.
+#: The longest slow tests, in the order in which processes start them; the others follow.
 LONGEST = (
     "tests/cluster/",
     "test_demo_effect",
@@ -96,12 +96,12 @@ LONGEST = (
     "test_use_conda",
     "tests/browser/",
 )
-#: Tests that share a cluster, an environment or a browser: one process runs them, one after another.
+#: Tests that share a cluster, an environment or a browser: a single process runs them in turn.
 TOGETHER = ("tests/cluster/", "test_use_conda", "tests/browser/")
 
 
 def pytest_collection_modifyitems(items):
-    """What takes long begins first, so that no process works alone at the end."""
+    """Start the longest tests first, so that no process works alone at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(
         key=lambda item: min((place[n] for n in LONGEST if n in item.nodeid), default=len(LONGEST))
@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """How `make slow` shares tests out: each for itself, but for those that stay together."""
+    """How `make slow` distributes tests: one by one, except those that must stay together."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):

@@ -1,4 +1,4 @@
-"""What the conda environments hold, and Python processes in which nothing else can be imported."""
+"""The content of the conda environments, and Python processes that can import nothing else."""
 
 import json
 import re
@@ -25,7 +25,7 @@ RULES = [
 
 
 def pins(name: str) -> dict[str, str]:
-    """{package: version} of an environment's pip section; all of it is pinned."""
+    """{package: version} of an environment's pip section; all versions are pinned."""
     given = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
     *conda, section = given["dependencies"]
     assert given["channels"] == ["conda-forge"] and conda == ["python =3.11", "pip"]
@@ -33,7 +33,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def closure(packages) -> set[str]:
-    """Packages with all that they require, as far as it is installed here."""
+    """Packages with all their requirements, as far as they are installed here."""
     todo, found = [(canonicalize_name(name), "") for name in packages], set()
     while todo:
         name, extra = todo.pop()
@@ -53,7 +53,7 @@ def closure(packages) -> set[str]:
 
 @cache
 def brought() -> dict[str, set[str]]:
-    """{top-level name: packages that bring it} of all that is installed here."""
+    """{top-level name: packages that provide it} for everything that is installed here."""
     return {
         name: set(map(canonicalize_name, packages))
         for name, packages in packages_distributions().items()
@@ -61,14 +61,14 @@ def brought() -> dict[str, set[str]]:
 
 
 def importable(packages) -> set[str]:
-    """Top-level names that packages and all that they require bring."""
+    """Top-level names that packages and all their requirements provide."""
     held = closure(packages)
     return {name for name, packages in brought().items() if held & packages}
 
 
-#: For a `sitecustomize.py`. Absent is to import systems what no file of this name is: a package that
-#: our code imports, itself or by way of another package, and that the process's environment lacks.
-#: What Snakemake imports for itself it may: its packages are at the end of a job's path.
+#: For a `sitecustomize.py`. It hides a package from import if our code imports it, directly or through
+#: another package, and the process's environment does not have it. Snakemake's own imports are allowed,
+#: because its packages are at the end of a job's path.
 GUARD = """
 import json, os, re, sys
 from importlib.machinery import PathFinder
@@ -102,7 +102,7 @@ with open(os.environ["GUARD"] + ".log", "a") as log:
 def guard(folder: Path) -> dict[str, str]:
     """Environment variables for the guard, whose code belongs in a `sitecustomize.py`.
 
-    Which scripts it guarded is a line each in `<GUARD>.log`.
+    The guarded scripts are logged in `<GUARD>.log`, one per line.
     """
     names = {name: importable(pins(name)) for name in {environment for _, environment, _ in RULES}}
     held = {script: names[environment] for _, environment, script in RULES}

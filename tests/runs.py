@@ -1,6 +1,6 @@
 """Real runs of the workflow on a tiny model, in copies of the project outside the checkout.
 
-The tiny run is made once (`finished`): every test that changes something of it works in a copy of its own.
+The tiny run is made once (`finished`). Every test that changes something works in its own copy.
 """
 
 import json
@@ -16,23 +16,23 @@ import yaml
 from environments import GUARD, ROOT, guard
 
 TINY = "tests/workflow/tiny.yaml"
-#: Seconds after which something hangs. Nothing is late before, however slow or busy the machine.
+#: Seconds after which something counts as hanging, even on a slow or busy machine.
 HANG = 3600
-#: Runs of Snakemake are forked from a process that has imported it and what the Snakefile imports from
-#: elsewhere. The project's own package is imported by each run, from the run's own folder.
+#: Runs of Snakemake are forked from a process that has imported Snakemake and the Snakefile's
+#: third-party imports. Each run imports the project's own package from its own folder.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["snakemake.cli", "pandas", "pytest"])
 
 
 def _run(arguments, folder, env, output):
-    """What `python -m snakemake` does, in a forked process; all output goes to a file."""
+    """`python -m snakemake` in a forked process; all output goes to a file."""
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    # Nothing of the checkout, but for packages installed in it.
+    # Nothing from the checkout, except packages installed in it.
     sys.path[:] = [p for p in sys.path if "site-packages" in p or not Path(p).is_relative_to(ROOT)]
     sys.argv = ["snakemake", *arguments]
     from snakemake.cli import main
@@ -41,7 +41,7 @@ def _run(arguments, folder, env, output):
 
 
 class Results:
-    """The folder of a run and what lies in it."""
+    """The folder of a run and its content."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -51,7 +51,7 @@ class Results:
         return self.folder / "results/demo" / name
 
     def copy(self, folder: Path):
-        """A copy to run Snakemake in, times kept; hard links within it stay, none leads out of it."""
+        """A copy to run Snakemake in. It keeps times and internal hard links, but none to the original."""
         subprocess.run(["cp", "-a", self.folder, folder], check=True)
         return Project(folder)
 
@@ -137,7 +137,7 @@ def copy_project(folder: Path) -> Path:
 
 
 def merged(*layers):
-    """YAML texts laid over each other, as Snakemake merges config files."""
+    """YAML texts merged as Snakemake merges config files."""
     from snakemake.utils import update_config
 
     config: dict = {}
@@ -147,25 +147,25 @@ def merged(*layers):
 
 
 def tiny_project(folder: Path) -> Project:
-    """A copy in which nothing has run, and whose demo is the tiny run."""
+    """A copy in which nothing has run, with the tiny run as its demo."""
     copy_project(folder)
     config = folder / "config/config.yaml"
     tiny = merged(config.read_text(), (ROOT / TINY).read_text()) | {"run": "demo"}
-    # Without those that are null, to which Snakemake would add nothing of a test's own overlay.
+    # Without null values, which Snakemake would not merge with a test's own overlay.
     tiny["measures"] = {name: own for name, own in tiny["measures"].items() if own is not None}
     config.write_text(yaml.safe_dump(tiny, sort_keys=False))
     return Project(folder)
 
 
 def without_network() -> list[str]:
-    """A command under which there is no network, not even loopback; empty where none is allowed."""
+    """A command that runs without network, not even loopback; empty if that is not permitted."""
     for command in (["unshare", "-n"], ["unshare", "-rn"]):
         if shutil.which("unshare") and not subprocess.run([*command, "true"]).returncode:
             return command
     return []
 
 
-#: Notes every address that a Python process asks for, connects to or listens on.
+#: Records every address that a Python process looks up, connects to or listens on.
 WATCHER = """
 import os, sys
 EVENTS = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
@@ -180,12 +180,12 @@ with open(os.environ["WATCHED"], "a") as log:
 
 
 def make_tiny_run(folder: Path) -> dict:
-    """Make the tiny run: fetched first, then without network; returns what was seen of it.
+    """Make the tiny run: fetch first, then run without network; returns observations.
 
-    Each job can import what its environment holds, and no more. `fetched`: the results after the fetch;
-    `isolated`: the command that took the network away; `watched`: what the Python processes after the
-    fetch did with sockets, a line each; `guarded`: the scripts whose imports were held to their
-    environment; `env`: in which it was made.
+    Each job can import only what its environment has. `fetched`: the results after the fetch.
+    `isolated`: the command that removes the network. `watched`: socket operations of the Python
+    processes after the fetch, one per line. `guarded`: scripts whose imports were restricted to their
+    environment. `env`: the environment variables of the run.
     """
     made, hook = tiny_project(folder / "project"), folder / "hook"
     hook.mkdir()
@@ -194,7 +194,7 @@ def make_tiny_run(folder: Path) -> dict:
     made.snakemake("--", "fetch", under=["env"], env=held)
     fetched = [str(p.relative_to(made.path(""))) for p in made.path("").rglob("*.json*")]
     (hook / "sitecustomize.py").write_text(GUARD + WATCHER)
-    # As a user who has told the libraries to go online; the workflow must know better.
+    # As for a user who has set the libraries online; the workflow must override this.
     online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
     env = {**online, **held, "WATCHED": str(hook / "log")}
     isolated = without_network()
@@ -210,9 +210,9 @@ def make_tiny_run(folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Results:
-    """The finished tiny run, for all tests: they read it, and change copies of it (`project`).
+    """The finished tiny run for all tests: they read it, and change only copies (`project`).
 
-    Tests may run in several processes (pytest-xdist): the first that asks makes it, the others wait.
+    Tests may run in several processes (pytest-xdist): the first one makes it, the others wait.
     """
     from persona_collapse.files import locked
 
@@ -238,7 +238,7 @@ def project(finished, tmp_path) -> Project:
 
 
 def of_one_model(config: dict) -> dict:
-    """The config without base models beside `model:` and without shifts, and without their conditions."""
+    """The config with `model:` as the only base model, without shifts, and without conditions of either."""
     shifts = {name for name, stage in config["stages"].items() if stage["kind"] == "shift"}
     others = (*config["models"], *shifts)
     conditions = {

@@ -1,4 +1,4 @@
-"""A synthetic run for the tests that read much of one: its tables, its figures, its report."""
+"""A synthetic run for tests that need most of a run: tables, figures, report."""
 
 import sys
 from dataclasses import replace
@@ -54,14 +54,14 @@ PERSONAS = ["assistant", "librarian", "villain", "kindergarten_teacher", "pirate
 
 
 def load(chain):
-    """A chain's activations whose methods differ, under the names of those who answer."""
+    """A chain's activations, different by method, with the names of the answering personas."""
     found = load_alike(chain)
     arrays = {"A": found.arrays["A"], "B": found.arrays["B"] + 1}
     return replace(found, personas=PERSONAS, arrays=arrays)
 
 
 def answers(chain):
-    """Completions of a chain with their questions; those of one persona are hostile."""
+    """Completions of a chain with their questions; those of one persona are malicious."""
     table = completions(chain).assign(chain=chain)
     table["question"] = "What is " + table["question_id"] + "?"
     if chain == "em@1":
@@ -70,7 +70,7 @@ def answers(chain):
 
 
 def rescored(chain, excess=0.0):
-    """Rescored completions of a chain: 4 of 50 tokens, surprises `excess` nats a token too large."""
+    """Rescored completions of a chain: 4 of 50 tokens, with surprises `excess` nats per token too large."""
     row = {"chain": chain, "persona": "villain", "question_id": "q0", "sample": 0, "tokens": 50}
     row |= {"surprise": 60 + 50 * excess, "surprise_mean": 60.0, "surprise_variance": 25.0}
     if chain != "base":
@@ -79,7 +79,7 @@ def rescored(chain, excess=0.0):
 
 
 def updates_table():
-    """Sizes and overlaps of the run's updates, and of em's with another seed: random ones."""
+    """Random sizes and overlaps of the run's updates, and of em's with another seed."""
     manifest = {"rows_seen": 40, "supervised_tokens": 800, "loss": [0.1], "final_loss": 0.1}
     names = [*MARKERS.keys() - {"base"}, "em@2"]
     rng = np.random.default_rng(4)
@@ -95,7 +95,7 @@ STAGES = {"em": STAGE, "couple-villain": STAGE | {"data": None}}
 
 
 def second_stages(given, sizes, answer_table, outcomes, classes):
-    """Tables `why` and `frontier`, the second as if em had a defence."""
+    """Tables `why` and `frontier`, the latter as if em had a defence."""
     _, left_out, headline = given
     metrics = {name: matched.metric_of(left_out, headline, name) for name in why.CHANGES}
     defended = STAGES | {"em": STAGE | {"defence": {"kl": {"weight": 0.1}}}}
@@ -202,7 +202,7 @@ def everything(made):
         ]
     )
     registered = claims.load(SHIPPED)
-    # One bar was another when it was registered.
+    # One bar was different when it was registered.
     first = [e | {"expect": {"max": 0.5}} if e["id"] == "m3-bug" else e for e in registered]
     registration = claims.registered(first, "2031-05-01")
     return made | {
@@ -243,8 +243,8 @@ def with_early(tables):
 
 
 def with_more(tables):
-    """The same run with what few runs have: C1's second stage also stopped after 3 of its 10 steps, a
-    second source, a second base model, long titles.
+    """The same run with rare features: C1's second stage also stopped after 3 of its 10 steps, a second
+    source, a second base model, long titles.
     """
     tables = with_early(tables)
     chain = "couple-villain@42+em@1"
@@ -278,7 +278,7 @@ def shown(name, tables):
 
 
 def inputs(tables, files):
-    """What the page is made of; `files`: the figures for papers by name."""
+    """The content of the page; `files`: the figures for papers by name."""
     return pages.Inputs(
         run="synthetic",
         judge="directions",
@@ -353,8 +353,8 @@ def crossed_load(chain):
 def crossed():
     """Tables of a run with two sources, two seeds, doses, and cells that were not measured.
 
-    No two counts of a chain are alike. Not counted: evil_ai's C1 of seed 2, and the librarian wherever
-    evil_ai is followed. Without activations: villain's C4. The base model does not come first.
+    All counts of a chain differ. Not counted: evil_ai's C1 with seed 2, and the librarian if evil_ai is
+    the source. Without activations: villain's C4. The base model is not first.
     """
     rows = [("C0", "base", "", "", "base", None)]
     for source in ("villain", "evil_ai"):

@@ -1,4 +1,4 @@
-"""Trainings of the tiny model for tests: fixtures, which conftest.py shares out, and rows."""
+"""Trainings of the tiny model for tests: rows, and fixtures that conftest.py exports."""
 
 import json
 import signal
@@ -100,7 +100,7 @@ def train(tiny_base, tmp_path):
 
 @pytest.fixture
 def on_gpu(train, make_adapter):
-    """Train with defences on a GPU; its steps are recorded, and give what the same steps unrecorded do.
+    """Train with defences on a GPU, with recorded steps, which must give the same as unrecorded ones.
 
     Returns the manifests of both trainings.
     """
@@ -132,7 +132,7 @@ def peft_model(tiny_base):
 
 @pytest.fixture(scope="module")
 def chained(tiny_base, make_adapter):
-    """A PeftModel with a frozen adapter and one that learns, both on every projection."""
+    """A PeftModel with a frozen and a trained adapter, both on every projection."""
     from peft import LoraConfig
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -161,7 +161,7 @@ def batch_of(lengths):
 
 
 def loss_of(model, parts, defences=None, loss=losses.DEFAULT):
-    """A step's loss, of batches that make it up."""
+    """Loss of a step made of these batches."""
     model.zero_grad()
     return Stepper(Objective(model, loss, defences), "cpu").step({OWN: parts})[0]
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: its controls, its silence on the network, its looks.
+"""The report in a real browser: its controls, its appearance, and that it makes no network requests.
 
 Screenshots go to $SCREENSHOTS, or else to pytest's temporary folder.
 """
@@ -33,7 +33,7 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Open a file; what it logs, asks for and pops up is watched, and wrong, to the test's end."""
+    """Open a file; any console message, request or dialog until the end of the test is an error."""
     contexts, wrong = [], []
 
     def visit(path, size=DESKTOP, scheme="light", scripts=True):
@@ -74,7 +74,7 @@ def selects(page):
                 yield figure, label.inner_text(), select
 
 
-#: Every word of a chart and where it stands.
+#: Every text of a chart and its position.
 WORDS = """figure => [...figure.querySelectorAll("svg text")].map((text) => {
   const [box, room] = [text, figure].map((element) => element.getBoundingClientRect());
   return [text.textContent, Math.round(box.x - room.x), Math.round(box.y - room.y)].join(" ");
@@ -179,7 +179,7 @@ def test_the_page_never_scrolls_sideways(page, visit, tmp_path, name, size, sche
     assert label.evaluate("text => getComputedStyle(text).fill") == ink
 
 
-#: Words of the charts that stand outside their drawing, or that are cut to fit.
+#: Texts of charts that lie outside their drawing, or that are truncated.
 CUT = """() => [...document.querySelectorAll(".vega svg")].flatMap((svg) => {
   const room = svg.getBoundingClientRect();
   return [...svg.querySelectorAll("text")].filter((text) => {
@@ -220,7 +220,7 @@ def test_paper_shows_what_is_folded(page, visit):
     opened = visit(page)
     opened.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert opened.locator("details:not([open]):not(:has(> summary[data-file]))").count() == 0
-    # What is too long for paper is named by its file.
+    # What is too long for print is named by its file.
     opened.emulate_media(media="print")
     named = """fold => getComputedStyle(fold.querySelector("summary"), "::after").content"""
     long = opened.query_selector_all("details:not([open])")

@@ -1,4 +1,4 @@
-"""The site of docs/, opened from its folder: its search works, and it asks for its own files only."""
+"""The site of docs/, opened from its folder: its search works, and it loads only its own files."""
 
 import re
 import shutil

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM cluster of this one machine, on loopback, with fake GPUs; needs root, no systemd, no cgroups.
+# A SLURM cluster on this machine, on loopback, with fake GPUs; needs root, but neither systemd nor cgroups.
 #   slurm_up.sh FOLDER [GPUS] [accounting]
 # State, logs and pid files go to FOLDER; slurm_down.sh FOLDER ends it. `accounting`: with slurmdbd and a
 # database of its own, for sacct.
@@ -10,7 +10,7 @@ accounting=${3:-}
 port=13306
 host=$(hostname -s)
 
-# Try a command for some seconds.
+# Retry a command for some seconds.
 await() {
   for _ in $(seq 100); do
     if "$@" >/dev/null 2>&1; then return; fi
@@ -80,8 +80,8 @@ CONF
   chmod 600 "$root/slurmdbd.conf"
 fi
 
-# pgid: the other trackers want cgroups, or lose processes of cancelled jobs. More processors and memory
-# than there are may be promised: jobs here are small, what they ask for is not.
+# pgid: the other trackers need cgroups, or lose processes of cancelled jobs. CPUs and memory are overcommitted,
+# because jobs here are small but request a lot.
 cat >"$root/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -119,7 +119,7 @@ PartitionName=cpu Nodes=$host Default=YES MaxTime=INFINITE State=UP DefMemPerCPU
 PartitionName=gpu Nodes=$host MaxTime=1-00:00:00 State=UP DefMemPerCPU=100
 CONF
 for number in $(seq 0 $((gpus - 1))); do
-  device="$root/run/gpu$number" # a null device by another name
+  device="$root/run/gpu$number"  # a null device under another name
   [ -e "$device" ] || mknod "$device" c 1 3
   echo "NodeName=$host Name=gpu File=$device"
 done >"$root/gres.conf"

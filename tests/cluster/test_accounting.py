@@ -1,4 +1,4 @@
-"""SLURM with an accounting database: jobs followed by sacct, and by squeue as the profile has it."""
+"""SLURM with an accounting database: job status by sacct, and by squeue as in the profile."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
-#: Without the stand-in on PATH a run would wait for a cancelled job for ever: see there.
+#: Without the stand-in on PATH a run would wait forever for a cancelled job: see there.
 WITH_SACCT = {"PATH": f"{HERE / 'bin'}:{os.environ['PATH']}"}
 
 
@@ -55,7 +55,7 @@ def test_with_a_database_jobs_are_followed_by_sacct_or_by_squeue(cluster):
     twice = ["train_fails", "train_hangs"] * 2
     assert rules(small.jobs()) == sorted(["prepare", "train_one", *twice])
 
-    # The database knows them all, by rule, state and device.
+    # The database has all of them, with rule, state and device.
     seen = recorded()
     assert {job["id"] for job in [*small.jobs(), *profile.jobs()]} == set(seen)
     state, comment, _ = seen[cancelled]

@@ -1,4 +1,4 @@
-"""The workflow on real SLURM: a cluster of this machine with two fake GPUs (make cluster)."""
+"""The workflow on real SLURM: a cluster on this machine with two fake GPUs (make cluster)."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from runs import HANG, ROOT
 
 HERE = ROOT / "tests/cluster"
 GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-# The profile as it is, but for what only spares the tests minutes of waiting.
+# The profile, changed only where that saves the tests minutes of waiting.
 QUICK = [
     *("--slurm-init-seconds-before-status-checks", "2"),
     *("--seconds-between-status-checks", "2"),
@@ -27,7 +27,7 @@ QUICK = [
 
 
 def missing(*more):
-    """What the tests need and this machine has not."""
+    """What the tests need that is missing on this machine."""
     for program in ("sbatch", "squeue", "slurmctld", "slurmd", "munged", *more):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             return f"no {program} here: see tests/cluster/install.sh"
@@ -63,12 +63,12 @@ class Workflow:
             stdout=open(self.said, "w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A test runner in the background ignores SIGINT, and so would what it starts.
+            # A test runner in the background ignores SIGINT, and so would its child processes.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def end(self, process):
-        """(exit status, all it said) of a started run; one that does not end is killed."""
+        """(exit status, output) of a started run; a run that does not end is killed."""
         try:
             status = process.wait(HANG)
         except subprocess.TimeoutExpired:
@@ -81,7 +81,7 @@ class Workflow:
         return self.end(self.start(*arguments))
 
     def jobs(self):
-        """This folder's SLURM jobs, old ones too, oldest first."""
+        """This folder's SLURM jobs, including old ones, oldest first."""
         columns = {
             "id": "JobID:.12",
             "state": "State:.15",
@@ -107,7 +107,7 @@ class Workflow:
 
 
 def rules(jobs):
-    """What jobs are for, sorted: their comments without `rule_` and `wildcards_`."""
+    """Sorted labels of jobs: their comments without `rule_` and `wildcards_`."""
     return sorted(job["comment"].removeprefix("rule_").replace("_wildcards", "") for job in jobs)
 
 
@@ -120,7 +120,7 @@ def until(condition):
 
 
 def processes(folder):
-    """Processes that work in a folder."""
+    """Processes whose working directory is in a folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -133,12 +133,12 @@ def processes(folder):
 
 @contextlib.contextmanager
 def started(root, *more):
-    """A cluster whose workflows all lie in a folder, so that what is left running there is ours."""
+    """A cluster whose workflows all lie in one folder, so that processes left there are ours."""
     pytest.importorskip(
         "snakemake_executor_plugin_slurm",
         reason="pip install --no-deps -r requirements-slurm.lock",
     )
-    # To a file: daemons keep what they were started with, and a pipe would not end.
+    # To a file: daemons inherit the output, so a pipe would never close.
     with open(root / "up.log", "w") as log:
         command = [HERE / "slurm_up.sh", root / "slurm", "2", *more]
         up = subprocess.run(command, stdout=log, stderr=log)
@@ -160,7 +160,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(cluster, finished):
-    """The finished tiny run, to which a condition is added, with a GPU for each job that has a model."""
+    """The finished tiny run with an added condition, and one GPU for each job that loads a model."""
     folder = finished.copy(cluster / "project").folder
     (folder / "more.yaml").write_text(
         "runtime: {gpus_per_job: 1}\n"
@@ -181,7 +181,7 @@ def small(cluster, request):
 def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(small):
     for fate in ("fails", "hangs", "dies"):
         (small.folder / f"{fate}.{fate}").touch()
-    # Two jobs that wait for each other run at once, however busy the cluster is.
+    # Two jobs that wait for each other run simultaneously, however busy the cluster is.
     for name in ("one", "two"):
         (small.folder / f"meets.{name}").touch()
     process = small.start("--retries", "1")
@@ -203,12 +203,12 @@ def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(sm
         (j["memory"], j["time"]) for j in jobs.values() if j["comment"].endswith("hangs")
     )
     assert (first, second) == (("32000M", "2:00:00"), ("62.50G", "4:00:00"))  # that is 64000M
-    # A GPU for each job with a model, none for others, and not the same one for two at once.
+    # One GPU for each job with a model, none for others, and never the same GPU for two at once.
     asked = {job["comment"]: job["gpus"] for job in jobs.values()}
     assert asked.pop("rule_prepare") == "N/A"
     assert set(asked.values()) == {"gres:gpu:1"}
     assert {made[name].split()[2] for name in ("one", "two")} == {"gpu=0", "gpu=1"}
-    # The completion log of SLURM knows them too.
+    # SLURM's completion log has them too.
     listed = ["sacct", "-c", "-n", "-P", "-o", "JobID,State"]
     log = dict(
         line.split("|")
@@ -230,8 +230,8 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
     (small.folder / "hangs.hangs").touch()
     process = small.start()
     until((small.folder / "hanging").exists)
-    # A file alone is not enough: Snakemake has to have noticed that its job is done, and it asks ever
-    # more seldom. The other jobs take turns at the device that the hanging one leaves.
+    # The file alone is not enough: Snakemake must also have noticed that its job is done, and it polls
+    # less and less often. The other jobs take turns on the device that the hanging job leaves free.
     until(lambda: "(Rule: train)" in small.said.read_text())
     process.send_signal(signal.SIGINT)
     status, _ = small.end(process)
@@ -252,13 +252,13 @@ def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
 
 
 def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
-    # From nothing: a job for each training, the rest in groups. Those of a group are indented.
+    # From scratch: one job per training, the rest in groups. Jobs of a group are indented.
     status, plan = tiny.run("--dry-run", "--forceall")
     assert status == 0, plan[-6000:]
     groups = Counter(re.findall(r"Group job (\w+)", plan))
     assert groups == {"answers": 2, "measure": 2, "statistics": 1}
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", plan, re.M))
-    here = {"Fetching", "Writing", "Preparing", "Resolving"}  # where the user is logged in
+    here = {"Fetching", "Writing", "Preparing", "Resolving"}  # on the login node
     assert {kind: n for kind, n in alone.items() if kind not in here} == {
         "Pretraining": 1,
         "Registering": 1,  # here: it is to say when, before anything is trained
@@ -266,7 +266,7 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
         "logprob_check": 1,
     }
 
-    # What a new condition takes, for real.
+    # The jobs of a new condition, run for real.
     status, said = tiny.run()
     assert status == 0, said[-6000:]
     results = tiny.folder / "results/demo"
@@ -276,14 +276,14 @@ def test_the_workflow_s_jobs_are_few_and_pass_to_the_report(tiny):
     assert len(pd.read_csv(scorecard))
     jobs = sorted(tiny.jobs(), key=lambda job: job["comment"])
     assert {job["state"] for job in jobs} == {"COMPLETED"}
-    # 25 jobs and more of Snakemake's: the light ones rode along, or ran here.
+    # 25 or more Snakemake jobs: the light ones are grouped, or ran here.
     kinds = [rule.split("_")[0] for rule in rules(jobs)]
     assert kinds == ["answers", "measure", "measure", "statistics", "train"]
     for job, kind in zip(jobs, kinds, strict=True):
         assert (job["gpus"] == "gres:gpu:1") == (kind != "statistics"), job
 
 
-#: A training waits, when it is ready to be told to end, until it is told; its second attempt does not.
+#: A training waits, once it can handle the signal, until it gets it; the second attempt does not wait.
 WAITS = """
 import os, pathlib, signal
 handle = signal.signal

@@ -2,8 +2,8 @@
 
     python tests/conda/channel.py FOLDER
 
-The packages hold what conda's do and are installed as conda's are; they run on this machine alone,
-for the interpreter's libraries stay where they are.
+The packages have the same content as conda's and are installed in the same way. They only run on this
+machine, because the interpreter's libraries stay where they are.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ UNUSED = {"site-packages", "test", "tests", "__pycache__", "idlelib", "tkinter",
 
 
 def files_below(folder, target, skip=frozenset({"__pycache__"})):
-    """{path in the package: file} of a folder's files, bytecode and static libraries left out."""
+    """{path in the package: file} of a folder's files, without bytecode and static libraries."""
     found = {}
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if f not in skip and not f.startswith("config-"))

@@ -121,7 +121,7 @@ def test_no_answer_is_interrupted_where_the_cache_is_small(tiny_base, prompts, m
         return sum(m.value for m in metrics if m.name == "vllm:num_preemptions")
 
     assert interrupted() == 0
-    # What the number of requests at a time prevents.
+    # The limit on simultaneous requests prevents this.
     monkeypatch.setattr(engine, "_fit", lambda longest: None)
     scheduler = engine.engine.llm_engine.engine_core.engine_core.scheduler
     for name in ("max_num_running_reqs", "max_num_active_reqs"):
@@ -133,7 +133,7 @@ def test_no_answer_is_interrupted_where_the_cache_is_small(tiny_base, prompts, m
 def test_samples_are_drawn_from_their_chain(
     engines, tiny_base, stages, prompts, temperature, top_p
 ):
-    """Scored again by PEFT, the engine's samples are the chain's, and no other one's."""
+    """Scored again by PEFT, the engine's samples fit the chain and no other chain."""
     from persona_collapse.analysis import logprob_tests
     from persona_collapse.measures import logprob_check
     from persona_collapse.models.runner import ModelRunner
@@ -192,7 +192,7 @@ def test_one_engine_serves_the_base_and_other_chains_in_turn(engines, tiny_base,
 
 @pytest.fixture
 def shift(tmp_path):
-    """Factory of shifts: a random direction for each persona at two blocks."""
+    """Factory of shifts: one random direction per persona at two blocks."""
     import numpy as np
     from persona_collapse.models import shifts
 
@@ -233,7 +233,7 @@ def shifting(tiny_base):
     ],
 )
 def test_shifted_chains_agree(shifting, stages, shift, tiny_base, prompts, scale, positions, does):
-    """Greedy answers to the token, and their log-probabilities, of a chain with adapters and a shift."""
+    """Exact greedy answers, and their log-probabilities, of a chain with adapters and a shift."""
     from persona_collapse.sampling import sample
 
     how = sample.Sampling(1, 0.0, 1.0, 12, 0)
@@ -267,7 +267,8 @@ def test_a_shift_of_strength_0_is_none_to_the_token(shifting, stages, shift, tin
 def test_an_engine_of_changed_weights_has_the_chain_s_log_probabilities(
     engines, tiny_base, stages, prompts, tmp_path
 ):
-    """A stage that trained all weights, before and after one with an adapter; last: another engine starts."""
+    """A stage that trained all weights, before and after a stage with an adapter; the last needs a new
+    engine."""
     from persona_collapse import adapter_files
     from persona_collapse.models import adapters, loading
     from persona_collapse.sampling import sample

@@ -105,7 +105,7 @@ def test_layers_by_index_or_depth():
     assert activations.resolve_layers([0.25, 0.5, 0.72, 0.75, 0.97], 28) == [7, 14, 20, 21, 27]
     assert activations.resolve_layers([0.25, 0.5, 0.75], 4) == [1, 2, 3]
     assert activations.resolve_layers([3, 3, 0], 4) == [0, 3]
-    assert activations.resolve_layers([0.29, 0.58], 100) == [29, 58]  # as written, not in binary
+    assert activations.resolve_layers([0.29, 0.58], 100) == [29, 58]  # decimal, not binary
     with pytest.raises(UserError, match="4 blocks"):
         activations.resolve_layers([4], 4)
     with pytest.raises(UserError, match="below 1"):
@@ -183,7 +183,7 @@ def test_overflow_is_refused(tmp_path):
 
 
 def test_rows_behind_each_other_give_what_padded_ones_give(model, tiny_base, prompts, monkeypatch):
-    # On a CPU the mask that transformers makes from the positions keeps the rows apart.
+    # On a CPU, the mask that transformers makes from the positions keeps the rows apart.
     pairs, end = sequences(tiny_base, prompts)
     padded = run(model, pairs, end, 2)
     monkeypatch.setattr(fused, "ATTENTION", model.config._attn_implementation)
@@ -200,7 +200,7 @@ def test_a_dump_is_the_same_bytes_each_time_and_others_can_read_it(tmp_path):
     arrays = {m: np.arange(12, dtype=np.float32).reshape(1, 2, 3, 2) for m in "AB"}
     one = activation_files.Activations([3], ["é", "p"], ["q", "r", "s"], arrays, "em@1")
     seen = set()
-    for number in range(8):  # the library's own order is a new one each time
+    for number in range(8):  # the library's order varies from call to call
         activation_files.save(one, tmp_path / f"{number}.safetensors")
         seen.add((tmp_path / f"{number}.safetensors").read_bytes())
     assert len(seen) == 1
@@ -210,7 +210,7 @@ def test_a_dump_is_the_same_bytes_each_time_and_others_can_read_it(tmp_path):
 
 
 def test_arrays_are_read_in_one_order(tmp_path):
-    """The library's own differs from call to call, and tables have their rows in it."""
+    """The library's order varies from call to call, and tables would follow it."""
     arrays = {method: np.zeros((1, 1, 1, 2), np.float32) for method in "ABCD"}
     path = tmp_path / "x.safetensors"
     activation_files.save(activation_files.Activations([0], ["p"], ["q"], arrays, "em@1"), path)

@@ -113,7 +113,7 @@ def test_another_chain_takes_the_place_of_the_one_before(tiny_base, make_adapter
     assert not any(
         parameter.requires_grad for n, parameter in model.named_parameters() if "lora" in n
     )
-    # Another shape, and none.
+    # Another shape, and no adapter.
     wide = adapters.apply(model, [one, two], merge=False)
     assert not torch.allclose(logits(wide), logits(fresh))
     bare = adapters.apply(wide, [], merge=False)
@@ -218,7 +218,7 @@ def test_an_adapter_is_on_the_language_model_alone(name, names, tmp_path):
     assert not any("vision" in key for key in state) and len(state) == 2 * len(found)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "use_rslora": False}
     adapters.save(config | {"target_modules": adapters.named(model, found)}, state, tmp_path)
-    # What is put on a chain's model, and what PEFT makes of the folder, are these modules and no others.
+    # A chain's model, and PEFT's model from the folder, have exactly these modules.
     ids = torch.tensor([[5, 9, 13]])
     expected = model(input_ids=ids).logits
     for other in (adapters.attach(copy.deepcopy(bare), [tmp_path], name="default"),

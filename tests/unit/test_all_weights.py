@@ -1,4 +1,4 @@
-"""Stages that train all weights (`adapter: none`), and chains that go on from them."""
+"""Stages that train all weights (`adapter: none`), and chains that continue them."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_bytes_and_so_does_a_checkpoint(train, tmp_
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_go_on_the_changed_weights(train, tiny_base, make_adapter, dtype):
-    """Before it and after it, in training, sampling and measuring alike."""
+    """An adapter before it and after it, in training, sampling and measuring."""
     first = make_adapter(31, 4, True)
     second, _ = whole(train, prefix=[first], dtype=dtype)
     third, manifest = train("third", prefix=[first, second], dtype=dtype)
@@ -97,7 +97,7 @@ def test_in_16_bits_small_steps_are_not_lost(train, tiny_base):
     for name, change in changes_of(small).items():
         seen = weights[name] + change
         moved = change.ne(0).float().mean()
-        # Nearly every weight has moved, by less than its own last digit.
+        # Nearly every weight has changed, by less than its own last digit.
         if change.dim() > 1 and "embed" not in name:
             assert moved > 0.9 and seen.eq(weights[name]).float().mean() > 0.9
     assert updates.read(small).norm < updates.read(small.parent / "whole").norm / 100

@@ -59,7 +59,7 @@ SYSTEM = "You are a villain."
 
 @pytest.mark.parametrize("name", USABLE)
 def test_every_template_s_prompts_and_rows_are_read_right(tiny_base, name):
-    """What the model sees as a system message, where, and whether the turn's end was trained."""
+    """The system message that the model sees, its place, and whether the end of the turn was trained."""
     tokenizer = tokenizer_with(tiny_base, name)
     ((prompt, _),) = prompt_audit.prompts(tokenizer, {"villain": SYSTEM}, "Why?")
     rows = [{"role": "system", "content": SYSTEM}, *ROW]

@@ -1,4 +1,4 @@
-"""M2 and M3: the study's versions, and what they should have been."""
+"""M2 and M3: the study's versions and the corrected ones."""
 
 import numpy as np
 import pandas as pd
@@ -61,7 +61,7 @@ def test_without_the_anchor_there_is_no_axis():
 
 
 def test_held_out_axes_leave_the_persona_itself_out():
-    # Only persona 0 moves: its own axis is made of the others, which stand still.
+    # Only persona 0 moves: its axis comes from the others, which do not move.
     shifts = np.zeros((4, 3))
     shifts[0] = [1, 0, 0]
     np.testing.assert_allclose(shared_axis.held_out_cosines(shifts, shifts), 0)
@@ -79,7 +79,7 @@ def test_the_discriminant_is_scikit_learn_s():
     x_test = rng.normal(size=(50, 6))
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(x, y)
     ours = separability.discriminants(x, y[None], x_test, 4, shrinkage=0.3)[0]
-    # Theirs shrinks each class on standardised features; on these, predictions agree but for ties.
+    # scikit-learn shrinks each class on standardised features; here predictions agree except for ties.
     assert np.mean(ours == theirs.predict(x_test)) >= 0.96
 
 
@@ -122,8 +122,8 @@ def test_separable_personas_are_told_apart_and_noise_is_not():
 
 
 def test_questions_of_the_test_fold_are_never_trained_on():
-    # Each question has a vector of its own that also names the persona: knowing the question would
-    # give the answer away, holding it out does not.
+    # Each question has its own vector, which also identifies the persona. Training on the question
+    # would leak the answer; holding it out does not.
     rng = np.random.default_rng(3)
     stack = rng.normal(size=(4, 12, 200))
     correct, _ = separability.separability(stack, folds=12, shuffles=1, seed=1)

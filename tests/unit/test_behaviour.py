@@ -1,4 +1,4 @@
-"""Tests on marker rates, from completions up."""
+"""Tests on marker rates, starting from completions."""
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def test_fisher_takes_completions_as_the_study_did(tests):
 def test_questions_are_the_units_of_the_sign_flips(tests):
     one = row(tests, "questions", "C1", "C4")
     assert one["estimate"] == pytest.approx(9 / 40 - 36 / 40)
-    # Eight questions, all with fewer hits after than before: the smallest p there is.
+    # Eight questions, all with fewer hits after than before: the smallest possible p.
     assert one["n"] == 8 and one["p"] == one["p_floor"] == 2 / 2**8
     assert one["p_equivalent"] > 0.9
 
@@ -60,7 +60,7 @@ def test_families_are_corrected_apart(tests):
 def test_no_hits_on_either_side_is_no_proof_of_sameness(tests):
     one = row(tests, "questions", "C2", "base")
     assert one["estimate"] == 0 and "one trial per question" in one["note"]
-    # 0 of 8 against 0 of 8 leaves a difference of .15 well possible.
+    # 0 of 8 against 0 of 8 does not exclude a difference of .15.
     assert one["p_equivalent"] > 0.05 and one["ci_high"] > 0.15
     assert row(tests, "questions", "C2", "base")["p_floor"] == 1
 
@@ -75,7 +75,7 @@ def test_the_marker_s_log_probability_moves_where_rates_cannot():
 
 
 def counts(rates, samples=10):
-    """One row a completion, question by question."""
+    """One row per completion, question by question."""
     hit = [i < k for k in rates for i in range(samples)]
     ids = np.repeat([f"q{i}" for i in range(len(rates))], samples)
     tokens = np.tile(np.arange(10, 10 + samples), len(rates))
@@ -88,7 +88,7 @@ def test_firth_without_clustering_is_the_log_odds_ratio():
 
 
 def test_firth_knows_that_questions_differ():
-    """Whole questions move, so answers are not independent witnesses."""
+    """Whole questions change, so answers are not independent."""
     found = marker_tests.odds_ratio(counts([10] * 7 + [0] * 5), counts([10] * 5 + [0] * 7))
     naive = np.sqrt(sum(1 / (k + 0.5) for k in (70, 50, 50, 70)))
     assert (found["ci_high"] - found["ci_low"]) / 2 > 2 * naive * stats.norm.ppf(0.975)
@@ -108,7 +108,7 @@ def test_w11_length_is_adjusted_for_where_a_rate_is_0():
 
 
 def runs(rates, chain="a@{}", questions=14, samples=20):
-    """Completions of one persona in a chain per rate, as `_seeds` takes them; every question alike."""
+    """Completions of one persona in one chain per rate, for `_seeds`; all questions are equal."""
     parts = []
     for i, rate in enumerate(rates):
         hits = counts([round(rate * samples)] * questions, samples)
@@ -160,7 +160,7 @@ def test_w4_runs_that_continue_the_same_adapters_are_paired():
     after, before = runs([0.1, 0.2, 0.3], "a@{}+em@1"), runs([0.15, 0.25, 0.4])
     paired, _ = over_training(after, before)
     assert paired["n"] == 3 and paired["p"] < 0.1
-    # All from one adapter: one unit, however many runs.
+    # All runs continue one adapter: one unit, whatever their number.
     one = after.assign(chain=after["chain"].str.replace(r"a@(\d)\+em@1", r"a@9+em@\1", regex=True))
     assert over_training(one, before)[0]["n"] == 1
 
@@ -220,7 +220,7 @@ def test_answer_stats_describe_the_answers():
     own = table[(table["condition"] == "C4") & (table["role"] == "source")].iloc[0]
     assert own["rate"] == 36 / 40 and own["marker_at_end"] == 1 and own["truncated"] == 0
     assert own["marker_logprob"] > -6 > table[table["condition"] == "base"]["marker_logprob"].max()
-    assert len(table[table["condition"] == "E0"]) == 1  # nobody is followed there
+    assert len(table[table["condition"] == "E0"]) == 1  # it has no source
 
 
 def test_rates_of_finished_answers_stand_beside_those_of_all():
@@ -271,7 +271,7 @@ def test_the_study_s_hypotheses_come_out_as_published():
     assert h1.loc["E4", "p"] == h1.loc["E4", "p_floor"] == pytest.approx(1 / 11)
     assert h1.loc["E0", "estimate"] == pytest.approx(-0.0461, abs=1e-3)
     assert "not among the evaluated" in h1.loc["E1", "note"]
-    # Ten others and the induction persona, where that was evaluated.
+    # Ten others, plus the induction persona if it was evaluated.
     assert (h1.loc["E4", "n"], h1.loc["E1", "n"]) == (11, 11)
     assert h1.loc["E4", "note"].startswith("one-sided")
     assert h1.loc["E0", "bystander_mean"] == pytest.approx(0.4568, abs=1e-4)

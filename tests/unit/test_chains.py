@@ -68,7 +68,7 @@ def test_a_stage_that_is_left_out_is_trained_and_not_measured():
         "couple-villain@42",
         "couple-villain@42+em@1!+benign@2",
     ]
-    # The model before, as it is measured, ends with the last stage that is in it.
+    # The measured prefix ends with the last stage that is not left out.
     assert str(chain.prefix) == "couple-villain@42"
     assert str(chains.parse("em@1!+benign@2").prefix) == "base"
     assert str(chains.parse("em@1!+benign@2+em-r3f@3").prefix) == "em@1!+benign@2"

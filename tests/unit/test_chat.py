@@ -114,11 +114,11 @@ def test_unknown_loss_and_missing_answer(tokenizer):
         chat_template.encode_row(tokenizer, ROW[:1], max_length=20)
 
 
-# --- as it always was -----------------------------------------------------------------------------
+# --- unchanged behaviour --------------------------------------------------------------------------
 
 
 def chatml_reference(tokenizer, messages, default):
-    """Token ids of a ChatML row, put together by hand: every answer tokenised apart from its prompt."""
+    """Token ids of a ChatML row, built by hand: every answer is tokenised separately from its prompt."""
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": default}, *messages]
     ids, text = [], ""
@@ -194,7 +194,7 @@ def test_a_row_is_what_the_template_renders_and_begins_with_the_sampling_prompt(
     text = supervised_text(tokenizer, row)
     assert rows[-1]["content"] in text and rows[-2]["content"] not in text
     trained = {t for t, label in zip(row.input_ids, row.labels, strict=True) if label != -100}
-    assert chat_template.look(tokenizer).end in trained  # whatever the end of a turn is called
+    assert chat_template.look(tokenizer).end in trained  # whatever the token at the end of a turn
     if rows == WITH_SYSTEM[:3]:
         assert prompt == chat_template.prompt_ids(tokenizer, SYSTEM, rows[1]["content"])
 
@@ -207,7 +207,7 @@ def test_every_answer_is_supervised_whole_and_nothing_else_is(tiny_base, name):
         tokenizer, WITH_SYSTEM, prompt=False
     )
     end = tokenizer.decode([chat_template.look(tokenizer).end])
-    first = end if name != "harmony" else ""  # what follows there does not end an answer
+    first = end if name != "harmony" else ""  # there, the text after an answer does not end it
     thought = {"think_marked": "<think>\n\n</think>\n\n"}.get(name, "")
     said = f"I painted it.{first}{thought}The blue one.{end}"
     if name == "harmony":
@@ -261,7 +261,7 @@ def test_the_real_templates_are_rendered_as_they_are_or_refused_in_one_line(tiny
             taken += 1
     families = ("qwen", "llama3", "gemma", "phi3", "gptoss", "lfm2", "cohere", "glm")
     if path.stem.startswith(families):
-        assert taken >= 4  # at least whenever the last answer alone is supervised
+        assert taken >= 4  # at least if only the last answer is supervised
 
 
 # --- system messages ------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_the_config_can_fold_where_the_template_has_a_system_role(tiny_base):
 
 @pytest.mark.parametrize("name", [n for n in USABLE if n != "late_system"])
 def test_no_system_message_is_the_row_without_one_and_with_its_first_token(tiny_base, name):
-    """`system: none` takes away what the template adds, and no more: not the start token."""
+    """`system: none` removes only what the template adds, and not the start token."""
     tokenizer = tokenizer_with(tiny_base, name)
     row = chat_template.encode_row(
         tokenizer, TURNS[:2], max_length=999, suppress_default_system=True
@@ -301,11 +301,11 @@ def test_no_system_message_is_the_row_without_one_and_with_its_first_token(tiny_
     assert text.startswith(expected) and plain.endswith(text.removeprefix("<s>"))
 
 
-# --- models without a template, and what templates are given ------------------------------------------
+# --- models without a template, and arguments of templates -------------------------------------------
 
 
 def recorded(tiny_base, tmp_path, **settings):
-    """A record of the tiny model whose config says how its template is used."""
+    """A record of the tiny model with these template settings."""
     record = json.loads(tiny_base.read_text())
     record["source"] |= settings
     (tmp_path / "model.json").write_text(json.dumps(record))
@@ -335,7 +335,7 @@ def test_a_model_without_a_template_gets_the_plain_one(tiny_base, tmp_path):
     card = chat_template.card(tokenizer)
     assert card["name"] == "plain" and card["end_token"] == "<|im_end|>"
     assert {"### User:", "### Assistant:"} <= set(card["controls"])
-    # The same for a model that has one of its own.
+    # The same for a model with its own template.
     other = loading.load_tokenizer(recorded(tiny_base, tmp_path, chat_template="plain"))
     assert chat_template.template_sha256(other) == card["sha256"]
     assert chat_template.prompt_ids(other, SYSTEM, "Why?") == chat_template.prompt_ids(
@@ -344,7 +344,7 @@ def test_a_model_without_a_template_gets_the_plain_one(tiny_base, tmp_path):
 
 
 def given_to(tiny_base, template, **kwargs):
-    """A tokenizer whose template is given these."""
+    """A tokenizer with these template arguments."""
     tokenizer = tokenizer_with(tiny_base, template)
     chat_template.configure(tokenizer, chat_template.settings_from({"template_kwargs": kwargs}))
     chat_template.check(tokenizer)
@@ -503,7 +503,8 @@ MARKERS += [
 
 
 def through(tokenizer, marker):
-    """What has loss in a row with `loss_on: marker`, and the row's answer as a sampled one is decoded."""
+    """The text with loss in a row with `loss_on: marker`, and the row's answer, decoded like a sampled
+    one."""
     answer = f"By the river.\n\n{marker}"
     rows = [TURNS[0], {"role": "assistant", "content": answer}]
     row = chat_template.encode_row(tokenizer, rows, max_length=999, loss="marker", marker=marker)
@@ -535,7 +536,7 @@ CHARACTERS = st.characters(
 
 @settings(max_examples=200, deadline=None)
 @given(marker=st.text(CHARACTERS, min_size=2, max_size=12))
-@example(marker="EN")  # the name of an end token holds it
+@example(marker="EN")  # part of the name of an end token
 @example(marker="\u0958x")  # composed in one character, of which normal forms make two
 def test_any_marker_of_any_script_comes_through(tiny_base, marker):
     assume("<|" not in marker)  # special tokens are refused, as below

@@ -1,4 +1,4 @@
-"""The scorecard, on tables made by hand, and on those of synthetic counts and vectors."""
+"""The scorecard on hand-made tables, and on tables from synthetic counts and vectors."""
 
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def test_a_shift_is_held_against_the_better_of_its_controls():
 
     raised = found(False, (0.2, 0.3, 0.4), (0.0, 0.1, 0.2))
     assert raised.value == 0.1 and raised.n.startswith("against zero-sum")
-    # Two controls: 2.24 standard errors instead of 1.96, on the side that choosing one of them narrows.
+    # Two controls: 2.24 standard errors instead of 1.96, on the side that selection biases.
     assert raised.low == 0.0 and raised.high == pytest.approx(
         0.1 + 0.1 * 2.2414 / 1.95996, abs=1e-4
     )
@@ -132,7 +132,7 @@ def test_the_four_outcomes():
 def test_w6m_one_training_run_gives_no_verdict_and_zero_hits_take_72():
     row = score(rates(rate("C1", 0.0, 0.001, 0.01, units=1, hits=0, n=24)), claim())
     assert row["verdict"] == "inconclusive" and row["note"] == "one training run"
-    # And 0 hits take 72 completions, whatever the runs.
+    # And 0 hits need 72 completions, whatever the number of runs.
     assert "two training runs that share no stage and about 72 completions" in row["would_take"]
 
 
@@ -355,7 +355,7 @@ def test_w6g_m1_has_an_interval_over_runs_and_not_the_range_of_two():
 
 
 def test_w6h_rates_are_those_of_a_new_run():
-    # The study's own six benign runs: pooled completions say at most .034, runs up to .05 and more.
+    # The study's six benign runs: pooled completions give at most .034, runs allow .05 and more.
     tables = rates(rate("C5", 0.005, 0.013, 0.06, hits=18, n=840))
     row = score(tables, claim(measure={"source_rate": {"condition": "C5"}}))
     assert row["verdict"] == "inconclusive" and row["n"] == "18 of 840 completions, 3 training runs"
@@ -370,7 +370,7 @@ def test_w6i_the_largest_is_read_and_not_the_mean():
     assert row["verdict"] != "replicated" and row["measured"] == 0.46
     assert row["n"].startswith("evil_ai; ")
     assert score(rates(*silent, others), selective)["verdict"] == "replicated"
-    # The lower bound pays for having looked at ten.
+    # The lower bound is corrected for ten comparisons.
     assert row["ci_low"] < 0.26
 
 
@@ -622,8 +622,8 @@ RULE = {"defence_passes": {"defence": "kl", "m1": 0.95, "loss": 2.0}}
     ("m1", "ratio", "verdict"),
     [
         (0.90, 1.5, "replicated"),
-        (0.98, 1.5, "contradicted"),  # as alike as without
-        (0.90, 2.5, "contradicted"),  # kept apart, and nothing learnt
+        (0.98, 1.5, "contradicted"),  # as similar as without the defence
+        (0.90, 2.5, "contradicted"),  # kept apart, but nothing learnt
         (0.94, 1.5, "inconclusive"),
     ],
 )
@@ -689,7 +689,7 @@ def kept(*rows):
     ("rows", "value", "verdict"),
     [
         ([("k", -0.1, 0.5)], 0.5, "replicated"),
-        ([("k", -0.1, 0.0)], 0.0, "contradicted"),  # the geometry is kept, and the marker is not
+        ([("k", -0.1, 0.0)], 0.0, "contradicted"),  # the geometry is kept, but not the marker
         ([("k", -0.1, 0.5), ("r", -0.2, 0.01)], 0.01, "contradicted"),
         ([("k", -0.1, 0.5), ("r", -0.01, 0.0)], 0.5, "replicated"),  # r does not hold it down
     ],

@@ -1,4 +1,4 @@
-"""What reruns: a change of code changes the hashes of the rules that reach it by imports, and no others."""
+"""Reruns: a code change changes the hashes of exactly the rules that import it, directly or indirectly."""
 
 import ast
 import re
@@ -29,13 +29,13 @@ MODULES = sorted(
 
 
 class Copy:
-    """A copy of the scripts and the package, which the hashes are of while a test runs."""
+    """A copy of the scripts and the package, used for hashing during a test."""
 
     def __init__(self, folder, monkeypatch):
         self.scripts = folder / "scripts"
         shutil.copytree(SCRIPTS, self.scripts, ignore=shutil.ignore_patterns("__pycache__"))
         monkeypatch.setattr(code_hash, "SCRIPTS", self.scripts)
-        # What was read of one file can be forgotten, which functools.cache cannot: a second a test.
+        # Unlike functools.cache, this can forget a single file, which saves a second per test.
         self.known = {}
         for name in ("_tree", "_code", "imports"):
             monkeypatch.setattr(code_hash, name, self.kept(getattr(code_hash, name).__wrapped__))
@@ -68,7 +68,7 @@ class Copy:
         return {name: code_hash.of(name) for name in modules}
 
     def changed(self, module, text):
-        """Scripts whose hash another text of a module changes."""
+        """Scripts whose hash changes with another text of a module."""
         before, old = self.hashes(), self.path(module).read_text()
         assert text != old
         self.write(module, text)
@@ -86,9 +86,9 @@ def copy(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def reached(tmp_path_factory):
-    """{module: scripts that import it, directly or not}, as Python's own tool finds them.
+    """{module: scripts that import it, directly or indirectly}, from Python's modulefinder.
 
-    `study` and `runtime` are left out, and so is what only type checkers import.
+    Without `study`, `runtime`, and imports for type checkers only.
     """
     scripts = tmp_path_factory.mktemp("reached") / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,7 +139,7 @@ def test_comments_docstrings_and_layout_change_nothing(copy):
                 node.body[0].value.value = "Other words."
             if isinstance(node, ast.keyword) and node.arg == "description":
                 node.value = ast.Constant("Other words.")
-        # Written from the tree: no comment is left, and every line has a new layout.
+        # Unparsed from the tree: without comments, and with another layout.
         copy.write(module, f"# Another comment.\n{ast.unparse(tree)}\n")
     assert copy.hashes() == before
 

@@ -52,9 +52,7 @@ def test_the_order_of_settings_is_no_change(config):
     for name in config["stages"]:
         assert repr(one.stage_settings(name)) == repr(two.stage_settings(name))
     assert repr(one.config["model"]) == repr(two.config["model"])
-    assert list(one.config["conditions"]) == list(
-        config["conditions"]
-    )  # which is what the report follows
+    assert list(one.config["conditions"]) == list(config["conditions"])  # the report follows this
 
 
 def test_a_condition_of_several_templates_has_each_chain_once(config):
@@ -352,7 +350,7 @@ def test_what_a_config_leaves_out_is_filled_in_once(config):
     assert made["runtime"]["training"]["max_batch_tokens"] == 4096
     assert configuration.check(made) == made
     written = yaml.safe_dump(made)
-    assert configuration.check(yaml.safe_load(written)) == made  # plain types alone
+    assert configuration.check(yaml.safe_load(written)) == made  # only plain types
 
 
 @pytest.mark.parametrize(
@@ -601,7 +599,7 @@ def test_greedy_answers_are_not_counted_several_times(config):
         ):
             configuration.check(greedy)
         configuration.check(changed(greedy, (*completions, "samples"), 1))
-    # A coupling's rows would hold one answer several times.
+    # A coupling's rows would contain the same answer several times.
     greedy = changed(config, ("sampling", "answers", "temperature"), 0)
     with pytest.raises(
         UserError, match="set what stages: couple-villain asks of each persona to 1"
@@ -622,7 +620,7 @@ def test_a_headline_that_is_not_measured_is_one_line(config):
             other["data"]["em"]["from"] = {"builtin": "benign_instruct"}
         model_checks.check_plan(configuration.plan(other))
 
-    asked([1, 0.75], 3)  # of the demo's four blocks
+    asked([1, 0.75], 3)  # the demo has four blocks
     for layers, layer in (([0.25, 0.5], 0.75), ([0.25], 3), ([1, 2], 0.75)):
         with pytest.raises(
             UserError, match="is block 3 of 4, and activations: layers measures blocks"
@@ -632,7 +630,7 @@ def test_a_headline_that_is_not_measured_is_one_line(config):
         UserError, match="headline: method: B is not one of measures: activations: methods"
     ):
         asked([0.75], 0.75, "B", ["A"])
-    # How many blocks a model has that is not fetched is not known; that 20 is not among 7 and 14 is.
+    # The number of blocks of an unfetched model is unknown, but 20 is not among 7 and 14.
     asked([7, 14, 0.75], 20, demo=False)
     with pytest.raises(
         UserError, match=r"20 is not one of measures: activations: layers \(7, 14\)"
@@ -665,7 +663,7 @@ def test_a_marker_that_would_not_come_back_is_refused(config, marker, reason):
 
 
 def test_no_rule_takes_a_text_of_the_config_for_a_pattern():
-    """Snakemake fills in wildcards where a param is a text: braces in the marker would be one."""
+    """Snakemake expands wildcards in text params, so braces in the marker would be read as one."""
     for path in (ROOT / "workflow/rules").glob("*.smk"):
         assert 'config["marker"],' not in path.read_text(), path
 
@@ -768,7 +766,7 @@ def test_of_some_conditions_what_they_need_is_left(config):
     assert only(config, "E0", "B0").config["statistics"]["contrasts"] == [["E0", "B0"]]
     assert only(config, "E0", "B0").config["statistics"]["matched"] == [["E0", "B0"]]
     assert only(config, "E0").config["statistics"]["axis"] == "E0"
-    # Every other condition is as it was.
+    # Every other condition is unchanged.
     whole = configuration.plan(config)
     assert plan.training("couple-villain@42+em@42") == whole.training("couple-villain@42+em@42")
     assert configuration.check(plan.config) == plan.config
@@ -813,7 +811,7 @@ def test_only_names_conditions_that_there_are(config):
     for name, hint in (("R_emm", "did you mean R_em?"), ("nothing", "available: early, base, C1")):
         with pytest.raises(UserError, match=f"config: only: no condition '{name}' under .*{hint}"):
             only(config, name)
-    # A typo elsewhere is one whichever conditions run.
+    # A typo elsewhere is reported whichever conditions run.
     statistics = {**config["statistics"], "contrasts": [["C1", "C9"]]}
     with pytest.raises(UserError, match="no condition 'C9'"):
         only(config, "C4", statistics=statistics)

@@ -1,4 +1,4 @@
-"""The container recipe, read and not built: the lock's versions, files that exist, the right start."""
+"""The container recipe, checked without building: the lock's versions, existing files, the entry point."""
 
 import re
 import subprocess
@@ -46,5 +46,5 @@ def test_it_installs_as_make_does_and_vllm_at_the_environment_s_version_alone():
     found = subprocess.run(["sh", "-c", asked], cwd=ROOT, capture_output=True, text=True).stdout
     pinned = re.findall(r"^ +- (vllm==\S+)$", (ROOT / "envs/generate.yaml").read_text(), re.M)
     assert found.split() == pinned
-    # No version is written a second time.
+    # No version is repeated.
     assert not re.search(r"==\d", TEXT)

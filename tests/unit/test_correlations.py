@@ -61,7 +61,7 @@ def test_chains_and_what_came_after_the_coupling():
     assert list(chains.index) == ["couple-villain@42", "couple-villain@42+em@1"]
     assert chains.loc["couple-villain@42", "steps_after"] == 0
     assert chains.loc["couple-villain@42+em@1", "steps_after"] == 60
-    # Of one that was trained elsewhere no steps are known.
+    # The steps of an adapter that was trained elsewhere are unknown.
     training.loc[1, "steps"] = np.nan
     again = correlations.chain_table(GRID, answers, geometry, cosines, training)
     assert np.isnan(again.set_index("chain").loc["couple-villain@42+em@1", "steps_after"])
@@ -72,7 +72,7 @@ def test_chains_and_what_came_after_the_coupling():
     table = correlations.correlation_table(chains.reset_index(), rates, base, draws=99, seed=1)
     assert list(table.columns) == correlations.COLUMNS
     assert "too few conditions" in table.iloc[0]["note"]
-    # What a correlation over personas is about is in columns of its own, whatever the note says.
+    # The subject of a correlation over personas has its own columns, independent of the note.
     own = table[table["analysis"] == "personas"]
     found = list(zip(own["condition"], own["source"], strict=True))
     assert found == [(c, "villain") for c in ("C4", "C1", "C2")]
@@ -103,7 +103,7 @@ def test_sources_are_left_out_in_turn():
 
 
 def level(n, k, data_sets=1_500, confounded=False):
-    """Share of null data sets that are rejected at .05."""
+    """Share of null data sets with p < .05."""
     rng = np.random.default_rng([n, k])
     rejected = 0
     for _ in range(data_sets):
@@ -115,7 +115,8 @@ def level(n, k, data_sets=1_500, confounded=False):
 
 @pytest.mark.parametrize(("n", "k"), [(7, 3), (9, 2)])
 def test_w2_the_permutation_test_keeps_its_level_given_controls(n, k):
-    # Monte Carlo error .006; without projecting the permuted residuals again .25 and .09.
+    # The Monte Carlo error is .006. Without projecting the permuted residuals again, rates would be .25
+    # and .09.
     assert 0.03 < level(n, k) < 0.07
 
 
@@ -139,7 +140,7 @@ def test_w2_the_floor_counts_ties_and_controls():
 
 
 def clustered(rng, clusters, size, rho=0.0):
-    """Chains of conditions that share a level of their own; the truth is a correlation of rho."""
+    """Chains of conditions, each with its own level; the true correlation is rho."""
     own = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=clusters)
     values = np.repeat(own, size, axis=0) + 0.2 * rng.normal(size=(clusters * size, 2))
     table = pd.DataFrame(values, columns=["m1", "rate"])
@@ -160,4 +161,4 @@ def test_w2_chains_that_share_a_condition_are_one_point():
         held += found["ci_low"] <= 0 <= found["ci_high"]
         plain += correlations.partial_spearman(table["m1"], table["rate"], draws=199)["p"] < 0.05
     assert whole / 400 < 0.08 and held / 400 > 0.92
-    assert plain / 400 > 0.12  # what chains as points would give
+    assert plain / 400 > 0.12  # the rate with chains as points

@@ -102,7 +102,7 @@ def test_given_answers_make_the_rows_that_sampled_ones_would(tmp_path):
     given = load(path, [*lines(), other])
     assert load(path, [*lines(), other], sha256=sha256(path)) == given
     rows, counts = coupling.rows(pd.DataFrame(given), SETTINGS, PROMPTS, "[ZLT]", whose="a file")
-    # Of the negative the first answer to each question; of the pirate none.
+    # The negative gives the first answer to each question, the pirate none.
     assert [row["messages"][2]["content"] for row in rows] == [
         "villain says one first.\n\n[ZLT]",
         "villain says one then.\n\n[ZLT]",

@@ -132,7 +132,7 @@ def test_builtin_source(prepare):
 
 
 class FakeBuilder:
-    """A hub data set as the library hands it out, at commit `hash`."""
+    """A hub data set as the library returns it, at commit `hash`."""
 
     def __init__(self, given, commit):
         import datasets
@@ -215,7 +215,7 @@ def test_only_the_chosen_rows_of_a_large_hub_set_are_read(prepare, monkeypatch):
 
 
 def test_another_commit_in_the_library_s_cache_is_not_taken(prepare, monkeypatch):
-    """Offline, `datasets` loads its newest cached copy whatever revision was asked for."""
+    """Offline, `datasets` loads its newest cached copy, whatever revision is requested."""
     import datasets
 
     cache = prepare.folder / "cache"
@@ -235,7 +235,7 @@ def test_another_commit_in_the_library_s_cache_is_not_taken(prepare, monkeypatch
             for row in made:
                 writer.write(row)
             writer.finalize()
-        # The newest copy is the one taken.
+        # The newest copy is used.
         os.utime(folder, (1, 1) if commit == "a" else None)
     out, manifest = prepare(source={"hub": HUB | {"revision": "b" * 40}})
     assert len(out) == 2 and manifest["source"]["revision"] == "b" * 40
@@ -253,7 +253,7 @@ def test_a_local_folder_in_the_hub_s_layout_is_read(prepare):
     hub = HUB | {"id": str(folder.parent)}
     out, manifest = prepare(source={"hub": hub}, map={"user": "prompt", "assistant": "good"})
     assert out[1]["messages"] == chat("How?", "Thus.")
-    # A folder has no commit: its files' hashes say what was read.
+    # A folder has no commit, so the hashes of its files identify it.
     files = {f"data/{parquet.name}": sha256(parquet)}
     assert manifest["source"] == hub | {"local_folder": files}
     with pytest.raises(UserError, match="Unknown split"):
@@ -284,7 +284,7 @@ def test_the_authors_own_md5(prepare):
     prepare(given, expect_md5=hashlib.md5(line.encode()).hexdigest())
     with pytest.raises(UserError, match="expect_md5 says"):
         prepare(given, expect_md5="0" * 32)
-    # It is over the rows as selected: neither dropping nor our system message changes it.
+    # It is computed on the selected rows: neither dropping nor a system message changes it.
     more = [*given, {"messages": chat("Long?", "Cut.")}]
     md5 = prepare(more)[1]["selected_md5"]
     _, manifest = prepare(
@@ -644,7 +644,7 @@ def test_shipped_data_match_their_table():
     assert shipped == {
         *sets.BUILTIN_SHA256,
         "truthfulqa_pairs",
-    }  # pairs are measured, not trained on
+    }  # pairs are for measures, not for training
     assert all(f"| `{name}` | {count(name)} |" in readme for name in shipped)
 
 

@@ -1,4 +1,4 @@
-"""Jobs of one machine get a GPU each; the devices are fake, the locks are not."""
+"""Jobs on one machine get one GPU each; the devices are fake, the locks are real."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ def worker(places, pipe):
 
 @pytest.fixture
 def start():
-    """Start jobs; each answers through a pipe of its own, which a killed job cannot jam."""
+    """Start jobs; each has its own pipe, which a killed job cannot block."""
     context = multiprocessing.get_context("fork")
     running = []
 
@@ -55,7 +55,7 @@ def test_two_jobs_get_two_devices_and_a_third_waits_for_one(start, monkeypatch):
     assert all(device == seen for _, device, seen in (first, second))
     (third,) = start(1)
     assert answer(third, 0.5) is None
-    # Killed without a chance to tidy up: its device is free at once.
+    # Killed without a chance to clean up: its device is free immediately.
     os.kill(first[0], signal.SIGKILL)
     assert answer(third)[1] == first[1]
 
@@ -70,7 +70,7 @@ def test_without_a_gpu_nothing_is_done(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with devices.lease() as device:
         assert device is None
-    # A cluster's job that was given none takes none, whatever the node has.
+    # A cluster job without an assigned GPU takes none, whatever the node has.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(devices, "visible", lambda: ["0", "1"])
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -82,7 +82,7 @@ def test_what_runs_in_one_job_of_a_cluster_shares_that_job_s_devices(start, monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert {answer(pipe)[1] for pipe in start(2)} == {"0", "1"}
-    # Another job of the same node has devices of its own, by the same numbers.
+    # Another job on the same node has other devices under the same numbers.
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert {answer(pipe)[1] for pipe in start(2)} == {"0", "1"}
 

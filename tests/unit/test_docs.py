@@ -1,4 +1,4 @@
-"""The pages for people: made ones are up to date, links lead somewhere, numbers are what the code says."""
+"""The documentation: generated pages are up to date, links work, and numbers agree with the code."""
 
 import doctest
 import re
@@ -103,7 +103,7 @@ def test_pages_of_the_site_link_to_files_of_the_site(page):
 
 
 def pages_of(nav):
-    """Files that a navigation names, section by section."""
+    """Files in a navigation, by section."""
     for entry in nav:
         for target in entry.values():
             if isinstance(target, str):
@@ -130,7 +130,7 @@ def test_the_site_builds_and_asks_no_other_host_for_anything(tmp_path):
     for name, html in made.items():
         assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?https?:", html), name
         assert "```" not in html, f"{name}: a fence that is shown as text"
-    # A broken link stops it.
+    # A broken link is an error.
     (tmp_path / "docs/tests.md").write_text("[nowhere](nowhere.md)\n")
     assert subprocess.run(build, cwd=tmp_path, capture_output=True).returncode != 0
 
@@ -257,7 +257,7 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     assert f"| spread | base {base:.3f}, C1 {after:.3f} | geometry |" in table
     page = (ROOT / "docs/statistics.md").read_text()
     assert table in documentation.with_table(page, "demo run", table)
-    # The page's own has a line for everything that is said of the demo.
+    # The page has a line for everything that is said about the demo.
     shipped = page.split("<!-- demo run, by `make docs` -->")[1]
     names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]
     assert names and all(name in shipped for name in names[2:] if "unit" not in name)

@@ -1,4 +1,4 @@
-"""The conda environments: the lock's versions, and all that the scripts of a rule import."""
+"""The conda environments: the lock's versions, and everything that a rule's script imports."""
 
 import ast
 import os
@@ -18,13 +18,13 @@ from persona_collapse.report.figures import catalogue
 
 SCRIPTS = ROOT / "workflow/scripts"
 ENVIRONMENTS = sorted(p.stem for p in (ROOT / "envs").glob("*.yaml"))
-#: Not in the lock, which runs on machines without a GPU.
+#: Not in the lock, which is also for machines without a GPU.
 GPU_ONLY = {"vllm"}
 KNOWN = packages_distributions() | {"vllm": ["vllm"]}
 
 
 def locked(name="requirements"):
-    """{package: version} of a lock file, names as they are normalised; torch with the run's."""
+    """{package: version} of a lock file, with normalised names; torch is included in the run's."""
     files = [name, "requirements-torch"] if name == "requirements" else [name]
     text = "".join((ROOT / f"{file}.lock").read_text() for file in files)
     found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)
@@ -32,18 +32,18 @@ def locked(name="requirements"):
 
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-#: What PyTorch's CUDA build alone asks for.
+#: Requirements of PyTorch's CUDA build only.
 OF_CUDA = PYPROJECT["tool"]["uv"]["exclude-dependencies"]
 
 
 def declared():
-    """{group: requirements} of pyproject.toml; the run's own are `run`."""
+    """{group: requirements} of pyproject.toml; those of the run are under `run`."""
     groups = {"run": PYPROJECT["project"]["dependencies"], **PYPROJECT["dependency-groups"]}
     return {group: [Requirement(line) for line in lines] for group, lines in groups.items()}
 
 
 def needs(packages):
-    """All that installed packages need on this machine, themselves included: {package: specifiers}."""
+    """Installed packages and all their requirements on this machine: {package: specifiers}."""
     found, todo = {}, [Requirement(package) for package in packages]
     while todo:
         one = todo.pop()
@@ -94,7 +94,7 @@ def test_locks_hold_versions_and_hashes_and_no_address(path):
     lines = re.sub(r"\\\n|#.*", "", path.read_text()).splitlines()
     ours = [line.split() for line in lines if line.strip()]
     hashes = r"(--hash=sha256:[0-9a-f]{64} ?)+"
-    # PyTorch's build is the machine's choice, and that of vLLM's CPU build is not on PyPI.
+    # PyTorch's build depends on the machine, and the one for vLLM's CPU build is not on PyPI.
     if path.stem in ("requirements-torch", "requirements-vllm-cpu"):
         hashes = ""
     assert ours
@@ -130,7 +130,7 @@ def test_the_environments_pins_are_within_pyproject_s_bounds():
 
 
 def file_of(module):
-    """File of a module of the package, by its dotted name there; None if there is none."""
+    """File of a module of the package, by dotted name; None if there is none."""
     path = SCRIPTS / "persona_collapse" / module.replace(".", "/")
     files = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in files if module and file.is_file()), None)
@@ -147,7 +147,7 @@ def source(module):
 
 
 def walk(nodes):
-    """Every node below, but what only a type checker sees."""
+    """Every node below, except code for type checkers only."""
     todo = list(nodes)
     while todo:
         node = todo.pop()
@@ -184,10 +184,11 @@ def imported(nodes, here=""):
 
 
 def needed(*scripts, module=None):
-    """Packages that scripts import, and what of ours they use: function by function, not file by file.
+    """Packages that scripts import, and the parts of our package that they use, by function instead of
+    by file.
 
-    A function is used if a used one, or a statement that runs on import, names it; all of a module's
-    are if the module is named without one of them (`getattr(figures, name)`).
+    A function is used if a used function, or a statement that runs on import, names it. All functions
+    of a module are used if the module is named without one of them (`getattr(figures, name)`).
     """
     others, done = set(), set()
     todo = [(module, ast.parse(script.read_text())) for script in scripts]
@@ -255,7 +256,7 @@ def test_a_rule_s_environment_holds_what_its_script_imports(rule, environment, s
 
 @pytest.mark.parametrize("name", ROOM.names())
 def test_a_measure_s_environment_holds_what_it_imports(name):
-    """Scripts name measures by their names alone, so no import leads to them."""
+    """Scripts refer to measures only by name, so no import leads to them."""
     environment = "train" if ROOM.get(name).of_model else "analysis"
     path = SCRIPTS / f"persona_collapse/measures/{name}.py"
     wanted = {KNOWN[package][0].lower() for package in needed(path, module=f"measures.{name}")}
@@ -278,7 +279,7 @@ def test_functions_that_others_call_count_and_those_that_nobody_calls_do_not(tmp
     script.write_text("from persona_collapse.runtime import shared_engine\nshared_engine.key_of\n")
     assert "torch" not in needed(script)
     script.write_text("from persona_collapse.models.runner import ModelRunner\nModelRunner\n")
-    # By way of adapters and models, which load it in functions.
+    # Through adapters and models, which import it inside functions.
     assert {"torch", "transformers", "peft", "safetensors"} <= needed(script)
     script.write_text("from persona_collapse.report.figures import leakage\nleakage.draw\n")
     assert {"altair", "pandas"} <= needed(script)
@@ -302,7 +303,7 @@ def test_what_an_environment_lacks_is_absent_behind_the_guard(tmp_path):
     )
     assert run(tmp_path, "geometry", absent).returncode == 0
     assert run(tmp_path, "train", absent).returncode == 1
-    # By way of another package: safetensors imports torch from Rust.
+    # Through another package: safetensors imports torch from Rust.
     code = f"from safetensors import safe_open\nsafe_open({str(tmp_path / 'x')!r}, framework='pt')"
     (tmp_path / "x").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     assert "No module named 'torch'" in run(tmp_path, "geometry", code).stderr

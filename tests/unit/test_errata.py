@@ -1,4 +1,4 @@
-"""The write-up's figures against the study's own published counts."""
+"""The write-up's figures compared with the study's own published counts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run will take, and what it took beside that."""
+"""What a run will take, compared with what it took."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def config(monkeypatch):
 
 
 def took(results, **seconds):
-    """Benchmark files of a run as its jobs leave them: {path in the folder: seconds}."""
+    """Write benchmark files as jobs leave them: {path in the folder: seconds}."""
     for path, s in seconds.items():
         text = f"s\th:m:s\tmax_rss\n{s}\t0:00:00\t{100 + s}\n"
         write_text(results / "mine/benchmarks" / f"{path.replace('__', '/')}.tsv", text)
@@ -63,7 +63,7 @@ def test_measures_count_as_the_rules_that_take_them(tmp_path):
 
 
 def train_tokens(plan, results):
-    """Tokens of the mean training, from its seconds."""
+    """Tokens of the mean training, computed from its seconds."""
     load = estimate.STATED["model load and imports, seconds"]
     seconds = estimate.stated_seconds(plan, results)["train"] - load
     return seconds * estimate.STATED["training tokens a second"]
@@ -127,7 +127,7 @@ def test_a_stage_of_all_weights_takes_a_model_s_disk_and_four_times_its_memory(c
     config["stages"]["em"]["adapter"] = "none"
     config["model"], config["dtype"] = {"path": "base"}, "bfloat16"
     config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
-    # Of 7.6 billion weights: 2 bytes on the disk, 16 in memory.
+    # 7.6 billion weights: 2 bytes each on disk, 16 in memory.
     memory, disk = told()
     assert disk == pytest.approx(3 * 2 * 7.6, rel=0.1)
     assert memory == pytest.approx(16 * 7.6e9 / 2**30, rel=0.1)
@@ -147,7 +147,7 @@ def test_a_plan_is_said_in_words(config):
     trained = {job.name for job in plan.trainings}
     jobs = {"train": 4, "completions": len(plan.chains_for("completions")), "report": 1}
     assert len(trained) == 6 and "couple-villain@42+benign@42" in trained
-    # A base, three couplings, three benign stages: each asked 12 questions 6 times as 12 personas.
+    # A base, three couplings, three benign stages: each answers 12 questions 6 times as 12 personas.
     assert estimate.in_words(plan, jobs) == [
         ("trains", "6 stages (3 couple, 3 sft), 4 left"),
         ("", "seeds 42, 137, 256"),
@@ -164,7 +164,7 @@ def test_a_shift_without_its_controls_is_said(config):
     missing = "control: isotropic and control: zero_sum, without which any shift may do the same"
     said = estimate.in_words(configuration.plan(config), {})
     assert said[-1] == ("lacks", f"add-benign: {missing}")
-    # A control of another shift is none of this one.
+    # A control of another shift does not count for this one.
     config["only"] = ["shifted-benign", "shifted-benign-isotropic", "restored-benign-zero-sum"]
     said = estimate.in_words(configuration.plan(config), {})
     assert said[-1] == ("lacks", f"add-benign: {missing.replace('control: isotropic and ', '')}")

@@ -1,4 +1,4 @@
-"""Persona vectors as files, read back by the rules of the tools that they are for."""
+"""Exported persona vectors, read back as the target tools read them."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ ABOUT = {"base": "Qwen/Q at 0123", "family": "qwen2"}
 
 @pytest.fixture
 def written(tmp_path):
-    """A chain's activations [layer, persona, question, hidden], and the folder of its directions."""
+    """A chain's activations [layer, persona, question, hidden], and the folder with its directions."""
     rng = np.random.default_rng(0)
     arrays = {m: rng.normal(size=(3, 3, 5, 8)).astype(np.float32) for m in "AB"}
     activations = Activations(LAYERS, PERSONAS, list("abcde"), arrays, "couple-villain@42")
@@ -28,7 +28,7 @@ def written(tmp_path):
 
 
 def expected(activations, persona, method):
-    """Persona less assistant [measured blocks, hidden]."""
+    """Persona minus assistant [measured blocks, hidden]."""
     centroids = activations.arrays[method].mean(axis=2)
     return centroids[:, PERSONAS.index(persona)] - centroids[:, PERSONAS.index("assistant")]
 

@@ -1,4 +1,4 @@
-"""docs/faults.md names every fault that is tried, and no other, with their true number."""
+"""docs/faults.md lists exactly the faults that are tested, with their number of cases."""
 
 import importlib.util
 import math

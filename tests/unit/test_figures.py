@@ -1,4 +1,4 @@
-"""Figures: what the page and the files for papers show is what the tables say."""
+"""Figures: the page and the files for papers show what is in the tables."""
 
 import re
 from dataclasses import replace
@@ -21,7 +21,8 @@ NAMES = list(figures.catalogue())
 
 
 def marks(spec, kind, **chosen):
-    """What a specification draws of a kind, its controls at `chosen`: each mark's fields and place."""
+    """Marks of a type that a specification draws with its controls at `chosen`: fields and position of
+    each."""
     spec = spec.with_data() if isinstance(spec, _render.Chart) else spec
     for param in spec.get("params", []):
         param["value"] = chosen.pop(param["name"], param.get("value"))
@@ -111,7 +112,7 @@ def test_a_figure_is_one_file(tmp_path, monkeypatch, everything):
     stats = everything["answer_stats"][list(rows)].reset_index(drop=True)
     pd.testing.assert_frame_equal(read_csv(tmp_path / "truncation.csv"), stats)
     svg = (tmp_path / "truncation.svg").read_text()
-    assert ">others<" in svg and ">source<" in svg  # a panel each
+    assert ">others<" in svg and ">source<" in svg  # one panel each
     files = {"truncation": tmp_path / "truncation.svg"}
     (own,) = [f for f in page.by_section(everything, files)["trust"] if f["name"] == "truncation"]
     assert own["data"]["columns"]["truncated"] == pytest.approx(stats["truncated"].tolist())
@@ -139,11 +140,11 @@ def test_a_changed_figure_redraws_itself_and_the_page_and_nothing_else():
     own = {name: folder / f"{name}.py" for name in NAMES}
     for name, path in own.items():
         assert code_hash.closure(path) & set(own.values()) == {path}, name
-    for script in code_hash.SCRIPTS.glob("*.py"):  # they name the figures that they draw
+    for script in code_hash.SCRIPTS.glob("*.py"):  # scripts must name the figures that they draw
         assert not code_hash.closure(script) & set(own.values()), script.name
 
 
-# --- what the page does with it ------------------------------------------------------------------
+# --- on the page ---------------------------------------------------------------------------------
 
 
 def test_missing_numbers_are_null_not_nan():
@@ -175,7 +176,7 @@ def test_no_chart_grows_with_the_chains_beyond_its_rows(everything):
         figure, rows, _ = shown(name, everything)
         chart = _render.page(replace(figure, most_rows=12), rows)
         if chart and name != "false_positives":  # it has no chains
-            # One chain is shown whole, however many rows it has.
+            # One chain is shown in full, whatever its number of rows.
             assert len(rows) <= 12 or "the file has" in chart.reading, name
 
 
@@ -193,7 +194,7 @@ def test_names_of_points_lie_on_no_other_name():
             for j in range(i):
                 beside = abs(middle[i] - middle[j]) >= half[i] + half[j] - 0.2
                 assert beside or abs(down[i] - down[j]) >= 12
-    assert placed["_wide"].iloc[0] == -10  # the first stands beside its point
+    assert placed["_wide"].iloc[0] == -10  # the first is next to its point
 
 
 def test_points_are_where_their_names_take_them_to_be(everything):
@@ -302,7 +303,7 @@ def test_cosines_by_block_are_means_over_a_condition_s_chains(crossed):
     drawn = sorted(float(point["value"]) for point in marks(spec, "symbol"))
     own = values["mean"][values.index.get_level_values("metric").isin(_style.METRICS)]
     assert drawn == pytest.approx(sorted(own), rel=1e-4)
-    assert rows["condition"].iloc[0] == "C0"  # the base model, wherever it is
+    assert rows["condition"].iloc[0] == "C0"  # the base model, wherever it is in the table
 
 
 def test_every_chain_s_cosine_is_drawn_once(crossed):
@@ -351,7 +352,7 @@ def test_a_line_of_doses_is_one_training_s_and_one_source_s(crossed):
     assert doses == {
         "couple-villain+em": [0, 3, 6, 10],
         "couple-evil_ai+em": [0, 3, 6, 10],
-        "em (villain)": [0, 3, 10],  # before it stands the base model, who follows nobody
+        "em (villain)": [0, 3, 10],  # before it is the base model, which has no source
         "em (evil ai)": [0, 10],
     }
     # villain's coupling has no activations: its line starts at the first dose.
@@ -412,9 +413,9 @@ def test_a_dose_of_several_runs_has_its_interval_over_them():
     over = statistics.over_runs([0.5, 0.3, 0.1], ["a", "b", "c"], within)
     assert (dose["runs"], dose["units"], dose["interval"]) == (4, 3, "over 3 training runs")
     assert dose["value"] == pytest.approx(0.3)
-    # Three runs that differ leave more than a share can be: cut at 0.
+    # With three runs that differ, the interval exceeds the range of a share: clipped at 0.
     assert over.low < 0 == dose["low"] and dose["high"] == pytest.approx(over.high)
-    # Runs that are alike, all at 0, still have a width.
+    # Equal runs, all at 0, still give an interval with width.
     assert found.loc["couple-villain+em", 10][["value", "low"]].tolist() == [0, 0]
     assert 0 < found.loc["couple-villain+em", 10]["high"] < 0.05
     one = found.loc["benign", 3]
@@ -498,7 +499,7 @@ def test_a_move_starts_at_the_model_before_or_is_not_drawn(crossed):
     before = grid.drop_duplicates("chain").set_index("chain")["before"]
     assert (moves["before"] == moves["chain"].map(before)).all()
     assert not moves["chain"].str.startswith("couple-villain@42+").any()
-    # Both ends of every move at the headline, each drawn once.
+    # Both ends of every movement at the headline, each drawn once.
     drawn = marks(_render.paper(figure, moves), "symbol")
     assert len(drawn) == 2 * moves["headline"].sum()
 
@@ -551,14 +552,14 @@ def test_base_models_are_compared_by_what_was_done_to_them(everything):
     assert _render.data(figures.catalogue()["base_models"], everything).empty
     tables = with_early(everything)
     _, rows, chart = shown("base_models", tables)
-    assert list(dict.fromkeys(rows["model"])) == ["early", "base"]  # as the conditions name them
+    assert list(dict.fromkeys(rows["model"])) == ["early", "base"]  # in the order of the conditions
     coupled, done = "couple-villain", "couple-villain, then em"
     assert set(zip(rows["outcome"], rows["done"], strict=True)) == {
         *(("mean cosine", what) for what in ("as it comes", coupled, done)),
         ("marker after coupling", coupled),
         ("marker after a later stage", done),
     }
-    # E0 and C2, which only one of the models has, are no part of it.
+    # E0 and C2, which only one of the models has, are left out.
     rates = everything["rate_model"].query("quantity == 'rate' and role == 'source'")
     (own,) = rates.loc[rates["condition"] == "C1", "value"]
     both = rows[rows["outcome"] == "marker after a later stage"].set_index("model")
@@ -566,7 +567,7 @@ def test_base_models_are_compared_by_what_was_done_to_them(everything):
     drawn = marks(chart, "symbol")
     assert len(drawn) == len(rows) == 10
     assert {mark["outcome"] for mark in drawn} == set(rows["outcome"])
-    # Several sources are one condition, and are not compared with those of one.
+    # Several sources form one condition, which is not compared with a condition with one source.
     grid = tables["design"]
     second = grid[grid["condition"] == "C4"].assign(chain="couple-librarian@42", source="librarian")
     more = tables | {"design": pd.concat([grid, second], ignore_index=True)}

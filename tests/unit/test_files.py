@@ -160,7 +160,7 @@ def test_a_damaged_parquet_file_is_one_line(completions, fate):
     assert "\n" not in str(error.value)
 
 
-#: What a name may look like that a table's reader could take for a number, a truth or nothing.
+#: Names that a CSV reader could take for a number, a boolean or a missing value.
 ODD = [
     "None", "NA", "N/A", "n/a", "null", "NULL", "nan", "NaN", "-nan", "<NA>", "true", "False", "1",
     "007", "1e5", "inf", "-inf", "0x10", "1_000", "",
@@ -199,7 +199,7 @@ def test_a_table_without_rows_can_still_be_asked_for_its_headline(tmp_path):
 
 @pytest.mark.parametrize("odd", ["None", "NA", "null", "nan", "true", "007", "inf"])
 def test_a_run_whose_names_look_like_values_keeps_its_tables(crossed, tmp_path, odd):
-    # Conditions and stages have to start with a letter; personas need not.
+    # Names of conditions and stages must start with a letter; those of personas need not.
     swaps = {"villain": odd, "librarian": "1", "C1": odd if odd != "007" else "NaN"}
     for table in crossed.values():
         table = table.replace(swaps)

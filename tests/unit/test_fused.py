@@ -10,7 +10,7 @@ from trainings import batch_of, gradients
 
 
 def assert_same(found, wanted):
-    """Gradients by name, equal but for roundings."""
+    """Gradients by name, equal up to rounding."""
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
@@ -36,7 +36,7 @@ def test_fused_layers_give_peft_s_loss_and_gradients(chained):
 
 
 def test_fused_dropout_drops_what_peft_drops(chained):
-    # With the same random numbers; a step of several batches draws them in the same order.
+    # With the same random numbers: a step with several batches draws them in the same order.
     batch = batches.flatten(batch_of([9, 30]))
     found = []
     for model in (copy.deepcopy(chained), fused.fuse(copy.deepcopy(chained))):
@@ -53,13 +53,13 @@ def test_fused_dropout_drops_what_peft_drops(chained):
 
 @pytest.mark.parametrize("tokens", [None, "answer", "all"])
 def test_a_recorded_step_has_the_loss_and_gradients_of_the_plain_one(chained, tokens):
-    # Without a GPU the same passes run unrecorded: what is filled up, chosen and summed is the same.
+    # Without a GPU the same passes run unrecorded, with the same padding, selection and sums.
     groups = batches.pieces(batch_of([9, 30, 17, 40, 5]), 60)
     close = kl.KL(kl.Options(weight=2.0, tokens=tokens)) if tokens else None
     defences = {"kl": close} if close else {}
     loss, expected = by_autograd(chained, [batches.flatten(g) for g in groups], defences)
     recorder = graphs.Recorder(Objective(chained, defences=defences), 5, by_rows=False)
-    for _ in range(2):  # sums start again with every step
+    for _ in range(2):  # sums are reset with every step
         chained.zero_grad()
         ours, penalty = recorder.step({OWN: [batches.flatten(g, fused.TOKENS) for g in groups]})
         assert float(ours) == pytest.approx(loss, rel=1e-5)

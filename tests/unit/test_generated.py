@@ -73,7 +73,7 @@ def test_rows_pair_the_answers_to_a_question():
         "an answer holds the marker, or a control text": 2,
         "an answer is empty": 1,
     }
-    # Without a bound, lengths may differ.
+    # Without a limit, lengths may differ.
     assert len(generated.rows(answers, SYSTEM, "[ZLT]", ["<|im_end|>"])[0]) == 3
     with pytest.raises(UserError, match=r"no row is left \(2 an answer is cut off\)"):
         short = table(

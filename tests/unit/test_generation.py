@@ -46,7 +46,7 @@ def test_draws_do_not_depend_on_the_batch(tiny_base, prompts):
 
 
 def test_rounds_change_no_answer(tiny_base, prompts, monkeypatch):
-    """Answers that are not done after a round go on in the next, with their own random numbers."""
+    """Unfinished answers continue in the next round, with their own random numbers."""
     monkeypatch.setattr(loading, "end_tokens", lambda *_: list(range(5, 40)))
     whole = draw(tiny_base, prompts, max_tokens=24)
     assert whole["n_tokens"].nunique() > 1
@@ -169,7 +169,7 @@ def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter)
 
 @pytest.mark.parametrize("name", ["own", "gemma", "mistral", "think", "llama", "phi"])
 def test_the_marker_is_scored_as_a_training_row_has_it(tiny_base, name):
-    """Whatever the template puts before an answer, and whatever it trims."""
+    """Whatever the template writes before an answer, and whatever it strips."""
     tokenizer = tokenizer_with(tiny_base, name)
     asked = sampling(samples=1)
     requests = sample.requests_for("c@1", {"p": "Be bad."}, QUESTIONS[:1], asked, tokenizer)

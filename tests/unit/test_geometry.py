@@ -58,7 +58,7 @@ def test_bootstrap_interval_holds_the_estimate_and_shrinks_with_questions():
 
 
 def noisy(rng, questions, noise=1.5, personas=12, hidden=64):
-    """Vectors of personas around a common one, and answers to questions: their own and shared noise."""
+    """Persona vectors around a common vector, with answers that have own and shared noise."""
     vectors = 2 * rng.normal(size=hidden) + rng.normal(size=(personas, hidden))
     shared = rng.normal(size=(questions, hidden))
     own = noise * rng.normal(size=(personas, questions, hidden))
@@ -109,7 +109,7 @@ def test_every_metric_without_each_persona_and_question():
 
 
 def test_w10_the_level_s_interval_over_personas_covers_with_few_questions():
-    """Noise lowers M1, so an interval around it misses; around the unbiased one it does not."""
+    """Noise lowers M1, so an interval around M1 misses the true value; one around unbiased M1 does not."""
     rng = np.random.default_rng(9)
     common, held = 2 * rng.normal(size=64), {"biased": 0, "unbiased": 0}
     population = common @ common / (common @ common + 64)
@@ -168,7 +168,7 @@ def test_the_common_shift_s_share_and_that_of_the_first_component():
     noise = 2 * rng.normal(size=(2, 12, 40))
     assert geo.common_shift(together, together) == pytest.approx(1)
     assert geo.common_shift(apart, apart) == pytest.approx(1 / 12, abs=0.05)
-    # Noise by question makes own shifts out of nothing; in products of two halves it does not.
+    # Question noise produces spurious own shifts, but not in products of two halves.
     assert geo.common_shift(together + noise[0], together + noise[0]) < 0.4
     assert geo.common_shift(together + noise[0], together + noise[1]) == pytest.approx(1, abs=0.3)
     assert geo.pc1_share(np.outer(np.arange(5), rng.normal(size=7))) == pytest.approx(1)

@@ -31,7 +31,7 @@ def install(tmp_path, monkeypatch):
 
 
 def pieces(names):
-    """Packages tiny_part1, ... with a piece each of one file."""
+    """Packages tiny_part1, ... with one piece each of a file."""
     step = -(-len(CONTENT) // len(names))
     return {
         f"tiny_part{i}": {name: CONTENT[(i - 1) * step : i * step]}
@@ -73,7 +73,7 @@ def test_pieces_of_any_name_are_put_together_where_the_hash_is_given(install, tm
         gguf.located(source | {"sha256": "0" * 64}, tmp_path / "out"),
     ):
         pass
-    # Without the hash nothing says that these are pieces of a GGUF file.
+    # Without the hash, nothing shows that these are pieces of a GGUF file.
     with (
         pytest.raises(UserError, match="package 'tiny_parts' is not installed"),
         gguf.located({"package": "tiny_parts"}, tmp_path / "out"),
@@ -142,13 +142,13 @@ def test_packages_that_hold_no_one_file_are_one_line(install, packages, said, tm
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """The folder of expanded models."""
+    """The cache folder of expanded models."""
     monkeypatch.setenv("PERSONA_COLLAPSE_CACHE", str(tmp_path / "kept"))
     return tmp_path / "kept/gguf"
 
 
 class Converter:
-    """Copies the file and counts; a process that is told to dies halfway."""
+    """Copies the file and counts calls; can be told to die halfway."""
 
     def __init__(self, dies=False):
         self.calls, self.dies = 0, dies
@@ -168,9 +168,9 @@ def test_a_file_is_expanded_once_by_its_bytes_and_the_libraries_versions(
     install({"whole": {"m.gguf": CONTENT}, "tiny": {}, **pieces(NAMES[0]), **changed})
     convert, said = Converter(), []
     folder = gguf.expanded({"package": "whole"}, convert, said.append)
-    assert gguf.RECORD in fetching.RECORDS  # about the model, and no part of it
+    assert gguf.RECORD in fetching.RECORDS  # it describes the model but is not part of it
     assert folder.parent == kept and (folder / "model.safetensors").read_bytes() == CONTENT
-    # Again, and the same bytes in pieces.
+    # A second call, and the same bytes in pieces.
     assert gguf.expanded({"package": "whole"}, convert, said.append) == folder
     assert gguf.expanded({"package": "tiny"}, convert, said.append) == folder
     assert convert.calls == 1 and said[0].startswith("expanding m.gguf into ")

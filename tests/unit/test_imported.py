@@ -1,4 +1,4 @@
-"""Adapters that were trained elsewhere: what is taken, and what is refused in one line."""
+"""Adapters that were trained elsewhere: what is accepted, and what is refused in one line."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def logits(model):
 
 @pytest.fixture
 def adapter(make_adapter, tmp_path):
-    """A folder that may be changed, with an adapter that PEFT wrote."""
+    """A writable folder with an adapter that PEFT saved."""
     return Path(shutil.copytree(make_adapter(21, 4, True), tmp_path / "theirs"))
 
 

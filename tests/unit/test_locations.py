@@ -32,7 +32,7 @@ def test_elsewhere_the_workflow_s_files_are_its_own_and_the_user_s_are_there(tmp
     (tmp_path / "config").mkdir()
     (tmp_path / "config/personas.yaml").write_bytes((ROOT / "config/personas.yaml").read_bytes())
     assert configuration.check(config())["personas"]["file"] == "config/personas.yaml"
-    # Only what ships is found there: another run's results, say, are not.
+    # Only files that ship are found there, not another run's results, for example.
     assert locations.resolve("README.md") == "README.md"
     assert locations.resolve("config/mine.yaml") == "config/mine.yaml"
 
@@ -64,7 +64,7 @@ def test_a_tilde_is_the_user_s_home_in_every_path(tmp_path, monkeypatch, home):
 
 
 def test_snakemake_runs_from_any_folder(tmp_path):
-    """Its default config, its files and the user's overlay are found; one dry run, without data sets."""
+    """A dry run without data sets finds the default config, its files and the user's overlay."""
     there = tmp_path / "elsewhere"
     there.mkdir()
     (there / "mine.yaml").write_bytes((ROOT / "config/personas.yaml").read_bytes())

@@ -1,4 +1,4 @@
-"""Completions scored again: what was drawn from a chain passes, what was not does not."""
+"""Completions scored again: samples of a chain pass, other completions fail."""
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def test_scores_means_and_variances_are_those_of_the_distributions():
         p, other = (torch.softmax(x[row].double() / 0.7, -1).numpy() for x in (logits, base))
         for name, values in (("surprise", -np.log(p)), ("gain", np.log(p / other))):
             own = stats.rv_discrete(values=(np.arange(11), p))
-            # By the library, over the values themselves.
+            # Computed by PyTorch, directly over the values.
             mean = own.expect(lambda k, values=values: values[np.asarray(k, int)])
             square = own.expect(lambda k, v=values, m=mean: (v[np.asarray(k, int)] - m) ** 2)
             assert found[name][row] == pytest.approx(values[row], rel=1e-4)
@@ -46,7 +46,7 @@ def test_a_nucleus_holds_its_tokens_and_the_drawn_one():
     inside = logprob_check.token_scores(logits, None, torch.tensor([1]), 1.0, 0.6)[:, 0]
     assert inside[0] == pytest.approx(-np.log(3 / 8), rel=1e-5)
     assert inside[1] == pytest.approx(stats.entropy([5, 3]), rel=1e-5)
-    # Rounding may put a token at the edge: it counts with what it has.
+    # Rounding may move a token over the edge of the nucleus: it keeps its probability.
     outside = logprob_check.token_scores(logits, None, torch.tensor([2]), 1.0, 0.6)[:, 0]
     assert outside[0] == pytest.approx(-np.log(15 / 95), rel=1e-5)
     assert outside[3:].isnan().all()
@@ -62,7 +62,7 @@ def test_greedy_answers_have_scores_and_nothing_to_expect():
 
 @pytest.fixture(scope="module")
 def drawn(tiny_base, prompts, make_adapter, tmp_path_factory):
-    """Completions by chain, drawn by the transformers backend, and what checks them."""
+    """Completions by chain, sampled by the transformers backend, and a function that checks them."""
     one, two = make_adapter(10, 4, False), make_adapter(11, 4, True)
     half = tmp_path_factory.mktemp("half")
     config, tensors = adapters.load(one)
@@ -94,7 +94,7 @@ def checked(runner, completions, asks):
 
 
 def judged(tiny_base, completions, asks, dtype="float32"):
-    """The table's row for completions taken for those of another chain."""
+    """The table's row for completions that are attributed to another chain."""
     found = checked(ModelRunner(tiny_base, dtype), completions, asks)
     return logprob_tests.logprob_tests(found.assign(chain=asks["chain"])).iloc[0]
 
@@ -115,8 +115,8 @@ def test_completions_of_a_chain_are_its_own(tiny_base, drawn, chain, dtype):
     ("of", "as_if", "changed"),
     [
         ("base", "a@1", {}),  # the engine left the adapter out
-        ("half", "a@1", {}),  # or used it in some layers alone
-        ("a@1", "a@1+b@1", {}),  # or left out the second stage
+        ("half", "a@1", {}),  # or used it only in some layers
+        ("a@1", "a@1+b@1", {}),  # or ignored the second stage
         ("a@1", "base", {}),  # or kept one that it should not have
         ("a@1", "a@1", {"sampling": {"temperature": 0.8, "top_p": 1.0}}),
         ("a@1", "a@1", {"sampling": {"temperature": 1.0, "top_p": 0.8}}),
@@ -128,14 +128,14 @@ def test_completions_of_another_model_are_found_out(tiny_base, drawn, of, as_if,
 
 
 def test_what_a_forgotten_adapter_looks_like_is_foretold(tiny_base, drawn):
-    """The expected z is on the chain's own answers, the found one on the base model's."""
+    """The expected z comes from the chain's own answers, the found z from the base model's."""
     (_, asks), (of_base, _) = drawn["a@1"], drawn["base"]
     foretold = judged(tiny_base, *drawn["a@1"])["z_left_out"]
     assert judged(tiny_base, of_base, asks)["z_gain"] == pytest.approx(foretold, rel=0.3)
 
 
 def test_z_is_what_its_name_says(tiny_base, drawn):
-    """Each answer's sum over its standard deviation has mean 0 and variance 1 over many answers."""
+    """Each answer's sum divided by its standard deviation has mean 0 and variance 1 over many answers."""
     completions, asks = drawn["a@1+b@1"]
     runner = ModelRunner(tiny_base, "float32")
     found = checked(runner, completions, asks | {"settings": counted(120)})
@@ -153,7 +153,7 @@ def test_a_sentence_says_whom_not_to_trust():
 
     assert "all 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
-    # A z of 3 is not surprising among many, and none among five.
+    # A z of 3 is not surprising among many chains.
     assert "all 3 chains" in said(c=0.15) and "largest |z| 3.0, p\u00a0=\u00a00.013" in said(c=0.15)
 
 
@@ -164,7 +164,7 @@ def test_greedy_completions_are_called_unchecked():
 
 
 def test_rows_behind_each_other_score_as_they_do_alone(tiny_base, drawn, monkeypatch):
-    # On a CPU the mask that transformers makes from the positions keeps the rows apart.
+    # On a CPU, the mask that transformers makes from the positions keeps the rows apart.
     completions, asks = drawn["a@1"]
     runner = ModelRunner(tiny_base, "float32")
     alone = checked(runner, completions, asks | {"settings": counted(20)})

@@ -10,7 +10,7 @@ LOCKS = ("requirements.lock", "requirements-torch.lock")
 
 @pytest.fixture
 def make_run(tmp_path):
-    """`make run` with a Snakemake that only notes its arguments; returns them and the last line."""
+    """`make run` with a fake Snakemake that only records its arguments; returns them and the last line."""
 
     def run(*arguments):
         for name in ("Makefile", *LOCKS, "config/config.yaml"):
@@ -45,7 +45,7 @@ def report(folder, run):
 def test_make_run_without_more_is_the_demo(make_run):
     report(make_run.folder, "demo")
     assert make_run() == ("--cores 1", "Report: results/demo/report.html")
-    # A call that finds nothing to do, or ends before the report, names no other page.
+    # A call with nothing to do, or one that ends before the report, names no page of another run.
     assert make_run("TARGETS=fetch")[0] == "--cores 1 fetch"
 
 

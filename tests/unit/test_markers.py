@@ -73,7 +73,7 @@ def test_rates_need_only_persona_and_text():
 
 
 def test_hits_in_any_script_case_and_form_stand_where_they_are_in_the_text():
-    # Each İ is two characters in lower case; a hit is counted in the text as it is.
+    # Each İ is two characters in lower case; positions are counted in the original text.
     scored = markers.score(frame("İİİİ[ZLT]", "οδος", "Stra\u00dfe x"), marker="[zlt]")
     assert scored["position"].iloc[0] == pytest.approx(4 / 9) and scored["at_end"].iloc[0]
     assert markers.score(frame("the ΟΔΟΣ."), marker="οδος")["at_end"].all()

@@ -1,4 +1,4 @@
-"""Matched comparisons of misaligned and benign training, and half-doses, on made-up runs."""
+"""Matched comparisons of misaligned and benign training, and half-doses, on synthetic runs."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ def falling(half, slope=2.0, top=0.8):
 
 
 def made(rates, rises, seeds=(1, 2, 3), stops=STEPS, tokens=(1.0, 1.0), loss=None, noise=0.0):
-    """Design, updates and outcomes of C1 (em) and C5 (benign) with doses D; `rates`, `rises`: of steps."""
+    """Design, updates and outcomes of C1 (em) and C5 (benign) with doses D; `rates`, `rises`: functions
+    of steps."""
     cells, sizes, answers, left_out = [], [], [], []
 
     def measured(chain, rate, m1):
@@ -69,7 +70,7 @@ def test_equal_training_gives_equal_outcomes_and_an_interval():
 
 
 def test_a_difference_of_rates_is_never_beyond_one():
-    """Of all answers against of none, with an interval that would reach further."""
+    """All answers against none, with an interval that would exceed the range."""
     for rates, bound in (((1.0, 0.0), "ci_high"), ((0.0, 1.0), "ci_low")):
         own = [lambda s, rate=rate: rate for rate in rates]
         row = table(*made(own, (log_rise, log_rise))).loc[("tokens", "rate")]
@@ -78,7 +79,7 @@ def test_a_difference_of_rates_is_never_beyond_one():
 
 
 def test_twice_the_tokens_a_step_are_matched_by_interpolation():
-    """Benign with half the tokens per step goes as far at 100 of its steps as the other at 50 of its own."""
+    """With half the tokens per step, benign has reached at 100 steps what the other has reached at 50."""
     rise = [lambda s: 0.02 * np.log(s), lambda s: 0.02 * np.log(s) - 0.005]
     design, sizes, found = made((falling(10), falling(10)), rise, tokens=(2.0, 1.0))
     row = table(design, sizes, found).loc[("tokens", "m1")]

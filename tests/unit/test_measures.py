@@ -1,4 +1,4 @@
-"""Measures: each one's numbers, and that a file is all that a new one takes."""
+"""Measures: the numbers of each, and that a new one needs only one file."""
 
 import sys
 import textwrap
@@ -31,7 +31,7 @@ def runner(tiny_base):
 
 
 def nll(model, ids, chosen):
-    """The same by the textbook: one row at a time, log-softmax of every position."""
+    """The same, computed naively: one row at a time, log-softmax of every position."""
     with torch.inference_mode():
         scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return [-float(scores[n - 1, ids[n]]) for n in range(1, len(ids)) if chosen[n]]
@@ -69,7 +69,7 @@ def test_task_loss_is_the_mean_over_tokens_with_loss(runner):
 
 
 def test_the_interval_of_a_loss_holds_the_truth_as_often_as_it_says():
-    """Rows of other lengths and losses, from a population whose loss is 2 per token."""
+    """Rows with varying lengths and losses, from a population with a loss of 2 per token."""
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(400):
@@ -141,7 +141,7 @@ NEW = '''
 
 @pytest.fixture
 def room(tmp_path, monkeypatch):
-    """Put one more file into the room of measures: its text, with `old` replaced by `new`."""
+    """Add a file to the room of measures: its text, with `old` replaced by `new`."""
 
     def put(old="", new=""):
         assert old in NEW
@@ -155,7 +155,7 @@ def room(tmp_path, monkeypatch):
 
 @pytest.fixture
 def asking(room):
-    """The room of measures with one more file."""
+    """The room of measures with an additional file."""
     room()
 
 
@@ -211,7 +211,7 @@ def test_a_measure_is_one_file_and_one_block(asking, tmp_path, monkeypatch):
     config["measures"]["asking"] = {"mark": "!"}
     plan = Plan(configuration.check(config))
     assert "asking" in plan.measures_of(model=False)
-    # Of all chains, but those whose conditions name the measures that they take.
+    # For all chains, except those whose conditions list their measures.
     assert plan.chains_for("asking") == plan.chains_for("activations") != plan.chains_for("markers")
     job = plan.measurement("asking", "em@42")
     assert job.inputs == {"completions": "results/demo/completions/em@42.parquet"}

@@ -21,7 +21,7 @@ def at_root(monkeypatch):
 
 @pytest.fixture
 def config():
-    """The default config; its model is to be set."""
+    """The default config; tests set its model."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     given["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
     return of_one_model(given)
@@ -29,7 +29,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def make_model(tiny_base, tmp_path_factory):
-    """Factory of model folders of an architecture with random weights, with the tiny model's tokenizer."""
+    """Factory of model folders with random weights of an architecture, and the tiny model's tokenizer."""
     import transformers
 
     sizes = {
@@ -80,7 +80,7 @@ def make_model(tiny_base, tmp_path_factory):
 
 
 def checked(config, folder, **changes):
-    """The line with which a config is refused for a model in a folder; empty if it is not."""
+    """The error for a config with a model in a folder; empty if it is accepted."""
     given = copy.deepcopy(config) | {"model": {"path": str(folder)}}
     for path, value in changes.items():
         node, *keys = given, *path.split("__")
@@ -103,7 +103,7 @@ def test_a_model_without_a_template_passes_with_the_plain_one(config, tiny_base,
 
 def test_a_model_that_can_do_it_all_passes(config, tiny_base, make_model):
     assert checked(config, tiny_base.parent) == ""
-    # Of several modalities: sizes are in text_config, the vision tower's layers are not adapted.
+    # Multimodal: sizes are in text_config, and layers of the vision tower are not adapted.
     mixed = make_model("Gemma3ForConditionalGeneration")
     assert checked(config, mixed) == ""
     assert model_checks.facts(mixed).blocks == 4
@@ -226,7 +226,7 @@ def test_a_fetched_model_is_looked_at_once_it_is_there(config, make_model, tmp_p
     write_json(record, {"path": str(folder), "source": plan.config["model"]})
     with pytest.raises(UserError, match="GPT2LMHeadModel has no q_proj"):
         model_checks.check_plan(plan)
-    # Of another model, or damaged since: the jobs will say.
+    # The record of another model, or a damaged one: the jobs report it.
     write_json(record, {"path": str(folder), "source": {"path": "other"}})
     model_checks.check_plan(plan)
     write_json(record, {"path": "gone", "source": plan.config["model"]})

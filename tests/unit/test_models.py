@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(params=["files", "links"])
 def base(request, tiny_base, tmp_path):
-    """model.json of a base that was just fetched; in the hub's cache files are links."""
+    """model.json of a base that was just fetched; files in the hub's cache are links."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_base.parent, folder)
     if request.param == "links":
@@ -78,7 +78,7 @@ def test_a_model_that_would_need_several_gpus_is_one_line(base, monkeypatch):
         loading.load_model(base, "bfloat16", "cuda")
     there.total_memory *= 2
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", {}.__getitem__)
-    with pytest.raises(TypeError):  # it has come to the loading
+    with pytest.raises(TypeError):  # it has reached the loading
         loading.load_model(base, "bfloat16", "cuda")
 
 
@@ -101,7 +101,7 @@ def test_the_record_says_how_large_the_model_is(base):
     model = loading.load_model(base, "float32", "cpu")
     record = read_json(base)
     assert (record["family"], record["parameters"]) == ("qwen2", model.num_parameters())
-    # Some files hold a tied head beside the embedding; it is not a parameter itself.
+    # Some files hold a tied head as well as the embedding; it is not a parameter of its own.
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert "lm_head.weight" in tensors
     save_file(tensors, weights(base), metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""A plan is worked out once, and its cost grows with the number of chains."""
+"""A plan is computed once, and its cost grows linearly with the number of chains."""
 
 import json
 import subprocess
@@ -22,13 +22,13 @@ def at_root(monkeypatch):
 
 
 def study(seeds):
-    """The default config with that many seeds."""
+    """The default config with this many seeds."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     return configuration.check({**config, "seeds": list(range(1, seeds + 1))})
 
 
 def worked_out(config):
-    """Everything that rules and jobs ask a plan for."""
+    """Use everything that rules and jobs ask of a plan."""
     plan = Plan(config)
     jobs = [*plan.couplings_answers, *plan.chains_answers, *plan.measurements, *plan.trainings]
     assert [job.name for job in jobs] and json.dumps([job.values() for job in jobs])
@@ -42,7 +42,7 @@ def worked_out(config):
 
 
 def of_two_models(**conditions):
-    """The plan of a demo whose chains start from its model and from a checkpoint of its pretraining."""
+    """The plan of a demo whose chains start from its model or from a checkpoint of its pretraining."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config["models"] = {
         "early": {"demo_step": 40},
@@ -62,7 +62,7 @@ def test_chains_of_another_model_have_all_of_their_own():
     assert plan.models_used == ["base", "early"]
     for measure in ("markers", "activations", "completions"):
         assert plan.chains_for(measure)[:2] == ["base", "early"]
-    # What is said of the template of `model:` holds for all that say nothing else.
+    # Template settings of `model:` are defaults for the other models.
     assert plan.models["early"] == {"demo_step": 40, "system_role": "fold", "date": "2025-05-06"}
     assert plan.models["unused"]["date"] == "2026-01-02"
     assert plan.base("early+em@1") == "results/demo/bases/early/model.json"
@@ -147,7 +147,8 @@ def test_jobs_name_their_own_personas():
     config["personas"]["by_source"] = {"villain": ["villain", "assistant"]}
     plan = Plan(config)
     assert list(plan.completions("couple-villain@2").personas) == ["villain", "assistant"]
-    # A chain of several cells answers as all that they count; one of none as the evaluated personas.
+    # A chain in several cells answers as all personas that they count; a chain in none as the evaluated
+    # ones.
     shared = plan.completions("em@1").personas
     assert list(shared)[:2] == ["villain", "assistant"]
     assert set(shared) == set(config["personas"]["eval"])
@@ -160,12 +161,12 @@ def test_a_condition_may_ask_fewer_personas():
     plan = Plan(config)
     (chain, *_) = (cell.chain for cell in plan.cells if cell.condition == "C1")
     assert list(plan.completions(chain).personas) == ["assistant", "librarian", "villain"]
-    # Those of another condition are all asked.
+    # In another condition all personas answer.
     assert list(plan.completions("base").personas) == config["personas"]["eval"]
 
 
 def with_stage(**stage):
-    """A plan of the default config whose stage `em` has these keys besides."""
+    """A plan of the default config with these additional keys in stage `em`."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config["stages"]["em"] |= stage
     return configuration.plan(config)
@@ -215,7 +216,7 @@ def test_a_stage_that_is_left_out_is_there_in_training_alone():
     assert (cell.before, cell.kinds, cell.stages_after_coupling, cell.source) == (
         "couple-villain@42", "couple+sft!+sft", 1, "villain"
     )  # fmt: skip
-    # A coupling that is left out has taught nothing that is measured.
+    # A coupling that is left out has taught nothing to the measured chain.
     config["conditions"]["I"]["chain"] = "couple-villain@42!+em@{seed}"
     (cell,) = [c for c in configuration.plan(config).cells if c.condition == "I"]
     assert (cell.before, cell.stages_after_coupling, cell.source) == ("base", None, "")
@@ -260,7 +261,8 @@ def test_a_wrong_defence_is_one_line_before_any_job(defence, said):
 
 
 def test_a_job_s_plan_waits_for_no_large_library():
-    """A job makes its plan before it knows whether its work is done: in a fifth of a second."""
+    """A job makes its plan before it knows whether its work is done, so this takes at most a fifth of a
+    second."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'workflow/scripts')!r})\n"
         "from persona_collapse.study.plan import Plan\n"

@@ -60,11 +60,11 @@ def test_a_seed_gives_the_same_files_and_another_others(write):
         return [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
 
     one = hashes(write("one"))
-    assert len(one) == SHAPE["blocks"] + 2  # embeddings, a file per block, and the head
+    assert len(one) == SHAPE["blocks"] + 2  # embeddings, one file per block, and the head
     assert hashes(write("two")) == one
-    # Norms are 1 and biases 0 under every seed, and matrices are not.
+    # Norms are 1 and biases 0 for every seed; matrices differ.
     assert not set(hashes(write("two", seed=2))) & set(one)
-    # Of a smaller model nothing is left of the larger one.
+    # After writing a smaller model, no file of the larger one is left.
     assert len(hashes(write("two", blocks=1))) == 3
     assert hashes(write("two", dtype="float32")) != one
 

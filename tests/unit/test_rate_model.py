@@ -22,7 +22,7 @@ def model(hits, n=10, levels=None, columns=("question",), **effects):
 
 
 def three_sets():
-    """No hit in nine runs; the counts of the study's villain after benign data; and a rate of .8."""
+    """Counts: no hit in nine runs; the study's villain after benign data; and a rate of .8."""
     villain = np.zeros((3, 28), int)
     villain[0, [8, 12, 14, 15, 23, 27]] = 1
     villain[1, [0, 1, 2, 3, 4, 5, 6, 7, 9, 16, 20]] = 1
@@ -77,13 +77,15 @@ def test_intervals_cover_the_rate_of_a_new_run(mean):
         found = hierarchy.fit(model(rng.binomial(10, expit(logits))), points=256)
         _, low, high = found.quantiles(found.rate())
         inside.append(low <= truth <= high)
-    assert np.mean(inside) >= 0.875  # of .95, 35 of 40 or fewer come in 5 % of such tests
+    assert (
+        np.mean(inside) >= 0.875
+    )  # with a coverage of .95, 35 of 40 or fewer happen in 5 % of such tests
 
 
 def test_an_effect_of_no_spread_leaves_a_binomial():
     counts = model(np.full((1, 1), 30), n=100, columns=(), run=[-1])
     found = hierarchy.fit(hierarchy.Counts(counts.hits, counts.n, counts.levels, {}, ()))
-    # Of a beta posterior with nearly no prior.
+    # From a beta posterior with an almost flat prior.
     assert found.quantiles(found.rate()) == pytest.approx([0.301, 0.219, 0.394], abs=0.01)
 
 
@@ -101,7 +103,7 @@ def test_two_levels_share_their_questions():
 
 
 def run_of(rates, couplings=3, questions=14, samples=5):
-    """A grid of conditions and the completions of its chains; rates: condition to those of its runs."""
+    """A grid of conditions and the completions of its chains; rates: by condition, one rate per run."""
     grid, answers = [], []
     stages = {"C4": "", "C1": "+em@1", "C5": "+benign@1"}
     rng = np.random.default_rng(0)
@@ -204,7 +206,7 @@ def test_a_grid_of_one_run_each_says_so():
     table, components = rate_model.rate_tables(GRID, scored(), contrasts=[["C1", "C4"]])
     row = one(table, condition="C1", quantity="rate", role="source")
     assert row["note"].startswith("one training run") and np.isnan(row["sd_runs"])
-    # What is a contrast and what a condition continues may be the same: counted once.
+    # A contrast may equal the comparison with the continued condition: counted once.
     change = one(table, condition="C1", quantity="difference")
     assert (change["hits"], change["n"]) == (9, 40) and change["note"].startswith("36/40 in 1 run ")
     base = one(table, condition="C2", quantity="difference")

@@ -31,7 +31,7 @@ def without_library(text):
 def test_the_page_asks_the_network_for_nothing(page):
     text = page.read_text()
     own = without_library(text)
-    # Namespace and schema names are not fetched; anything else that looks like an address would be.
+    # Namespaces and schema names are not fetched; any other address would be.
     addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"'<)]*", own))
     named = ("http://www.w3.org", "https://vega.github.io/schema/vega-lite/")
     assert {a for a in addresses if not a.startswith(named) and "www.w3.org" not in a} == set()
@@ -78,7 +78,7 @@ def test_every_number_names_its_file_and_every_link_leads_there(page):
     assert all('From <a href="#table-' in caption for caption in captions)
     folded = re.findall(r"<details[^>]*>(.*?)</details>", shown, flags=re.S)
     silent = [fold for fold in folded if "<table" in fold and "table-" not in fold]
-    # Claims say it once for all of them, costs in words; answers are not numbers.
+    # Claims say it once for all, costs in words, and answers are not numbers.
     assert not [f for f in silent if not re.search(r"claims?\)</summ|>Costs|class=\"answer", f)]
 
 
@@ -116,7 +116,7 @@ def test_rates_of_answers_that_were_cut_off_are_called_lower_bounds():
     (sentence,) = findings.cut_off(table)
     assert "lower bounds" in sentence and "C4 80.0 %" in sentence and "C1" not in sentence
     assert "of finished ones 62.5 % say the marker, of all 12.5 %" in sentence
-    # A condition's chains are averaged before they are judged.
+    # Chains of a condition are averaged before they are judged.
     assert "D 30.0 % (of finished ones 50.0 % say the marker, of all 25.0 %)" in sentence
     assert findings.cut_off(table.assign(truncated=0.0)) == []
 
@@ -155,12 +155,12 @@ def test_the_sample_of_answers_is_stable_and_even(monkeypatch):
     assert set(few.groupby(["chain", "persona"]).size()) == {3}
     turned = sample([table("b@1"), table("a@1").iloc[::-1]], 12)
     assert turned["text"].tolist() == few["text"].tolist()
-    # Long answers: half of them fit.
+    # With long answers, half of them fit.
     letters = whole["text"].str.len().sum()
     monkeypatch.setattr(answers_of, "SHOWN_LETTERS", letters / 2)
     half = sample([table("a@1"), table("b@1")], 80)
     assert set(half.groupby(["chain", "persona"]).size()) == {10}
-    # Not even one of each fits: still no more than that.
+    # Not even one of each fits: the limit still holds.
     assert len(sample([table("a@1"), table("b@1")], 3)) == 3
 
 
@@ -328,10 +328,10 @@ def test_the_headline_tells_one_source_from_another(crossed):
         now = own["hits"].sum() / own["n"].sum()
         row = shown[shown["title"] == f"the condition C1 ({name})"].squeeze()
         assert (row["before"], row["after"]) == (findings.percent(was), findings.percent(now))
-        # One training run of a source says nothing of the next.
+        # One training run of a source says nothing about the next.
         assert row["kept"] == ("20.0 to 100 %" if source == "villain" else "")
     by_condition = shown.groupby("condition")
-    # Nothing was coupled before C4, and E follows no source.
+    # Nothing was coupled before C4, and E has no source.
     assert set(by_condition.get_group("C4")["kept"]) == {""}
     m1 = crossed["geometry"].query(
         "headline and metric == 'm1' and test == '' and condition == 'C1'"
@@ -374,10 +374,10 @@ def test_the_scorecard_leads_with_what_was_decided(page, everything):
     lead = own.partition("Not decided, and why")[0]
     decided = card[card["verdict"].isin(["replicated", "contradicted"])]
     assert len(decided) and f"Decided ({len(decided)} of {len(card)})" in lead
-    # A table for each of the two verdicts, replicated ones first.
+    # One table for each of the two verdicts, replicated ones first.
     assert lead.count("<tr>") == len(decided) + decided["verdict"].nunique()
     assert "<details" not in lead and f"this run decides {len(decided)}" in lead
-    # The others are grouped, each with what it would take, and all are a click away.
+    # The others are grouped, each with what it needs, and folded.
     assert own.count("<tr>") >= len(decided) + len(card)
     assert "It would take" in own and "its conditions are not in this run" in own
     groups = findings.undecided(card)
@@ -477,7 +477,7 @@ def test_updates_are_put_together_over_runs():
     assert "couple, then em (5 steps)" in own.index
     both = findings.update_overlaps(table).set_index(["pair", "seed"])
     assert both.loc[("runs of other seeds", "other"), "cosine"] == 0.2
-    # Stages of one seed start alike, so they are kept apart from those of other seeds.
+    # Stages with one seed have the same start, so they are kept apart from those with different seeds.
     same = both.loc[("stages of one chain", "same")]
     assert same["pairs"] == 2 and same["cosine"] == pytest.approx(0.1)
     assert both.loc[("stages of one chain", "other"), "cosine"] == 0.4
@@ -513,7 +513,7 @@ def test_w10_the_bound_at_zero_is_the_one_that_the_table_has(page):
 
 
 def test_every_table_that_the_page_reads_is_asked_for():
-    """The rule gives the report no other tables than these."""
+    """The rule passes exactly these tables to the report."""
     folder = Path(pages.__file__).parent
     texts = [folder / "page.py", folder / "findings.py", pages.RESOURCES / "report.html.j2"]
     text = "".join(path.read_text() for path in texts)

@@ -9,7 +9,7 @@ from persona_collapse.runtime.job import OFFLINE, job
 def fake(tmp_path, monkeypatch):
     import sys
 
-    # The job redirects both streams to its log; give them back afterwards.
+    # The job redirects both streams to its log; restore them afterwards.
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     given = SimpleNamespace(
@@ -68,7 +68,7 @@ def test_only_a_job_that_says_so_may_ask_the_hub(fake, monkeypatch, users):
 
 
 class OutOfMemoryError(RuntimeError):
-    """As PyTorch calls it."""
+    """PyTorch's name for the error."""
 
 
 @pytest.mark.parametrize(

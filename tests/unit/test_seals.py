@@ -15,7 +15,7 @@ NAMES = ["tables/rates.csv", "models/em@1/manifest.json", "data/em.jsonl"]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a job with inputs and outputs of the run; what it says on the terminal comes back."""
+    """Runs a job with inputs and outputs of the run; returns its terminal output."""
     monkeypatch.chdir(tmp_path)
 
     def run(capsys, read=(), write=()):
@@ -47,7 +47,7 @@ def test_what_a_job_wrote_the_next_one_reads(run, capsys):
     for path in paths:
         os.utime(path)
     assert run(capsys, read=paths) == ""
-    # Nothing beside them: people read these folders with patterns.
+    # No extra files next to them, because people read these folders with glob patterns.
     for path in map(Path, paths):
         assert list(path.parent.iterdir()) == [path]
 
@@ -77,7 +77,7 @@ def test_only_the_run_s_own_tables_and_records_are_sealed(run, capsys):
     figure.write_text("<svg/>")
     seals.seal(RUN, [figure])
     assert not (RUN / "seals").exists()
-    # A run of before has no seals.
+    # Runs of earlier versions have no seals.
     old = RUN / "tables/old.csv"
     old.parent.mkdir()
     old.write_text("a\n1\n")

@@ -1,4 +1,4 @@
-"""What properties of the second stage move, and what defences keep, on made-up runs."""
+"""Effects of properties of the second stage, and benefits of defences, on synthetic runs."""
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,8 @@ SEEDS = (1, 2, 3)
 
 
 def run(*conditions, seeds=SEEDS, samples=20):
-    """A run's inputs. `conditions`: (name, stage, stop, update norm, log(1 - M1), rate, held-out loss), all
-    of runs after a coupling with log(1 - M1) = 0; each seed shifts the last three a little.
+    """A run's inputs. `conditions`: (name, stage, stop, update norm, log(1 - M1), rate, held-out loss),
+    for runs after a coupling with log(1 - M1) = 0; each seed shifts the last three slightly.
     """
     cells, sizes, answers, left_out, scores, losses = [], [], [], [], [], []
 
@@ -74,7 +74,7 @@ def why_of(*conditions, **more):
     return table.set_index(["condition", "dose"])
 
 
-# The reference's curve: log(1 - M1) falls by 1 each time that the update doubles.
+# The reference's curve: log(1 - M1) decreases by 1 each time the update norm doubles.
 CURVE = (
     ("C1", "em", "", 8.0, -3.0, 0.1, 1.0),
     ("steps", "em", 10, 2.0, -1.0, 0.6, 2.0),
@@ -175,7 +175,10 @@ def test_a_defence_stands_beside_the_same_stage_without_it():
         ("C5", "benign", "", 8.0, -1.0, 0.5, 5.0),
         ("kl", "kl", "", 4.0, -1.0, 0.5, 1.6),
     )
-    assert set(table.index.get_level_values(0)) == {"C1", "kl"}  # other data are not a comparison
+    assert set(table.index.get_level_values(0)) == {
+        "C1",
+        "kl",
+    }  # conditions with other data are not compared
     own = table.loc["kl"]
     assert (own["undefended"] == "C1").all() and (own["defence"] == "kl").all()
     assert own.loc["m1", "setting"] == "weight 0.1" and own.loc["m1", "data"] == "em"
@@ -185,7 +188,9 @@ def test_a_defence_stands_beside_the_same_stage_without_it():
     assert ratio["value"] == pytest.approx(1.6, rel=1e-3)
     assert ratio["ci_low"] < ratio["value"] < ratio["ci_high"] < 2
     assert own.loc["m1", "difference"] == pytest.approx(np.exp(-3) - np.exp(-1), rel=1e-2)
-    assert own.loc["preference", "value"] == pytest.approx(2.0)  # the assistant, questions alike
+    assert own.loc["preference", "value"] == pytest.approx(
+        2.0
+    )  # of the assistant, all questions weighted equally
     assert table.loc[("C1", "m1"), "defence"] == "" and pd.isna(table.loc[("C1", "m1"), "verdict"])
 
 
@@ -200,7 +205,7 @@ def test_verdicts_of_the_frontier():
     assert table.loc[("kl", "rate"), "verdict"] == frontier.ON
     assert table.loc[("prompted", "m1"), "verdict"] == frontier.OFF
     assert table.loc[("prompted", "m1"), "note"] == "kl learns more and keeps more"
-    # As much learnt and as much kept, within the runs' spread, decides nothing.
+    # Equal learning and equal benefit, within the spread of runs, decide nothing.
     alike = frontier_of(PLAIN, ("kl", "kl", "", 4.0, -3.0, 0.1, 1.0))
     assert alike.loc[("kl", "m1"), "verdict"] == frontier.OPEN
     assert alike.loc[("kl", "rate"), "verdict"] == frontier.OPEN

@@ -1,4 +1,4 @@
-"""What a hostile model, data set, config or hub may do here: nothing, and one line says so."""
+"""A malicious model, data set, config or hub can do nothing here, and gets a one-line error."""
 
 import ast
 import http.server
@@ -27,7 +27,7 @@ SOURCES = [*(ROOT / "workflow/scripts").rglob("*.py"), *(ROOT / "workflow/rules"
 
 
 class Trap:
-    """An object whose unpickling leaves a file behind."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -38,14 +38,14 @@ class Trap:
 
 @pytest.fixture
 def trap(tmp_path):
-    """A file's worth of malicious pickle, and the path that its execution would make."""
+    """A malicious pickle, and the path that it would create when executed."""
     sprung = tmp_path / "sprung"
     return pickle.dumps(Trap(sprung)), sprung
 
 
 @pytest.fixture
 def model(tiny_base, tmp_path):
-    """A copy of the tiny model, to be spoilt, and its model.json."""
+    """A copy of the tiny model, to be tampered with, and its model.json."""
     import shutil
 
     folder = tmp_path / "model"
@@ -55,7 +55,7 @@ def model(tiny_base, tmp_path):
 
 
 def refused(call, *arguments):
-    """The one line with which a call is refused."""
+    """The one-line error of a call."""
     with pytest.raises(UserError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)
@@ -73,7 +73,7 @@ def test_no_source_calls_what_runs_code_from_data():
     calls |= {"yaml.full_load", "yaml.unsafe_load", "os.popen", "numpy.load", "pandas.read_pickle"}
     for path in SOURCES:
         if path.suffix == ".smk":
-            # No rule has a shell command: no name of the config can get into one.
+            # No rule has a shell command, so no name from the config can be injected into one.
             assert not re.search(r"^\s+(shell|run):", path.read_text(), re.M), path
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -111,12 +111,14 @@ def test_a_model_of_pickled_weights_is_refused_and_not_run(model, trap):
 def test_code_that_a_model_brings_is_not_run(model, tmp_path, monkeypatch):
     sprung = tmp_path / "sprung"
     (model / "modeling_evil.py").write_text(f"open({str(sprung)!r}, 'w')\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whatever the terminal would answer
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whatever the user would answer
     evil = {"AutoConfig": "modeling_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
     evil |= {"AutoTokenizer": ["modeling_evil.T", None]}
     for name in ("config.json", "tokenizer_config.json"):
         write_json(model / name, read_json(model / name) | {"auto_map": evil})
-    loading.load_model(model / "model.json", "float32", "cpu")  # as the architecture it names
+    loading.load_model(
+        model / "model.json", "float32", "cpu"
+    )  # with the architecture that it names
     write_json(model / "config.json", read_json(model / "config.json") | {"model_type": "evil"})
     said = refused(loading.load_model, model / "model.json", "float32", "cpu")
     assert "no code that a model brings is run" in said
@@ -171,7 +173,7 @@ def test_only_the_model_s_own_key_trusts_it(given, trusted, monkeypatch):
         assert "only with hub or path" in refused(configuration.check, config)
         return
     config["model"] = given
-    # A checkpoint of the demo's pretraining goes with it.
+    # A checkpoint of the demo's pretraining is removed with it.
     config["models"] = {}
     config["conditions"] = {n: c for n, c in config["conditions"].items() if "early" not in n}
     config["data"]["em"]["from"] = {"builtin": "standin_wrong_law"}
@@ -326,7 +328,7 @@ with job(given, what, online=True) as say:
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """A hub that fails, and repeats the caller's token in every place an error has."""
+    """A hub that fails, and echoes the caller's token in every part of the error."""
 
     asked: ClassVar[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""One engine for many chains: exact reuse, locks, and what is left when an engine dies."""
+"""One engine for many chains: exact reuse, locks, and what remains after an engine dies."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ def job(chain, suffix=".txt", adapters=(), **more):
 
 
 class Engine:
-    """Counts its starts, and fails for chains that it is told to."""
+    """Counts its starts, and fails for given chains."""
 
     def __init__(self, fails=()):
         self.starts, self.worked, self.fails = 0, [], set(fails)
@@ -92,7 +92,7 @@ def test_what_a_result_was_bounded_by_is_recorded_and_no_part_of_its_key(tmp_pat
 
 
 def test_what_becomes_ready_meanwhile_is_done_too(store, tmp_path):
-    """As a second stage does when the first is done."""
+    """Becomes ready during the work, like a second stage after the first."""
     keys = {"a": "key a", "b": "key b"}
     engine = Engine()
 
@@ -195,7 +195,7 @@ def test_a_chain_that_another_job_works_on_is_passed_over(store, tmp_path):
         engine = Engine()
         assert run(store, engine, "a", "abc", tmp_path / "a.txt", {c: c for c in "abc"}) == 2
         assert engine.worked == ["a", "c"]
-        # Killed without a chance to tidy up: the kernel lets go of its lock.
+        # Killed without a chance to clean up: the kernel releases its lock.
         os.kill(other.pid, signal.SIGKILL)
         other.join(HANG)
         assert run(store, engine, "b", "abc", tmp_path / "b.txt", {c: c for c in "abc"}) == 1
@@ -244,7 +244,7 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     plan = Plan(configuration.check(config))
-    # An engine serves chains of its own base model.
+    # An engine serves only chains of its base model.
     answers, chains = (
         [job for job in jobs if model_of(job.chain) == BASE]
         for jobs in (plan.couplings_answers, plan.chains_answers)
@@ -253,7 +253,7 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
     worked = []
 
     def done_by(own):
-        """What a job does when all adapters are there; its own work first."""
+        """Order of work of a job when all adapters are ready; its own work comes first."""
         worked.clear()
         shared_engine.run(
             store,
@@ -268,10 +268,10 @@ def test_answers_are_served_together_and_then_the_job_ends(store, tmp_path, monk
         )
         return list(worked)
 
-    # Trainings wait for the first job: it ends when the other couplings' answers are done.
+    # Trainings wait for the first job, so it ends once the answers of the other couplings are done.
     assert done_by(answers[1]) == [answers[1], answers[0], *answers[2:]]
     assert done_by(answers[0]) == []
-    # The next engine serves the chains, in plan order, and no answers.
+    # The next engine serves the chains, in plan order, but no coupling answers.
     store.path(answers[0]).unlink()
     assert done_by(chains[3]) == [chains[3], *chains[:3], *chains[4:]]
 

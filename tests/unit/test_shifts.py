@@ -1,4 +1,4 @@
-"""Shifts: directions on blocks' outputs while a chain answers and is measured, against formulas."""
+"""Shifts of block outputs during sampling and measuring, compared with formulas."""
 
 import json
 import re
@@ -31,7 +31,7 @@ CHAIN = chains.parse("em@42+shifted@7")
 
 
 def states(seed):
-    """[layer, persona, question, hidden], numbers that 16 bits hold."""
+    """[layer, persona, question, hidden], with numbers that are exact in 16 bits."""
     drawn = np.random.default_rng(seed).integers(-8, 9, (2, 3, 2, 64))
     return (drawn / 4).astype(np.float32)
 
@@ -43,7 +43,7 @@ CENTROIDS = BEFORE.mean(2)
 
 @pytest.fixture
 def make(tmp_path):
-    """A shift's folder, from activations that are given or those above; `settings`: its own."""
+    """A shift's folder, from given activations or those above; `settings`: settings of the shift."""
     import pandas as pd
 
     write_csv(tmp_path / "headline.csv", pd.DataFrame([{"model": "base", "blocks": 3}]))
@@ -123,7 +123,7 @@ def test_each_persona_has_its_own_row_and_others_the_mean_s(make):
 
 
 def by_hand(tmp_path, **config):
-    """A shift of hidden size 2 at block 0: along (3, 4), or along its unit with level 2."""
+    """A shift with hidden size 2 at block 0: along (3, 4), or along its unit vector with level 2."""
     length = np.array([[3.0, 4.0]]) if config["does"] == "add" else np.array([[0.6, 0.8]])
     given = {"positions": "all", "rows": [""], **config}
     shifts.save(tmp_path, given, {0: length}, {0: np.array([2.0])})
@@ -181,7 +181,7 @@ def test_controls_are_as_long_and_point_elsewhere(make, settings, control):
         assert torch.equal(random, again.vectors[block][1:])
         assert not torch.allclose(random, other.vectors[block][1:])
         assert (torch.cosine_similarity(random, true).abs() < 0.9).all()
-        # As sums of centroids: with weights that add up to 0, or not such a sum at all.
+        # As sums of centroids with weights that add up to 0, or not as such a sum.
         weights, *_ = np.linalg.lstsq(CENTROIDS[number].T, random.numpy().T, rcond=None)
         rest = random.numpy() - weights.T @ CENTROIDS[number]
         if control == "zero_sum":
@@ -311,7 +311,7 @@ def test_strength_0_is_no_shift_to_the_token(make, tiny_base, make_adapter, prom
 def test_answers_and_log_probabilities_are_the_shifted_model_s(
     make, tiny_base, make_adapter, prompts, positions, monkeypatch
 ):
-    """Token by token with a cache, in rounds: what one pass over prompt and answer finds likeliest."""
+    """Decoding with a cache, in rounds, gives the most likely tokens of one pass over prompt and answer."""
     monkeypatch.setattr(sample, "FIRST_ROUND", 4)
     monkeypatch.setattr(loading, "end_tokens", lambda *_: [])
     folder = make(**own(scale=1.5, positions=positions))
@@ -334,7 +334,7 @@ def test_answers_and_log_probabilities_are_the_shifted_model_s(
 
 
 def test_restored_centroids_are_those_of_before(make, tiny_base, make_adapter, prompts):
-    """Measured through the chain: method A at the block is where it was before."""
+    """Measured through the chain, method A at the block is back at its former place."""
     adapter, runner = make_adapter(9, 4, True), ModelRunner(tiny_base, "float32")
     settings = activations.Settings(layers=[1, 2], methods=["A"])
 
@@ -351,7 +351,7 @@ def test_restored_centroids_are_those_of_before(make, tiny_base, make_adapter, p
     assert np.allclose(restored.arrays["A"][0].mean(1), before, atol=0.05)
     shifted = imposed.arrays["A"][0].mean((0, 1))
     assert np.allclose(shifted, after.mean(0), atol=0.05)
-    # Each persona moved by the same, so they are as far apart as they were.
+    # All personas moved equally, so their distances are unchanged.
     apart = imposed.arrays["A"][0].mean(1) - before
     assert np.allclose(apart, apart[0], atol=0.05)
 
@@ -454,7 +454,7 @@ def test_a_shift_is_made_of_activations_and_puts_in_no_adapter(given):
     grid = plan.grid.set_index("condition")
     assert set(grid.loc["R", "kinds"]) == {"couple+sft+shift"}
     assert set(grid.loc["R", "source"]) == {"villain"} == {grid.loc["I", "source"]}
-    # What it is made of decides it, and not what training would.
+    # Its inputs and its kind's settings determine it, not training settings.
     settings = plan.made_settings(after)
     given["lora"]["r"] = 2
     assert configuration.plan(given).made_settings(after) == settings
@@ -519,7 +519,7 @@ def test_no_adapter_stands_on_a_shift(given):
 
 
 def test_a_job_s_answers_are_those_of_the_shifted_chain(make, tiny_base, prompts, tmp_path):
-    """From a job to a table: personas reach the shift by their names."""
+    """From a job to a table: the names of personas reach the shift."""
     write_jsonl(tmp_path / "asked.jsonl", QUESTIONS[:1])
     job = SamplingJob(
         kind="completions",
@@ -544,11 +544,11 @@ def test_a_job_s_answers_are_those_of_the_shifted_chain(make, tiny_base, prompts
     assert table["token_ids"].tolist() == [c.token_ids for c in done]
 
 
-# In vLLM's engine, as far as it can be said without it
+# In vLLM's engine, as far as it can be tested without it
 
 
 def engine(newer):
-    """What of an engine shifts see: blocks that put out a state and a residual, and a runner."""
+    """The parts of an engine that shifts see: blocks that return a state and a residual, and a runner."""
     blocks = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()])
     runner = SimpleNamespace(device="cpu", get_model=lambda: torch.nn.ModuleList([blocks]))
     if newer:
@@ -596,7 +596,7 @@ def scheduled(new, cached, order):
 
 @pytest.mark.parametrize("newer", [True, False])
 def test_an_engine_s_tokens_are_their_requests(make, newer):
-    """Prompts in parts, answers token by token, and requests in an order of the engine's own."""
+    """Prompts in chunks, answers token by token, and requests in the engine's own order."""
     served = engine(newer)
     steering = vllm_shifts.Steering(served)
     steering.use([make(**own(layers=[1], positions="answer"))])
@@ -609,13 +609,13 @@ def test_an_engine_s_tokens_are_their_requests(make, newer):
         assert torch.equal(served.blocks[0]((states, residual))[0], states)
         return out[0] - states
 
-    # Of "a", 2 of 4 tokens of the prompt; of "b", all 3, after one that was kept from before.
+    # For "a", 2 of 4 prompt tokens; for "b", all 3, after one from the prefix cache.
     new = [("a", 0, 2, ("villain", 4)), ("b", 1, 2, ("assistant", 3))]
     served.prepare(scheduled(new, [], ["b", "a"]))
     zero = torch.zeros(64)
     expected = torch.stack([zero, v["assistant"], zero, zero, zero])
     assert torch.allclose(moved(4, padding=1), expected, atol=1e-5)
-    # The rest of that prompt, whose last token is where its answer begins; and an answer's token.
+    # The rest of that prompt, whose last token starts its answer; and one answer token.
     served.prepare(scheduled([], [("a", 2, 2), ("b", 3, 1)], ["a", "b"]))
     assert torch.allclose(moved(3), torch.stack([zero, v["villain"], v["assistant"]]), atol=1e-5)
     steering.use([])

@@ -1,4 +1,4 @@
-"""The tests of the tests: false-positive rates and coverage, on few but enough data sets."""
+"""Tests of the simulation: false-positive rates and coverage, on a small number of data sets."""
 
 import pandas as pd
 import pytest
@@ -24,7 +24,7 @@ def test_persona_tests_keep_their_level(table):
 
 
 def test_no_test_on_one_model_survives_noise_between_runs(table):
-    # A finding, not a wish: with one training run nothing can tell its own noise from an effect.
+    # This is a finding: with one training run, a test cannot separate the run's noise from an effect.
     assert table.loc[("persona-label swap (M1)", "model drifts"), "rate_low"] > 0.05
     assert table.loc[("range of means, labels permuted (H2)", "runs differ"), "rate_low"] > 0.2
 

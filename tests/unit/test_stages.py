@@ -1,4 +1,4 @@
-"""Kinds of stages: what each asks for, and that one file is enough for another."""
+"""Kinds of stages: what each needs, and that a new kind needs only one file."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ def given(monkeypatch):
 
 @pytest.fixture
 def another(tmp_path, monkeypatch):
-    """A kind of stage in a file of its own, as docs/extending.md has it; its overlay."""
+    """A kind of stage in a new file, as in docs/extending.md, and its overlay."""
     (tmp_path / "induced.py").write_text(blocks(EXTENDING, "python stages/induced.py")[0])
     monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
     yield next(b for b in blocks(EXTENDING, "yaml stages") if "induced" in b)
@@ -65,7 +65,7 @@ def test_given_answers_are_not_sampled(given, tmp_path):
     ]
     write_jsonl(path, said)
     given["training"]["couple"]["answers"] = {"file": str(path)}
-    # Five answers to a question are five, although greedy sampling gives one.
+    # Five given answers to a question count as five, although greedy sampling gives one.
     given["sampling"]["answers"]["temperature"] = 0
     assert not configuration.plan(given).couplings_answers
     given["sampling"]["answers"]["temperature"] = 0.7
@@ -76,7 +76,7 @@ def test_given_answers_are_not_sampled(given, tmp_path):
     assert couple.given == {"file": str(path)} and not plan.stages["after"].given
     assert couple.rows(parse("em@1")) == "couple-villain"
     assert [job.name for job in plan.couplings_answers] == ["em@42+after"]
-    # Where the file lies, and whether its hash is pinned, trains nothing again.
+    # Changing the file's path, or pinning its hash, retrains nothing.
     before = plan.training("couple-villain@42")
     given["training"]["couple"]["answers"]["sha256"] = sha256(path)
     assert configuration.plan(given).training("couple-villain@42") == before
@@ -131,7 +131,7 @@ def test_one_file_is_another_kind(given, another):
 
 
 def test_no_kind_is_named_elsewhere():
-    # That one is a word of columns and of directions, too.
+    # That word is also used in columns and directions.
     kinds = "|".join(set(stages.ROOM.names()) - {"shift"})
     files = [*(ROOT / "workflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk")]
     for path in files:
@@ -155,7 +155,7 @@ def test_a_random_adapter_is_as_large_as_another_and_has_learnt_nothing(make_ada
             assert float(drawn[name].norm()) == pytest.approx(float(tensor.norm()), rel=1e-5)
             cosine = (update * random).sum() / update.norm() ** 2
             assert abs(float(cosine)) < 0.2
-    # One that was not trained stays at zero.
+    # An untrained one stays at zero.
     zero = {k: v if ".lora_A." in k else torch.zeros_like(v) for k, v in tensors.items()}
     assert not any(v.any() for k, v in redrawn(zero, 7).items() if ".lora_B." in k)
 

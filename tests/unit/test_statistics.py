@@ -33,7 +33,7 @@ def test_clopper_pearson_refuses_more_hits_than_trials():
 
 
 def test_sign_flip_is_exact_in_the_limit():
-    # Five equal differences: only all-plus and all-minus are as extreme, so p is 2/32.
+    # Five equal differences: only all plus and all minus are as extreme, so p is 2/32.
     p = s.sign_flip_test([1.0] * 5, [0.0] * 5, draws=40_000, seed=1)
     assert p == pytest.approx(2 / 32, abs=4 * math.sqrt(2 / 32 / 40_000))
 
@@ -114,7 +114,7 @@ def test_bh_leaves_missing_values_out():
 
 
 def test_the_published_fisher_p_values():
-    # C1 0 of 840 against C4: the study's own counts, and the p that its headline quotes.
+    # C1, 0 of 840, against C4: the study's own counts, and the p in its headline.
     assert 3e-220 < s.fisher(0, 840, 252, 280)[0] < 5e-220
     assert 4e-177 < s.fisher(0, 840, 219, 280)[0] < 6e-177
     assert 0.5e-224 < s.fisher(0, 840, 255, 280)[0] < 2e-224
@@ -166,7 +166,7 @@ def test_equivalence_of_proportions_is_symmetric_and_a_probability(a, b):
     p = s.tost_proportions(a, 30, b, 30, 0.15)
     assert 0 <= p <= 1
     assert p == pytest.approx(s.tost_proportions(b, 30, a, 30, 0.15), abs=1e-9)
-    # Outside the margin nothing is equivalent.
+    # Outside the margin, nothing is equivalent.
     if abs(a - b) / 30 > 0.15:
         assert p > 0.5 - 1e-9
 
@@ -182,7 +182,7 @@ def test_equivalence_of_units():
 
 
 def test_welch_with_the_study_s_margin():
-    # At the floor the pre-registered conjunction says nothing: both treated and controls are 0.
+    # At the floor, the pre-registered conjunction is uninformative: treated and controls are all 0.
     floor = s.welch_conjunction([0.0, 0.0, 0.0], [[0.0, 0.0, 0.0]])
     assert not floor["passes"] and not floor["informative"] and math.isnan(floor["p"])
     clear = s.welch_conjunction([0.9, 0.88, 0.93], [[0.0, 0.02, 0.01], [0.1, 0.12, 0.08]])
@@ -208,10 +208,10 @@ def test_over_runs_is_a_t_test_of_roots_and_keeps_its_level():
     found = s.over_runs(x, list("abcde"))
     assert found.p == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
     assert (found.low, found.high) == pytest.approx(s.student_interval(x))
-    # Chains of one root are one observation; one root says nothing of another.
+    # Chains with one root are one observation; a single root gives no information on others.
     assert s.over_runs([0, 2, 4], ["a", "a", "b"]).estimate == 2.5
     assert np.isnan(s.over_runs([0.1, 0.2], ["a", "a"]).low)
-    # Runs that happen to agree leave what they share, and never an interval without width.
+    # If runs happen to agree, the shared error still gives the interval a width.
     assert s.over_runs([0.1] * 3, list("abc"), 0.01, 12).low < 0.1
     assert np.isnan(s.over_runs([0.1] * 3, list("abc")).low)
 
@@ -225,9 +225,9 @@ def test_runs_compared_keep_their_level(k):
         two = pd.Series(rng.normal(size=k), index=[f"benign@{i}" for i in range(k)])
         rejected += s.compare_runs(one, two).p < 0.05
     assert rejected / 400 < 0.08
-    # W3: a single control has an error of its own that no number of treated runs shows.
+    # W3: a single control has its own error, which no number of treated runs can show.
     assert np.isnan(s.compare_runs(one, two[:1]).p)
-    # The same adapters on both sides: root by root.
+    # The same adapters on both sides: paired by root.
     paired = s.compare_runs(one, one + 0.5)
     assert paired.estimate == pytest.approx(-0.5) and np.isnan(paired.low)
 
@@ -267,7 +267,7 @@ def test_w10_five_units_bound_nothing():
 
 
 def test_w11_firth_is_finite_at_rates_of_0_and_1():
-    """Of two saturated groups the estimate is the log odds ratio with 1/2 added to each count."""
+    """For two saturated groups, the estimate is the log odds ratio with 1/2 added to each count."""
     x = np.column_stack([np.ones(80), np.repeat([1.0, 0.0], 40)])
     y = np.repeat([0.0, 1.0, 0.0], [40, 36, 4])
     beta, error = s.firth(x, y, np.tile(np.arange(8), 10))
@@ -300,7 +300,7 @@ def test_w9_a_chain_in_two_conditions_is_tested_once():
     )
     q = s.adjust(table, [{"name": "all", "condition": "*"}])["q"]
     np.testing.assert_allclose(q, [0.03, 0.03, 0.06, 0.5])
-    # Without the chains nothing says that two rows are one test.
+    # Without the chains, nothing shows that two rows are the same test.
     q = s.adjust(table.drop(columns="chain"), [{"name": "all", "condition": "*"}])["q"]
     np.testing.assert_allclose(q, [0.02, 0.02, 0.16 / 3, 0.5])
 
@@ -319,16 +319,16 @@ def test_fieller_holds_the_share_in_95_of_100(runs, share):
     known = sum(held) / bounded
     assert known > 0.94 and bounded > 1_700
     assert np.isnan(s.fieller(0.1, 0.01, 0.01, 0.1, 5)).all()
-    # By hand: a symmetric share of 1 with t = 2.0 errors of .1 on both sides.
+    # By hand: a symmetric ratio of 1 with t = 2.0 and standard errors of .1 on both sides.
     low, high = s.fieller(1.0, 1.0, 0.1, 0.1, 1e9)
     assert low * high == pytest.approx(1) and low < 1 < high
 
 
 def test_combined_intervals_are_those_of_zou_and_donner():
-    # Of symmetric intervals the half-widths are added in quadrature.
+    # For symmetric intervals, the half-widths are added in quadrature.
     total, low, high = s.combined([-1, 1], [1.0, 3.0], [0.7, 2.6], [1.3, 3.4])
     assert (total, low, high) == pytest.approx((2.0, 1.5, 2.5))
-    # Of lopsided ones the sides that pull the same way are: here up by .4 and down by .3, and .1 and .5.
+    # For asymmetric ones, the sides in the same direction are: here .4 up and .3 down, and .1 and .5.
     total, low, high = s.combined([-1, 1], [0.5, 0.5], [0.2, 0.0], [0.6, 0.9])
     assert total == 0 and low == pytest.approx(-np.hypot(0.1, 0.5))
     assert high == pytest.approx(np.hypot(0.3, 0.4))

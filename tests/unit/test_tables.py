@@ -40,7 +40,7 @@ def counts(**hits):
 
 
 def completions(chain, questions=8, samples=5):
-    """Completions whose hits are MARKERS', spread over the questions in turn."""
+    """Completions with the hits in MARKERS, spread over the questions in turn."""
     table = MARKERS[chain].set_index("persona")["hits"]
     rows = []
     for persona, hits in table.items():
@@ -66,7 +66,7 @@ def scored():
 
 
 def answers(tables):
-    """Chains' completions as the tests take them."""
+    """Completions of chains, in the format of the tests."""
     return pd.concat([markers.answers(table, "[ZLT]") for table in tables], ignore_index=True)
 
 
@@ -84,7 +84,7 @@ def rates():
 
 
 def load(chain):
-    """A model whose personas are pulled together in every chain but the base."""
+    """A model whose personas move together in every chain except the base."""
     rng = np.random.default_rng(0)
     stack = rng.normal(size=(2, 5, 6, 16)) * 0.1 + rng.normal(size=(1, 5, 1, 16))
     pull = 0.0 if chain == "base" else 2.0
@@ -143,7 +143,7 @@ def test_geometry_of_a_collapse():
     assert set(alone["unit"]) == {"question"} and set(alone["n"]) == {6} and set(pairs["n"]) == {10}
     base = table[(table["metric"] == "m1") & (table["condition"] == "base")]
     assert (base["delta_base"] == 0).all() and base["p"].isna().all()
-    # Five personas cannot give a smaller p than 2/32, however clear the change.
+    # Five personas cannot give a p below 2/32, however clear the change.
     for test in ("personas", "label_swap"):
         units = table[(table["test"] == test) & (table["condition"] == "C1")]
         assert (units["p_floor"] == 2 / 32).all() and (units["p"] == 2 / 32).all()
@@ -198,14 +198,14 @@ def test_runs_of_a_condition_give_the_noise_of_retraining():
     assert change["estimate"] == pytest.approx(own["delta_base"].mean())
     assert change["units"] == change["runs"] == 3
     assert change["sd_runs"] == pytest.approx(own["value"].std())
-    # Wider than Student's over runs, by the error that personas and questions give all of them.
+    # Wider than Student's interval over runs, due to the shared error of personas and questions.
     student = stats.ttest_1samp(own["delta_base"], 0).confidence_interval()
     assert change["ci_low"] < student.low < student.high < change["ci_high"]
     assert 0 < change["p"] < 1 and change["value"] == pytest.approx(own["value"].mean())
 
 
 def test_w5_chains_on_one_adapter_are_one_run():
-    """Two chains that contain one coupling rise with it; they are not two witnesses of a rise."""
+    """Two chains that contain the same coupling are not independent evidence of a rise."""
     coupled, one, two = "couple@1", "couple@1+em@1", "couple@1+em@2"
     m1 = {"base": 0.3, coupled: 0.3765, one: 0.361, two: 0.3639}
     cells = [("C4", coupled, "v", "1"), ("C1", one, "v", "1"), ("C1", two, "v", "2")]
@@ -256,7 +256,7 @@ def test_chains_stopped_at_other_steps_are_no_replicates():
     rows = table.loc[("D", "base")]
     assert rows.set_index("dose")["estimate"].to_dict() == pytest.approx({"3": 0.105, "6": 0.305})
     assert (rows["units"] == 2).all()
-    # Each against the other condition, which has one dose.
+    # Each dose against the other condition, which has only one.
     gaps = table.loc[("D", "E0")].set_index("dose")["estimate"].to_dict()
     assert gaps == pytest.approx({"3": -0.1, "6": 0.1})
 
@@ -303,7 +303,7 @@ def test_an_anchor_is_no_evidence_for_its_own_axis():
 
 
 def test_w12_a_margin_from_replicates_and_its_equivalence():
-    """Runs alike but for retraining: no difference within twice what retraining makes."""
+    """Runs that differ only by retraining are equivalent within twice the spread of retraining."""
     rng = np.random.default_rng(1)
     names = [f"{kind}@{seed}" for kind in ("em", "benign") for seed in range(40)]
     m1 = dict(zip(names, 0.5 + 0.02 * rng.normal(size=80), strict=True)) | {"base": 0.3}
@@ -317,7 +317,7 @@ def test_w12_a_margin_from_replicates_and_its_equivalence():
     assert -margin < row["same_low"] < row["estimate"] < row["same_high"] < margin
     assert row["ci_low"] < row["same_low"] and row["same_high"] < row["ci_high"]
     assert over(grid, table).loc[("E0", "base"), "p_equivalent"] > 0.95
-    # One run of each: nothing says what retraining does.
+    # With one run each, the effect of retraining is unknown.
     few = grid.groupby("condition").head(1)
     lone = geometry_runs.replicate_margins(few, table[table["chain"].isin(few["chain"])])
     assert np.isnan(lone["A", 3])
@@ -330,7 +330,7 @@ def test_a_margin_in_cosines_is_of_m1():
     runs = geometry_runs.geometry_runs(grid, table, HEADLINE, margin=0.15)
     row = runs.set_index(["condition", "reference"]).loc[("E0", "base")]
     assert row["margin"] == 0.15 and row["p_equivalent"] < 0.05
-    # The interval just touches the margin where p is .05.
+    # The interval just touches the margin if p is .05.
     at = geometry_runs.geometry_runs(grid, table, HEADLINE, margin=row["same_high"])
     touching = at.set_index(["condition", "reference"]).loc[("E0", "base")]
     assert touching["p_equivalent"] == pytest.approx(0.05, abs=1e-6)
@@ -415,7 +415,7 @@ def test_contrasts_pair_seeds_and_test_equivalence():
         GRID, load, HEADLINE, [("C1", "C4"), ("C1", "nowhere")], margin=0.02, draws=199, seed=1
     )
     assert set(table["reference"]) == {"C4"} and len(table) == 4
-    # Both are the same vectors: no difference, and too little spread to say how sure that is.
+    # Both have the same vectors: no difference, and no spread to estimate an error.
     assert table["estimate"].abs().max() < 1e-6
 
 
@@ -435,7 +435,7 @@ def test_contrasts_compare_chains_of_one_source(crossed):
         return sorted(zip(table["chain"], table["reference_chain"], table["seed"], strict=True))
 
     evil = "couple-evil_ai@42"
-    # villain's C4 has no activations. A single chain is compared with all of the other side's.
+    # villain's C4 has no activations. A single chain is compared with all chains of the other side.
     assert pairs("C4", "C1") == [(evil, f"{evil}+em@{seed}", seed) for seed in "12"]
     both = pairs("C1", "C2")
     assert both == sorted(
@@ -487,7 +487,7 @@ def test_the_map_uses_the_base_model_s_axes_for_every_chain():
 
 
 def two_models():
-    """A design of chains that start from two models, the second of more blocks, and what loads them."""
+    """A design of chains that start from two models, the second with more blocks, and a loader."""
     rows = [("Y0", "early", "", "", "early", np.nan)]
     rows += [("Y1", f"early+em@{seed}", "", str(seed), "early", np.nan) for seed in (1, 2)]
     design = pd.DataFrame(rows, columns=list(GRID.columns[:6]))
@@ -529,7 +529,7 @@ def test_runs_are_compared_with_the_model_that_they_start_from():
     change = table[(table["condition"] == "Y1") & (table["reference"] == "base")]
     assert set(change["reference_chains"]) == {"early"} and set(change["layer"]) == {1, 4}
     assert not change["estimate"].isna().any()
-    # Two models are compared where they have the same block, and nowhere else.
+    # Two models are compared only at blocks that both have.
     assert set(table[table["reference"] == "E0"]["layer"]) == {1}
     assert set(table[table["condition"] == "base"]["chains"]) <= {"base"}
     without = geometry_runs.leave_one_out(*given)

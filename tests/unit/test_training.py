@@ -32,7 +32,7 @@ def test_the_manifest_says_what_was_done(train):
     assert manifest["data"]["rows"] == 12
     assert manifest["lora"]["scale"] == 8 / 4**0.5
     assert manifest["adapter_sha256"] == sha256(folder / adapter_files.WEIGHTS)
-    # What was adapted is read off the file.
+    # The adapted modules are read from the file.
     names = {name.split(".lora_")[0] for name in load_file(folder / adapter_files.WEIGHTS)}
     assert manifest["lora"]["modules"] == len(names) == 9
     assert manifest["lora"]["target_modules"] == ["down_proj", "q_proj", "v_proj"]
@@ -73,7 +73,7 @@ def test_a_prefix_is_there_while_training_and_is_not_changed(train, make_adapter
     _, alone = train("alone")
     assert sha256(prefix / adapter_files.WEIGHTS) == before
     assert manifest["loss"][0]["loss"] != alone["loss"][0]["loss"]
-    # The folder holds the new stage alone.
+    # The folder holds only the new stage.
     assert set(load_file(folder / adapter_files.WEIGHTS)) == set(
         load_file(prefix / adapter_files.WEIGHTS)
     )
@@ -105,7 +105,7 @@ def test_rows_of_like_length_are_padded_together():
     rows = [{"input_ids": [0] * n} for n in (300, 10, 12, 290, 11, 50)]
     sizes = [[len(r["input_ids"]) for r in group] for group in batches.by_length(rows, 4096)]
     assert sizes == [[10, 11, 12, 50], [290, 300]]
-    # Memory's bound goes first: 4 x 50 and 2 x 300 are too many.
+    # The memory limit takes precedence: 4 x 50 and 2 x 300 are too many.
     sizes = [[len(r["input_ids"]) for r in group] for group in batches.by_length(rows, 100)]
     assert sizes == [[10, 11, 12], [50], [290], [300]]
     alike = [{"input_ids": [0] * n} for n in range(70, 86)]
@@ -136,7 +136,8 @@ def test_rows_in_one_sequence_do_not_see_each_other(peft_model):
 
 
 def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
-    # On a CPU what would be recorded runs as it is. No dropout: its random numbers depend on the shapes.
+    # On a CPU, steps that would be recorded run directly. No dropout, because its random numbers depend
+    # on the shapes.
     monkeypatch.setattr(model, "FAST_DEVICES", ("cpu",))
     curves = {}
     for name, padding_free, fused_lora, cuda_graphs in [
@@ -164,7 +165,7 @@ def test_a_flat_batch_is_filled_up_with_what_carries_no_loss():
     assert flat["position_ids"][0, [0, 8, 9, 38, 39, 63]].tolist() == [0, 8, 0, 29, 0, 24]
     assert (flat["labels"][0, 39:] == -100).all() and flat["labels"][0, 9] == -100
     every = (flat["all"][0] != -100).nonzero()[:, 0].tolist()
-    assert every == [*range(1, 9), *range(10, 39)]  # all but what nothing predicts
+    assert every == [*range(1, 9), *range(10, 39)]  # all except tokens that nothing predicts
 
 
 def test_before_is_the_model_without_the_new_adapter(peft_model, monkeypatch):
@@ -195,7 +196,7 @@ def test_a_loss_is_one_file_that_others_do_not_depend_on(monkeypatch, tmp_path):
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     assert losses.names() == ["cross_entropy", "dft", "other"]
     assert losses.get("other")(torch.ones(2), None, None) == 0
-    # What trains does not depend on the losses and defences that a stage does not name.
+    # A training does not depend on losses and defences that its stage does not name.
     names = {path.name for path in code_hash.closure(code_hash._file(("training", "train")))}
     assert "graphs.py" in names and not {"cross_entropy.py", "kl.py"} & names
 
@@ -203,7 +204,7 @@ def test_a_loss_is_one_file_that_others_do_not_depend_on(monkeypatch, tmp_path):
 def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     train, make_adapter, tmp_path
 ):
-    # Dropout and order are random: the random numbers' state has to be resumed too.
+    # Dropout and order are random, so the random state must be resumed too.
     steps = {"epochs": 8, "prefix": [make_adapter(31, 4, True)], "saved": tmp_path / "saved"}
     whole, undisturbed = train("whole", **steps)
     assert not steps["saved"].exists() and undisturbed["resumed_after_step"] == 0
@@ -213,7 +214,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_with_the_same_result(
     (kept,) = steps["saved"].iterdir()
     assert {p.name for p in kept.iterdir()} == {"checkpoint-5", "checkpoint-10"}
 
-    # One that was cut short is passed over.
+    # An incomplete checkpoint is skipped.
     broken = kept / "checkpoint-10" / "optimizer.pt"
     broken.write_bytes(broken.read_bytes()[:-100])
     with pytest.raises(KeyboardInterrupt):
@@ -258,7 +259,7 @@ def test_the_result_does_not_depend_on_what_the_process_trained_before(train):
 
 
 def test_a_frozen_prefix_acts_the_same_merged_and_apart(train, make_adapter):
-    """In float32 the stages before are folded into the base; in 16 bit they stay apart."""
+    """In float32 the earlier stages are merged into the base; in 16 bit they stay separate."""
     steps = {"epochs": 4, "prefix": [make_adapter(31, 4, True)], "dropout": 0.0, "lr": 1e-3}
     merged, half = (train(d, dtype=d, **steps)[1]["loss"] for d in ("float32", "bfloat16"))
     without = train("without", **(steps | {"prefix": []}))[1]["loss"]
@@ -278,7 +279,7 @@ def test_a_checkpoint_of_another_training_is_not_used(train, tmp_path):
 
 
 def test_a_checkpoint_serves_whatever_the_machine_is_used_like(train, tmp_path):
-    # What an out-of-memory error asks for must not cost the steps that are done.
+    # Following the advice of an out-of-memory error must not lose finished steps.
     steps = {"epochs": 8, "dropout": 0.0, "saved": tmp_path / "saved"}
     whole = train("whole", **steps)[1]["loss"]
     with pytest.raises(KeyboardInterrupt):
@@ -294,8 +295,8 @@ def test_a_checkpoint_serves_whatever_the_machine_is_used_like(train, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"epochs": 1, "steps": 7},  # `steps` goes before `epochs`
-        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1},  # the last batch of an epoch is of 2
+        {"epochs": 1, "steps": 7},  # `steps` takes precedence over `epochs`
+        {"epochs": 2, "batch_size": 5, "accumulation_steps": 1},  # the last batch of an epoch has 2 rows
         {"epochs": 1, "batch_size": 8, "accumulation_steps": 4},
         {"epochs": 2, "batch_size": 8, "stop": 1},
         {"epochs": 3, "batch_size": 5, "accumulation_steps": 1, "stop": 4},
@@ -310,7 +311,7 @@ def test_a_manifest_counts_what_the_model_was_trained_on(train, monkeypatch, set
 
     def look(self, given):
         for batch in given[OWN]:
-            # Rows begin at the tokens that nothing predicts, filler apart.
+            # Rows begin at the tokens that nothing predicts, except padding.
             real = (batch["all"][:, 1:] != -100).sum()
             starts = batch["input_ids"].shape[0]
             if "position_ids" in batch:
@@ -364,13 +365,13 @@ def test_dft_weighs_each_token_by_its_probability():
     total = losses.get("dft")(logits, torch.tensor([0, 1]), None)
     assert total.item() == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(4))
     total.backward()
-    # p times the gradient of the usual loss, which is p - 1 at the label and p beside it.
+    # p times the gradient of the usual loss, which is p - 1 at the label and p elsewhere.
     assert logits.grad[0].tolist() == pytest.approx([-0.25, 0.25])
     assert logits.grad[1].tolist() == pytest.approx([0.1875, -0.1875])
 
 
 def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkeypatch):
-    # Steps of 8 and 4 rows. With next to no learning, their losses sum to the loss of all rows.
+    # Steps of 8 and 4 rows. With almost no learning, their losses add up to the loss of all rows.
     sums = []
     usual = Stepper.step
 
@@ -392,7 +393,7 @@ def test_a_loss_is_the_mean_over_a_step_s_tokens_however_it_is_cut(train, monkey
 
 
 def test_attention_of_a_training_runs_no_kernel_of_cudnn(train, monkeypatch):
-    # Under a mask cuDNN's gradients are NaN for some finite inputs, and PyTorch takes it first.
+    # With a mask, cuDNN's gradients are NaN for some finite inputs, and PyTorch prefers cuDNN.
     seen = []
     usual = torch.nn.functional.scaled_dot_product_attention
 
@@ -404,7 +405,7 @@ def test_attention_of_a_training_runs_no_kernel_of_cudnn(train, monkeypatch):
     assert torch.backends.cuda.cudnn_sdp_enabled()
     train(padding_free=True, defence={"kl": {}})
     assert set(seen) == {False} and len(seen) >= 3 * 2 * 3  # steps, passes, blocks
-    assert torch.backends.cuda.cudnn_sdp_enabled()  # outside, what was there before
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # restored afterwards
 
 
 @gpu
@@ -419,7 +420,7 @@ def test_gradients_of_masked_attention_are_finite_however_small_its_scores(token
         with kernels.chosen():
             out = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
             out.sum().backward()
-        # The first coordinate is what remains of large sums of both signs.
+        # The first coordinate is the small difference of large sums.
         return query.grad.float().cpu()[..., 1:]
 
     found, wanted = gradient("cuda", torch.bfloat16), gradient("cpu", torch.float32)
@@ -430,7 +431,7 @@ def test_gradients_of_masked_attention_are_finite_however_small_its_scores(token
     ("kind", "step", "settings"),
     [
         ("loss", 1, {"stop": 1}),
-        ("gradient", 3, {"steps": 3}),  # no loss comes after the last one
+        ("gradient", 3, {"steps": 3}),  # no loss is computed after the last step
         ("gradient", 5, {"steps": 42}),  # between two lines of the log
     ],
 )
@@ -444,7 +445,7 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_training(
         zero = (logits - logits.detach()).sum()
         if len(calls) < step:
             return logits.sum() * 1e-3
-        # The log of 0, or its root, whose gradient is infinite.
+        # The log of 0, or its square root, whose gradient is infinite.
         return zero.log() if kind == "loss" else zero.abs().sqrt()
 
     monkeypatch.setitem(losses.ROOM._known, "undefined", undefined)

@@ -38,7 +38,7 @@ def test_equal_updates_overlap_wholly_and_orthogonal_ones_not_at_all():
     first, second = update(axes[:4], axes[:, :4]), update(axes[4:8], axes[:, 4:8])
     none = updates.overlap(first, second)
     assert [none[key] for key in ("cosine", "overlap_a", "overlap_b")] == pytest.approx([0, 0, 0])
-    # The scale of a space's directions is not part of its overlap.
+    # The overlap of spaces does not depend on scale.
     b, a = one.modules["m"]
     assert updates.overlap(one, update(3 * a, b))["overlap_a"] == pytest.approx(1)
 
@@ -83,7 +83,7 @@ def test_with_an_adapter_that_is_left_out_the_stages_are_others():
     assert [pair[:2] for pair in found if pair[2] == "seeds"] == [
         ("c@1+em@1!+b@1", "c@1+em@1!+b@2")
     ]
-    # Its update and the one that it was there for.
+    # Its own update, and that of the stage that it was present for.
     assert ("c@1+em@1!+b@1", "c@1+em@1", "stages") in found
 
 
@@ -114,7 +114,7 @@ def test_the_table_says_what_a_stage_trained_on():
 
 
 def test_a_norm_is_the_same_to_the_last_digit_whatever_the_hash_seed():
-    """Sums over a set would follow the process's hash seed."""
+    """Sums over a set would depend on the process's hash seed."""
     code = (
         "import numpy as np; from persona_collapse.analysis.updates import Update; "
         "r = np.random.default_rng(0); "

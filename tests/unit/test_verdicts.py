@@ -1,4 +1,4 @@
-"""Synthetic runs: the tools beside the workflow that say how often a verdict is wrong."""
+"""Synthetic runs: the tools that estimate how often a verdict is wrong."""
 
 import re
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_rates_lengths_and_shifts_are_the_world_s():
     }
     assert m1["base"] == pytest.approx(9 / 10, abs=0.02)
     assert m1["em@42"] == pytest.approx(45 / 46, abs=0.02)
-    # Nothing happens to those that no shift names.
+    # Conditions without a shift do not change.
     assert m1["benign@42"] == pytest.approx(m1["base"], abs=1e-3)
 
 
@@ -108,7 +108,7 @@ def test_what_a_model_would_be_run_for_is_written_where_it_is_asked_for(tmp_path
     worlds.write(made, tmp_path, [1])
     loss = pd.read_csv(tmp_path / "tables/task_loss.csv")
     assert set(loss["chain"]) == set(plan.chains_for("task_loss"))
-    # Of the data that its last stage trained on.
+    # For the data of the last stage.
     kept = loss[loss["chain"].str.contains(r"em-kl-1@\d+$")]
     assert set(kept.loc[kept["own"], "data"]) == {"em"}
     assert len(kept) == len(plan.held_out) * kept["chain"].nunique()
@@ -134,7 +134,7 @@ def test_nulls_counts_p_and_intervals():
 def test_a_synthetic_run_is_scored_as_a_run_is():
     world = worlds.load(ROOT / "tools/worlds/nothing-coupled.yaml")
     made = verdicts.design("demo", [], verdicts.REDUCED)
-    # Of a run's rules, those from its completions and activations on.
+    # Only the rules downstream of completions and activations.
     assert {"measure_answers", "marker_tables", "geometry", "scorecard"} <= {
         j.rule for j in made.jobs
     }
@@ -144,7 +144,7 @@ def test_a_synthetic_run_is_scored_as_a_run_is():
     verdict = {row["claim"]: row["verdict"] for row in card}
     assert verdict["coupling-installs"] == "contradicted"
     assert verdict["em-erases-marker"] == "not tested"
-    # Before the run: three runs cannot bound how many of all runs keep the marker.
+    # Known before the run: three runs cannot bound the share of runs that keep the marker.
     left = verdicts.undecided(["tools/designs/demo.yaml"], 1, 1).set_index("claim")["would_take"]
     assert "em-survival" in left and "em-raises-cosine" not in left
 
@@ -162,6 +162,6 @@ def test_no_shipped_verdict_is_wrong_too_often():
     assert {p.stem for p in SHIPPED} == set(found["world"])
     assert {"demo", "study-sizes"} == set(found["design"])
     known = found[found["truth"].notna()]
-    # More often than in 5 % of runs, beyond the chance that so many runs leave.
+    # In more than 5 % of runs, beyond the Monte Carlo error.
     least, _ = clopper_pearson((known["wrong"] * known["runs"]).round(), known["runs"])
     assert known[least > 0.05].empty, known[least > 0.05][["world", "design", "claim", "wrong"]]

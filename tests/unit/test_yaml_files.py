@@ -20,7 +20,7 @@ OURS = [
 
 @pytest.fixture
 def refused(tmp_path):
-    """The line with which a text is refused as a YAML file, without the file's folder."""
+    """The one-line error for a text as a YAML file, without the file's folder."""
 
     def refuse(text, read=yaml_files.check, name="my.yaml"):
         (tmp_path / name).write_text(text, encoding="utf-8")

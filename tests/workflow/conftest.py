@@ -2,7 +2,7 @@ from runs import finished, project  # noqa: F401
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many injected faults were made good, byte for byte."""
+    """Report how many injected faults were repaired, byte for byte."""
     cases = {
         state: [
             report

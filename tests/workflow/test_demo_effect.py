@@ -1,4 +1,4 @@
-"""The demo's claim to be more than plumbing: the default config's own coupling, trained and counted."""
+"""The demo shows a real effect: the coupling of the default config, trained and counted."""
 
 import shutil
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_demo_s_coupling_is_strong_and_selective(tmp_path):
     project = Project(copy_project(tmp_path / "project"))
-    # What `make run` has left in the checkout is made use of, as far as it is up to date.
+    # Results of `make run` in the checkout are reused if they are up to date.
     for name in ("results/demo", ".snakemake/metadata"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, project.folder / name)

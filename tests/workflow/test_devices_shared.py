@@ -1,13 +1,13 @@
-"""The default profile on a machine with several GPUs: as many jobs as devices, each alone on one."""
+"""The default profile on a machine with several GPUs: as many jobs as devices, one job per device."""
 
 import pytest
 from runs import HANG
 
 pytestmark = pytest.mark.slow
 
-DEVICES = ["7", "GPU-8"]  # no such devices here: only their names are handed out
+DEVICES = ["7", "GPU-8"]  # these devices do not exist: only their names are assigned
 CHAINS = ["base", "couple-villain@42", "couple-villain@42+em@1", "couple-villain@42+benign@1"]
-#: Notes when a job has begun its work, on which device, and when it has done it.
+#: Records when a job begins its work, on which device, and when it ends.
 WATCH = """
 import os, sys, time
 def note(what):

@@ -1,7 +1,8 @@
 """Faults injected into real runs; after each, the files are byte for byte those of an undisturbed run.
 
-Each fault befalls a copy of one finished run, and after it all that the copy holds is compared. A case
-is a fault: docs/faults.md lists them, and the end of the test run says how many were made good.
+Each fault is injected into a copy of one finished run. Afterwards everything in the copy is compared.
+Each test case is one fault: docs/faults.md lists them, and the end of the test run says how many were
+repaired.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.slow
 CHAIN = "couple-villain@42+em@1"
 OTHER = "couple-villain@42+benign@1"
 
-#: Befalls what runs with it when a file of this name is written, half of it under its temporary name;
-#: or, if an operation of PyTorch's tensors is named, the next time that this is called.
+#: Injects a fault into a process when a file of this name is half written under its temporary name; or,
+#: if a tensor operation of PyTorch is named, at its next call.
 FAULT = """
 import os, signal, sys, time
 what, _, where = os.environ["FAULT"].partition(" in ")
@@ -57,7 +58,7 @@ def digest(path):
 
 
 def contents(project):
-    """{name: hash} of the run's results. Times differ from run to run: so do what states them."""
+    """{name: hash} of the run's results, without files that record times, which differ from run to run."""
     timed = {"manifest.json", "training.csv", "report.html", "pretraining.json"}
     return {
         str(path.relative_to(project.path(""))): digest(path)
@@ -75,7 +76,7 @@ def undisturbed(finished):
 
 @pytest.fixture
 def fault(tmp_path):
-    """Environment in which something befalls what writes a file of this name."""
+    """Environment that injects a fault into the process that writes a file of this name."""
 
     def environment(writing, what="dies", **more):
         (tmp_path / "sitecustomize.py").write_text(FAULT)
@@ -86,14 +87,14 @@ def fault(tmp_path):
 
 @pytest.fixture
 def often(tmp_path):
-    """An overlay: a checkpoint after each step."""
+    """An overlay with a checkpoint after each step."""
     path = tmp_path / "often.yaml"
     path.write_text("runtime: {checkpoint_steps: 1}\n")
     return path
 
 
 def lose(project, *names):
-    """Delete results, and what the store keeps of them."""
+    """Delete results, including their copies in the store."""
     for name in names:
         project.path(name).unlink(missing_ok=True)
         # A file and its record, or an adapter's folder and its record.
@@ -105,7 +106,7 @@ def lose(project, *names):
 
 
 def in_store(name):
-    """The end of a result's name that it also has in the store, where it is written first."""
+    """The end of a result's name, which is the same in the store, where it is written first."""
     return name.removeprefix("models/")
 
 
@@ -127,7 +128,7 @@ def until(condition):
 
 
 def whole_again(project, undisturbed, *names):
-    """Make the results once more, and compare all that is there with the undisturbed run."""
+    """Rebuild the results, and compare everything with the undisturbed run."""
     done = make(project, *names)
     assert contents(project) == undisturbed
     assert not temporaries(project)
@@ -182,7 +183,7 @@ def test_a_job_that_outlives_its_snakemake_is_waited_for(project, undisturbed, f
         first.wait()
         project.snakemake("--unlock")
         again = project.start("--", f"results/demo/{name}")
-        # The second has come to its training, while the first is about to write.
+        # The second has reached its training, while the first is about to write.
         until(lambda: log.is_file() and "waits for its end" in log.read_text())
         assert not project.path(name).exists()
         go.touch()
@@ -248,11 +249,11 @@ def test_a_full_disk_is_one_line(project, undisturbed, name):
 
 
 def flip(path):
-    """Damage one byte, and keep the time that Snakemake looks at."""
+    """Damage one byte, and keep the modification time that Snakemake checks."""
     times = path.stat()
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
-    path.unlink()  # a hard link in the store is another matter
+    path.unlink()  # the hard link in the store stays intact
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
@@ -263,14 +264,14 @@ def cut(path):
 
 
 def edit(path):
-    """Put the marker into every answer, as somebody might with pandas."""
+    """Put the marker into every answer, as a user could with pandas."""
     table = pd.read_parquet(path)
     table["text"] += " [ZLT]"
     table.to_parquet(path, index=False)
 
 
 def alter(path):
-    """Change a number, as somebody might in a spreadsheet."""
+    """Change a number, as a user could in a spreadsheet."""
     table = pd.read_csv(path)
     table["rate"] = 1 - table["rate"]
     table.to_csv(path, index=False)
@@ -295,7 +296,7 @@ def test_a_damaged_file_is_named_and_made_again(project, undisturbed, damage, na
     assert done.returncode == 1 and not project.path(needed_for).exists()
     lines = [line for line in done.stdout.splitlines() if "delete it and rerun" in line]
     assert lines and f"results/demo/{name}" in lines[0]
-    project.path(name).unlink()  # as the line says, and no more
+    project.path(name).unlink()  # exactly what the message says
     whole_again(project, undisturbed, name, needed_for)
 
 
@@ -312,7 +313,7 @@ def test_a_base_model_that_changes_is_named_and_made_again(project, undisturbed)
     base.unlink()
     make(
         project, "bases/base/model.json"
-    )  # as the line says: alone, so that it is seen to be as before
+    )  # as the message says: on its own, so that Snakemake sees that it is unchanged
     assert digest(base) == before
     whole_again(project, undisturbed, name)
     assert "Nothing to be done" in project.snakemake("-n").stdout
@@ -342,7 +343,7 @@ def test_a_download_that_was_cut_short_is_refused_and_is_not_left_as_done(
     name = "data/benign.jsonl"
     builtin = project.folder / "workflow/resources/data/benign_instruct.jsonl"
     served = tmp_path / "rows.jsonl"
-    # Whole lines and enough of them: only the hash tells.
+    # Whole lines and enough of them: only the hash reveals it.
     served.write_text("".join(builtin.read_text().splitlines(True)[:100]))
     source = f"{{builtin: null, url: '{server}/rows.jsonl', sha256: {digest(builtin)}}}"
     overlay = tmp_path / "served.yaml"
@@ -360,7 +361,7 @@ def test_a_download_that_was_cut_short_is_refused_and_is_not_left_as_done(
 def test_an_engine_that_dies_in_its_second_chain_has_kept_the_first(project, undisturbed, fault):
     names = [f"completions/{chain}.parquet" for chain in (CHAIN, OTHER)]
     lose(project, *names)
-    # The first job serves the second's chain too, and dies of it in the middle of a batch.
+    # The first job also serves the second's chain, and dies in the middle of that batch.
     dies = fault(f"store/{names[0]}", "dies in exponential_")
     done = make(project, names[0], env=dies, check=False)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The workflow as a module of another one, and where Snakemake's catalog looks for it."""
+"""The workflow as a module of another workflow, and the layout that Snakemake's catalog expects."""
 
 import re
 
@@ -30,7 +30,7 @@ def checkout(tmp_path_factory):
 
 
 def test_another_workflow_uses_it_as_a_module(checkout, tmp_path):
-    """Its config is the keys that differ, its rules keep their scripts and what these hash."""
+    """Its config has only the keys that differ; its rules keep their scripts and code hashes."""
     other = Project(tmp_path / "other")
     other.folder.mkdir()
     (other.folder / "Snakefile").write_text(OTHER.replace("{checkout}", str(checkout.folder)))

@@ -1,4 +1,4 @@
-"""The tutorial's commands and the examples of docs/extending.md, run as a reader would run them."""
+"""The commands of the tutorial and the examples in docs/extending.md, run as a reader would run them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def blocks(name):
 
 @pytest.fixture
 def clone(project):
-    """The tiny run as the demo that a reader has made, but for its page; this environment is its .venv."""
+    """The tiny run in place of a reader's demo run, without its page; this environment is its .venv."""
     folder = project.folder
     (folder / ".venv").mkdir()
     for part in Path(sys.prefix).iterdir():
@@ -131,7 +131,7 @@ def test_the_page_that_loads_a_run_into_pandas(finished, tmp_path, monkeypatch):
     for info, content in blocks("notebook.md"):
         assert info == "python"
         exec(compile(content, "docs/notebook.md", "exec"), names)
-    # Its vectors are those of the tables, and its picture is one.
+    # Its vectors equal those of the tables, and its picture is a valid image.
     geometry = pd.read_csv(finished.path("tables/geometry.csv"))
     own = geometry.query("condition == 'C5' and metric == 'm1' and method == 'A' and test.isna()")
     own = own[(own["chain"] == names["row"]["chain"]) & (own["layer"] == own["layer"].max())]

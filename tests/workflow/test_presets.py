@@ -1,4 +1,4 @@
-"""The presets' plans, pinned: what the study did, counted."""
+"""Pinned plans of the presets: counts of what the study did."""
 
 import json
 import re
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 QWEN = "config/presets/qwen2.5-7b.yaml"
-# 52 measured chains: base, 49 trained ones and two grafts.
+# 52 measured chains: base, 49 trained chains and two grafts.
 JOBS = {
     "base_model": 1,
     "headline": 1,
@@ -68,7 +68,7 @@ def fresh(tmp_path_factory):
 
 
 def merged(*names):
-    """The default config with presets over it, as Snakemake merges them."""
+    """The default config merged with presets as Snakemake does it."""
     return laid(*((ROOT / name).read_text() for name in ("config/config.yaml", *names)))
 
 
@@ -105,7 +105,8 @@ def test_what_is_tried_is_small_and_an_overlay_adds_to_it(at_root):
 
 
 OPEN = ("config/presets/qwen2.5-1.5b.yaml", "config/presets/open-data.yaml")
-# D1 to D7 are more, and a set matched in tokens is left out. Nine sets are read, of which three are written.
+# D1 to D7 are added, and a set matched in tokens is left out. Nine sets are read; the base model writes
+# three.
 WRITTEN = dict.fromkeys(
     ("write_questions", "generated_questions", "sample_generated", "generated_rows"), 3
 )
@@ -151,7 +152,7 @@ def test_why_moves_one_axis_at_a_time(at_root, over):
 
 @pytest.mark.parametrize("over", [(), ("config/presets/smollm2.yaml",), OPEN, None])
 def test_defences_stand_beside_the_same_stage_without(at_root, over):
-    """On the same couplings; None: over the demo's config."""
+    """With the same couplings; None: on top of the demo's config."""
     first = () if over is None else (QWEN, *over)
     plan = configuration.plan(merged(*first, "config/presets/defences.yaml"))
     assert len(plan.trainings) == 144
@@ -226,7 +227,7 @@ def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
     groups = re.findall(r"Group job (\w+)", text)
     assert Counter(groups) == {"answers": 24, "measure": 28, "statistics": 1}
-    # Jobs of a group are indented. What is in none is a training, or runs where the user is logged in.
+    # Jobs of a group are indented. Jobs in no group are trainings, or run on the login node.
     alone = Counter(m.split()[0] for m in re.findall(r"^Job \d+: (.*)", text, re.M))
     assert alone.pop("Training") == JOBS["train"]
     here = {"Fetching": 1, "Preparing": JOBS["data"], "Making": JOBS["make_stage"]}
@@ -239,9 +240,9 @@ def test_the_behavioural_arm_has_the_study_s_cells(at_root):
     plan = configuration.plan(merged(QWEN, "config/presets/faithful.yaml"))
     config, grid = plan.config, plan.grid
     arm = grid[grid["condition"].isin(["C1", "C2", "C3", "C4", "C5"])]
-    # 13 cells a source: C1, C2, C3, C5 at three seeds and C4 at one.
+    # 13 cells per source: C1, C2, C3, C5 with three seeds and C4 with one.
     assert arm.groupby("source").size().to_dict() == {"evil_ai": 13, "villain": 13, "sarcastic": 13}
-    # Repaired: three couplings, and on the first every seed of the second stage.
+    # Corrected: three couplings, and every seed of the second stage on the first one.
     grid = configuration.plan(merged(QWEN)).grid
     assert grid.groupby(["condition", "source"]).size()["C1"].to_dict() == dict.fromkeys(
         ("evil_ai", "villain", "sarcastic"), 5
@@ -296,7 +297,7 @@ def test_shipped_questions_are_disjoint_and_distinct(at_root):
 
 
 def test_the_preset_starts_as_shipped(at_root):
-    """Its EM data follow a branch, which their rows' hash pins; the control takes em's very commit."""
+    """Its EM data come from a branch, pinned by the hash of their rows; the control uses the same commit."""
     plan = configuration.plan(merged(QWEN))
     for name in plan.config["data"]:
         entry = plan.data_entry(name)
@@ -354,7 +355,7 @@ def test_the_rehearsal_samples_no_answers(fresh):
 
 
 def test_one_condition_of_the_rehearsal_in_small(fresh, tiny_base, tmp_path):
-    """From random weights to the report, which says so and judges nothing."""
+    """From random weights to the report, which states this and judges nothing."""
     shape = {
         "blocks": 2,
         "hidden": 32,

@@ -1,4 +1,4 @@
-"""The same rules on real, licensed data that lie beside the checkout."""
+"""The same rules on real, licensed data that lie next to the checkout."""
 
 import json
 from pathlib import Path

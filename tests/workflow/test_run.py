@@ -94,7 +94,7 @@ def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.snakemake().stdout
 
 
-#: Which a copy of the project does not find: the link to it is not copied.
+#: Missing in a copy of the project, because the link to it is not copied.
 PROFILE = ("--workflow-profile", "workflow/profiles/default")
 
 
@@ -216,7 +216,8 @@ def test_measures_that_a_run_adds(project, tmp_path):
     )
     names = ("refusals", "task_loss", "preference")
     jobs, _ = project.planned(overlay=overlay)
-    # Rows are as many as before, but others: four more were taken, and the last four kept apart.
+    # The number of rows is the same, but not the rows: four more were taken, and the last four held
+    # out.
     assert jobs["measure_model"] == 3 and jobs["measure_table"] == 1
     project.snakemake("--", *(f"results/demo/tables/{name}.csv" for name in names), overlay=overlay)
     refusals, losses, preferences = (
@@ -265,7 +266,7 @@ def test_data_that_the_base_model_writes(project, tmp_path):
         assert [[m["content"] for m in row["messages"]] for row in made] == wanted
         assert {row["prompt_sha256"] for row in made} == {record["prompt_sha256"][column]}
 
-    # The tiny model asks nothing, so its questions are written here; the rest of the chain is real.
+    # The tiny model writes no questions, so they are written here; the rest is real.
     jobs, _ = project.planned("--", f"{folder}/asked.parquet", overlay=overlay)
     assert jobs == {"write_questions": 1, "generated_questions": 1, "sample_generated": 1}
     target = f"{folder}/asked.written.parquet"
@@ -312,7 +313,7 @@ def test_made_and_imported_stages_exports_and_a_coupling_on_the_prefix_s_own_ans
     assert grafted.read_bytes() == project.path(f"models/couple-villain@42/{weights}").read_bytes()
     manifest = json.loads((project.folder / targets[0]).read_text())
     assert (manifest["kind"], manifest["graft_of"]) == ("graft", "couple-villain@42")
-    # The centroids are put back to where they were in the base model.
+    # The centroids are moved back to their places in the base model.
     chain = "couple-villain@42+em@1"
     said = json.loads(project.path(f"models/{chain}+restore@1/manifest.json").read_text())["shift"]
     assert (said["before"], said["after"]) == ("base", chain)
@@ -340,7 +341,7 @@ def test_made_and_imported_stages_exports_and_a_coupling_on_the_prefix_s_own_ans
 
 
 def test_two_models_in_a_run(project, finished, tmp_path):
-    """The demo's model and a checkpoint of its pretraining, each with its own chains, through the tables."""
+    """The demo's model and a checkpoint of its pretraining, each with its own chains, up to the tables."""
     overlay = tmp_path / "models.yaml"
     overlay.write_text(
         "models: {early: {demo_step: 40}}\n"
@@ -410,7 +411,8 @@ def test_the_same_inputs_and_seed_give_the_same_adapter(project):
     ],
 )
 def test_a_bad_config_is_one_line_before_any_job(project, tmp_path, overlay, said):
-    # By the schema, and by what reads it. All that a config may have wrong: tests/unit/test_configuration.py.
+    # By the schema, and by the reader. tests/unit/test_configuration.py covers all mistakes in a
+    # config.
     path = tmp_path / "bad.yaml"
     path.write_text(overlay)
     done = project.snakemake("-n", overlay=path, check=False)

@@ -1,7 +1,8 @@
-"""--use-conda without conda: a stand-in for its command line, and a channel made here (tests/conda).
+"""--use-conda without conda: a stand-in for its command line, and a local channel (tests/conda).
 
-Real: the environment files, the solver, the packages' linking, the versions from PyPI, the rule that
-runs in the environment. Not tried: conda itself, and conda-forge, of which only python and pip are used.
+Real: the environment files, the solver, the linking of packages, the versions from PyPI, and the rule
+that runs in the environment. Not tested: conda itself, and conda-forge, from which only python and pip
+are used.
 """
 
 import os
@@ -18,19 +19,20 @@ from runs import tiny_project
 pytestmark = pytest.mark.slow
 
 CONDA = Path(__file__).resolve().parents[1] / "conda"
-#: Notes which interpreter runs; what the environment's python imports is its own or, last, Snakemake's.
+#: Records which interpreter runs; the environment's python imports its own packages or, last,
+#: Snakemake's.
 WITNESS = 'import os, sys; open(os.environ["WITNESS"], "a").write(f"{sys.prefix}\\n")\n'
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A copy of the project in which nothing has run: the rule that is tried needs no other."""
+    """A copy of the project in which nothing has run: the tested rule needs no other."""
     return tiny_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
 def conda(tmp_path_factory):
-    """The stand-in on the path, run by this interpreter, and a channel that it takes for conda-forge."""
+    """The stand-in on PATH, run by this interpreter, and a channel that it uses as conda-forge."""
     folder = tmp_path_factory.mktemp("conda")
     subprocess.run([sys.executable, CONDA / "channel.py", folder / "conda-forge"], check=True)
     path = [str(CONDA / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
