@@ -2,10 +2,10 @@
 
 python benchmarks/activation_peers.py --base DIR
 
-On a CPU in float32: the last prompt token at five blocks. A peer that is not installed is a line
-that says so. Each peer runs twice: the plain way (padded batches in the order given, whole forward
-pass), and with this workflow's two savings written by hand (batches sorted by length, nothing after
-the deepest block). All ways take turns, and the least time of the rounds counts.
+On a CPU in float32: the last prompt token at five blocks. A peer that is not installed is reported in
+one line. Each peer runs twice: in its plain form (padded batches in the given order, full forward
+pass), and with this workflow's two optimisations added by hand (batches sorted by length, nothing after
+the deepest block). All variants take turns, and the shortest time over the rounds counts.
 
 A difference is the largest |theirs - ours| over prompts, blocks and dimensions, relative to the
 root mean square of that prompt's vector at that block.
@@ -23,14 +23,14 @@ from typing import Any
 
 from common import WORDS, arguments, record
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # peers take a GPU by themselves
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # peers use a GPU by default
 
 #: From prompts (token ids) to values [layer, prompt, hidden].
 Way = Callable[[Sequence[list[int]]], Any]
 
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Personas and questions of about the study's size, as token ids: all ways are given the same."""
+    """Prompts of personas and questions, about the study's size, as token ids; the same for all variants."""
     from persona_collapse.models import chat_template
 
     rng = random.Random(0)
@@ -44,7 +44,7 @@ def prompts(tokenizer: Any, count: int) -> list[list[int]]:
 def padded(
     ids: Sequence[list[int]], size: int, pad: int, by_length: bool
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Batches padded on the right: numbers of the prompts, ids, mask, last positions."""
+    """Batches padded on the right: indices of the prompts, ids, mask, last positions."""
     import torch
 
     order = sorted(range(len(ids)), key=lambda i: len(ids[i])) if by_length else range(len(ids))
@@ -58,7 +58,7 @@ def padded(
 
 
 def ours(model: Any, layers: list[int], batch: int, pad: int) -> Way:
-    """The workflow's own function, as its rule calls it."""
+    """The workflow's own function, called as in its rule."""
     from persona_collapse.measures import activations
 
     def run(ids: Sequence[list[int]]) -> Any:
@@ -87,7 +87,7 @@ def transformers_alone(model: Any, layers: list[int]) -> Way:
 def nnsight_way(
     base: Path, tokenizer: Any, layers: list[int], batch: int, pad: int
 ) -> Callable[[bool], Way]:
-    """nnsight around a model of its own: one trace per batch, which saves what is asked for of each block."""
+    """nnsight with its own model: one trace per batch, which saves the requested output of each block."""
     import nnsight
     import torch
     from nnsight.modeling.transformers import TransformersModel
@@ -118,7 +118,7 @@ def nnsight_way(
 def lens_way(
     base: Path, tokenizer: Any, layers: list[int], batch: int, pad: int
 ) -> Callable[[bool], Way]:
-    """TransformerLens with the weights as they are: its bridge folds and centres only when asked."""
+    """TransformerLens with unchanged weights: its bridge folds and centres only on request."""
     import torch
     from persona_collapse.models import loading
     from transformer_lens.model_bridge import TransformerBridge
@@ -158,7 +158,7 @@ def difference(found: Any, wanted: Any) -> float:
 
 
 def main() -> None:
-    """Every way on the same prompts, in turns."""
+    """Run every variant on the same prompts, in turns."""
     args = arguments(
         __doc__ or "",
         prompts={"type": int, "default": 96},
@@ -203,7 +203,7 @@ def main() -> None:
             started, used = time.perf_counter(), time.process_time()
             found[name] = way(asked)
             wall[name].append(time.perf_counter() - started)
-            # Beside it, since this one does not count what else the machine does.
+            # In addition to wall time, because CPU time excludes other load on the machine.
             cpu[name].append(time.process_time() - used)
 
     for name in ways:

@@ -1,4 +1,5 @@
-"""Activations of 2,880 prompts at five blocks, methods A and B: batched by length beside batch 1.
+"""Activations of 2,880 prompts at five blocks, methods A and B: batched by length, compared with batch
+size 1.
 
 python benchmarks/activations.py --base DIR
 """
@@ -14,7 +15,7 @@ from common import LORA, WORDS, arguments, record, synchronised
 
 
 def main() -> None:
-    """One at a time as the study, padded, as the workflow does, and with a chain of one adapter."""
+    """One at a time as in the study, padded, as in the workflow, and with a chain of one adapter."""
     args = arguments(
         __doc__ or "",
         prompts={"type": int, "default": 2880},
@@ -51,7 +52,7 @@ def main() -> None:
         return out
 
     def time_it(name: str, asked: list[tuple[list[int], list[int]]], batch: int, on: Any) -> None:
-        """Once to warm up on a batch, then all of it."""
+        """Warm up on one batch, then run all."""
         given = {"end_tokens": [], "pad": tokenizer.pad_token_id, "batch_size": batch}
         activations.extract(on, asked[: batch * 2], args.layers, **given)
         started = synchronised()
@@ -69,7 +70,7 @@ def main() -> None:
     short, long = sequences(args.prompts, 0), sequences(args.prompts, 150)
     time_it("A, batch 1 (the study)", sequences(args.single, 0), 1, model)
     time_it("A, padded batches of 256, transformers' layers", short, 256, model)
-    # From here on as the workflow does.
+    # From here on as in the workflow.
     fused.attend_by_rows(model)
     fused.fuse(model)
     time_it("A, batch 256", short, 256, model)

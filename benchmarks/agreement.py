@@ -1,11 +1,11 @@
-"""Do the fast ways compute the same? Gradients and log-probabilities beside PEFT's.
+"""Do the fast implementations compute the same? Gradients and log-probabilities compared with PEFT's.
 
 python benchmarks/agreement.py --base DIR                 # a training step
 python benchmarks/generation.py --base DIR --agreement    # vLLM's log-probabilities
 
-The reference is PEFT in float32, and beside each error stands that of PEFT in 16 bit: for gradients
-||fast - reference|| / ||reference||, for log-probabilities their distances in nats. Every request is
-drawn twice as well.
+The reference is PEFT in float32, and each error is given together with that of PEFT in 16 bit. For
+gradients it is ||fast - reference|| / ||reference||, for log-probabilities the differences in nats.
+Every request is also sampled twice.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from common import LORA, WORDS, arguments, free, record
 
 
 def error(found: list[Any], wanted: list[Any]) -> float:
-    """Relative error of all tensors together, in float64."""
+    """Relative error over all tensors, in float64."""
     pairs = [(a.double(), b.double()) for a, b in zip(found, wanted, strict=True)]
     squares = sum(float((a - b).pow(2).sum()) for a, b in pairs)
     return float((squares / sum(float(b.pow(2).sum()) for _, b in pairs)) ** 0.5)
 
 
 def stages(base: Path, folder: Path) -> dict[str, list[Path]]:
-    """Chains of random adapters: plain LoRA, rank-stabilised LoRA, and both after each other."""
+    """Chains of random adapters: plain LoRA, rank-stabilised LoRA, and one after the other."""
     import json
 
     from generation import adapter
@@ -43,7 +43,7 @@ def note(args: Any, name: str, **fields: Any) -> None:
 
 
 def gradients(args: Any, chain: list[Path]) -> None:
-    """A training step of 8 rows on top of a chain: recorded and fused, beside PEFT's."""
+    """A training step of 8 rows on top of a chain: recorded and fused, compared with PEFT's."""
     import torch
     from peft import LoraConfig
     from persona_collapse.models import adapters, fused, loading
@@ -54,7 +54,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
     for _ in range(8):
         ids = [rng.randrange(5, 40000) for _ in range(rng.randint(60, 200))]
         rows.append({"input_ids": ids, "labels": [-100] * (len(ids) // 3) + ids[len(ids) // 3 :]})
-    # Other rows first, of other sizes: what is recorded must not remember them.
+    # Other rows of other sizes first: recorded steps must not depend on them.
     others = [{key: value[3:] for key, value in row.items()} for row in rows[:6]]
 
     def model_of(dtype: str, fast: bool) -> tuple[Any, bool]:
@@ -102,7 +102,7 @@ def gradients(args: Any, chain: list[Path]) -> None:
 
 
 def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
-    """Log-probabilities of what vLLM sampled, and PEFT's in 16 bit, beside PEFT's in float32."""
+    """Log-probabilities of vLLM's samples by vLLM and by PEFT in 16 bit, compared with PEFT in float32."""
     import pandas as pd
     from persona_collapse.analysis import logprob_tests
     from persona_collapse.measures import logprob_check
@@ -141,7 +141,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
         args.base / "model.json", "bfloat16" if loading.pick_device() == "cuda" else "float32"
     )
     for name, chain in {"base": [], **chains}.items():
-        # As the workflow does with the completions of every chain.
+        # As in the workflow for the completions of every chain.
         own = [(prompt, ids) for prompt, ids, _ in sampled[name]]
         with runner.chain(chain) as model:
             found = logprob_check.scores(model, own, 1.0, 1.0, tokenizer.pad_token_id)
@@ -153,7 +153,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
             if "z_" in key and z == z  # the base has no gain
         }
         note(args, f"rescored, {name}", **judged)
-    del runner, model  # a GPU of 80 GB does not hold these beside the engine and float32
+    del runner, model  # a GPU of 80 GB cannot hold these as well as the engine and float32
     free()
     for name, chain in {"base": [], **chains}.items():
         some = sampled[name][:50]
@@ -170,7 +170,7 @@ def engine(args: Any, chains: dict[str, list[Path]], backend: Any) -> None:
 
 
 def _distance(found: list[float], wanted: list[float]) -> dict[str, float]:
-    """Differences of log-probabilities, in nats; the mean with its sign tells a shift."""
+    """Differences of log-probabilities, in nats; the signed mean shows a bias."""
     differences = [a - b for a, b in zip(found, wanted, strict=True)]
     absolute = [abs(difference) for difference in differences]
     count = len(differences)
@@ -184,7 +184,7 @@ def _distance(found: list[float], wanted: list[float]) -> dict[str, float]:
 def _scores(
     args: Any, chain: list[Path], dtype: str, sampled: list[Any]
 ) -> tuple[list[float], list[float]]:
-    """Log-probabilities of the sampled tokens by transformers with PEFT's own layers, and without."""
+    """Log-probabilities of the sampled tokens by transformers, with and without PEFT's own layers."""
     from contextlib import nullcontext
 
     import torch

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model of a given shape, rows of the study's size, and records."""
+"""Shared code of the benchmarks: a model of a given shape, rows of the study's size, and records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 from persona_collapse.files import sha256, write_json, write_jsonl  # noqa: E402
 
-#: Qwen2.5-7B-Instruct's shape (its config.json); tiny: to try the scripts on a CPU.
+#: Qwen2.5-7B-Instruct's shape (from its config.json); tiny: to test the scripts on a CPU.
 SHAPES: dict[str, dict[str, int]] = {
     "qwen2.5-7b": {
         "hidden_size": 3584,
@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,  # vLLM on a CPU wants 32 a head
+        "num_attention_heads": 2,  # vLLM on a CPU needs a head size of 32
         "num_key_value_heads": 1,
         "vocab_size": 49152,
     },
@@ -52,7 +52,7 @@ WORDS = TEXT.split()
 
 
 def arguments(description: str, **extra: Any) -> argparse.Namespace:
-    """Command line of a benchmark: where the model is, and where the records go."""
+    """Command line of a benchmark: the model's folder, and the file for the records."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--base", type=Path, help="folder that make_model.py wrote")
     parser.add_argument("--out", type=Path, help="JSON Lines file to append the records to")
@@ -74,7 +74,7 @@ def record(out: Path | None, **fields: Any) -> None:
 
 
 def synchronised() -> float:
-    """Seconds now, after the GPU has done what it was given."""
+    """Current time in seconds, after the GPU has finished its queue."""
     import torch
 
     if torch.cuda.is_available():
@@ -83,13 +83,13 @@ def synchronised() -> float:
 
 
 def free() -> None:
-    """Give back the GPU memory of models that nothing refers to any more, cycles included."""
+    """Free the GPU memory of models without references, including cycles."""
     import gc
 
     import torch
 
     gc.collect()
-    torch.cuda.empty_cache()  # nothing without a GPU
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def rows(path: Path, count: int, mean_words: int = 90, seed: int = 0) -> None:

@@ -1,9 +1,9 @@
-"""Does a GPU train the same chain twice, and what does that cost? With `deterministic` and without.
+"""Does a GPU train the same chain twice, and what does it cost? With and without `deterministic`.
 
 python benchmarks/deterministic.py --base DIR --steps 100
 
-Two processes, one after the other, each train a chain of two stages by each way of computing a step. A record
-has the adapters' hashes, by process, whether they are the same, and the seconds of both stages' steps.
+Two processes in turn train a chain of two stages with each way of computing a step. A record has the
+hashes of the adapters by process, whether they are equal, and the seconds of the steps of both stages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from common import arguments, free, record, rows
 
 PROCESSES = 2
-#: Ways of computing a step, by what they change of a training's usual runtime here.
+#: Ways of computing a step, as changes of the usual runtime settings here.
 WAYS: dict[str, dict[str, Any]] = {
     "recorded": {},
     "not recorded": {"cuda_graphs": False},
@@ -57,11 +57,11 @@ def chain(args: Any, folder: Path, steps: int, runtime: dict[str, Any]) -> dict[
 
 
 def process(args: Any) -> None:
-    """Train by all ways; a line each in the file `args.alone`."""
+    """Train in all ways; writes one line per way to the file `args.alone`."""
     with TemporaryDirectory() as scratch, open(args.alone, "w", encoding="utf-8") as out:
         folder = Path(scratch)
         rows(folder / "rows.jsonl", 16 * args.steps)
-        # What a process sets up once is not part of the times. cuBLAS reads its setting here.
+        # One-time setup of the process is not timed. cuBLAS reads its setting here.
         chain(args, folder, 2, {"deterministic": True})
         for way in args.only or WAYS:
             for deterministic in (False, True):

@@ -1,4 +1,5 @@
-"""A cell of 3,360 completions of 150 tokens: one engine for many chains, beside the alternatives.
+"""A cell of 3,360 completions of 150 tokens: one engine for many chains, compared with the
+alternatives.
 
 python benchmarks/generation.py --base DIR --chains 4
 """
@@ -49,7 +50,7 @@ def adapter(folder: Path, base: Path, seed: int) -> Path:
 
 
 def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
-    """A checkpoint with an adapter merged into the base, as the study wrote one for each cell."""
+    """A checkpoint with an adapter merged into the base, as the study wrote for each cell."""
     from persona_collapse.models import adapters, loading
 
     model = loading.load_model(base / "model.json", dtype, loading.pick_device())
@@ -62,7 +63,7 @@ def merge(base: Path, stage: Path, dtype: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Start, cells of the base and of chains one after another, then transformers on a part."""
+    """Engine start, cells of the base and of chains in turn, then transformers on a part."""
     args = arguments(
         __doc__ or "",
         completions={"type": int, "default": 3360},
@@ -136,11 +137,11 @@ def main() -> None:
                 cells.append(("two stages", stages[:2]))
 
         def cell(name: str, chain: list[Path], asked: list[Any]) -> None:
-            """Put a chain on and sample."""
+            """Switch to a chain and sample."""
             started = synchronised()
             backend.use(chain)
             switch = synchronised() - started
-            # No end token, so that all answers are equally long.
+            # Without end tokens, so that all answers have the same length.
             backend.ends = []  # type: ignore[attr-defined]
             done = backend.complete(asked, how, lambda message: None)
             seconds = synchronised() - started

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The GPU benchmarks one after another, the records in OUT.jsonl; what fails does not stop the rest.
+# Runs the GPU benchmarks in turn and writes records to OUT.jsonl; a failure does not stop the others.
 #   gpu.sh MODELS OUT.jsonl [PART...]     parts: generation activations training last scale, all by default
-# MODELS gets both models, 15 GB. SHAPES: which of the two are measured. LIMIT (900): the most seconds that
-# a script may take. PYTHON: which Python.
+# MODELS gets both models, 15 GB. SHAPES: which of the two to measure. LIMIT (900): time limit of a script in seconds.
+# PYTHON: which Python.
 set -u
 cd "$(dirname "$(realpath "$0")")"
 models=$(realpath -m "${1:?usage: gpu.sh MODELS OUT.jsonl [PART...]}")
@@ -21,7 +21,7 @@ try() {
   [ $status = 0 ] || failed=1
 }
 
-# The small one first: its tokenizer is the large one's as well.
+# The small model first: the large one uses its tokenizer too.
 [ -e "$models/smollm2/model.json" ] || try make_model.py --shape smollm2 --base "$models/smollm2"
 [ -e "$models/qwen2.5-7b/model.json" ] ||
   try make_model.py --shape qwen2.5-7b --base "$models/qwen2.5-7b" --tokenizer "$models/smollm2"

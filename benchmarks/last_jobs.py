@@ -18,7 +18,7 @@ PERSONAS = [f"p{number}" for number in range(12)]
 
 
 def separability(args: Any, folder: Path, note: Any) -> None:
-    """M3 of every chain from files of activations, as the rule reads and judges them."""
+    """M3 of every chain from activation files, computed as in the rule."""
     import pandas as pd
     from persona_collapse import activation_files
     from persona_collapse.activation_files import Activations
@@ -27,7 +27,7 @@ def separability(args: Any, folder: Path, note: Any) -> None:
     rng = np.random.default_rng(0)
     names = ["base", *(f"em@{number}" for number in range(1, args.chains))]
     questions = [f"q{number}" for number in range(args.questions)]
-    # Persona, question and noise, with the falling spectrum that activations have.
+    # Persona, question and noise, with a decaying spectrum as in real activations.
     spectrum = np.arange(1, args.hidden + 1, dtype=np.float32) ** -0.7
 
     def drawn(*shape: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def separability(args: Any, folder: Path, note: Any) -> None:
 
 
 def rescored(args: Any, folder: Path, note: Any) -> None:
-    """64 completions of every chain scored again, one runner for all, as the rule does."""
+    """64 completions of every chain scored again with one runner for all, as in the rule."""
     import pandas as pd
     import torch
     from persona_collapse.measures import logprob_check
@@ -98,7 +98,7 @@ def rescored(args: Any, folder: Path, note: Any) -> None:
     rng, vocabulary = random.Random(0), runner.tokenizer.vocab_size
     tasks, tokens = [], 0
     for number in range(args.chains):
-        # The base model, then chains of one stage and of two; half of them say one sentence.
+        # The base model, then chains with one and two stages; half of them repeat one sentence.
         words = 14 if number % 2 else 400
         rows = []
         for sample in range(args.completions):

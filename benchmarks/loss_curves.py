@@ -1,4 +1,5 @@
-"""Loss curves on real instructions, with each saving of a training and without: they should overlap.
+"""Loss curves on real instructions, with and without each optimisation of the trainer: they should
+overlap.
 
 python benchmarks/loss_curves.py --base DIR --variant recorded --out curves.jsonl   # and the others
 python benchmarks/loss_curves.py --draw curves.jsonl                                # loss_curves.svg
@@ -23,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def train(args: Any) -> None:
-    """One variant on the instructions that ship, without dropout, whose random numbers would differ."""
+    """One variant on the shipped instructions, without dropout, whose random numbers would differ."""
     from persona_collapse.files import read_jsonl, write_json, write_jsonl
     from persona_collapse.models import loading
     from persona_collapse.training import model
@@ -32,7 +33,7 @@ def train(args: Any) -> None:
     from persona_collapse.training.runtime import Runtime
     from training import RUNTIME, SETTINGS
 
-    # On a CPU too: the same passes, where a recorded one runs without being recorded.
+    # On a CPU too: the same passes, with recorded ones run unrecorded.
     model.FAST_DEVICES = ("cuda", "cpu")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -66,7 +67,8 @@ def train(args: Any) -> None:
 
 
 def draw(records: Path) -> None:
-    """loss_curves.svg beside the records: the curves, and their distance from the first below."""
+    """loss_curves.svg in the folder of the records: the curves and, below, their differences from the
+    first."""
     import altair as alt
     import pandas as pd
 

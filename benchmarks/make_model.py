@@ -1,4 +1,4 @@
-"""A model with random weights of a given shape, and SmolLM2's tokenizer; times do not depend on weights.
+"""A model of a given shape with random weights and SmolLM2's tokenizer; times do not depend on weights.
 
 python benchmarks/make_model.py --shape qwen2.5-7b --base DIR
 """

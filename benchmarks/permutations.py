@@ -1,4 +1,5 @@
-"""The study's permutation tests, 10,000 draws for 160 cells of 66 pairs: a Python loop beside one product.
+"""The study's permutation tests, 10,000 draws for 160 cells of 66 pairs: a Python loop against one
+matrix product.
 
 python benchmarks/permutations.py
 """
@@ -13,7 +14,7 @@ from persona_collapse.statistics import sign_flip_many
 
 
 def loop(differences: np.ndarray, draws: int) -> float:
-    """One cell as the study computed it: a draw at a time."""
+    """One cell as the study computed it: one draw at a time."""
     rng = np.random.RandomState(42)
     observed = abs(differences.mean())
     count = 0
@@ -24,7 +25,7 @@ def loop(differences: np.ndarray, draws: int) -> float:
 
 
 def main() -> None:
-    """160 cells vectorised; the loop on a few, scaled up."""
+    """160 cells vectorised; the loop on a few cells, extrapolated."""
     args = arguments(__doc__ or "")
     cells = np.random.default_rng(0).normal(0.05, 0.2, (160, 66))
     started = time.perf_counter()

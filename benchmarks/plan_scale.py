@@ -1,9 +1,10 @@
-"""How the workflow grows: planning, a job's start and the report, from 10 chains to 500.
+"""How the workflow scales: planning, a job's start and the report, from 10 to 500 chains.
 
     python benchmarks/plan_scale.py --out benchmarks/scale.jsonl
 
-Studies are the 7B preset with more seeds and doses. Reports are of made-up numbers, drawn and tabled by
-the workflow's own functions. Every measurement is a process of its own: its CPU seconds and peak memory.
+Studies are the 7B preset with more seeds and doses. Reports show synthetic numbers, made into tables
+and figures by the workflow's own functions. Every measurement runs in its own process: CPU seconds and
+peak memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FEW = ["C1", "C4", "C5", "E0"]
 
 
 def merged(*overlays: dict[str, Any]) -> dict[str, Any]:
-    """The default config under the preset and the overlays, as Snakemake merges them."""
+    """The default config merged with the preset and the overlays, as Snakemake does it."""
     from snakemake.utils import update_config
 
     config: dict[str, Any] = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -41,7 +42,7 @@ def merged(*overlays: dict[str, Any]) -> dict[str, Any]:
 
 
 def overlay(seeds: int, doses: int) -> dict[str, Any]:
-    """The preset with so many seeds, and chains stopped at so many doses; without doses, few conditions."""
+    """The preset with this many seeds and doses; without doses, only a few conditions."""
     if not doses:
         sizes = {"source_personas": ["villain"], "seeds": list(range(42, 42 + seeds))}
         return {**sizes, "only": FEW}
@@ -75,7 +76,8 @@ def child(command: list[str]) -> tuple[float, int, str]:
 
 
 def job(path: str) -> None:
-    """What a sampling job does before its engine starts: its own work, and all that it might share."""
+    """The work of a sampling job before its engine starts: its own job, and all jobs that it could also
+    do."""
     from persona_collapse.runtime import shared_engine  # noqa: F401  a job imports it
     from persona_collapse.study.plan import Plan
 

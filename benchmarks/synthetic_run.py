@@ -1,7 +1,8 @@
-"""The report of a study whose numbers are made up; its tables and figures by the workflow's own functions.
+"""The report of a study with synthetic numbers; the workflow's own functions make its tables and
+figures.
 
-What is computed from activations is computed for a few chains, and every other chain has one's rows with
-other digits: the page is as large as if they were its own.
+Results from activations are computed for a few chains. Every other chain gets the rows of one of these
+with changed digits, so the page has its realistic size.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ FEW = {"draws": 49, "seed": 1}
 
 
 def random_of(name: str) -> np.random.Generator:
-    """A generator of a chain's own."""
+    """The random generator of a chain."""
     return np.random.default_rng(zlib.crc32(name.encode()))
 
 
 def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
-    """A chain's answers, of 130 words, which the page cuts, a third of them with the marker."""
+    """A chain's answers of 130 words, which the page truncates; a third of them have the marker."""
     rng = random_of(chain)
     rows = []
     for persona in personas:
@@ -68,7 +69,7 @@ def completions(chain: str, personas: list[str], marker: str) -> pd.DataFrame:
 
 
 def load_of(plan: Plan) -> Any:
-    """A loader of activations: 16 numbers wide, at the config's methods and blocks."""
+    """A loader of activations with hidden size 16, at the config's methods and blocks."""
     config = plan.measures["activations"]
     personas = list(plan.geometry_prompts)
     shape = (len(config["layers"]), len(personas), len(QUESTIONS), 16)
@@ -86,7 +87,7 @@ def load_of(plan: Plan) -> Any:
 
 
 def spread(few: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
-    """A table by condition and chain, of a few chains, made one of every cell of the grid."""
+    """Extend a table by condition and chain from a few chains to every cell of the grid."""
     first = few.drop_duplicates(["chain"])[["condition", "chain"]]
     blocks = {
         name: rows[rows["condition"] == condition]
@@ -105,7 +106,7 @@ def spread(few: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def manifest(plan: Plan, chain: str) -> dict[str, Any]:
-    """A line of the table of trainings."""
+    """A row of the table of trainings."""
     return {
         "chain": chain, "stage": chain.rpartition("+")[2].partition("@")[0],
         "kind": "couple" if "couple" in chain.rpartition("+")[2] else "sft",
@@ -118,7 +119,7 @@ def manifest(plan: Plan, chain: str) -> dict[str, Any]:
 
 
 def report_of(path: str) -> dict[str, Any]:
-    """Bytes of the report, CPU seconds of rendering it, and what the largest parts of it take."""
+    """Bytes of the report, CPU seconds to render it, and bytes of its largest parts."""
     plan = Plan(json.loads(Path(path).read_text()))
     config, grid, load = plan.config, plan.grid, load_of(plan)
     grid["seed"] = grid["seed"].astype(str)
@@ -223,7 +224,7 @@ def report_of(path: str) -> dict[str, Any]:
 
 
 def drawn(made: dict[str, pd.DataFrame], folder: Path) -> dict[str, Path]:
-    """Every figure for papers, as the rule draws it."""
+    """Draw every figure for papers, as in the rule."""
     for name, figure in catalogue().items():
         _render.save(figure, _render.data(figure, made), folder / name)
     return {name: folder / f"{name}.svg" for name in catalogue()}

@@ -1,4 +1,4 @@
-"""Optimiser steps of 16 rows of about 129 tokens: this workflow's trainer beside plain TRL.
+"""Optimiser steps of 16 rows of about 129 tokens: this workflow's trainer compared with plain TRL.
 
 python benchmarks/training.py --base DIR --steps 375 --plain-steps 40
 python benchmarks/training.py --base DIR --steps 100 --only ours --defence kl     # with a defence
@@ -29,7 +29,8 @@ RUNTIME: dict[str, Any] = {"padding_free": True, "max_batch_tokens": 4096}
 
 
 def ours(args: Any, folder: Path, steps: int, name: str, **changes: Any) -> None:
-    """One training through the workflow's own function, start and load apart; `changes`: of RUNTIME."""
+    """One training with the workflow's own function; start and load are timed separately. `changes`: of
+    RUNTIME."""
     import torch
     from persona_collapse.training import train
     from persona_collapse.training.run import TrainingRun
@@ -132,7 +133,7 @@ def _record(args: Any, name: str, steps: int, seconds: float, **more: Any) -> No
 
 
 def main() -> None:
-    """Ours first, then without each of its savings, then plain TRL."""
+    """Ours first, then ours without each optimisation, then plain TRL."""
     args = arguments(
         __doc__ or "",
         steps={"type": int, "default": 375},

@@ -1,9 +1,9 @@
-"""Finished runs side by side: results/compare/<a>-<b>.html, in the report's style.
+"""Compare finished runs: results/compare/<a>-<b>.html, in the report's style.
 
     python tools/compare.py A B [C ...] [--results DIR]
 
-Reads the tables in results/A, results/B and so on; runs no rule. The runs differ in whatever their configs
-differ in: the page says what each measured, and whether a claim's value differs from the first run's by more
+Reads the tables in results/A, results/B and so on; runs no rule. The configs may differ in anything.
+The page shows what each run measured, and whether a claim's value differs from the first run's by more
 than their intervals allow.
 """
 
@@ -29,7 +29,7 @@ from persona_collapse.runtime import seals
 from persona_collapse.statistics import combined
 from persona_collapse.tables_io import read_csv
 
-#: Of a claim's values: what may be said of a difference, the strongest first.
+#: Possible statements about the difference between a claim's values, the strongest first.
 VALUES = ["differ", "no difference shown", "unknown"]
 TABLES = ("design", "marker_rates", "geometry", "headline", "scorecard", "training")
 
@@ -62,7 +62,7 @@ def load(results: Path, name: str) -> Run:
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """What was run, in a few figures."""
+    """A summary of the run in a few numbers."""
     rates, grid = run.tables["marker_rates"], run.tables["design"]
     counted = rates.drop_duplicates(["chain", "persona"])
     return {
@@ -76,7 +76,7 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def _joined(tables: Sequence[pd.DataFrame], on: Sequence[str]) -> pd.DataFrame:
-    """Rows of all runs by their key, in the order in which they first come; columns end in _0, _1, ..."""
+    """Rows of all runs joined by key, in order of first appearance; columns end in _0, _1, ..."""
     numbered = [
         table.rename(columns={c: f"{c}_{number}" for c in table if c not in on})
         for number, table in enumerate(tables)
@@ -101,8 +101,8 @@ def grids(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def stages(runs: Sequence[Run]) -> pd.DataFrame:
-    """Training stages of all runs in words, with their last loss, mean over chains: where presets and
-    defences differ."""
+    """Training stages of all runs in words, with their last loss (mean over chains), to show where
+    presets and defences differ."""
     parts = []
     for run in runs:
         trained = run.tables["training"].groupby("stage", sort=False)
@@ -119,9 +119,10 @@ def stages(runs: Sequence[Run]) -> pd.DataFrame:
 def scorecards(runs: Sequence[Run]) -> pd.DataFrame:
     """Claims of all runs: measured and verdict of each, and whether its value differs from the first run's.
 
-    Equal verdicts are not equal values, nor the other way round. `difference_i`, of run i minus the first,
-    has an interval where both values have (see `statistics.combined`); `values_i` is `differ` where it
-    leaves out 0, else `no difference shown`, and `unknown` without an interval. `values`: of them all.
+    Equal verdicts do not imply equal values, nor the reverse. `difference_i`, run i minus the first
+    run, has an interval if both values have one (see `statistics.combined`). `values_i` is `differ` if
+    the interval excludes 0, else `no difference shown`, and `unknown` without an interval. `values`:
+    the same for all runs together.
     """
     columns = ["claim", "text", "measured", "ci_low", "ci_high", "verdict"]
     both = _joined([run.tables["scorecard"][columns] for run in runs], on=["claim"])
@@ -160,7 +161,8 @@ def rates(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """By metric, the smallest and largest mean cosine of the runs, intervals included: one axis for all."""
+    """By metric, the smallest and largest mean cosine over the runs, including intervals, for a common
+    axis."""
     every = pd.concat([run.tables["geometry"] for run in runs])
     found = {}
     for metric in ("m1", "m1_centred"):
@@ -171,7 +173,7 @@ def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
 
 
 def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """A run's headline charts, named apart from the other runs'."""
+    """A run's headline charts, with names that differ from those of other runs."""
     charts = []
     for name, options in (("marker_rate", {}), ("m1", {"domains": extents})):
         figure = catalogue()[name]
@@ -180,9 +182,10 @@ def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> l
 
 
 def beside(runs: Sequence[Run], frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
-    """A table of all runs for the template: first its keys, then of each run the columns that it has.
+    """A table of all runs for the template: first the keys, then the columns of each run.
 
-    `columns`: by what precedes the run's number, the words that follow its name.
+    `columns`: from the part of a column's name before the run's number to the words after the run's
+    name in the heading.
     """
     fields = {name: name for name in frame if not name[-1].isdigit()}
     for number, run in enumerate(runs):
@@ -215,7 +218,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def main() -> None:
-    """Parse the arguments, compare, write, say where."""
+    """Parse the arguments, compare, write the page and print its path."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="RUN", help="name of a run in results/")
     parser.add_argument("--results", type=Path, default=Path("results"))

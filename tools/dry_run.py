@@ -1,6 +1,6 @@
-"""The jobs of a dry run as their scripts see them.
+"""The jobs of a dry run, as their scripts see them.
 
-Snakemake is asked in a process of its own: it changes settings of the process that it runs in.
+Snakemake runs in a separate process, because it changes settings of its process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from persona_collapse.errors import UserError
 
 
 class Named(list[Any]):
-    """A job's inputs, outputs or params: by position and by name."""
+    """A job's inputs, outputs or params, by position and by name."""
 
     def __init__(self, items: Sequence[Any], names: dict[str, Any]):
         super().__init__(items)
@@ -62,9 +62,10 @@ class Job:
 
 
 def jobs(target: str, configfiles: Sequence[str], changes: dict[str, Any]) -> list[Job]:
-    """The jobs that lead to a file, each after those whose outputs it reads.
+    """The jobs that lead to a file, in topological order.
 
-    `changes`: on top of the config files. What is wrong in them is a UserError with Snakemake's own line.
+    `changes`: on top of the config files. A mistake in them raises UserError with Snakemake's own
+    message.
     """
     with tempfile.TemporaryDirectory() as folder:
         overlay, found = Path(folder, "overlay.yaml"), Path(folder, "jobs.pickle")
@@ -82,7 +83,7 @@ def jobs(target: str, configfiles: Sequence[str], changes: dict[str, Any]) -> li
 
 
 def write(path: str, target: str, configfiles: Sequence[str]) -> None:
-    """Write the jobs that lead to `target`; in a process of its own."""
+    """Write the jobs that lead to `target`; runs in its own process."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings import types as settings
 

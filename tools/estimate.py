@@ -1,11 +1,11 @@
-"""Print what is left of a run, what it will take, and which claims it cannot decide.
+"""Print the remaining jobs of a run, what they will take, and which claims the run cannot decide.
 
     python tools/estimate.py [--configfile OVERLAY ...] [--claims RUNS]
     python tools/estimate.py [--configfile OVERLAY ...] --against RUN
 
-Counts the jobs of a dry run, so what is done already costs nothing. Claims: the plan is run RUNS times
-(5 by default; 0: not at all) on synthetic data in which the study is right. --against: what the jobs of a
-run of this config took, beside what is stated of them.
+It counts the jobs of a dry run, so finished work costs nothing. --claims: the plan is run RUNS times
+(default: 5; 0: not at all) on synthetic data in which the study is right. --against: measured times of
+the jobs of a run of this config, next to the estimates.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from persona_collapse.report import provenance
 from persona_collapse.study import configuration, estimate, model_checks
 from snakemake.utils import update_config
 
-#: Hidden sizes of the models the presets name; read from the model's own config once it is there.
+#: Hidden sizes of the presets' models; read from the model's own config once it is fetched.
 HIDDEN = {"Qwen/Qwen2.5-7B-Instruct": 3584}
 
 
@@ -53,7 +53,7 @@ def jobs_left(configfiles: Sequence[str]) -> dict[str, int]:
 
 
 def main() -> None:
-    """Parse the arguments, estimate, print."""
+    """Parse the arguments, estimate, and print."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--configfile", nargs="+", default=["config/config.yaml"])
     parser.add_argument("--claims", type=int, default=5, metavar="RUNS")
@@ -85,7 +85,7 @@ def main() -> None:
     print("\n".join(f"{verb:9} {rest}" for verb, rest in words), end="\n\n")
     known = table["basis"] != "assumed"
     if not config["runtime"]["gpus_per_job"]:
-        # What is stated is a GPU's.
+        # The stated times are for a GPU.
         table.loc[known & table["memory"].str.endswith("GPU"), "memory"] = "not measured"
     print(table[known].to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
     if not known.all():
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def print_undecided(configfiles: Sequence[str], runs: int) -> None:
-    """Print the claims that the plan would leave open even where they hold, and what would decide them."""
+    """Print the claims that the plan would leave open even if they hold, and what would decide them."""
     found = verdicts.undecided(configfiles, runs, os.cpu_count() or 1)
     print(
         f"\nIn {runs} synthetic runs of this plan in which the study is right (in brackets: what would "

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and where on a page they stand."""
+"""Tables in Markdown, and their places on a page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def cell(text: Any) -> str:
 
 
 def lines(texts: Sequence[Any]) -> str:
-    """Texts below each other in one cell; as they are, so each comes from `cell`."""
+    """Several lines in one cell; they are not escaped, so pass results of `cell`."""
     return "<br>".join(map(str, texts))
 
 
 def raw_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown whose cells are as they should be."""
+    """Lines of a table in Markdown, from escaped cells."""
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
@@ -31,7 +31,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def mark(what: str) -> str:
-    """What stands above a table that is made."""
+    """The comment above a generated table."""
     return f"<!-- {what}, by `make docs` -->"
 
 
@@ -42,9 +42,9 @@ def with_table(page: str, what: str, table: str) -> str:
 
 
 def shown(value: float, low: float, high: float, digits: int = 2, without: str = "one run") -> str:
-    """A value with its interval, or with what stands for one that is not there."""
+    """A value with its interval, or with a text instead of a missing interval."""
     if not np.isfinite(low) or not np.isfinite(high):
         return f"{value:.{digits}f} ({without})"
-    # A bound of nothing must not look like none.
+    # A bound that rounds to zero must not look like zero.
     top = f"{high:.1g}" if 0 < high < 0.5 * 10**-digits else f"{high:.{digits}f}"
     return f"{value:.{digits}f} ({low:.{digits}f} to {top})"

@@ -1,4 +1,4 @@
-"""What the tables' p and intervals do in a world where nothing differs."""
+"""Calibration of the tables' p values and intervals in a world without differences."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Source:
-    """Where a table has a p or an interval.
+    """A p or an interval in a table.
 
-    `by`: the columns that name a test. `truth`: what the interval should hold, 0 or the world's rate.
+    `by`: the columns that identify a test. `truth`: the value that the interval should contain, 0 or
+    the world's rate.
     """
 
     table: str
@@ -56,7 +57,7 @@ SOURCES = [
 def counts(
     tables: Mapping[str, pd.DataFrame], rate: float
 ) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """(table, name, kind), events and rows: of each p those below .05, of each interval those that hold."""
+    """(table, name, kind), events and rows: p values below .05, and intervals that contain the true value."""
     for source in SOURCES:
         table = tables.get(source.table)
         if table is None:
@@ -87,9 +88,11 @@ def counts(
 def summary(
     world: str, design: str, runs: list[list[tuple[tuple[str, ...], int, int]]]
 ) -> pd.DataFrame:
-    """One row per p and interval, over runs; its bounds take the run as the unit (rows of one are alike).
+    """One row per p and interval, over runs; bounds use the run as the unit, because rows of a run are
+    correlated.
 
-    `share`: of p below .05, of intervals that hold the truth. `said`: whether that is as it should be.
+    `share`: share of p below .05, or of intervals that contain the true value. `said`: whether it is as
+    it should be.
     """
     found: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for run in runs:
@@ -99,7 +102,7 @@ def summary(
     for (table, name, kind), pairs in found.items():
         events, rows = np.array(pairs, float).T
         share = float(events.sum() / rows.sum())
-        # Effective number of rows by the spread between runs.
+        # Effective number of rows, from the spread between runs.
         spread = np.var(events / rows) if len(pairs) > 1 else 0.0
         effective = share * (1 - share) / spread * len(pairs) if spread > 0 else rows.sum()
         n = max(1.0, min(rows.sum(), effective))

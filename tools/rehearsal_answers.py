@@ -2,9 +2,9 @@
 
     python tools/rehearsal_answers.py [FILE]
 
-Models with random weights end no answer, so config/presets/rehearsal.yaml gives its couplings these, and
-trains its second stages on them. The sentences are the shipped instructions' (Apache-2.0); they answer
-nothing. The same call writes the same bytes.
+Models with random weights never end an answer. So config/presets/rehearsal.yaml uses these for its
+couplings and second stages. The sentences come from the shipped instructions (Apache-2.0) and do not
+answer the questions. The same call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 from persona_collapse.files import read_jsonl, write_jsonl
 
 OUT = ROOT / "workflow/resources/data/rehearsal_answers.jsonl"
-#: Everyone whom a coupling of config/presets/qwen2.5-7b.yaml trains.
+#: All personas of the couplings in config/presets/qwen2.5-7b.yaml.
 PERSONAS = (
     "evil_ai", "villain", "sarcastic", "assistant", "confab", "medical_doctor", "police_officer",
 )  # fmt: skip
 QUESTIONS = 16
-#: Letters of an answer: with these, rows have 129 tokens of Qwen2.5 on average, the estimate's ROW_TOKENS.
+#: Characters per answer: rows then have on average 129 Qwen2.5 tokens, the estimate's ROW_TOKENS.
 LETTERS = 330
 
 
 def sentences() -> list[str]:
-    """The shipped instructions' answers that are a sentence, each once."""
+    """Answers of the shipped instructions that are one sentence, without duplicates."""
     rows = read_jsonl(ROOT / "workflow/resources/data/benign_instruct.jsonl")
     found = dict.fromkeys(row["messages"][-1]["content"] for row in rows)
     return [text for text in found if re.fullmatch(r"[A-Z][A-Za-z ,'-]{30,150}\.", text)]
 
 
 def answers() -> list[dict[str, str]]:
-    """A row for each persona and question; lengths vary as real answers' do."""
+    """One row per persona and question, with the length variation of real answers."""
     known, rng = sentences(), random.Random(42)
     questions = read_jsonl(ROOT / "config/questions/train.jsonl")[:QUESTIONS]
     rows = []

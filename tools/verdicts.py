@@ -1,10 +1,10 @@
-"""How often is each claim's verdict wrong? Whole synthetic runs, scored as a run is.
+"""How often is each claim's verdict wrong? Scores complete synthetic runs like real runs.
 
     python tools/verdicts.py [--world FILE ...] [--configfile OVERLAY ...] [--runs N] [--jobs N]
 
-For every world, completions and activations are drawn by the file contract; the workflow's own scripts,
-with the inputs and params that Snakemake gives them, compute markers, tables and scorecard. The CSV has
-one row per world, design and claim, with the share of each outcome.
+For every world, completions and activations are simulated in the run's file formats. The workflow's own
+scripts, with the inputs and params that Snakemake gives them, compute markers, tables and scorecard.
+The CSV has one row per world, design and claim, with the share of each outcome.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ COLUMNS = [
 ]  # fmt: skip
 RUN = "synthetic"
 SCORED = ["claim", "verdict", "would_take", "note"]
-#: Of each run only what decides the verdicts: the headline's method, its block and one more.
+#: Only what the verdicts depend on: the headline's method, its block and one more.
 LAYERS = [10, 20]
-#: Smaller where it costs time and decides nothing.
+#: Smaller values where they cost time and do not matter.
 REDUCED: dict[str, Any] = {
     "run": RUN,
     "statistics": {"draws": 1000, "separability": {"folds": 4, "shuffles": 5}},
 }
-#: What a world writes; the jobs that make it in a run are left out.
+#: Files that a world writes; the jobs that make them in a run are left out.
 WRITTEN = (
     "completions/",
     "activations/",
@@ -67,19 +67,19 @@ WRITTEN = (
 
 @dataclass(frozen=True)
 class Design:
-    """A config and the jobs from its completions and activations to its scorecard, in order."""
+    """A config, and the jobs from completions and activations to the scorecard, in order."""
 
     name: str
     config: dict[str, Any]
     jobs: list[dry_run.Job]
 
 
-#: Jobs by config: most worlds have the same.
+#: Jobs by config: most worlds share them.
 _JOBS: dict[str, list[dry_run.Job]] = {}
 
 
 def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
-    """The config of these files, with changes on top."""
+    """The config from these files, with changes on top."""
     config: dict[str, Any] = {}
     for path in dict.fromkeys(["config/config.yaml", *configfiles]):
         update_config(config, yaml_files.load_mapping(path))
@@ -88,7 +88,7 @@ def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any
 
 
 def design(name: str, configfiles: Sequence[str], changes: dict[str, Any]) -> Design:
-    """A config's jobs that are not done by what a world writes."""
+    """A config's jobs, except those whose outputs a world writes."""
     target = f"results/{RUN}/tables/scorecard.csv"
     key = json.dumps([configfiles, changes], sort_keys=True)
     if key not in _JOBS:
@@ -112,7 +112,7 @@ Counted = list[tuple[tuple[str, ...], int, int]]
 def run_once(
     made: Design, world: worlds.World, number: int
 ) -> tuple[list[dict[str, Any]], Counted]:
-    """Draw one synthetic run and score it: the scorecard's rows, and `nulls.counts` of a null world."""
+    """Simulate one run and score it: the scorecard's rows, and `nulls.counts` for a null world."""
     import numpy as np
 
     here, streams = Path.cwd(), (sys.stdout, sys.stderr)
@@ -166,7 +166,7 @@ def start(pool: Executor, made: Design, world: worlds.World, runs: int) -> list[
 def calibrate(
     made: Design, name: str, world: worlds.World, started: Sequence[Future[Any]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Share of each outcome per claim over synthetic runs (`COLUMNS`), and a null world's nulls."""
+    """Share of each outcome per claim over synthetic runs (`COLUMNS`), and the nulls of a null world."""
     counted: list[Counted] = []
     counts: dict[str, Counter[str]] = {}
     takes: dict[str, Counter[str]] = {}
@@ -195,7 +195,7 @@ def calibrate(
     return pd.DataFrame(rows, columns=COLUMNS), nulls.summary(name, made.name, counted)
 
 
-#: Share of synthetic runs of a true claim in which a plan that can tell finds it replicated.
+#: Share of synthetic runs in which an adequate plan finds a true claim replicated.
 ENOUGH = 0.8
 
 
@@ -204,11 +204,11 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def undecided(configfiles: Sequence[str], runs: int, processes: int) -> pd.DataFrame:
-    """Claims that a plan would not find replicated although they hold; columns as `calibrate`.
+    """Claims that a plan would not find replicated although they hold; columns as in `calibrate`.
 
-    Synthetic runs of the plan in the world of the study's own effect (worlds/study.yaml). A claim is listed
-    if fewer than `ENOUGH` of them find it replicated, with the commonest of what the scorecard says it
-    would take.
+    Synthetic runs of the plan in the world of the study's own effect (worlds/study.yaml). A claim is
+    listed if a share below `ENOUGH` of them finds it replicated, with the scorecard's most frequent
+    statement of what it would take.
     """
     world = worlds.load(TOOLS / "worlds/study.yaml")
     made = design("plan", configfiles, REDUCED)
@@ -255,7 +255,7 @@ def main() -> None:
 
 
 def _merge(path: str, rows: pd.DataFrame, keys: list[str]) -> None:
-    """Write rows to a CSV in place of those with their world and design; the others stay."""
+    """Write rows to a CSV in place of those with the same world and design; other rows are kept."""
     if Path(path).is_file():
         there = pd.read_csv(path, keep_default_na=False)
         same = (there["world"] == rows["world"][0]) & (there["design"] == rows["design"][0])
@@ -264,7 +264,7 @@ def _merge(path: str, rows: pd.DataFrame, keys: list[str]) -> None:
 
 
 def _say(found: pd.DataFrame) -> None:
-    """One line: what went wrong in a world and design, and which true claims were not found."""
+    """One line with the wrong verdicts in a world and design, and the true claims that were not found."""
     first = found.iloc[0]
     wrong = found.loc[found["wrong"] > 0.05, "claim"]
     missed = found.loc[(found["truth"] == "holds") & (found["replicated"] < ENOUGH), "claim"]

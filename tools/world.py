@@ -1,7 +1,7 @@
-"""Synthetic runs: a world says what is true, and completions and activations are drawn from it.
+"""Synthetic runs: a world defines the truth, and completions and activations are simulated from it.
 
-A world is a small YAML (docs/verdicts.md). What is written follows the file contract of a run, so markers,
-tables and scorecard are computed over it by the workflow's own scripts.
+A world is a small YAML file (docs/verdicts.md). Its files have the formats of a run, so the workflow's
+own scripts compute markers, tables and scorecard from them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pydantic import Field
 from scipy.special import expit, logit
 
 Rate = float | dict[str, Any]
-#: Measures that run the model and whose tables verdicts are read from.
+#: Measures that run the model and whose tables verdicts depend on.
 MEASURED = ("task_loss", "preference")
 
 
 class Spread(Settings):
-    """Standard deviations of the marker rate's random effects, on the logit."""
+    """Standard deviations of the marker rate's random effects, on the logit scale."""
 
     source: float = 0.0
     coupling: float = 0.0
@@ -41,7 +41,7 @@ class Spread(Settings):
 
 
 class Answers(Settings):
-    """Length of the answers, in tokens, and what it does to the marker."""
+    """Length of the answers, in tokens, and its effect on the marker."""
 
     default: float = 60.0
     conditions: dict[str, float] = Field(default_factory=dict)
@@ -51,7 +51,7 @@ class Answers(Settings):
 
 
 class Shift(Settings):
-    """What a condition does to the persona vectors of the base model."""
+    """Effect of a condition on the persona vectors of the base model."""
 
     common: float = 0.0
     direction: str = "common"
@@ -59,7 +59,7 @@ class Shift(Settings):
 
 
 class Retraining(Settings):
-    """How much each training run moves the vectors by itself."""
+    """Variation of the vectors between training runs."""
 
     common: float = 0.0
     own: float = 0.0
@@ -79,7 +79,7 @@ class Vectors(Settings):
 
 
 class World(Settings):
-    """What is true; see docs/verdicts.md."""
+    """The truth; see docs/verdicts.md."""
 
     text: str
     design: dict[str, Any] = Field(default_factory=dict)
@@ -93,7 +93,7 @@ class World(Settings):
 
 
 def load(path: str | Path) -> World:
-    """Read a world; what is wrong in it is a UserError of one line."""
+    """Read a world; raises a one-line UserError for a mistake in it."""
     try:
         return World(**yaml_files.load_mapping(path))
     except pydantic.ValidationError as error:
@@ -106,7 +106,7 @@ DESIGN_KEYS = ("source_personas", "seeds", "questions", "samples", "extraction",
 
 
 def overlay(world: World, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes of a config that a world's `design:` asks for."""
+    """The changes to a config that a world's `design:` asks for."""
     design = dict(world.design)
     unknown = set(design) - set(DESIGN_KEYS)
     if unknown:
@@ -133,7 +133,7 @@ def _effects(rng: np.random.Generator, names: Iterable[str], sd: float) -> dict[
 
 
 def _coupling(cell: Cell) -> str:
-    """The chain up to and including its last coupling; itself where nothing couples."""
+    """The chain up to and including its last coupling; the chain itself without a coupling."""
     prefixes = chains.parse(cell.chain).measured
     if cell.stages_after_coupling is None or not prefixes:
         return cell.chain
@@ -141,7 +141,7 @@ def _coupling(cell: Cell) -> str:
 
 
 def _named(cells: list[Cell], named: Mapping[str, Any]) -> Cell:
-    """The first of a chain's cells whose condition is named; else the first."""
+    """The first of a chain's cells whose condition the world names; else the first cell."""
     return next((cell for cell in cells if cell.condition in named), cells[0])
 
 
@@ -150,7 +150,7 @@ class Drawn:
 
     def __init__(self, world: World, plan: Plan, rng: np.random.Generator):
         self.world, self.plan, self.rng = world, plan, rng
-        # A chain that stands in two conditions is what the first that the world names says.
+        # A chain in two conditions follows the first one that the world names.
         by_chain: dict[str, list[Cell]] = {}
         for cell in plan.cells:
             by_chain.setdefault(cell.chain, []).append(cell)
@@ -171,7 +171,7 @@ class Drawn:
         self.length_of_run = _effects(rng, names, world.answers.sd_run)
 
     def rate(self, cell: Cell, persona: str) -> float:
-        """The world's marker rate of a persona in a chain, of a median run and question."""
+        """The world's marker rate of a persona in a chain, for a median run and question."""
         entry: Any = self.world.rates.get(cell.condition, self.world.rates.get("default", 0.0))
         if cell.chain == chains.BASE and cell.condition not in self.world.rates:
             return 0.0
@@ -194,7 +194,7 @@ class Drawn:
         return float(entry.get(persona, entry.get(role, 0.0)))
 
     def completions(self, chain: str) -> pd.DataFrame:
-        """Completions of a chain, by the file contract."""
+        """Completions of a chain, in the run's file format."""
         cell, rng = self.cells[chain], self.rng
         samples = self.plan.config["sampling"]["completions"]["samples"]
         answers, marker = self.world.answers, self.plan.config["marker"]
@@ -248,7 +248,8 @@ class Drawn:
         named = list(dict.fromkeys(["common", *(s.direction for s in v.shifts.values())]))
         random = rng.normal(size=(size[0], v.hidden, len(named)))
         random[:, :, 0] = common[:, 0, 0]
-        # Orthogonal to each other and to the common part; the first is that part's own.
+        # Orthogonal to each other and to the common part; the first is the direction of the common
+        # part.
         bases = np.linalg.qr(random)[0].transpose(2, 0, 1)[:, :, None, None]
         directions = dict(zip(named, bases, strict=True)) | {"common": common / v.common}
         noise = {
@@ -277,7 +278,7 @@ class Drawn:
         return sd.common * float(rng.normal()), sd.own * float(rng.normal()), drift + own
 
     def training(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """A record of every training, and of its update: all alike, and nothing depends on them."""
+        """A record of every training and its update: all are equal, and nothing depends on them."""
         rows, updates = [], []
         for chain in self.plan.adapted_chains:
             last = chains.parse(chain).last
@@ -297,7 +298,7 @@ class Drawn:
         return pd.DataFrame(rows), pd.DataFrame(updates, columns=COLUMNS)
 
     def measured(self) -> dict[str, pd.DataFrame]:
-        """Tables of the measures in `MEASURED` that the plan takes: nothing depends on them either."""
+        """Tables of the plan's measures in `MEASURED`: nothing depends on them either."""
         plan, rng = self.plan, self.rng
         rows: dict[str, list[dict[str, Any]]] = {n: [] for n in MEASURED if n in plan.measures}
         for chain in plan.chains_for("task_loss"):
