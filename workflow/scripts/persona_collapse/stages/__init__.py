@@ -216,8 +216,7 @@ class Stage:
         return Chain((), prefix.model)
 
     def rows(self, prefix: Chain) -> str | None:
-        """Name of its training rows after a prefix: a data set, or its own rows; None without
-        training."""
+        """Name of its training rows after a prefix: a data set, or its own rows; None without training."""
         if self.answers:
             answering = self.answering(prefix)
             return self.name if answering == Chain() else f"{answering}+{self.name}"

@@ -87,8 +87,7 @@ class Couple(Stage):
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """All settings except the path of given answers: the training depends on the rows made from
-        them."""
+        """All settings except the path of given answers: the training depends on the rows made from them."""
         return {**self.settings, "answers": "given"} if self.given else self.settings
 
     def answering(self, prefix: Chain) -> Chain:

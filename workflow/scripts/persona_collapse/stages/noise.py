@@ -1,5 +1,4 @@
-"""A random adapter of the same size as another chain's last one: a control for what that one has
-learnt."""
+"""A random adapter of the same size as another chain's last one: a control for what that one has learnt."""
 
 from __future__ import annotations
 

@@ -350,8 +350,7 @@ class Draws(Settings):
 
 
 class Written(Draws):
-    """The model writes the questions: the list holds subjects, and the model writes questions about
-    each."""
+    """The model writes the questions: the list holds subjects, and the model writes questions about each."""
 
     system: Annotated[str, Field(min_length=1)] = Field(description="System prompt of the writer.")
     samples: Count = Field(

@@ -140,8 +140,7 @@ def _check_cells(plan: Plan) -> None:
 
 
 def _check_generated(where: str, source: Mapping[str, Any]) -> None:
-    """Check that questions can be read, that column names are unique, and that several samples can
-    differ."""
+    """Check that questions can be read, that column names are unique, and that several samples can differ."""
     load_questions(source["questions"])
     for key, draws in (("", source), ("written: ", source.get("written"))):
         if draws and draws["samples"] > 1 and _greedy(draws):
@@ -250,8 +249,7 @@ def _check_spelling(marker: str) -> None:
 
 
 def _check_statistics(config: Config) -> None:
-    """Check that conditions and columns named in `statistics:` exist; unknown ones are most likely
-    typos."""
+    """Check that conditions and columns named in `statistics:` exist; unknown ones are most likely typos."""
     settings = config["statistics"]
     conditions = set(config["conditions"])
     named = [("axis", [settings["axis"]] if "axis" in settings else [])]
@@ -277,8 +275,7 @@ def _greedy(draws: Mapping[str, Any]) -> bool:
 
 
 def _check_samples(plan: Plan) -> None:
-    """Check that greedy sampling takes one sample per question; more would be copies counted as
-    samples."""
+    """Check that greedy sampling takes one sample per question; more would be copies counted as samples."""
     sampling = plan.config["sampling"]
     samples = {"completions": ("samples", sampling["completions"]["samples"])}
     for name, stage in plan.stages.items():
@@ -389,8 +386,7 @@ def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:
 
 
 def _check_acyclic(plan: Plan, name: str) -> None:
-    """Check that no stage depends on itself, through activations that it or its defences read, or a
-    graft."""
+    """Check that no stage depends on itself, through activations that it or its defences read, or a graft."""
     reached: set[str] = set()
     todo = [(name, "")]
     while todo:

@@ -1,5 +1,4 @@
-"""Paths of the config: the user's are relative to the working directory, the workflow's own ship with
-it."""
+"""Paths of the config: the user's are relative to the working directory, the workflow's own ship with it."""
 
 from __future__ import annotations
 

@@ -197,8 +197,7 @@ class Plan:
 
     @cached_property
     def models_used(self) -> list[str]:
-        """Names of the base models that the run needs: `base`, and every model that a chain starts
-        from."""
+        """Names of the base models that the run needs: `base`, and every model that a chain starts from."""
         names = {chains.BASE, *(cell.model for cell in self.cells)}
         names |= {chains.model_of(name) for name in self.trained_chains}
         return [name for name in self.models if name in names]
@@ -519,8 +518,7 @@ class Plan:
         return {chain: made[tuple(own)] for chain, own in lists.items()}
 
     def completed_by(self, chain: str) -> dict[str, str]:
-        """Prompts of the personas whose completions are sampled from a chain: all that its cells
-        count."""
+        """Prompts of the personas whose completions are sampled from a chain: all that its cells count."""
         return self._completed.get(chain, self.eval_prompts)
 
     @cached_property
@@ -771,8 +769,7 @@ class Plan:
 
     @property
     def couplings_answers(self) -> list[SamplingJob]:
-        """The sampling of all answers that couplings are made from. Answers from a file are not
-        sampled."""
+        """The sampling of all answers that couplings are made from. Answers from a file are not sampled."""
         own = [name for name in self.data_used if name not in self.config["data"]]
         return [self.answers(n) for n in own if not self.stages[n.rpartition("+")[2]].given]
 

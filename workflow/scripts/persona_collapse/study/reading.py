@@ -200,8 +200,7 @@ def _checked(
     whole: bool = True,
     hint: str = "",
 ) -> Settings:
-    """A block at a place in the config. `whole`: no key may be missing; `hint`: what to do if one
-    is."""
+    """A block at a place in the config. `whole`: no key may be missing; `hint`: what to do if one is."""
     try:
         return cls.model_validate(given)
     except ValidationError as error:
