@@ -284,8 +284,8 @@ def test_activations_are_inputs_and_their_chains_are_trained(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"after": "em@42"}, "em: is made from what em@42 .* itself; name a chain without it"),
-        ({"after": "benign@42"}, "em: is made from what benign@42 .* needs the stage em itself"),
+        ({"after": "em@42"}, "em: depends on em@42, .* itself; name a chain without it"),
+        ({"after": "benign@42"}, "em: depends on benign@42, .* needs the stage em itself"),
         ({"after": "emm@42"}, "em: defence: steer: .*no stage 'emm'"),
         ({"after": "base"}, "em: defence: steer: after: base is before, too"),
         ({}, "em: defence: steer: expected exactly one of after, persona"),

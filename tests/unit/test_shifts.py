@@ -486,7 +486,7 @@ def test_earlier_is_the_chain_that_the_prefix_continues(given):
         ({"percentile": 101.0}, "percentile: expected at most 100, got 101.0"),
         ({"after": "em@42+nothing@1"}, "chain 'em@42+nothing@1': no stage 'nothing' in the config"),
         ({"after": "base"}, "after: base is before, too, in a chain that continues couple-"),
-        ({"after": "em@42+restore@1"}, "is made from what em@42+restore@1 shows or holds, which"),
+        ({"after": "em@42+restore@1"}, "depends on em@42+restore@1, which"),
     ],
 )
 def test_wrong_settings_are_one_line(given, settings, said):
@@ -499,7 +499,9 @@ def test_wrong_settings_are_one_line(given, settings, said):
 
 def test_each_persona_that_is_asked_needs_a_centroid(given):
     given["personas"]["geometry"] = ["assistant", "villain"]
-    with pytest.raises(UserError, match=r"stages: restore: .* is asked and has no centroid; add"):
+    with pytest.raises(
+        UserError, match=r"stages: restore: .* is prompted but has no centroid; add"
+    ):
         configuration.check(given)
     given["stages"]["restore"]["persona"] = "villain"
     configuration.check(given)
@@ -507,7 +509,7 @@ def test_each_persona_that_is_asked_needs_a_centroid(given):
 
 def test_no_adapter_stands_on_a_shift(given):
     given["conditions"]["late"] = {"title": "late", "chain": "impose@1+em@42"}
-    with pytest.raises(UserError, match="impose@1 changes what blocks put out and no weights, so"):
+    with pytest.raises(UserError, match="impose@1 changes outputs of blocks, not weights, so"):
         configuration.check(given)
     given["conditions"]["late"]["chain"] = "em@42+impose@1+restore@1"
     configuration.check(given)

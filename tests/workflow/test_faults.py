@@ -184,7 +184,7 @@ def test_a_job_that_outlives_its_snakemake_is_waited_for(project, undisturbed, f
         project.snakemake("--unlock")
         again = project.start("--", f"results/demo/{name}")
         # The second has reached its training, while the first is about to write.
-        until(lambda: log.is_file() and "waits for its end" in log.read_text())
+        until(lambda: log.is_file() and "waiting for its end" in log.read_text())
         assert not project.path(name).exists()
         go.touch()
         assert again.wait(HANG) == 0

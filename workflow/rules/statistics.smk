@@ -91,7 +91,7 @@ rule logprob_tests:
     conda:
         "../../envs/analysis.yaml"
     message:
-        "Were the completions drawn from the chains whose names they carry?"
+        "Were the completions sampled from their chains?"
     script:
         "../scripts/logprob_tests.py"
 

@@ -35,7 +35,7 @@ GPU_FULL = ("out of memory", "is less than desired gpu memory utilization")
 OUT_OF_MEMORY = (
     "the GPU's memory is full; under runtime: in the config lower, for training, max_batch_tokens (or "
     "raise accumulation_steps, or set gradient_checkpointing), for sampling gpu_memory_utilization or "
-    "batch_size, for activations batch_size; or jobs_per_gpu. What is finished stays"
+    "batch_size, for activations batch_size; or jobs_per_gpu. Finished work is kept"
 )
 #: Message of the C library: not every library raises an OSError with the number.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))

@@ -173,7 +173,7 @@ def run(
     done = 0
     with store.claimed(own, wait=False) as free:
         if not free:
-            log(f"{own.name}: another job is at work on it; waits for its end")
+            log(f"{own.name}: another job is working on it; waiting for its end")
     with store.claimed(own, wait=True):
         if store.holds(own, own_key):
             log(f"{own.name}: {own.kind} made by an earlier job")

@@ -181,9 +181,9 @@ def _check_gpu(config: Config) -> None:
         )
     if runtime["gpus_per_job"] and config["sampling"]["backend"] == "vllm" and jobs * share > 1:
         raise UserError(
-            f"config: runtime: jobs_per_gpu: {jobs}: so many engines of sampling: "
-            f"gpu_memory_utilization: {share} do not fit into a GPU; lower that to {0.9 / jobs:.2f}, or "
-            "jobs_per_gpu"
+            f"config: runtime: jobs_per_gpu: {jobs}: {jobs} engines with sampling: "
+            f"gpu_memory_utilization: {share} do not fit into a GPU; lower that to "
+            f"{0.9 / jobs:.2f}, or lower jobs_per_gpu"
         )
 
 
@@ -358,7 +358,7 @@ def _check_reads(plan: Plan, stage: Stage, reads: Reads, where: str) -> None:
         counted = dict.fromkeys(name for cell in own for name in cell.personas.split())
         if without := [name for name in counted if name not in personas]:
             raise UserError(
-                f"{where}{without[0]} is asked and has no centroid; add it to personas: geometry"
+                f"{where}{without[0]} is prompted but has no centroid; add it to personas: geometry"
             )
     for chain in reads.chains:
         try:
@@ -397,8 +397,8 @@ def _check_acyclic(plan: Plan, name: str) -> None:
             for needed in plan.parse(chain).stages:
                 if needed.name == name:
                     raise UserError(
-                        f"config: stages: {name}: is made from what {by or chain} shows or holds, which "
-                        f"needs the stage {name} itself; name a chain without it"
+                        f"config: stages: {name}: depends on {by or chain}, which needs the stage "
+                        f"{name} itself; name a chain without it"
                     )
                 if needed.name not in reached:
                     reached.add(needed.name)

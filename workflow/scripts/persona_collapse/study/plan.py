@@ -410,8 +410,8 @@ class Plan:
         for one, later in pairwise(chain.stages):
             if self.stages[later.name].adapts and not self.stages[one.name].adapts:
                 raise UserError(
-                    f"{where}chain {name!r}: {one} changes what blocks put out and no weights, so {later} "
-                    "cannot build on it; put it last"
+                    f"{where}chain {name!r}: {one} changes outputs of blocks, not weights, so "
+                    f"{later} cannot build on it; put it last"
                 )
         names = [prefix.last.name for prefix in chain.measured]
         # A random adapter has the size of a trained one, but has learnt nothing from it.
