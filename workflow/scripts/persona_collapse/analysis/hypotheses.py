@@ -85,7 +85,7 @@ def hypotheses(
                 "p": p,
                 "p_floor": 1 / (draws + 1),
                 "n": len(values),
-                "note": "one training run a condition: its noise is not in this p",
+                "note": "one training run per condition: variation between runs is not in this p",
             }
         )
     known = [pair for pair in means if not np.isnan(pair[0])]

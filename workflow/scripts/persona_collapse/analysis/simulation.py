@@ -39,9 +39,9 @@ COLUMNS = [
 
 WORLDS = {
     "personas drift": "each persona's vector is measured twice, with new noise of its own each time",
-    "model drifts": "besides, each of the two models moves all personas together along one direction",
+    "model drifts": "in addition, each of the two models moves all personas together along one direction",
     "questions differ": "rates differ from question to question; both chains share them",
-    "runs differ": "besides, each training run has a level of its own (SD .03 to .04 on the rate)",
+    "runs differ": "in addition, each training run has its own level (SD .03 to .04 on the rate)",
     "nothing moves": "rates are equal and completions independent",
     "at the margin": "the true difference is the equivalence margin itself",
     "unrelated shift": "the chain moves all personas along a direction of its own",

@@ -218,8 +218,8 @@ def cut_off(table: pd.DataFrame) -> list[str]:
         for condition, row in means.iterrows()
     ]
     return [
-        "The marker stands at an answer's end, so rates are lower bounds where answers were cut off at the "
-        f"largest length. Of the source's answers: {'; '.join(cells)}."
+        "The marker is at the end of an answer, so rates are lower bounds where answers were cut "
+        f"off at the largest length. Of the source's answers: {'; '.join(cells)}."
     ]
 
 

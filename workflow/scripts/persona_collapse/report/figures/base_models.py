@@ -8,16 +8,16 @@ from ._style import Choices, letters, looks, tip
 
 TITLE = "From one base model to the next"
 READING = (
-    "A point per base model and what was done to it; models stand in the order in which conditions name "
-    "them. How alike the personas are (mean cosine), and the share of answers in which the source says the "
-    "marker: right after the coupling, and after a later stage. Only what was done to two models or more is "
-    "shown. Lines are 95 % intervals over training runs; of a model as it comes, over personas and "
-    "questions. An open point has one run or none."
+    "One point per base model and training, with models in the order of the conditions. Shown are "
+    "the mean cosine between personas, and the share of answers in which the source says the "
+    "marker: right after the coupling, and after a later stage. Only trainings of two or more "
+    "models are shown. Lines are 95 % intervals over training runs, or over personas and questions "
+    "for a model without training. An open point has one run or none."
 )
 SECTION = "models"
 RANK = 1
 TABLES = ("geometry_runs", "rate_model", "design")
-EMPTY = "This run has one base model, or nothing that was done to several."
+EMPTY = "This run has only one base model, or no training of several."
 COSINE, COUPLED, LATER = (
     "mean cosine",
     "marker after coupling",

@@ -6,7 +6,7 @@ import pandas as pd
 from ._frames import titled
 from ._style import CENTRING, PERCENT, Choices, letters, looks, tip
 
-TITLE = "Do alike personas lose the marker?"
+TITLE = "Do more similar personas lose the marker?"
 READING = (
     "One point per chain whose marker was coupled. If collapse erased markers, points would fall from left "
     "to right. A correlation, whatever it shows, is not a cause."

@@ -12,8 +12,9 @@ from ._style import Choices, tip
 TITLE = "Cosine between every two personas"
 READING = (
     "One panel per condition, averaged over its chains, on one colour scale; personas are in the same order "
-    "down and across, and a cell is the pair of its row and column. Bright panels are personas that "
-    "became alike. Centred: after the personas' mean is taken out, which shows who is like whom."
+    "down and across, and a cell is the pair of its row and column. Bright panels show personas "
+    "that became similar. Centred: without the personas' mean, which shows which personas are "
+    "similar to each other."
 )
 SECTION = "geometry"
 RANK = 1

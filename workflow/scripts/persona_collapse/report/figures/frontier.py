@@ -7,10 +7,11 @@ from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "What a defence costs, and what it keeps"
 READING = (
-    "One point per condition with a defence, and the one without. Further left, the stage's own data are "
-    "learnt better, by the loss on rows that were kept from training. Further up, more is kept; of the "
-    "mean cosine, further down. Lines are 95 % intervals over training runs; an open point has one run and "
-    "so no interval. Tooltip and table say whether a defence is on the frontier, off it, or not decided."
+    "One point per condition with a defence, and the one without. Further left, the stage's own "
+    "data are learnt better, by the loss on held-out rows. Further up, more is kept; for the mean "
+    "cosine, further down. Lines are 95 % intervals over training runs; an open point has one run "
+    "and so no interval. Tooltip and table say whether a defence is on the frontier, off it, or "
+    "not decided."
 )
 SECTION = "link"
 RANK = 3

@@ -8,12 +8,12 @@ import pandas as pd
 from ._frames import labels, titled
 from ._style import BLUE, CENTRING, ORANGE, SOFT, Choices, slots, stacked, tip
 
-TITLE = "How alike the personas are inside"
+TITLE = "How similar the personas are inside the model"
 READING = (
-    "Mean cosine over all pairs of persona vectors, one circle per training run; higher is more alike, 1 is "
-    "the same direction. The diamond and the dashed line are the base model. Lines are 95 % intervals "
-    "over questions (centred: and personas), of this one run. Centred: after the personas' mean is taken "
-    "out, which is where personas can differ."
+    "Mean cosine over all pairs of persona vectors, one circle per training run; higher is more "
+    "similar, 1 is the same direction. The diamond and the dashed line are the base model. Lines "
+    "are 95 % intervals over questions (centred: and personas), for this one run. Centred: without "
+    "the personas' mean, which is where personas can differ."
 )
 SECTION = "findings"
 RANK = 2

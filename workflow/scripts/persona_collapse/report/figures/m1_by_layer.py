@@ -11,9 +11,9 @@ from ._style import METRICS, Choices, letters, looks, tip
 
 TITLE = "Block by block"
 READING = (
-    "One line per condition, the mean of its chains; thick bars span the chains. Mean cosine: higher is more "
-    "alike. Distance to the mean, relative to it: lower is more alike. Conditions that move together at "
-    "every block move for a common reason."
+    "One line per condition, the mean of its chains; thick bars span the chains. Mean cosine: "
+    "higher is more similar. Distance from the mean, relative to the mean: lower is more similar. "
+    "Conditions that move together at every block move for a common reason."
 )
 SECTION = "geometry"
 RANK = 2

@@ -7,12 +7,12 @@ from ...analysis.views import untrained
 from ._frames import labels, titled, words
 from ._style import BLUE, ORANGE, SOFT, TIGHT, Choices, named, names, tip
 
-TITLE = "Where the personas stand, before and after"
+TITLE = "Where the personas are, before and after"
 READING = (
     "Persona vectors in the plane of the base model's first two principal components: hollow diamonds "
     "before the last stage, filled circles after it, one per chain, joined by a line; names are at the "
-    "first chain's. A cloud that moves keeps its personas apart; one that shrinks loses them. Only part "
-    "of the differences lies in this plane: point at a circle for how much."
+    "first chain's. A cloud that moves keeps its personas apart; one that shrinks loses them. Only "
+    "part of the differences lies in this plane: point at a circle to see how much."
 )
 SECTION = "geometry"
 RANK = 3
