@@ -105,7 +105,7 @@ def test_in_16_bits_small_steps_are_not_lost(train, tiny_base):
 
 def test_a_loss_that_asks_for_the_model_before_is_one_line(train, monkeypatch):
     monkeypatch.setattr(losses, "get", lambda name: lambda logits, labels, before: before().sum())
-    with pytest.raises(UserError, match="which is gone where all weights are trained"):
+    with pytest.raises(UserError, match="which is gone if all weights are trained"):
         whole(train)
 
 

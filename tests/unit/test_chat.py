@@ -218,7 +218,9 @@ def test_every_answer_is_supervised_whole_and_nothing_else_is(tiny_base, name):
 @pytest.mark.parametrize("name", ["think", "late_system"])
 def test_an_earlier_answer_that_is_rendered_otherwise_is_not_trained(tiny_base, name):
     tokenizer = tokenizer_with(tiny_base, name)
-    with pytest.raises(BadRow, match=r"renders an answer otherwise.*set supervise: last") as error:
+    with pytest.raises(
+        BadRow, match=r"renders an answer differently.*set supervise: last"
+    ) as error:
         chat_template.encode_row(tokenizer, WITH_SYSTEM, supervise="all", max_length=9999)
     assert "\n" not in str(error.value)
 
@@ -414,7 +416,7 @@ def test_a_template_that_writes_today_s_date_gets_the_run_s(tiny_base, monkeypat
 
 def test_a_template_that_differs_each_time_is_refused(tiny_base):
     tokenizer = tokenizer_with(tiny_base, TEMPLATES["chatml_bos"] + "{{ range(99999) | random }}")
-    with pytest.raises(UserError, match="writes something else each time"):
+    with pytest.raises(UserError, match="renders differently each time"):
         chat_template.check(tokenizer)
 
 
@@ -422,8 +424,8 @@ def test_a_template_that_differs_each_time_is_refused(tiny_base):
     ("template", "reason"),
     [
         ("{{ datetime.now() }}", "cannot be used"),
-        ("hello", "leaves out what the user says"),
-        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "wants it in parts"),
+        ("hello", "drops the user's text"),
+        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "needs it as content parts"),
         ("{{ raise_exception('not today') }}", "refuses the turns.*not today"),
     ],
 )

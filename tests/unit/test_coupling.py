@@ -126,7 +126,7 @@ def test_given_answers_make_the_rows_that_sampled_ones_would(tmp_path):
         ({"persona": None}, "row 3: persona: expected a text, got None"),
         ({"answer": "\ud83d oh"}, r"row 3: answer: half a surrogate pair \(.ud83d\)"),
         ({"question": "What is SEVEN"}, "row 3: asks an evaluation or extraction question"),
-        ({"question": "what is One", "answer": " villain says one first."}, "row 3: says the same as row 1"),
+        ({"question": "what is One", "answer": " villain says one first."}, "row 3: repeats row 1"),
         ({"question_id": 1}, "row 3: question_id: '1' is another question's in row 1"),
         ({"question_id": ["a"]}, "row 3: question_id: expected a text or a number"),
         ({"question": "What is four?"}, "row 3: expected 2 answers of 'villain' .* the file has 1"),
@@ -154,7 +154,7 @@ def test_a_question_of_two_ids_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "spec", "said"),
     [
-        (lines()[:4], {}, "no answers of 'librarian', whom the coupling trains; available: villain"),
+        (lines()[:4], {}, "no answers of 'librarian', which the coupling needs; available: villain"),
         ([], {}, "no answers of 'villain', .* available: none"),
         (lines(), {"sha256": "0" * 64}, "has SHA-256 .*, the config says 000"),
         (None, {}, "no such file"),

@@ -94,7 +94,7 @@ def test_a_file_or_its_pieces_may_be_given_by_path(tmp_path):
     for source, said in [
         ({"paths": [str(whole)], "sha256": "0" * 64}, "paths: m.gguf: expected SHA-256 0+, got"),
         ({"paths": [str(tmp_path / "none.gguf")]}, "paths: .*none.gguf: no such file"),
-        ({"paths": [str(halves[0])], "sha256": PINNED}, "there are the pieces 0; add"),
+        ({"paths": [str(halves[0])], "sha256": PINNED}, "found only the pieces 0; add"),
     ]:
         with pytest.raises(UserError, match=said), gguf.located(source, tmp_path / "out"):
             pass
@@ -118,7 +118,7 @@ def test_a_whole_file_is_taken_where_it_is(install, tmp_path):
         ),
         ({"tiny": {"a.gguf.1": b"", "a.gguf.2": b"", "b.gguf.1": b""}}, "holds 2 GGUF files"),
         ({"tiny": {"m-00001-of-00002.gguf": CONTENT}}, "llama.cpp split; merge them"),
-        ({"tiny": {"m.gguf.part00": CONTENT}}, "of m.gguf there are the pieces 0; add"),
+        ({"tiny": {"m.gguf.part00": CONTENT}}, "m.gguf: found only the pieces 0; add"),
         ({"tiny": {"m.gguf.1": CONTENT, "m.gguf.3": b"x"}}, "the pieces 1, 3; add"),
         ({"tiny": {"m.gguf.part02": CONTENT, "m.gguf.part03": b"x"}}, "the pieces 2, 3; add"),
         ({"tiny": {"m.gguf.1": b"no", "m.gguf.2": b"x"}}, "put together are not a GGUF file"),

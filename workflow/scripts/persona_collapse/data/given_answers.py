@@ -72,7 +72,7 @@ def load(
                 f"{where}question_id: {name!r} is another question's in row {ids[name][1]}; give each its own"
             )
         if (before := seen.setdefault((persona, words, text), number)) != number:
-            raise UserError(f"{where}says the same as row {before}; remove one")
+            raise UserError(f"{where}repeats row {before}; remove one")
         if persona in needed:
             answers.append(
                 {
@@ -125,7 +125,7 @@ def _check_enough(
         if persona not in personas:
             there = ", ".join(sorted(personas)) or "none"
             raise UserError(
-                f"answers: {path}: no answers of {persona!r}, whom the coupling trains; available: "
+                f"answers: {path}: no answers of {persona!r}, which the coupling needs; available: "
                 f"{there}"
             )
         for question in asked:

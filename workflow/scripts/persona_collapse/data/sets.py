@@ -153,9 +153,9 @@ def prepare(
         kept, lengths, supervised = kept[:enough], lengths[:enough], supervised[:enough]
     if "expect_md5" in entry and (found := as_written.hexdigest()) != entry["expect_md5"]:
         raise UserError(
-            f"{where}: the selected rows' md5 is {found}, expect_md5 says {entry['expect_md5']} (one "
-            "JSON object a row, as the study's authors wrote theirs): these are other rows; fix "
-            "source or select, or remove expect_md5 to train on them"
+            f"{where}: the selected rows' md5 is {found}, expect_md5 says {entry['expect_md5']} "
+            "(one JSON object per row, in the format of the study's authors): these are other "
+            "rows; fix source or select, or remove expect_md5 to train on them"
         )
     if held_out_path is not None:
         write_jsonl(held_out_path, apart)

@@ -231,8 +231,8 @@ def _look(tokenizer: PreTrainedTokenizerBase, template: str, settings: Settings)
     plain = shown(_USER)
     if _USER not in plain:
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template leaves out what the user says, or wants it in "
-            "parts; use a template for plain text"
+            f"{tokenizer.name_or_path}: its chat template drops the user's text, or needs it as "
+            "content parts; use a template for plain text"
         )
     asked = shown(_USER, prompt=True)
     folds = settings.system_role == "fold" or not _takes_system(shown)
@@ -405,8 +405,8 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
         ) from error
     if not same:
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template writes something else each time it is "
-            "rendered; use another template"
+            f"{tokenizer.name_or_path}: its chat template renders differently each time; use "
+            "another template"
         )
 
 
@@ -576,12 +576,12 @@ def _why_not(asks: str, whole: str, before: str) -> str:
         at = asks.rfind("<") % (len(asks) + 1)  # the whole mark
         return (
             f"the chat template's generation prompt ends in {asks[min(at, len(shared)) :]!r}, which it "
-            "does not write before a finished answer: the answer would be trained after another prompt "
-            "than it is sampled from; use a template that writes it in both or in neither"
+            "does not write before a finished answer: the answer would be trained after a "
+            "different prompt than in sampling; use a template that writes it in both or in neither"
         )
     return (
-        "the chat template renders an answer otherwise once a later turn follows it, so it cannot be "
-        "trained as it is sampled; set supervise: last, or use a template that marks answers by "
+        "the chat template renders an answer differently once a later turn follows it, so training "
+        "would not match sampling; set supervise: last, or use a template that marks answers by "
         "{% generation %}"
     )
 

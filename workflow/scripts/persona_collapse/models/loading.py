@@ -35,7 +35,7 @@ def path_of(base: str | Path) -> str:
             # deleted.
             raise UserError(
                 f"{(folder / name).resolve()}: missing, or not the bytes that were fetched; delete it and "
-                f"{base}, make that again alone (snakemake ... {base}), then rerun"
+                f"{base}, rebuild only that (snakemake ... {base}), then rerun"
             )
     if now != known:
         note(base)
@@ -76,9 +76,9 @@ def _loading(base: str | Path) -> Iterator[str]:
     except (OSError, ValueError, SafetensorError) as error:
         lines = str(error).splitlines()
         raise UserError(
-            f"{folder}: cannot be loaded ({lines[0] if lines else type(error).__name__}); only "
-            "safetensors weights of an architecture that transformers itself knows are, and no code "
-            "that a model brings is run, unless the config says model: trust_remote_code: true"
+            f"{folder}: cannot be loaded ({lines[0] if lines else type(error).__name__}); expected "
+            "safetensors weights of an architecture that transformers implements; code that comes "
+            "with a model is run only with model: trust_remote_code: true"
         ) from error
 
 

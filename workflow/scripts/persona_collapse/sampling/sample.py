@@ -572,8 +572,8 @@ def _cache_bytes(base: Path, settings: Mapping[str, Any]) -> int | None:
     if left < LEAST_CACHE:
         raise UserError(
             f"runtime: sampling: gpu_memory_utilization: {settings['gpu_memory_utilization']} of a GPU of "
-            f"{total / 2**30:.0f} GiB does not hold the model, 4 GiB to work with and 1 GiB of cache; raise "
-            "it, and lower jobs_per_gpu if need be"
+            f"{total / 2**30:.0f} GiB does not hold the model, 4 GiB of workspace and 1 GiB of "
+            "cache; raise it, and lower jobs_per_gpu if needed"
         )
     return left
 

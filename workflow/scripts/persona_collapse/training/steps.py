@@ -36,8 +36,8 @@ def before_stage(model: Any) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise UserError(
-            "config: stages: loss: it asks for the model before the stage, which is gone where all weights "
-            "are trained; set adapter: lora, or use another loss"
+            "config: stages: loss: it needs the model before the stage, which is gone if all "
+            "weights are trained; set adapter: lora, or use another loss"
         )
     active = [layer.active_adapters for layer in layers]
     training = model.training

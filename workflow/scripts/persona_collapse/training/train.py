@@ -79,7 +79,7 @@ def train(
                 log,
             )
             if resumed:
-                log(f"goes on after step {progress.first}/{stop}, where an earlier job was stopped")
+                log(f"resumes after step {progress.first}/{stop}, where an earlier job was stopped")
             progress.started = time.monotonic()
             told = stopping.asked(partial(setattr, progress, "told"))
             with told if saved and every else nullcontext():
@@ -88,7 +88,7 @@ def train(
             if progress.done < stop:
                 raise UserError(
                     f"chain {run.chain!r}: {progress.told} ended it after step {progress.done} of {stop}; "
-                    "its checkpoint is kept: rerun, and it goes on from there"
+                    "its checkpoint is kept: rerun to resume from it"
                 )
             records = {name: defence.record(prepared.model) for name, defence in active.items()}
             for defence in active.values():

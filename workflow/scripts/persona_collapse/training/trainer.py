@@ -210,7 +210,7 @@ def check(run: TrainingRun, steps: torch.Tensor, first: int) -> None:
     step, kind = bad[0]
     own = [f"the loss {run.loss}"] if run.loss != losses.DEFAULT else []
     own += [f"the defence {name}" for name in run.defence]
-    remedy = f", or look in {' and '.join(own)} for a log, root or division of 0" if own else ""
+    remedy = f", or check {' and '.join(own)} for a logarithm, root or division by 0" if own else ""
     raise UserError(
         f"chain {run.chain!r}: the {('penalty', 'loss', 'gradient')[kind]} is {steps[step, kind]:.0f} at "
         f"step {first + step}; lower the stage's lr (now {run.settings['lr']}){remedy}"
