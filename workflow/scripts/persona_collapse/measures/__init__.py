@@ -5,10 +5,10 @@ A measure is a function. The names of its parameters say what it needs:
     completions, responses    tables of the chain's sampled answers (evaluation; extraction, greedy)
     held_out                  {data set: rows that no stage trained on}; see `held_out:` of the config's data
     any key of settings.files()     rows of that file
-    data how each set's held-out rows are read, and if the chain was trained on its other rows
+    data                      how each set's held-out rows are read, and if the chain trained on its others
     settings, personas, geometry_personas, questions, extraction, sampling, marker, chain
     runner, adapters          the base model, run with the chain's adapters by `runner.chain(adapters)`
-    batch_size, log batch size from `runtime:`; a function that logs one line of progress
+    batch_size, log           batch size from `runtime:`; a function that logs one line of progress
 
 With `runner` it is a measure of the model. It returns a table with any kind of rows, and the tables of
 all chains become `tables/<measure>.csv`. `_passes` runs the forward passes and tells shifts whose

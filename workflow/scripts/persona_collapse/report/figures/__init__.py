@@ -7,8 +7,8 @@ it:
     TABLES           tables of the run that it is made from
     SECTION, RANK    place on the page: the section's id, and the position in it (default: last)
     PANELS           selects of the page that become panels, one per choice, in papers (default: none)
-    MOST_ROWS largest number of rows on the page: it then shows fewer chains, and says so (default:
-    12,000)
+    MOST_ROWS        largest number of rows on the page (default: 12,000); it then shows fewer chains
+                     and says so
     EMPTY            text of the file for papers if the run has no such data
 
 and two functions do the work:
