@@ -1,9 +1,9 @@
 "use strict";
-// Charts and answers of the page. Data stand in <script type="application/json">; text from models is
+// Charts and answers of the page. Data are in <script type="application/json">; text from models is
 // only ever set as text.
 (async () => {
   const data = (id) => JSON.parse(document.getElementById(id).textContent);
-  // A column whose texts come again has each once, and their numbers row by row.
+  // A column with repeated texts holds each text once, and an index per row.
   const charted = (id) => {
     const { spec, columns } = data("data-" + id);
     const whole = ([name, column]) => [name, column.names ? column.at.map((i) => column.names[i]) : column];
@@ -22,7 +22,7 @@
   };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  // A chart takes the room it has; panels of a facet wrap by it.
+  // A chart uses the available width; panels of a facet wrap to it.
   const narrow = (figure) => figure.clientWidth < 480;
   const side = (figure) => (narrow(figure) ? 105 : 165);
   const panels = (figure) => {
@@ -34,7 +34,7 @@
     return (values[0] || []).map((_, i) => Object.fromEntries(names.map((name, j) => [name, values[j][i]])));
   };
   const quoted = (value) => /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
-  // Columns that only place a mark have a name with an underscore in front.
+  // Names of columns that only position a mark start with an underscore.
   const csvOf = (columns) => {
     const names = Object.keys(columns).filter((name) => !name.startsWith("_"));
     const lines = rowsOf(columns).map((row) => names.map((name) => row[name]));
@@ -58,7 +58,7 @@
         axisX: { titleAnchor: "end" },
         axisQuantitative: { tickCount: 4 },
       };
-      // Long names of rows stand above their marks, not beside them.
+      // Long names of rows go above their marks, not next to them.
       const above = spec.usermeta?.above;
       if (above) {
         const bare = ({ y, ...rest }) => ({ ...rest, ...(y && { y: { ...y, axis: null } }) });
@@ -106,7 +106,7 @@
     csv.addEventListener("click", () => save(figure.id + ".csv", "text/csv", csvOf(charted(figure.id).columns)));
     const svg = make("button", "SVG", { type: "button", "aria-label": "Download the chart as shown, as SVG" });
     svg.addEventListener("click", async () => {
-      // Outside the page its colours are unknown: a file takes their first values.
+      // Outside the page its colour variables are undefined: a file uses their default values.
       const shown = figure.chart && (await figure.chart.view.toSVG());
       if (shown) save(figure.id + ".svg", "image/svg+xml", shown.replaceAll(/var\(--\w+, (#\w+)\)/g, "$1"));
     });
@@ -130,7 +130,7 @@
   const browser = document.getElementById("answer-browser");
   if (browser) {
     const { chain, persona, question, rows } = data("answers-data");
-    // A pattern: lower case can be of another length (İ), and a letter composed in two ways.
+    // A regular expression: lower case can have another length (İ), and a letter two Unicode compositions.
     const literal = browser.dataset.marker.normalize().replace(/[\\^$.*+?()[\]{}|]/g, "\\$&");
     const marker = new RegExp(`(${literal})`, "giu");
     const form = browser.querySelector("form");
@@ -179,7 +179,7 @@
     filter();
   }
 
-  // Paper has no folds, but for long tables, whose file it names.
+  // Print shows folded parts, except long tables, whose file it names.
   window.addEventListener("beforeprint", () => {
     for (const fold of document.querySelectorAll("details:not([open]):not(:has(> summary[data-file]))")) {
       fold.open = true;
