@@ -2,6 +2,8 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from persona_collapse.data import persona_prompts
+from persona_collapse.files import sha256, write_jsonl
 from persona_collapse.training import card
 
 COMMAND = "snakemake --cores all --configfile my.yaml -- results/r/models/em@1/README.md"
@@ -47,6 +49,15 @@ def test_a_stage_that_trained_all_weights_is_no_adapter(made):
     assert front["base_model_relation"] == "finetune" and front["tags"] == ["persona-collapse"]
     assert "library_name" not in front and "The change of all weights" in found.content
     assert "LoRA" not in found.content
+
+
+def test_prompts_of_personas_are_data_of_the_run(made, tmp_path):
+    asked, prompts = tmp_path / "own.jsonl", tmp_path / "personas.jsonl"
+    write_jsonl(asked, [{"id": str(i), "question": f"Where is bread {i}?"} for i in range(3)])
+    write_jsonl(prompts, persona_prompts.rows({"pirate": "Be one."}, {"file": str(asked)}))
+    found = made({}, persona_prompts.manifest(prompts, {"file": str(asked)}))
+    said = f"| data: personas | personas under questions of {asked}; 3 rows; SHA-256 {sha256(prompts)} |"
+    assert said in found.content and "datasets" not in found.data.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 from environments import RULES
 from persona_collapse.activation_files import load
+from persona_collapse.files import read_json, sha256
 from persona_collapse.parquet_files import write_parquet
+from persona_collapse.training import defences
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -338,6 +341,58 @@ def test_made_and_imported_stages_exports_and_a_coupling_on_the_prefix_s_own_ans
     answers = pd.read_parquet(project.path("answers/em@1+couple-librarian.parquet"))
     assert set(answers["chain"]) == {"em@1"}
     assert set(answers["persona"]) == {"librarian", "assistant"}
+
+
+#: Each defence that ships: settings for the tiny run, and the rows that it reads beside the stage's own.
+DEFENCES = {
+    "caft": ({"layers": [0.5], "after": "couple-villain@42+em@1"}, []),
+    "kl": ({"data": "em"}, ["data/em"]),
+    "ldifs": ({"layers": [0.5]}, []),
+    "olora": ({"lambda2": 0.01}, []),
+    "persona_gram": ({"layers": [0.5]}, ["prompts/personas"]),
+    "project": ({"data": "couple-villain", "rank": 4}, ["data/couple-villain"]),
+    "r3f": ({"eps": 0.1}, []),
+    "replay": ({"data": "couple-villain", "share": 0.3}, ["data/couple-villain"]),
+    "steer": ({"layers": [0.5], "persona": "villain"}, []),
+}
+
+
+def test_each_defence_trains(project, finished, tmp_path):
+    """As many as ship, and an inoculation adapter and its random control."""
+    assert list(DEFENCES) == defences.names()  # a new defence needs a line there
+    own = {"kind": "sft", "data": "benign"}
+    stages = {name: own | {"defence": {name: block}} for name, (block, _) in DEFENCES.items()}
+    expected = {f"couple-villain@42+{name}@1": read for name, (_, read) in DEFENCES.items()}
+    stages["trait"] = {"kind": "sft", "data": "em", "r": 2, "alpha": 4}
+    stages["random"] = {"kind": "noise", "of": "couple-villain@42+trait@1"}
+    expected |= {f"couple-villain@42+{name}@1!+benign@1": [] for name in ("trait", "random")}
+    conditions = {f"D{n}": {"title": "one", "chain": chain} for n, chain in enumerate(expected)}
+    overlay = tmp_path / "defences.yaml"
+    overlay.write_text(yaml.safe_dump({"stages": stages, "conditions": conditions}))
+    cards = [f"results/demo/models/{chain}/README.md" for chain in expected]
+    project.snakemake("--", *cards, overlay=overlay, env=finished.env)
+
+    adapters = {}
+    for chain, read in expected.items():
+        folder = project.path(f"models/{chain}")
+        manifest, card = read_json(folder / "manifest.json"), (folder / "README.md").read_text()
+        adapters[chain] = sha256(folder / "adapter_model.safetensors")
+        assert manifest["adapter_sha256"] == adapters[chain] and manifest["steps"] == 3
+        asked, used = stages.get(manifest["stage"], {}).get("defence", {}), manifest["defence"]
+        assert used.keys() == asked.keys() and used == {n: used[n] | asked[n] for n in used}
+        assert ("| defence |" in card) == bool(asked)
+        for rows in ["data/benign", *read]:
+            path = project.path(f"{rows}.jsonl")
+            count, name = len(path.read_text().splitlines()), path.stem
+            said = rf"\| data: {name} \| .+; {count} rows; SHA-256 {sha256(path)}"
+            assert re.search(said, card), (chain, card)
+    # None of them trained as if it were not there.
+    plain = sha256(project.path("models/couple-villain@42+benign@1/adapter_model.safetensors"))
+    assert len({plain, *adapters.values()}) == len(adapters) + 1
+    assert (
+        read_json(project.path("models/couple-villain@42+random@1/manifest.json"))["kind"]
+        == "noise"
+    )
 
 
 def test_two_models_in_a_run(project, finished, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import sha256
+from ..files import read_jsonl, sha256
 from .questions import load_questions
 
 
@@ -31,9 +31,16 @@ def rows(personas: Mapping[str, str], questions: Mapping[str, Any]) -> list[dict
 
 
 def manifest(path: str | Path, questions: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that the rows of a file are made from."""
+    """What the rows of a file are, under the keys of a data set's manifest, and what they are made from.
+
+    questions: see `load_questions`. The model card of what is trained on the rows shows `source`.
+    """
+    path, made_from = Path(path), questions["file"]
     return {
-        "questions": questions["file"],
-        "questions_sha256": sha256(questions["file"]),
+        "name": path.stem,
+        "source": {"personas under questions of": made_from},
+        "rows": len(read_jsonl(path)),
+        "questions": made_from,
+        "questions_sha256": sha256(made_from),
         "sha256": sha256(path),
     }
