@@ -8,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "workflow" / "scripts"), str(ROOT / "tools")]
+# Modules of helpers that assert: so that a failure there shows values, as in a test.
+pytest.register_assert_rewrite("environments", "trainings")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Threads that spin while they wait are ten times slower if the cores are shared.

@@ -255,9 +255,13 @@ def test_steps_stay_recorded(chained, files, name, idle, some):
             assert (gradient - grads[key]).norm() <= 1e-4 * grads[key].norm(), key
 
 
-@pytest.mark.parametrize(("name", "idle", "some"), NOTHING)
-def test_a_gpu_records_its_steps(on_gpu, files, name, idle, some):
-    on_gpu({name: {"layers": LAYERS, **idle, **some}, "kl": {}}, files)
+@pytest.mark.parametrize(
+    "block", [{"steer": {"coefficient": 8.0}}, {"caft": {"rank": 3}}], ids=["steer", "caft"]
+)
+def test_a_gpu_records_its_steps(on_gpu, files, block):
+    ((name, own),) = block.items()
+    own = {"layers": LAYERS, "after": "em@42", **own}
+    on_gpu({name: own, "kl": {"weight": 1.0}}, files, hooked=True)
 
 
 def planned(monkeypatch, **stages):
