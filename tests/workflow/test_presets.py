@@ -155,7 +155,7 @@ def test_defences_stand_beside_the_same_stage_without(at_root, over):
     """With the same couplings; None: on top of the demo's config."""
     first = () if over is None else (QWEN, *over)
     plan = configuration.plan(merged(*first, "config/presets/defences.yaml"))
-    assert len(plan.trainings) == 144
+    assert len(plan.trainings) == 150
     settings, grid = plan.trained_settings, plan.grid
     kinds = Counter()
     for arm in second_stages.arms(grid, settings):
@@ -167,7 +167,7 @@ def test_defences_stand_beside_the_same_stage_without(at_root, over):
             kinds[bare["data"], name] += 1
     grid_of = {
         "": 1, "kl": 3, "steer": 2, "steer, random": 1, "caft": 2, "caft, random": 1, "project": 2,
-        "r3f": 1, "olora": 1, "ldifs": 1, "persona_gram": 1, "replay": 2,
+        "r3f": 1, "olora": 2, "ldifs": 1, "persona_gram": 1, "replay": 2,
         "system prompt": 2, "inoculation adapter": 1, "inoculation adapter, random": 1,
     }  # fmt: skip
     assert kinds == {(d, name): n for d in ("em", "benign") for name, n in grid_of.items()}
