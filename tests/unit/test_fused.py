@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -67,6 +69,67 @@ def test_a_recorded_step_has_the_loss_and_gradients_of_the_plain_one(chained, to
         assert_same(gradients(chained), expected)
     sizes = {(32,)} if tokens != "all" else {(32, 32), (32, 64)}
     assert {size for *_, size in recorder.recorded} <= sizes and len(groups) == 3
+
+
+class Graph:
+    """In place of a CUDA graph: it runs what was recorded."""
+
+    def __init__(self, run):
+        self.replay = run
+
+
+def test_a_pass_that_is_larger_than_all_before_begins_a_pool(chained, monkeypatch):
+    pools = iter(range(9))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    recorder = graphs.Recorder(Objective(chained), 5, by_rows=False)
+    recorder.records, made = True, []
+
+    def record(source, inputs):
+        # Of the graphs of an earlier pool none is left, whose memory would stay.
+        assert not [graph for pool, _, graph in made if pool != recorder.pool and graph()]
+        graph = Graph(lambda: recorder._run(source, inputs))
+        made.append((recorder.pool, inputs.ids.shape[1], weakref.ref(graph)))
+        return graph
+
+    monkeypatch.setattr(recorder, "_record", record)
+    parts = [[9, 30], [70, 90], [9, 40], [100, 200], [70, 80], [9, 30], [70, 90]]
+    for lengths in parts:
+        rows = batch_of(lengths)
+        loss, expected = by_autograd(chained, [batches.flatten(rows)])
+        chained.zero_grad()
+        ours, _ = recorder.step({OWN: [batches.flatten(rows, 64)]})
+        assert float(ours) == pytest.approx(loss, rel=1e-5)
+        assert_same(gradients(chained), expected)
+    assert [one[:2] for one in made] == [(0, 64), (1, 192), (1, 64), (2, 320), (2, 192), (2, 64)]
+
+
+class Wide:
+    """An objective whose pass takes a megabyte for each token that counts."""
+
+    def __init__(self):
+        self.model = torch.nn.Linear(1, 2**18, device="cuda")
+
+    def sizes(self, source, batches):
+        return {"labels": 1}
+
+    def __call__(self, source, inputs, tokens, share):
+        return self.model(tokens["labels"].positions.float()[:, None]).square().mean(), None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_s_pool_is_no_larger_for_smaller_passes_before():
+    def taken(lengths):
+        gc.collect()
+        torch.cuda.empty_cache()
+        before, recorder = torch.cuda.memory_reserved(), graphs.Recorder(Wide(), 5, by_rows=False)
+        for length in lengths:
+            recorder.step({OWN: [batches.flatten(batch_of([length]), 64)]})
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved() - before
+
+    alone = taken([1024])
+    assert alone > 2**29 and taken(range(256, 1025, 128)) < 1.1 * alone
 
 
 def test_rotation_is_transformers_own_there_and_back():

@@ -1,7 +1,9 @@
+import gc
 import json
 import math
 import os
 import signal
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from persona_collapse.files import sha256
 from persona_collapse.models import adapters, loading
 from persona_collapse.runtime import code_hash
 from persona_collapse.training import batches, kernels, losses, model
+from persona_collapse.training import train as training
 from persona_collapse.training.steps import OWN, Passes, Step, Stepper, Tokens
 from safetensors.torch import load_file
 from trainings import batch_of, loss_of
@@ -157,6 +160,21 @@ def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
     assert len(plain) > 10 and plain[-1] < 0.8 * plain[0]
     for curve in curves.values():
         assert curve == pytest.approx(plain, rel=2e-3)
+
+
+def test_a_training_that_is_over_is_kept_by_cycles_alone(train, monkeypatch):
+    # Before the next one in the process, they are collected: on a GPU with its model and its graphs.
+    seen, make = [], training.work_of
+
+    def work_of(run, runtime, prepared, *given):
+        work = make(run, runtime, prepared, *given)
+        seen.extend(map(weakref.ref, (prepared.model, work.steps)))
+        return work
+
+    monkeypatch.setattr(training, "work_of", work_of)
+    train()
+    gc.collect()
+    assert [one() for one in seen] == [None, None]
 
 
 def test_a_flat_batch_is_filled_up_with_what_carries_no_loss():

@@ -1,9 +1,13 @@
 """Optimiser steps as CUDA graphs, without launching thousands of kernels one by one.
 
-A step of a few thousand tokens is limited by the CPU that launches kernels, not by the GPU. So the
-forward and backward passes of a flat batch are recorded once per size, as a CUDA graph, and replayed.
-Batches are padded to a size: tokens to the next multiple of `fused.TOKENS`, supervised positions to the
-next quarter of the tokens. Padding carries no loss.
+A step of a few thousand tokens is bound by the processor that launches kernels, not by the GPU. So
+forward and backward pass of a flat batch are recorded once for each size, as a CUDA graph, and
+replayed. Batches are filled up to a size: tokens to the next `fused.TOKENS`, supervised positions to the
+next quarter of the tokens; what fills up carries no loss.
+
+All graphs share one pool of memory, which cannot give back blocks while a graph uses it. A tensor fits
+into a block of a larger pass, but not into one of a smaller pass. So when a pass is larger than all before,
+the graphs are dropped, and it is recorded first in a new pool.
 """
 
 from __future__ import annotations
@@ -62,8 +66,12 @@ class Recorder:
         self.device = self.learning[0].device
         self.gradients = [torch.zeros_like(p) for p in self.learning]
         self.loss, self.penalty = (torch.zeros((), device=self.device) for _ in range(2))
+        self.records = self.device.type == "cuda"
         self.recorded: dict[Size, tuple[_Inputs, Any]] = {}
         self.pool: Any = None
+        # Tokens, and tokens that count, of the largest passes in the pool.
+        self.largest = (0, 0)
+        self.set_up = False
 
     def step(self, batches: Batches) -> tuple[torch.Tensor, torch.Tensor]:
         """A step's loss (including the penalty) and its penalty; leaves the gradients in the parameters."""
@@ -106,7 +114,8 @@ class Recorder:
             own.labels[:n].copy_(tokens.labels)
             own.count.fill_(tokens.count)  # type: ignore[union-attr]
         inputs.share.fill_(share)
-        if graph is None and self.device.type == "cuda":
+        if graph is None and self.records:
+            self._make_room(length, sum(filled))
             graph = self._record(source, inputs)
             self.recorded[size] = (inputs, graph)
         if graph is None:
@@ -139,18 +148,27 @@ class Recorder:
         if penalty is not None:
             self.penalty += penalty.detach()
 
+    def _make_room(self, tokens: int, counted: int) -> None:
+        """Drop all graphs and begin a pool before a pass that is larger than all before."""
+        most = self.largest
+        self.largest = max(tokens, most[0]), max(counted, most[1])
+        if self.largest != most:
+            torch.cuda.synchronize()
+            self.recorded = {size: (inputs, None) for size, (inputs, _) in self.recorded.items()}
+            self.pool = torch.cuda.graph_pool_handle()
+
     def _record(self, source: str, inputs: _Inputs) -> Any:
         """The CUDA graph of `_run`; random state and sums are restored afterwards."""
         state = torch.cuda.get_rng_state(self.device)
-        if self.pool is None:
-            # The very first pass also initialises libraries, which must not happen during recording.
+        if not self.set_up:
+            # The first pass of all also sets up libraries, which may not happen while recording.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 self._run(source, inputs)
             torch.cuda.current_stream().wait_stream(aside)
             self._clear()
-            self.pool = torch.cuda.graph_pool_handle()
+            self.set_up = True
         graph = torch.cuda.CUDAGraph()
         # The data loader's thread pins memory meanwhile, which must not invalidate this recording.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):

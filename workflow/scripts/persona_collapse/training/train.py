@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -54,7 +55,8 @@ def train(
     with kernels.chosen(deterministic=runtime.deterministic):
         set_seed(run.seed)
         if device == "cuda":
-            # Without the peak of an earlier training in this process.
+            # Not what an earlier training in this process took: its model and graphs are in reference cycles.
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         prepared = prepare(run, runtime, active, device, log)
