@@ -17,8 +17,8 @@ def own_locks(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def worker(places, pipe):
-    with devices.lease(places, poll=0.05) as device:
+def worker(places, share, pipe):
+    with devices.lease(places, share, poll=0.05) as device:
         pipe.send((os.getpid(), device, os.environ.get("CUDA_VISIBLE_DEVICES")))
         time.sleep(HANG)  # until it is killed
 
@@ -29,11 +29,11 @@ def start():
     context = multiprocessing.get_context("fork")
     running = []
 
-    def begin(count, places=1):
+    def begin(count, places=1, share=1):
         ends = []
         for _ in range(count):
             ours, theirs = context.Pipe(duplex=False)
-            running.append(context.Process(target=worker, args=(places, theirs)))
+            running.append(context.Process(target=worker, args=(places, share, theirs)))
             running[-1].start()
             ends.append(ours)
         return ends
@@ -64,6 +64,21 @@ def test_several_jobs_on_a_gpu_spread_over_the_devices_first(start, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for _ in range(2):
         assert {answer(pipe)[1] for pipe in start(2, places=2)} == {"0", "1"}
+
+
+def test_a_job_of_two_shares_takes_two_places_on_one_device(start, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    (one,) = map(answer, start(1, places=3))
+    (two,) = map(answer, start(1, places=3, share=2))
+    assert two[1] != one[1]  # the emptiest
+    (more,) = map(answer, start(1, places=3, share=2))
+    assert more[1] == one[1]
+    # A place is left on the one device alone, and the last job of one share takes it.
+    (waiting,) = start(1, places=3, share=2)
+    assert answer(waiting, 0.5) is None
+    assert [answer(pipe)[1] for pipe in start(1, places=3)] == [two[1]]
+    os.kill(more[0], signal.SIGKILL)
+    assert answer(waiting)[1] == more[1]
 
 
 def test_without_a_gpu_nothing_is_done(monkeypatch):

@@ -183,6 +183,24 @@ def test_how_a_training_uses_its_machine_is_no_part_of_its_job():
     assert plain.training("em@42") != with_stage(lr=1e-5).training("em@42")
 
 
+@pytest.mark.parametrize(
+    ("defence", "shares"),
+    [
+        ({}, 1),
+        ({"ldifs": {}}, 1),
+        ({"kl": {}}, 2),
+        ({"kl": {"weight": 0.0}}, 1),
+        ({"kl": {}, "r3f": {}}, 3),
+    ],
+)
+def test_a_training_with_two_passes_of_logits_takes_two_shares_of_a_gpu(defence, shares):
+    for places in (4, 2, 1):
+        plan = with_stage(defence=defence)
+        plan.config["runtime"]["jobs_per_gpu"] = places
+        assert plan.gpu_shares("em@42") == min(shares, places)
+        assert plan.gpu_shares("couple-villain@42") == 1
+
+
 def test_a_defence_s_files_are_inputs_and_its_code_is_counted():
     plain = with_stage()
     kept = with_stage(defence={"kl": {"weight": 0.1}})

@@ -1,5 +1,8 @@
 """The default profile on a machine with several GPUs: as many jobs as devices, one job per device."""
 
+import ast
+
+import pandas as pd
 import pytest
 from runs import HANG
 
@@ -56,3 +59,32 @@ def test_two_gpus_run_two_jobs_at_a_time_each_on_its_own(project, tmp_path):
             assert busy.pop(device) == job
     assert len(lines) == 2 * len(CHAINS) and not busy
     assert most == len(DEVICES)
+
+
+def test_a_training_of_two_shares_is_left_to_a_job_that_holds_two(project, tmp_path):
+    overlay = tmp_path / "shares.yaml"
+    overlay.write_text(
+        "runtime: {gpus_per_job: 1, jobs_per_gpu: 3}\n"
+        "stages:\n"
+        "  plain: {kind: sft, data: benign}\n"
+        "  close: {kind: sft, data: benign, defence: {kl: {}}}\n"
+        "conditions:\n"
+        "  P: {title: plain, chain: couple-villain@42+plain@1}\n"
+        "  P2: {title: plain, chain: couple-villain@42+plain@2}\n"
+        "  K: {title: close, chain: couple-villain@42+close@1}\n"
+    )
+    names = ("plain@1", "plain@2", "close@1")
+    cards = [f"results/demo/models/couple-villain@42+{name}/README.md" for name in names]
+    env = {"CUDA_VISIBLE_DEVICES": DEVICES[0]}
+    run = ("--benchmark-extended", "--")
+    # The engine of a job with one share also trains what fits into one.
+    project.snakemake(*run, cards[0], overlay=overlay, env=env)
+    trained = {path.stem for path in project.path("store/train").glob("*.json")}
+    assert {"couple-villain@42+plain@1", "couple-villain@42+plain@2"} <= trained
+    assert "couple-villain@42+close@1" not in trained
+    project.snakemake(*run, *cards, overlay=overlay, env=env)
+    asked = {}
+    for name in names:
+        path = project.path(f"benchmarks/train/couple-villain@42+{name}.tsv")
+        asked[name] = ast.literal_eval(pd.read_csv(path, sep="\t").loc[0, "resources"])["gpu"]
+    assert asked == {"plain@1": 1, "plain@2": 1, "close@1": 2}

@@ -111,6 +111,12 @@ def defence_files(wildcards):
     return list(plan.defence_inputs(chain.last.name, chain.model).values())
 
 
+def training_gpus(wildcards):
+    """Places on a GPU that the training takes; of a cluster, GPUs."""
+    shares = 1 if submitting else plan.gpu_shares(wildcards.trained)
+    return config["runtime"]["gpus_per_job"] * shares
+
+
 def training_job(wildcards):
     """Training job of a chain's last stage; see Plan.training."""
     return plan.training(wildcards.trained).values()
@@ -137,7 +143,7 @@ rule train:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        gpu=config["runtime"]["gpus_per_job"],
+        gpu=training_gpus,
         mem_mb=4000,
     params:
         job=training_job,

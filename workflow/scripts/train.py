@@ -16,8 +16,8 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     store = shared_engine.Store(params.store, plan.config["runtime"])
     own = TrainingJob(**params.job)
     trainings = {job.name: job for job in plan.trainings if job.model == own.model}
-    # Not in the jobs, because the result does not depend on it.
-    runtime = plan.runtime
+    # Not in the jobs: what is trained does not depend on it.
+    runtime, shares = plan.runtime, plan.gpu_shares(own.name)
     kept = {}
 
     def stages(job):
@@ -76,7 +76,8 @@ with running(snakemake, f"train {snakemake.wildcards.trained}") as log:
     shared_engine.run(
         store,
         own,
-        list(trainings.values()),
+        # Those that fit into this job's share of the GPU.
+        [job for job in trainings.values() if plan.gpu_shares(job.name) <= shares],
         key=key,
         open_engine=open_engine,
         work=work,

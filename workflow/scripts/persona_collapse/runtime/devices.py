@@ -1,8 +1,8 @@
 """Which GPU a job of this machine runs on: Snakemake counts devices but hands none out.
 
-Each job takes a free place on a GPU with a file lock. The kernel releases the lock when the job ends,
-however it ends. All runs of a user on a host share one folder of locks, so two simultaneous runs share
-the devices too.
+Each job takes free places on a GPU by file locks that the kernel lets go of when the job ends,
+however it ends. The locks lie in one folder for every run of a user on a host, so two runs side by
+side share the devices too.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 #: Schedulers that assign devices themselves, by the variable that holds their job id.
@@ -35,13 +35,13 @@ def folder() -> Path:
 
 
 @contextmanager
-def lease(places: int = 1, poll: float = 0.5) -> Iterator[str | None]:
-    """Hold one place on one GPU and let this process see only that GPU; None without a GPU.
+def lease(places: int = 1, share: int = 1, poll: float = 0.5) -> Iterator[str | None]:
+    """Hold places on one GPU and let this process see that GPU alone; None where there is none.
 
-    `places`: number of jobs that may share a GPU. Waits while all places are taken; prefers the device
-    with the most free places. Call it before PyTorch is imported. Inside a cluster job the devices are
-    those that the scheduler assigned, and only processes of the same job share them: device 0 of
-    another job is another device.
+    `places`: of a GPU, which as many jobs may share; `share`: those that are held, from one to all. Waits
+    while too many are taken, and takes the emptiest device first. Call it before PyTorch is imported.
+    Inside a cluster's job the devices are those that its scheduler gave it, and only what runs in the same
+    job shares them: another job's device 0 is another device.
     """
     allocation = next((os.environ[name] for name in SCHEDULERS if name in os.environ), None)
     given = allocation is None or "CUDA_VISIBLE_DEVICES" in os.environ
@@ -53,23 +53,38 @@ def lease(places: int = 1, poll: float = 0.5) -> Iterator[str | None]:
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     while True:
-        for place in range(places):
+        for first in range(places - share + 1):
             for device in devices:
-                name = re.sub(r"[^\w.-]", "_", f"gpu-{device}-{place}")
-                handle = open(root / name, "w")  # noqa: SIM115
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    handle.close()
-                    continue
-                os.environ["CUDA_VISIBLE_DEVICES"] = device
-                try:
-                    yield device
-                finally:
-                    if before is None:
-                        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-                    else:
-                        os.environ["CUDA_VISIBLE_DEVICES"] = before
-                    handle.close()
-                return
+                name = re.sub(r"[^\w.-]", "_", f"gpu-{device}")
+                with ExitStack() as held:
+                    locks = [root / f"{name}-{place}" for place in range(first, places)]
+                    if not _taken(locks, share, held):
+                        continue
+                    os.environ["CUDA_VISIBLE_DEVICES"] = device
+                    try:
+                        yield device
+                    finally:
+                        if before is None:
+                            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+                        else:
+                            os.environ["CUDA_VISIBLE_DEVICES"] = before
+                    return
         time.sleep(poll)
+
+
+def _taken(locks: Sequence[Path], count: int, held: ExitStack) -> bool:
+    """Take so many of some locks, the first among them; those that were taken are in `held`."""
+    for lock in locks:
+        handle = open(lock, "w")  # noqa: SIM115
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            if lock == locks[0]:
+                return False
+            continue
+        held.enter_context(handle)
+        count -= 1
+        if not count:
+            return True
+    return False

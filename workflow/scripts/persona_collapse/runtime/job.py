@@ -42,10 +42,12 @@ DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 def _device(snakemake: Any) -> Any:
-    """Hold a GPU for a job that asks for one."""
-    if not getattr(snakemake.resources, "gpu", 0):
+    """As many places on a GPU as a job asks for; nothing for others."""
+    asked = getattr(snakemake.resources, "gpu", 0)
+    if not asked:
         return nullcontext()
-    return devices.lease(snakemake.config["runtime"]["jobs_per_gpu"])
+    places = snakemake.config["runtime"]["jobs_per_gpu"]
+    return devices.lease(places, min(asked, places))
 
 
 @contextmanager

@@ -731,7 +731,8 @@ class Runtime(Settings):
     jobs_per_gpu: Count = Field(
         1,
         description="Model jobs that may share one GPU. A small model cannot fill one alone; each "
-        "must fit into its share of the memory.",
+        "must fit into its share of the memory. Trainings with the defences kl or r3f take two shares each, "
+        "where there are two.",
     )
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(
         100,

@@ -624,6 +624,13 @@ class Plan:
             checkpoints=self._path(f"checkpoints/{name}"),
         )
 
+    def gpu_shares(self, name: str) -> int:
+        """Shares of a GPU, of `runtime: jobs_per_gpu`, that the training of a chain's last stage takes."""
+        asked = self.stage_settings(chains.parse(name).last.name).get("defence", {})
+        made = [one for one in defences.make(asked).values() if not one.idle]
+        shares = 1 + sum(one.shares - 1 for one in made)
+        return min(shares, int(self.runtime["jobs_per_gpu"]))
+
     @cached_property
     def trainings(self) -> list[TrainingJob]:
         """All chains whose last stage is trained, short chains first."""

@@ -58,6 +58,9 @@ class Defence:
 
     #: Its block in the config, see `defence`.
     Options: type[Settings]
+    #: Shares of a GPU (`runtime: jobs_per_gpu`) that a training with it takes: 2 if a step holds the logits
+    #: of two passes, which are most of its memory.
+    shares = 1
 
     def __init__(self, settings: Any):
         self.settings = settings

@@ -47,6 +47,7 @@ class KL(Defence):
     """
 
     settings: Options
+    shares = 2
 
     @property
     def asks(self) -> Asks:

@@ -50,6 +50,7 @@ class R3F(Defence):
     """
 
     settings: Options
+    shares = 2
 
     @property
     def idle(self) -> bool:
