@@ -1,8 +1,8 @@
 """Which GPU a job of this machine runs on: Snakemake counts devices but hands none out.
 
-Each job takes free places on a GPU by file locks that the kernel lets go of when the job ends,
-however it ends. The locks lie in one folder for every run of a user on a host, so two runs side by
-side share the devices too.
+Each job takes one or more free places on a GPU with file locks. The kernel releases the locks when the
+job ends, however it ends. All runs of a user on a host share one folder of locks, so two simultaneous runs
+share the devices too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def folder() -> Path:
 
 @contextmanager
 def lease(places: int = 1, share: int = 1, poll: float = 0.5) -> Iterator[str | None]:
-    """Hold places on one GPU and let this process see that GPU alone; None where there is none.
+    """Hold places on one GPU and let this process see only that GPU; None without a GPU.
 
-    `places`: of a GPU, which as many jobs may share; `share`: those that are held, from one to all. Waits
-    while too many are taken, and takes the emptiest device first. Call it before PyTorch is imported.
-    Inside a cluster's job the devices are those that its scheduler gave it, and only what runs in the same
-    job shares them: another job's device 0 is another device.
+    `places`: number of places per GPU. `share`: how many this job holds, all on one device. Waits while too
+    few are free; prefers the device with the most free places. Call it before PyTorch is imported. Inside a
+    cluster job the devices are those that the scheduler assigned, and only processes of the same job share
+    them: device 0 of another job is another device.
     """
     allocation = next((os.environ[name] for name in SCHEDULERS if name in os.environ), None)
     given = allocation is None or "CUDA_VISIBLE_DEVICES" in os.environ
@@ -73,7 +73,7 @@ def lease(places: int = 1, share: int = 1, poll: float = 0.5) -> Iterator[str | 
 
 
 def _taken(locks: Sequence[Path], count: int, held: ExitStack) -> bool:
-    """Take so many of some locks, the first among them; those that were taken are in `held`."""
+    """Take `count` of some locks, the first among them, into `held`; False if too few are free."""
     for lock in locks:
         handle = open(lock, "w")  # noqa: SIM115
         try:

@@ -1,9 +1,9 @@
 """Optimiser steps as CUDA graphs, without launching thousands of kernels one by one.
 
-A step of a few thousand tokens is bound by the processor that launches kernels, not by the GPU. So
-forward and backward pass of a flat batch are recorded once for each size, as a CUDA graph, and
-replayed. Batches are filled up to a size: tokens to the next `fused.TOKENS`, supervised positions to the
-next quarter of the tokens; what fills up carries no loss.
+A step of a few thousand tokens is limited by the CPU that launches kernels, not by the GPU. So the
+forward and backward passes of a flat batch are recorded once per size, as a CUDA graph, and replayed.
+Batches are padded to a size: tokens to the next multiple of `fused.TOKENS`, supervised positions to the
+next quarter of the tokens. Padding carries no loss.
 
 All graphs share one pool of memory, which cannot give back blocks while a graph uses it. A tensor fits
 into a block of a larger pass, but not into one of a smaller pass. So when a pass is larger than all before,
@@ -161,7 +161,7 @@ class Recorder:
         """The CUDA graph of `_run`; random state and sums are restored afterwards."""
         state = torch.cuda.get_rng_state(self.device)
         if not self.set_up:
-            # The first pass of all also sets up libraries, which may not happen while recording.
+            # The very first pass also initialises libraries, which must not happen during recording.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
