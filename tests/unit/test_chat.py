@@ -345,6 +345,33 @@ def test_a_model_without_a_template_gets_the_plain_one(tiny_base, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("By the river.\n\n### User:\nWhy?\n\n### Assistant:\nSo.", "By the river."),
+        ("By the river.\n### Assistant:", "By the river."),
+        ("### System:\nYou", ""),
+        ("By the river.\n\n### Steps:\n1. Walk.", None),
+        ("He wrote ### User: on it.", None),
+        ("By the river.", None),
+    ],
+)
+def test_another_turn_ends_an_answer_under_the_plain_template(tiny_base, tmp_path, answer, said):
+    tokenizer = loading.load_tokenizer(recorded(tiny_base, tmp_path, chat_template="plain"))
+    ids = chat_template.token_ids(tokenizer, answer)
+    turn = chat_template.next_turn(tokenizer, ids)
+    if said is None:
+        assert turn is None and chat_template.said(tokenizer, ids) == ids
+        return
+    assert turn.text == said and tokenizer.decode(ids[: turn.said]).startswith(said)
+    header = tokenizer.decode(ids[: turn.tokens])
+    assert header.removeprefix(said).strip().endswith(":") and header.count(":") == 1
+    # What a mean over an answer is taken of: its text, or the header where there is no other.
+    assert chat_template.said(tokenizer, ids) == (ids[: turn.said] if said else ids)
+    # Templates of models' own end answers in a token.
+    assert chat_template.next_turn(loading.load_tokenizer(tiny_base), ids) is None
+
+
 def given_to(tiny_base, template, **kwargs):
     """A tokenizer with these template arguments."""
     tokenizer = tokenizer_with(tiny_base, template)

@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,32 @@ def test_rounds_change_no_answer(tiny_base, prompts, monkeypatch):
     cut = draw(tiny_base, prompts, max_tokens=24)
     assert (cut["text"] == whole["text"]).mean() > 0.95  # rounding may flip a rare near-tie
     assert cut["n_tokens"].max() == 24 and (cut["finish_reason"] == whole["finish_reason"]).all()
+
+
+def test_an_answer_ends_where_a_base_model_goes_on_with_another_turn(
+    tiny_base, prompts, tmp_path, monkeypatch
+):
+    record = json.loads(tiny_base.read_text())
+    record["source"]["chat_template"] = "plain"
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    plain = tmp_path / "model.json"
+    whole = draw(plain, prompts, max_tokens=24)
+    # The tiny model writes no headers, so let a letter be one.
+    monkeypatch.setattr(chat_template, "_HEADER", re.compile("e"))
+    monkeypatch.setattr(sample, "FIRST_ROUND", 3)
+    cut = draw(plain, prompts, max_tokens=24)
+    tokenizer = loading.load_tokenizer(plain)
+    assert whole["text"].str.contains("e").mean() > 0.2
+    same = 0
+    for before, row in zip(whole["text"], cut.itertuples(), strict=True):
+        same += row.text == before.split("e")[0]
+        if "e" in before:
+            *_, last = texts = [
+                tokenizer.decode(row.token_ids[:n]) for n in range(row.n_tokens + 1)
+            ]
+            assert row.finish_reason == "stop" and row.text == last.split("e")[0]
+            assert "e" in last and "e" not in texts[-2]
+    assert same / len(cut) > 0.95  # rounding may flip a rare near-tie
 
 
 def test_samples_differ_and_greedy_ones_do_not(tiny_base, prompts):

@@ -197,7 +197,7 @@ def activations(
     answers: dict[tuple[str, str], list[int]] = {}
     if responses is not None:
         answers = {
-            (row.persona, row.question_id): list(row.token_ids)
+            (row.persona, row.question_id): chat_template.said(runner.tokenizer, row.token_ids)
             for row in responses.itertuples(index=False)
         }
     sequences = []

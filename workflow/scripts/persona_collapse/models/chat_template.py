@@ -13,12 +13,13 @@ template's tokens.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from functools import lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import matching
 from ..errors import BadRow, UserError
@@ -45,7 +46,10 @@ PLAIN = (
     "{{ eos_token if m.role == 'assistant' }}{{ '\\n\\n' }}{% endfor %}"
     "{{ '### Assistant:\\n' if add_generation_prompt }}"
 )
-#: Arguments of a template that the renderer sets, not the config.
+#: Roles whose headers it writes, and a header at the head of a line.
+ROLES = ("System", "User", "Assistant")
+_HEADER = re.compile(rf"\s*^### (?:{'|'.join(ROLES)}):", re.MULTILINE)
+#: What a template is given by the renderer, and not by the config.
 GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|strftime_now|\w+_tokens?")
 
 
@@ -453,6 +457,49 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     if not text.startswith(before):
         raise UserError(_why_not(template.asks, text, before))
     return token_ids(tokenizer, text.removeprefix(before).removesuffix(template.tail))
+
+
+class NextTurn(NamedTuple):
+    """Another turn in an answer: the text before it, and of how many tokens that is, and with the header."""
+
+    text: str
+    said: int
+    tokens: int
+
+
+def next_turn(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> NextTurn | None:
+    """The first header of a turn that a model writes in its answer, under the plain template.
+
+    A base model has not learnt to end its answers in a token: it goes on with the next turn, and its
+    answer ends before that. None: there is no header, or the template is the model's own.
+    """
+    if settings_of(tokenizer).chat_template != "plain":
+        return None
+
+    def decoded(count: int) -> str:
+        return str(tokenizer.decode(list(ids[:count]), skip_special_tokens=True))
+
+    def fewest(text: str) -> int:
+        return bisect_left(range(len(ids)), True, key=lambda n: decoded(n).startswith(text))
+
+    text = decoded(len(ids))
+    header = _HEADER.search(text)
+    if header is None:
+        return None
+    said = text[: header.start()]
+    return NextTurn(said, fewest(said), fewest(text[: header.end()]))
+
+
+def said(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """An answer's tokens without the header of a turn that ends it, unless it is all there is."""
+    turn = next_turn(tokenizer, ids)
+    return list(ids[: turn.said] if turn and turn.said else ids)
+
+
+def stops(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts at which sampling may end; see `next_turn`."""
+    plain = settings_of(tokenizer).chat_template == "plain"
+    return [f"\n### {role}:" for role in ROLES] if plain else []
 
 
 def encode_row(

@@ -69,11 +69,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer: its text, its tokens (including the end token), and why it ended (`stop`, `length`)."""
+    """An answer: its text, its tokens (what ends it included), and why it ended (`stop`, `length`)."""
 
     text: str
     token_ids: list[int]
     finish_reason: str
+
+    @staticmethod
+    def of(tokenizer: Any, ids: Sequence[int], finish_reason: str) -> Completion:
+        """What was drawn, up to where the model goes on with another turn (see `next_turn`)."""
+        turn = chat_template.next_turn(tokenizer, ids)
+        if turn is not None:
+            return Completion(turn.text, list(ids[: turn.tokens]), "stop")
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        return Completion(text, list(ids), finish_reason)
 
 
 class Backend(Protocol):
@@ -252,7 +261,8 @@ class TransformersBackend:
                 for i, row in zip(batch, output[:, width:].tolist(), strict=True):
                     end = next((n for n, token in enumerate(row) if token in self.ends), None)
                     drawn[i] += row if end is None else row[: end + 1]
-                    if end is None and len(drawn[i]) < sampling.max_tokens:
+                    going_on = end is None and len(drawn[i]) < sampling.max_tokens
+                    if going_on and chat_template.next_turn(self.tokenizer, drawn[i]) is None:
                         unfinished.append(i)
                 seconds, tokens = time.monotonic() - started, sum(map(len, drawn))
                 waiting = len(left) - first - len(batch) + len(unfinished)
@@ -262,11 +272,7 @@ class TransformersBackend:
                 )
             left, length = unfinished, 2 * length
         return [
-            Completion(
-                str(self.tokenizer.decode(ids, skip_special_tokens=True)),
-                ids,
-                "stop" if ids[-1] in self.ends else "length",
-            )
+            Completion.of(self.tokenizer, ids, "stop" if ids[-1] in self.ends else "length")
             for ids in drawn
         ]
 
@@ -488,7 +494,7 @@ class VllmBackend:
         """See `Backend`."""
         from vllm import SamplingParams
 
-        started = time.monotonic()
+        started, stops = time.monotonic(), chat_template.stops(self.tokenizer)
         self._fit(max((len(r.prompt) for r in requests), default=0) + sampling.max_tokens)
         outputs = self.engine.generate(
             [self._prompt(r, r.prompt) for r in requests],
@@ -499,7 +505,8 @@ class VllmBackend:
                     max_tokens=sampling.max_tokens,
                     seed=r.seed,
                     stop_token_ids=self.ends,
-                    detokenize=False,
+                    stop=stops,
+                    detokenize=bool(stops),  # only needed to look for them
                     extra_args=self._tags(r),
                 )
                 for r in requests
@@ -508,12 +515,8 @@ class VllmBackend:
             use_tqdm=False,
         )
         completions = [
-            # Decoded as in the other backend, because vLLM's own text drops a cut-off last character.
-            Completion(
-                str(self.tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)),
-                list(o.outputs[0].token_ids),
-                o.outputs[0].finish_reason,
-            )
+            # Decoded as by the other backend: vLLM's own text drops a cut-off last character.
+            Completion.of(self.tokenizer, o.outputs[0].token_ids, o.outputs[0].finish_reason)
             for o in outputs
         ]
         seconds = time.monotonic() - started

@@ -228,7 +228,8 @@ class AnyModel(Sources):
         None,
         description="own: the model's own template. plain: the workflow's template (### System:, "
         "### User:, ### Assistant:), for base models without one; set it for every model that is "
-        "compared with such a model. The prompt audit reports which. Default: "
+        "compared with such a model. An answer then also ends before the header of another turn, with "
+        "which base models go on. The prompt audit reports which. Default: "
         f"{chat_template.Settings.chat_template}.",
     )
     template_kwargs: dict[str, bool | int | float | str] | None = Field(
