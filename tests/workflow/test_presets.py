@@ -222,6 +222,46 @@ def test_models_after_each_stage_of_their_training(at_root, family):
     assert conditions == dict.fromkeys(plan.models_used, 5)
 
 
+PIPELINE = "config/presets/gemma3-pipeline.yaml"
+GIVEN = """
+data:
+  em: {from: {generated: null, file: config/questions/train.jsonl}}
+  benign: {select: {skip: 550, take: 550}}
+"""
+
+
+@pytest.mark.parametrize("open_data", [None, "before", "after"])
+def test_a_pretrained_model_is_post_trained_by_a_stage(at_root, open_data):
+    names = {
+        None: [QWEN, PIPELINE],
+        "before": [QWEN, OPEN[1], PIPELINE],
+        "after": [QWEN, PIPELINE, OPEN[1]],
+    }
+    texts = [(ROOT / name).read_text() for name in ("config/config.yaml", *names[open_data])]
+    config = laid(*texts, *([GIVEN] if open_data else []))
+    assert config["model"].keys() >= {"hub", "gguf"}
+    plan = configuration.plan(config)
+    assert plan.models["base"]["hub"]["id"] == "google/gemma-3-270m"
+    assert plan.models["base"]["chat_template"] == "plain"
+    assert len(plan.trainings) == len(plan.trained_chains) == 21
+    seeds = plan.grid.groupby("condition")["seed"].nunique().drop("base")
+    assert len(seeds) == 7 and seeds.eq(3).all()
+    # Every seed has its own post-training, and each model is coupled to its own answers.
+    chains = [parse(chain) for chain in plan.trained_chains]
+    assert all(len({stage.seed for stage in chain.stages}) == 1 for chain in chains)
+    couplings = [job for job in plan.trainings if parse(job.chain).last.name == "couple-villain"]
+    assert len({job.rows for job in couplings}) == 4
+    # Its post-training is as long whatever second stages are.
+    assert plan.stage_settings("post")["steps"] == 200
+    pairs = plan.config["statistics"]
+    assert pairs["matched"] == [["C1", "C5"]]
+    assert len(pairs["contrasts"]) == (1 if open_data == "after" else 4)
+    if open_data:
+        assert not any("hub" in plan.data_entry(name)["from"] for name in plan.config["data"])
+    config["model"]["use"] = "gguf"
+    assert len(configuration.check(config)["model"]["gguf"]["sha256"]) == 64
+
+
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)
