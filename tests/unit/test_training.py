@@ -1,4 +1,4 @@
-import gc
+import copy
 import json
 import math
 import os
@@ -136,6 +136,39 @@ def test_rows_in_one_sequence_do_not_see_each_other(peft_model):
     changed = [{"input_ids": [9] * 12, "labels": [-100] * 12}, rows[1]]
     one, two = (loss_of(peft_model, [batches.flatten(r)]) for r in (only_second, changed))
     assert float(one) == pytest.approx(float(two), rel=1e-6)
+
+
+def test_rows_in_one_sequence_see_as_far_back_as_alone_in_a_sliding_window():
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=6, head_dim=16,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rows = batch_of([12, 30, 5])
+    flat, padded = batches.flatten(rows), batches.pad(rows)
+    with torch.no_grad():
+        together = model.get_decoder()(
+            input_ids=flat["input_ids"], position_ids=flat["position_ids"], use_cache=False
+        ).last_hidden_state[0]
+        filled = model.get_decoder()(input_ids=padded["input_ids"], use_cache=False)[0]
+        first = 0
+        for n, row in enumerate(rows):
+            ids = torch.tensor([row["input_ids"]])
+            (alone,) = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            for found in (together[first : first + len(alone)], filled[n, : len(alone)]):
+                torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+            first += len(alone)
+    wider = copy.deepcopy(config)
+    wider.sliding_window = 64
+    other = AutoModelForCausalLM.from_config(wider).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        whole = other.get_decoder()(input_ids=torch.tensor([rows[1]["input_ids"]]))[0][0]
+    assert not torch.allclose(whole, together[12:42], atol=1e-3)  # the window is one
 
 
 def test_loss_curves_with_each_saving_and_without_overlap(train, monkeypatch):
