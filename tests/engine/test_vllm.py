@@ -4,6 +4,7 @@ It runs in an environment of its own (`make engine`): vLLM's CPU build pins othe
 """
 
 import importlib.util
+import re
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,25 @@ def test_greedy_answers_of_a_two_stage_chain_agree(engines, tiny_base, prompts):
     assert [c.token_ids for c in ours] == [c.token_ids for c in vllm]
     assert [c.finish_reason for c in ours] == [c.finish_reason for c in vllm]
     assert [c.text for c in ours] == [c.text for c in vllm]
+
+
+def test_both_end_an_answer_before_another_turn(engines, tiny_base, prompts, monkeypatch):
+    """Under the plain template; the tiny model writes no headers, so a letter is one here."""
+    from persona_collapse.models import chat_template
+    from persona_collapse.sampling import sample
+
+    how = sample.Sampling(1, 0.0, 1.0, 24, 0)
+    asked = requests(tiny_base, prompts, how)
+    whole = engines["vllm"].complete(asked, how, lambda m: None)
+    monkeypatch.setattr(chat_template, "_HEADER", re.compile("e"))
+    monkeypatch.setattr(chat_template, "stops", lambda tokenizer: ["e"])
+    plain = chat_template.Settings(chat_template="plain")
+    for engine in engines.values():
+        monkeypatch.setattr(engine.tokenizer, "_chat_settings", plain)
+    ours, vllm = (engines[n].complete(asked, how, lambda m: None) for n in engines)
+    assert ours == vllm
+    assert [c.text for c in vllm] == [c.text.split("e")[0] for c in whole]
+    assert sum(len(c.token_ids) for c in vllm) < sum(len(c.token_ids) for c in whole)
 
 
 @pytest.mark.parametrize("part", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=PARTS)
