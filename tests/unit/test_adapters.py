@@ -147,6 +147,9 @@ ARCHITECTURES = {
     "Qwen3Moe": {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "Qwen3_5Text": {**SMALL, "head_dim": 16, **LINEAR},
     "Gemma3": {"text_config": {**SMALL, "head_dim": 16}, "vision_config": TOWER},
+    "Gemma2": {**SMALL, "head_dim": 16, "final_logit_softcapping": 0.1},
+    "Cohere": SMALL,
+    "Granite": {**SMALL, "logits_scaling": 8.0},
 }
 
 
@@ -225,6 +228,19 @@ def test_an_adapter_is_on_the_language_model_alone(name, names, tmp_path):
                   PeftModel.from_pretrained(copy.deepcopy(bare), tmp_path)):  # fmt: skip
         torch.testing.assert_close(other(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
         assert set(get_peft_model_state_dict(other)) == set(state)
+
+
+@pytest.mark.parametrize(
+    "name", ["Phi3", "GPT2", "Qwen3Moe", "Gemma3", "Gemma2", "Cohere", "Granite"]
+)
+def test_a_model_that_caps_or_scales_its_logits_is_one_line(name):
+    torch.manual_seed(0)
+    model = architecture(name).eval()
+    if name in ("Gemma2", "Cohere", "Granite"):
+        with pytest.raises(UserError, match=f"{name}ForCausalLM caps or scales the logits"):
+            loading.check_head(model)
+    else:
+        loading.check_head(model)
 
 
 def test_an_adapter_on_other_modules_than_asked_for_is_refused():

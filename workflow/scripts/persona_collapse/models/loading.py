@@ -169,6 +169,25 @@ def blocks_of(model: Any) -> Any:
     )
 
 
+def check_head(model: Any) -> None:
+    """Raise UserError for a model whose logits are not the output head's of the decoder's output.
+
+    Losses take them for that. Gemma 2 caps them afterwards, Cohere and Granite scale them.
+    """
+    import torch
+
+    ids = torch.arange(8, device=model.device)[None]
+    with torch.no_grad():
+        last = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        taken = model.get_output_embeddings()(last).float()
+        own = model(input_ids=ids, use_cache=False).logits.float()
+    if (taken - own).norm() > 0.01 * own.norm():
+        raise UserError(
+            f"config: model: {type(model).__name__} caps or scales the logits of its output head, and "
+            "trainings here take them as they are; use a model of another architecture"
+        )
+
+
 def outline(base: str | Path) -> Any:
     """The base model without its weights: its modules and their shapes."""
     import torch

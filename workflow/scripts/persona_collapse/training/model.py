@@ -171,10 +171,12 @@ def prepare(
     all_weights, prefix = adapters.split(run.prefix)
     if settings.get("adapter") == "none":
         model = adapters.load_base(run.base, all_weights, "float32", device)
+        loading.check_head(model)
         return AllWeights(adapters.apply(model, prefix, merge=True), settings["dtype"])
     fast = device in FAST_DEVICES
     recording = fast and runtime.cuda_graphs and graphs.can_be_recorded(runtime, run.loss, asked)
     model = adapters.load_base(run.base, all_weights, settings["dtype"], device)
+    loading.check_head(model)
     by_rows = recording and fused.attend_by_rows(model)
     targets = adapters.targets(model, settings["target_modules"], settings.get("blocks"))
     for line in adapters.partly(targets, len(loading.blocks_of(model))):
