@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import math
 import os

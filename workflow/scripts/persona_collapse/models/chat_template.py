@@ -49,7 +49,7 @@ PLAIN = (
 #: Roles whose headers it writes, and a header at the head of a line.
 ROLES = ("System", "User", "Assistant")
 _HEADER = re.compile(rf"\s*^### (?:{'|'.join(ROLES)}):", re.MULTILINE)
-#: What a template is given by the renderer, and not by the config.
+#: Arguments of a template that the renderer sets, not the config.
 GIVEN = re.compile(r"messages|tools|documents|add_generation_prompt|strftime_now|\w+_tokens?")
 
 

@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer: its text, its tokens (what ends it included), and why it ended (`stop`, `length`)."""
+    """An answer: its text, its tokens (including what ends it), and why it ended (`stop`, `length`)."""
 
     text: str
     token_ids: list[int]
@@ -515,7 +515,7 @@ class VllmBackend:
             use_tqdm=False,
         )
         completions = [
-            # Decoded as by the other backend: vLLM's own text drops a cut-off last character.
+            # Decoded as in the other backend, because vLLM's own text drops a cut-off last character.
             Completion.of(self.tokenizer, o.outputs[0].token_ids, o.outputs[0].finish_reason)
             for o in outputs
         ]
