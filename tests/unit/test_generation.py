@@ -84,6 +84,18 @@ def test_an_answer_ends_where_a_base_model_goes_on_with_another_turn(
     assert same / len(cut) > 0.95  # rounding may flip a rare near-tie
 
 
+def test_the_output_head_gets_last_tokens_in_one_piece(tiny_base):
+    """Else PyTorch copies the head's weights for each sequence, on a processor in 16 bit."""
+    import torch
+
+    model, seen = loading.load_model(tiny_base, "bfloat16", "cpu"), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, out: seen.append(given[0].is_contiguous()))
+    with torch.inference_mode():
+        logits = model(input_ids=torch.ones((3, 5), dtype=torch.long), logits_to_keep=1).logits
+    assert seen == [True] and logits.shape[:2] == (3, 1)
+
+
 def test_samples_differ_and_greedy_ones_do_not(tiny_base, prompts):
     table = draw(tiny_base, prompts)
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
