@@ -124,26 +124,36 @@ def test_samples_follow_their_own_seed(engines, tiny_base, prompts):
     assert table.groupby(["persona", "question_id"])["text"].nunique().min() > 1
 
 
-def test_no_answer_is_interrupted_where_the_cache_is_small(tiny_base, prompts, monkeypatch):
+@pytest.fixture(scope="module")
+def small_cache(tiny_base):
+    """An engine that holds few tokens. It lives as long as the others, whose process group ends with it."""
     import vllm
+    from persona_collapse.sampling import sample
+
+    small = {"num_gpu_blocks_override": 12, "disable_log_stats": False, "max_num_seqs": 64}
+    made = vllm.LLM
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm, "LLM", lambda **options: made(**options, **small))
+        return sample.open_backend("vllm", tiny_base, SETTINGS, 12, PROJECTIONS)
+
+
+def test_no_answer_is_interrupted_where_the_cache_is_small(
+    small_cache, tiny_base, prompts, monkeypatch
+):
     from persona_collapse.sampling import sample
 
     how = sample.Sampling(8, 1.0, 1.0, 150, 5)
     asked = requests(tiny_base, prompts, how)
-    small = {"num_gpu_blocks_override": 12, "disable_log_stats": False, "max_num_seqs": 64}
-    made = vllm.LLM
-    monkeypatch.setattr(vllm, "LLM", lambda **options: made(**options, **small))
-    engine = sample.open_backend("vllm", tiny_base, SETTINGS, 12, PROJECTIONS)
 
     def interrupted():
-        engine.complete(asked, how, lambda m: None)
-        metrics = engine.engine.get_metrics()
+        small_cache.complete(asked, how, lambda m: None)
+        metrics = small_cache.engine.get_metrics()
         return sum(m.value for m in metrics if m.name == "vllm:num_preemptions")
 
     assert interrupted() == 0
-    # The limit on simultaneous requests prevents this.
-    monkeypatch.setattr(engine, "_fit", lambda longest: None)
-    scheduler = engine.engine.llm_engine.engine_core.engine_core.scheduler
+    # Without the limit there are interruptions.
+    monkeypatch.setattr(small_cache, "_fit", lambda longest: None)
+    scheduler = small_cache.engine.llm_engine.engine_core.engine_core.scheduler
     for name in ("max_num_running_reqs", "max_num_active_reqs"):
         setattr(scheduler, name, 64)
     assert interrupted() > 0
