@@ -33,5 +33,7 @@ def intervals(table: pd.DataFrame, axis: str, order: Sequence[str]) -> str:
             x = alt.X("value:Q", title=axis)
             lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=axis), x2="high:Q")
             panels.append(lines + base.mark_point(size=70, filled=True, opacity=1).encode(x=x))
-        chart = alt.vconcat(*panels).configure(background="white", font=PAPER_FONT)
+        # The reader's font may be wider than the one that is measured here.
+        room = {"left": 70, "right": 20, "top": 5, "bottom": 5}
+        chart = alt.vconcat(*panels, padding=room).configure(background="white", font=PAPER_FONT)
         return quiet(vl_convert.vegalite_to_svg(chart.to_dict()))

