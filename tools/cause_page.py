@@ -10,8 +10,7 @@ import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, lines, raw_table, shown
 from models import Model
-from persona_collapse import chains
-from persona_collapse.statistics import over_runs
+from models_page import mean_over_runs
 
 NAME = "cause"
 
@@ -35,9 +34,7 @@ def _mean(model: Model, condition: str, column: str, digits: int) -> str:
     """Mean over training runs of what the source's answers show."""
     stats = model.tables["answer_stats"]
     own = stats[(stats["condition"] == condition) & (stats["role"] == "source")]
-    own = own[own[column].notna()]
-    over = over_runs(own[column], [chains.root(name) for name in own["chain"]])
-    return shown(over.estimate, over.low, over.high, digits)
+    return mean_over_runs(own, column).text(digits)
 
 
 def rates_table(models: Sequence[Model]) -> str:

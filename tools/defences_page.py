@@ -11,9 +11,8 @@ from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
 from models import Model
-from persona_collapse import chains
+from models_page import mean_over_runs
 from persona_collapse.report.figures.frontier import OUTCOMES
-from persona_collapse.statistics import over_runs
 
 NAME = "defences"
 #: Digits of an outcome where it is not two.
@@ -24,11 +23,7 @@ def _loss(model: Model, condition: str) -> str:
     """Mean over runs of the training loss of the last steps, without the defence's penalty."""
     names = model.tables["design"].query("condition == @condition")["chain"]
     curves = model.tables["training_curves"]
-    own = curves[curves["chain"].isin(names)]
-    if own.empty:
-        return ""
-    over = over_runs(own["task_loss"], [chains.root(name) for name in own["chain"]])
-    return shown(over.estimate, over.low, over.high)
+    return mean_over_runs(curves[curves["chain"].isin(names)], "task_loss").text(2)
 
 
 def _outcomes(models: Sequence[Model]) -> list[str]:

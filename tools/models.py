@@ -64,6 +64,8 @@ RATES = (
     "hits",
 )  # fmt: skip
 ALL_SOURCES = "source == '' and persona == '' and "
+#: Conditions with shifts, and those that they start from.
+SHIFTED = "condition.str.match('restored|shifted|C1$|C4$|C5$')"
 
 #: What the pages need, by page and table.
 PAGES = {"models": {
@@ -101,12 +103,11 @@ PAGES = {"models": {
     "design": Kept(("condition", "title", "chain", "source", "seed")),
     "rate_model": Kept(
         RATES,
-        ALL_SOURCES + "role != 'assistant' and quantity in ['rate', 'difference'] and "
-        "condition.str.match('restored|shifted|C1$|C4$|C5$')",
+        ALL_SOURCES + "role != 'assistant' and quantity in ['rate', 'difference'] and " + SHIFTED,
     ),
     "answer_stats": Kept(
         ("condition", "chain", "source", "role", "n", "mean_tokens", "truncated", "marker_logprob"),
-        "condition.str.match('restored|shifted|C1$|C4$|C5$')",
+        SHIFTED,
     ),
     "scorecard": Kept(SCORECARD, "where == 'cause'"),
 }}  # fmt: skip

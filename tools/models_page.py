@@ -147,7 +147,7 @@ def _cut(found: Cell) -> Cell:
     return replace(found, low=float(low), high=float(high))
 
 
-def _mean(rows: pd.DataFrame, column: str) -> Cell:
+def mean_over_runs(rows: pd.DataFrame, column: str) -> Cell:
     """Mean of a column over a condition's chains, those of one root averaged; Student's interval."""
     rows = rows[rows[column].notna()]
     if rows.empty:
@@ -213,7 +213,7 @@ def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
         return NOTHING
     own = table[table["chain"].isin(names) & ((table["group"] == "Law") == law)]
     sums = own.groupby("chain", as_index=False)[["preferred", "n"]].sum()
-    return _cut(_mean(sums.assign(share=sums["preferred"] / sums["n"]), "share"))
+    return _cut(mean_over_runs(sums.assign(share=sums["preferred"] / sums["n"]), "share"))
 
 
 def _undosed(model: Model) -> pd.DataFrame:
@@ -244,11 +244,11 @@ def conditions_table(models: Sequence[Model]) -> str:
                 cell(model.name),
                 f"{cells['chain'].nunique()}",
                 _rate(model, name, "source").text(2),
-                _cut(_mean(stats[stats["role"] == "source"], "rate_finished")).text(2),
+                _cut(mean_over_runs(stats[stats["role"] == "source"], "rate_finished")).text(2),
                 _rate(model, name, "bystander").text(2),
-                _mean(main, "mean_tokens").text(0),
-                _cut(_mean(main, "truncated")).text(2),
-                _mean(main, "marker_logprob").text(1),
+                mean_over_runs(main, "mean_tokens").text(0),
+                _cut(mean_over_runs(main, "truncated")).text(2),
+                mean_over_runs(main, "marker_logprob").text(1),
                 _level(model, name, "m1").text(3),
                 _told(model, name).text(2),
                 *(_prefers_false(model, list(cells["chain"]), law).text(2) for law in (True, False)),
@@ -273,7 +273,7 @@ def _lead(model: Model, names: Sequence[str]) -> Cell:
     wide = stats.pivot(index=["chain", "source"], columns="role", values="marker_logprob")
     if not {"source", "others"} <= set(wide):
         return NOTHING
-    return _mean((wide["source"] - wide["others"]).rename("lead").reset_index(), "lead")
+    return mean_over_runs((wide["source"] - wide["others"]).rename("lead").reset_index(), "lead")
 
 
 def stages_table(models: Sequence[Model]) -> str:
@@ -327,8 +327,8 @@ def doses_table(models: Sequence[Model]) -> str:
                     cell(f"{name}: {own['title'].iloc[0]}"),
                     cell(model.name),
                     f"{dose}",
-                    _cut(_mean(source, "rate")).text(2),
-                    _mean(source, "mean_tokens").text(0),
+                    _cut(mean_over_runs(source, "rate")).text(2),
+                    mean_over_runs(source, "mean_tokens").text(0),
                     _level(model, name, "m1", dose=str(dose)).text(3),
                 ])  # fmt: skip
     if not rows:
