@@ -155,8 +155,8 @@ rule persona_map:
 
 
 def half_the_cores(wildcards):
-    """Threads of a job that can use many but should leave some for others; at most 8."""
-    return max(1, min(8, (workflow.resource_settings.cores or 8) // 2))
+    """Threads of a job that can use many but should leave some for others; 8 on a cluster."""
+    return max(1, (workflow.resource_settings.cores or 16) // 2)
 
 
 rule separability:
