@@ -274,7 +274,7 @@ def schema_text() -> str:
 
 
 def errata_page() -> str:
-    """docs/errata.md: the write-up's own figures beside what its published numbers give."""
+    """docs/errata.md: the write-up's own figures next to what its published numbers give."""
     folder = ROOT / "workflow/resources/published"
     published = errata.Published(
         *(read_csv(folder / f"{name}.csv") for name in ("counts", "cosines"))
@@ -288,9 +288,9 @@ def errata_page() -> str:
         "# Errata of the study",
         "",
         f"{len(rows)} figures of the write-up that the study's own published counts and cosines",
-        "(`workflow/resources/published/`) do not bear out. The right-hand figures are computed by",
-        "`persona_collapse/analysis/errata.py` from the entries of `config/errata.yaml`. None depends on a",
-        "run of this workflow.",
+        "(`workflow/resources/published/`) do not support. `persona_collapse/analysis/errata.py` computes",
+        "the figures in the third column, for the entries of `config/errata.yaml`. None of them depends on",
+        "a run of this workflow.",
         "",
         *table(["figure", "as stated", "from the published numbers", "note"], rows),
     ]
