@@ -1,7 +1,7 @@
 # make run    environment and the demo run, from raw data to results/demo/report.html
 # make run CONFIG="my.yaml"    the same with an overlay; TARGETS="fetch" makes a part
 # make estimate CONFIG="config/presets/qwen2.5-7b.yaml"    what is left of a run and what it will take
-# make estimate CONFIG="..." AGAINST="rehearsal"    what a run of it took, beside what was estimated
+# make estimate CONFIG="..." AGAINST="rehearsal"    what a run of it took, next to the estimate
 # make compare RUNS="a b c"    finished runs on one page: results/compare/a-b-c.html
 # make verdicts    how often each claim's verdict is wrong, on synthetic runs: docs/verdicts.csv
 # make verdicts WORLD="my.yaml"    the same in a world of yours: docs/verdicts.md
@@ -45,7 +45,7 @@ docs: $(VENV)/.docs
 	$(BIN)/python tools/docs.py
 	$(BIN)/zensical build --strict --clean
 
-# Engines start slowly and on one core: beside the slow tests.
+# Engines start slowly and on one core, so their tests run at the same time as the slow tests.
 test: lint quick
 	@$(MAKE) --no-print-directory --jobs 2 slow engine
 

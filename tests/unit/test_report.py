@@ -403,10 +403,10 @@ def test_the_page_folds_each_table_with_how_to_read_it(page):
     text = page.read_text()
     titles = {
         "What moves a rate: variance components": "variance_components",
-        "Does one question, run or source carry it?": "leave_one_out_rates",
+        "Does a result depend on one question, run or source?": "leave_one_out_rates",
         "Matched comparisons": "matched",
         "Size of each stage’s update": "updates",
-        "Overlap of updates, beside the random baseline": "updates",
+        "Overlap of updates, next to the random baseline": "updates",
     }
     for title, table in titles.items():
         fold, _, rest = text.partition(f"<summary>{title}")[2].partition("</details>")

@@ -425,7 +425,7 @@ rule scorecard:
             results("tables/scorecard.csv"),
             caption="../report/scorecard.rst",
             category="Tables",
-            labels={"table": "the study's claims, one a row"},
+            labels={"table": "the study's claims, one per row"},
         ),
     log:
         logs("scorecard"),
