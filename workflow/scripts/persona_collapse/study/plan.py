@@ -788,8 +788,10 @@ class Plan:
         makers = {"completions": self.completions, "responses": self.responses}
         return [makers[kind](c) for c in names for kind in ANSWERS if c in chosen[kind]]
 
+    # The name is part of the code hash of scripts/sample.py: another name would resample finished runs.
     def beside(self, own: SamplingJob) -> list[SamplingJob]:
-        """The sampling that a job may do after its own with the engine that it has started.
+        """The sampling jobs that one engine can serve together: a job that has started an engine may do
+        them after its own.
 
         Other jobs can use a job's output only when the job ends, and trainings wait for the answers of
         couplings. So a job that samples coupling answers may also sample those of other couplings, and
