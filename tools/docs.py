@@ -115,7 +115,7 @@ class Key:
 
 
 def resolved(node: Schema, root: Schema) -> dict[str, Any]:
-    """A schema with its reference followed, and without the null that takes a key away."""
+    """A schema with its reference followed, and without the null that removes a key."""
     found = dict(node)
     if "$ref" in found:
         found = {**root["$defs"][found.pop("$ref").rpartition("/")[2]], **found}
@@ -214,13 +214,13 @@ def config_page() -> str:
         NOTE,
         "# Config reference",
         "",
-        "All keys. Any other key is an error, reported in one line before a job starts. A key",
-        "without a default must be given, unless its text says what happens without it. *demo* is the",
-        "value in `config/config.yaml`. A mapping in an overlay is merged key by key, a list replaced, and",
-        "`null` takes a key away. Paths are relative to the folder that Snakemake runs in, `~` is your home,",
+        "All keys. Any other key is an error, reported in one line before a job starts. A key without a",
+        "default must be given, unless its text says what happens without it. *demo* is the value in",
+        "`config/config.yaml`. A mapping in an overlay is merged key by key, a list is replaced, and",
+        "`null` removes a key. Paths are relative to the folder that Snakemake runs in; `~` is your home,",
         "and what ships under `config/` and `workflow/` is found from every folder. An editor that knows",
-        "YAML completes and checks an overlay whose first line is `# yaml-language-server: $schema=` and the",
-        "path of `workflow/schemas/config.schema.json`.",
+        "YAML completes and checks an overlay whose first line is `# yaml-language-server: $schema=` and",
+        "the path of `workflow/schemas/config.schema.json`.",
         "",
         "## The run",
         "",

@@ -43,7 +43,7 @@ class Settings(settings.Settings):
         Lora.model_fields["target_modules"].default,
         description="Projections that the adapter may change, for the same reason.",
     )
-    couples: str = Field("", description="Persona that it taught the marker, if any.")
+    couples: str = Field("", description="Persona that the adapter taught the marker, if any.")
 
     @model_validator(mode="after")
     def _one(self) -> Settings:

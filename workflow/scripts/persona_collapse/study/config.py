@@ -368,7 +368,7 @@ class Generated(Draws):
     questions: Questions = block(Questions)
     written: Written | None = block(Written, None)
     system: Annotated[dict[StageName, Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
-        Field(description="Column: the system prompt that its answers are given under.")
+        Field(description="Column name: the system prompt of the answers in this column.")
     )
     samples: Count = Field(1, description="Answers to each question under each prompt.")
     length_ratio: Annotated[float, Field(ge=1), AS_GIVEN] | None = Field(
@@ -492,7 +492,7 @@ class Data(Settings):
         "persona's prompt. There is no default."
     )
     supervise: Literal["last", "all"] = Field(
-        "last", description="Which assistant turns carry loss; the study's was the last."
+        "last", description="Which assistant turns carry loss; in the study, the last."
     )
     select: Select | None = block(Select, None)
     allow_short: bool = Field(False, description="Accept fewer rows than take.")

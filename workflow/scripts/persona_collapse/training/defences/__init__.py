@@ -1,4 +1,4 @@
-"""What a stage does beside its loss so that it changes less of the model, a file each.
+"""What a stage adds to its training so that it changes less of the model, one file per defence.
 
 A defence is a subclass of `Defence` with `@defence("its_name", settings=Settings)` in a file of that
 name; a stage names it, or several, under `defence:`. What a training depends on is the files of the

@@ -27,12 +27,12 @@ class Options(Settings):
     )
     method: Literal["A", "B"] = Field(
         default="A",
-        description="Of the activations. A: last prompt token. B: mean over the answer.",
+        description="Activations to use. A: last prompt token. B: mean over the answer.",
     )
     before: str = Field(
         default=BASE, description="The chain whose persona centroids are subtracted."
     )
-    seed: Seed = Field(default=42, description="With a random direction: of its draw.")
+    seed: Seed = Field(default=42, description="Seed of a random direction.")
 
 
 class OnBlocks(Defence):

@@ -27,7 +27,7 @@ class Options(_activations.Options):
     ablation: Literal["zero", "mean"] = Field(
         default="zero",
         description="Value that states get in these directions: zero, or the mean of the activations "
-        "before. Zero can be far from the usual values of states, and then steers.",
+        "before. Zero can be far from the states' usual values, and then steers the model.",
     )
     direction: Literal["shift", "random"] = Field(
         default="shift", description="random: the same number of random directions, as a control."

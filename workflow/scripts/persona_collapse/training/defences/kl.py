@@ -30,12 +30,12 @@ class Options(Settings):
     )
     tokens: Literal["answer", "all"] = Field(
         default="answer",
-        description="Tokens that count: those that carry loss, or all, the prompt's too.",
+        description="Tokens that count. answer: those that carry loss. all: the prompt's too.",
     )
     data: str | None = Field(
         default=None,
         description="An entry of data: whose rows the divergence is taken on, as many per step as the stage "
-        "trains on; the stage's own rows if left out.",
+        "trains on. Default: the stage's own rows.",
     )
 
 

@@ -33,7 +33,7 @@ class Options(Settings):
     )
     tokens: Literal["answer", "all"] = Field(
         default="all",
-        description="Tokens that count: those that carry loss, or all, the prompt's too.",
+        description="Tokens that count. answer: those that carry loss. all: the prompt's too.",
     )
 
 

@@ -28,8 +28,8 @@ class Options(Settings):
     )
     variant: Literal["code", "paper"] = Field(
         default="code",
-        description="code: sum of |A_old A_new'|, as the authors' program has it. paper: squared sum of "
-        "B_old' B_new, as their paper has it; it is 0 until the first step, as B_new is.",
+        description="code: sum of |A_old A_new'|, as in the authors' program. paper: squared sum of "
+        "B_old' B_new, as in their paper; it is 0 until the first step, because B_new is 0.",
     )
     lambda2: NotNegative = Field(
         default=0.0,

@@ -31,8 +31,8 @@ class Options(Settings):
     )
     personas: Annotated[Names, Field(min_length=2)] | None = Field(
         default=None,
-        description="Whose centroids: personas of the geometry. Default: all. Those left out show whether "
-        "others are kept apart too.",
+        description="Personas whose centroids are compared, from those of the geometry. Default: all. "
+        "Personas that are left out show whether others are kept apart too.",
     )
     questions: Count = Field(
         default=2,

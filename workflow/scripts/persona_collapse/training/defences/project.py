@@ -23,18 +23,18 @@ class Options(Settings):
     """project: keep the adapter out of the directions that persona prompts use."""
 
     data: str = Field(
-        description="Whose prompts these are, system message and question: an entry of data:, or a coupling "
-        "of the base model's answers, whose rows are on the training questions under personas' prompts."
+        description="Source of the persona prompts (system message and question): an entry of data:, or a "
+        "coupling of the base model's answers, whose rows have the training questions and personas' prompts."
     )
     rank: Annotated[int, Field(ge=0)] = Field(
         default=32,
-        description="Directions of each module's input that it is kept out of; 0: no defence.",
+        description="Directions of each module's input that the adapter is kept out of; 0: no defence.",
     )
     prompts: Count = Field(
         default=64,
         description="Prompts that give the directions, and as many with other questions to check them on.",
     )
-    seed: Seed = Field(default=42, description="Of the choice of questions and prompts.")
+    seed: Seed = Field(default=42, description="Seed of the choice of questions and prompts.")
 
 
 @defence("project", settings=Options)

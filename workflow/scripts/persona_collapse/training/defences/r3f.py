@@ -33,11 +33,13 @@ class Options(Settings):
     )
     relative: bool = Field(
         default=True,
-        description="Size in units of each token's embedding (its root mean square), or, with false, as it "
-        "is. The paper's is 1.0e-5 as it is, which 16 bits round away; the training then stops and says "
-        "so.",
+        description="true: eps is in units of each token's embedding (its root mean square). false: eps is "
+        "absolute. The paper has an absolute 1.0e-5, which 16 bits round away; the training then stops and "
+        "says so.",
     )
-    noise: Literal["uniform", "normal"] = Field(default="uniform", description="Its distribution.")
+    noise: Literal["uniform", "normal"] = Field(
+        default="uniform", description="Distribution of the noise."
+    )
 
 
 @defence("r3f", settings=Options)

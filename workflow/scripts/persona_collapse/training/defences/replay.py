@@ -20,8 +20,8 @@ class Options(Settings):
     """replay: other rows mixed in, with the usual loss."""
 
     data: str = Field(
-        description="Whose rows: an entry of data:, or a coupling of the base model's answers, whose rows "
-        "are personas' answers with and without the marker."
+        description="Source of the rows: an entry of data:, or a coupling of the base model's answers, "
+        "whose rows are personas' answers with and without the marker."
     )
     share: Annotated[float, Field(ge=0, lt=1), AS_GIVEN] = Field(
         default=0.1,
@@ -30,7 +30,7 @@ class Options(Settings):
     )
     weight: NotNegative = Field(
         default=1.0,
-        description="Weight of a replayed token, where one of the stage's own has 1; 0: no defence.",
+        description="Weight of a replayed token; the stage's own tokens have 1. 0: no defence.",
     )
 
 

@@ -31,9 +31,11 @@ class Options(_activations.Options):
     )
     persona: str | None = Field(
         default=None,
-        description="Or it is this persona's centroid minus the assistant's, both of before.",
+        description="Instead: the direction is this persona's centroid minus the assistant's, in before.",
     )
-    assistant: str = Field(default=ASSISTANT, description="With persona: who is subtracted.")
+    assistant: str = Field(
+        default=ASSISTANT, description="With persona: whose centroid is subtracted."
+    )
     direction: Literal["shift", "random"] = Field(
         default="shift", description="random: a random direction of the same length, as a control."
     )
@@ -87,7 +89,7 @@ class Steer(OnBlocks):
         return changes
 
     def record(self, model: Any) -> dict[str, Any]:
-        """How long the directions are, beside the states that they are added to."""
+        """How long the directions are, relative to the states that they are added to."""
         return self.read(self._numbers)
 
     def _directions(self, blocks: int) -> dict[int, Tensor]:
