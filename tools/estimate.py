@@ -28,9 +28,6 @@ from persona_collapse.report import provenance
 from persona_collapse.study import configuration, estimate, model_checks
 from snakemake.utils import update_config
 
-#: Hidden sizes of the presets' models; read from the model's own config once it is fetched.
-HIDDEN = {"Qwen/Qwen2.5-7B-Instruct": 3584}
-
 
 def jobs_left(configfiles: Sequence[str]) -> dict[str, int]:
     """{rule: jobs} of a dry run; ends with Snakemake's own message if it fails."""
@@ -72,14 +69,12 @@ def main() -> None:
             return
     except UserError as error:
         sys.exit(f"persona-collapse: {error}")
-    config, model = plan.config, plan.config["model"]
-    made = model.get("demo") or model.get("random")
-    hidden = made["hidden"] if made else HIDDEN.get(model.get("hub", {}).get("id"), 3584)
+    config = plan.config
     jobs = jobs_left(files)
     if not jobs:
         print("Nothing is left to do.")
         return
-    table, totals = estimate.estimate(plan, jobs, Path("results"), hidden)
+    table, totals = estimate.estimate(plan, jobs, Path("results"))
     bases = {name: {"source": plan.models[name]} for name in plan.models_used}
     words = [("model", provenance.models_label(bases)), *estimate.in_words(plan, jobs)]
     print("\n".join(f"{verb:9} {rest}" for verb, rest in words), end="\n\n")

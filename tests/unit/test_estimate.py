@@ -64,9 +64,8 @@ def test_measures_count_as_the_rules_that_take_them(tmp_path):
 
 def train_tokens(plan, results):
     """Tokens of the mean training, computed from its seconds."""
-    load = estimate.STATED["model load and imports, seconds"]
-    seconds = estimate.stated_seconds(plan, results)["train"] - load
-    return seconds * estimate.STATED["training tokens a second"]
+    seconds = estimate.stated_seconds(plan, results)["train"] - estimate.LOAD
+    return seconds * estimate.shape_of(plan, results).stated("training tokens a second")
 
 
 def test_rows_have_the_tokens_that_were_counted(config, tmp_path):
@@ -117,28 +116,80 @@ def test_a_stage_of_all_weights_takes_a_model_s_disk_and_four_times_its_memory(c
     config["only"] = ["E0"]
 
     def told():
-        table, totals = estimate.estimate(
-            configuration.plan(config), {"train": 3}, tmp_path, hidden=3584
-        )
+        table, totals = estimate.estimate(configuration.plan(config), {"train": 3}, tmp_path)
         return float(table["memory"][0].split()[0]), totals["gigabytes"]
 
-    memory, disk = told()
-    assert memory == estimate.STATED["training memory, GiB"]
-    config["stages"]["em"]["adapter"] = "none"
     config["model"], config["dtype"] = {"path": "base"}, "bfloat16"
     config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
+    memory, disk = told()
+    assert memory == estimate.STATED["training memory, GiB"][0]
+    config["stages"]["em"]["adapter"] = "none"
     # 7.6 billion weights: 2 bytes each on disk, 16 in memory.
     memory, disk = told()
     assert disk == pytest.approx(3 * 2 * 7.6, rel=0.1)
     assert memory == pytest.approx(16 * 7.6e9 / 2**30, rel=0.1)
 
 
-def test_weights_are_counted_where_the_base_is_there(config, tiny_base, tmp_path):
+def test_a_base_s_shape_is_read_where_it_is_there(config, tiny_base, tmp_path):
     (tmp_path / "bases/base").mkdir(parents=True)
     (tmp_path / "bases/base/model.json").write_text(tiny_base.read_text())
-    plan = configuration.plan(config)
+    shape = estimate.shape_of(configuration.plan(config), tmp_path)
     model = loading.load_model(tiny_base, "float32", "cpu")
-    assert estimate.weights_of(plan, tmp_path, 64) == sum(p.numel() for p in model.parameters())
+    assert shape.weights == sum(p.numel() for p in model.parameters())
+    assert shape.hidden == model.config.hidden_size
+    assert shape.blocks == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("Qwen2.5-Coder-1.5B-Instruct", 1.5e9),
+        ("OLMo-2-1124-7B", 7e9),
+        ("gemma-3-270m", 270e6),
+        ("my-model", estimate.WEIGHTS[0]),
+        ("v2.5bis", estimate.WEIGHTS[0]),
+    ],
+)
+def test_a_model_s_size_is_in_its_name(config, tmp_path, name, weights):
+    config["model"] = {"path": f"/models/13B/{name}"}
+    config["only"] = ["B0"]
+    shape = estimate.shape_of(configuration.plan(config), tmp_path)
+    assert shape.weights == weights
+    assert 12 * shape.hidden**2 * shape.blocks < weights < 20 * shape.hidden**2 * shape.blocks
+
+
+def test_a_gguf_file_says_its_model_s_size(config, tmp_path):
+    path = tmp_path / "one.gguf"
+    path.write_bytes(b"0" * 6000)
+    config["model"], config["only"] = {"gguf": {"paths": [str(path)]}}, ["B0"]
+    shape = estimate.shape_of(configuration.plan(config), tmp_path)
+    assert shape.weights == pytest.approx(10_000)
+
+
+def test_stated_figures_are_a_power_law_through_both_models():
+    def rate(weights):
+        return estimate.Shape(1, 1, weights).stated("training tokens a second")
+
+    large, small = estimate.STATED["training tokens a second"]
+    assert rate(estimate.WEIGHTS[0]) == pytest.approx(large)
+    assert rate(estimate.WEIGHTS[1]) == rate(1e6) == pytest.approx(small)
+    middle = (estimate.WEIGHTS[0] * estimate.WEIGHTS[1]) ** 0.5
+    assert rate(middle) == pytest.approx((large * small) ** 0.5)
+
+
+def test_jobs_that_share_a_gpu_share_its_throughput_and_its_hours(config, tmp_path):
+    config["model"], config["only"] = {"path": "model-1.5B"}, ["E0"]
+    config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
+    found = {}
+    for shared in (1, 4):
+        config["runtime"] |= {"jobs_per_gpu": shared, "sampling": {"gpu_memory_utilization": 0.2}}
+        table, _ = estimate.estimate(configuration.plan(config), {"train": 8, "plan": 8}, tmp_path)
+        found[shared] = table.set_index("rule")
+    seconds = {shared: table.loc["train", "seconds_each"] for shared, table in found.items()}
+    assert seconds[4] - estimate.LOAD == pytest.approx(4 * (seconds[1] - estimate.LOAD))
+    assert found[4].loc["train", "hours"] == pytest.approx(8 * seconds[4] / 4 / 3600)
+    assert found[4].loc["plan", "hours"] == found[1].loc["plan", "hours"]
+    assert found[4].loc["train", "basis"] == "one H100, scaled to 1.5B"
 
 
 def test_a_plan_is_said_in_words(config):

@@ -105,7 +105,7 @@ def located(source: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
     has one. No code of a package is run. Raises UserError for a package that is not installed, a
     missing file or piece, and several whole files.
     """
-    paths, where = _files(source)
+    paths, where = files_of(source)
     pinned = source.get("sha256")
     wholes = [p for p in paths if p.suffix == ".gguf"]
     if any(SPLIT.fullmatch(p.name) for p in wholes):
@@ -132,7 +132,7 @@ def located(source: Mapping[str, Any], scratch: Path) -> Iterator[Path]:
         yield joined
 
 
-def _files(source: Mapping[str, Any]) -> tuple[list[Path], str]:
+def files_of(source: Mapping[str, Any]) -> tuple[list[Path], str]:
     """The files of a package and its companions, or the named files; and their description for
     messages.
 

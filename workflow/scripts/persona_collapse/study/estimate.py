@@ -1,13 +1,16 @@
 """The jobs that a run still has to do, and what they will take: hours, disk and memory.
 
 Times come from the benchmark files of this run, or of another run with the same model. Without any,
-they come from the throughputs stated here, each with its origin.
+they come from the throughputs stated here, each with its origin, scaled to the size of the model.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,26 @@ from ..data.questions import load_questions, normalise
 from ..errors import UserError
 from ..files import read_json, read_jsonl
 from ..measures import ROOM as MEASURES
+from ..models import gguf
 from ..models.fetching import tensor_sizes
 from ..stages import Stage
 from .plan import Plan
 
-#: Measured on one H100 80GB at Qwen2.5-7B's shape with one rank-32 LoRA (torch 2.11, vLLM 0.23):
-#: benchmarks/h100.jsonl.
+#: Measured on one H100 80GB with one rank-32 LoRA (torch 2.11, vLLM 0.23): benchmarks/h100.jsonl. At
+#: Qwen2.5-7B's shape, and on SmolLM2-135M with four trainings or one engine on the GPU.
 STATED = {
-    "training tokens a second": 13_700,
-    "sampled tokens a second": 25_800,
-    "engine start, seconds": 28,
-    "prompts with activations a second": 196,
-    "model load and imports, seconds": 20,
-    "training memory, GiB": 38,
-    "sampling memory, GiB": 68,
-    "activations memory, GiB": 20,
+    "training tokens a second": (13_700, 85_000),
+    "sampled tokens a second": (25_800, 59_000),
+    "prompts with activations a second": (196, 960),
+    "training memory, GiB": (38, 6.3),
+    "activations memory, GiB": (20, 3),
 }
+#: Numbers of weights of these two models.
+WEIGHTS = (7.62e9, 0.135e9)
+#: Seconds that do not depend on the model's size much.
+ENGINE_START, LOAD = 28, 20
+#: Memory of the GPU that these figures are of, GiB.
+GPU_MEMORY = 80
 #: Seconds assumed for a job that was never timed.
 ASSUMED = 5.0
 #: Tokens assumed per row or answer before anything was counted.
@@ -80,37 +87,39 @@ def _rule_of(folder: str) -> str:
 def stated_seconds(plan: Plan, results: Path) -> dict[str, float]:
     """{rule: seconds per job} from the stated throughputs, for rules that load a model.
 
-    Tokens per row are those counted when the rows were prepared, if they were. `results` is the run's
-    folder.
+    Jobs that share a GPU (`jobs_per_gpu`) divide its throughput. Tokens per row are those counted when
+    the rows were prepared, if they were. `results` is the run's folder.
     """
+    shape, shared = shape_of(plan, results), plan.config["runtime"]["jobs_per_gpu"]
     config = plan.config
     personas, sampling = config["personas"]["eval"], config["sampling"]
     geometry, train = len(plan.geometry_prompts), _count(config, "train")
     # One engine start serves several chains; the jobs of the other chains find their work done.
     served = min(config["runtime"]["chains_per_engine"], len(plan.chains_for("completions")))
-    alone, rate = STATED["engine start, seconds"], STATED["sampled tokens a second"]
-    start = alone / served
+    rate = shape.stated("sampled tokens a second") / shared
+    prompts = shape.stated("prompts with activations a second") / shared
+    start = ENGINE_START / served
     completions = len(personas) * _count(config, "eval") * sampling["completions"]["samples"]
     extraction = geometry * _count(config, "extraction")
     answer = min(ANSWER_TOKENS, sampling["completions"]["max_tokens"])
     response = min(ANSWER_TOKENS, sampling["responses"]["max_tokens"])
-    load = STATED["model load and imports, seconds"]
     trained = [_tokens(plan, job.name, train, results) for job in plan.trainings]
     written, generated = _generated_tokens(config)
     return {
-        "write_questions": alone + written / rate,
-        "sample_generated": alone + generated / rate,
-        "train": load + sum(trained) / max(1, len(trained)) / STATED["training tokens a second"],
+        "write_questions": ENGINE_START + written / rate,
+        "sample_generated": ENGINE_START + generated / rate,
+        "train": LOAD
+        + sum(trained) / max(1, len(trained)) * shared / shape.stated("training tokens a second"),
         "sample_answers": start + 10 * train * answer / rate,
         "completions": start + completions * answer / rate,
         "responses": start + extraction * response / rate,
-        "activations": load / served + extraction / STATED["prompts with activations a second"],
+        "activations": LOAD / served + extraction / prompts,
         # Two forward passes, each as long as that for activations.
-        "measure_model": load
+        "measure_model": LOAD
         + 2
         * len(plan.chains_for("logprob_check"))
         * plan.measures.get("logprob_check", {"count": 0})["count"]
-        / STATED["prompts with activations a second"],
+        / prompts,
     }
 
 
@@ -160,23 +169,64 @@ def _tokens(plan: Plan, name: str, questions: int, results: Path) -> float:
     return float(min(stage.stop or whole, whole) * settings["batch_size"] * each)
 
 
-def weights_of(plan: Plan, results: Path, hidden: int) -> float:
-    """Number of weights of the base model: counted once it is fetched, else estimated from its hidden
-    size.
+@dataclass(frozen=True)
+class Shape:
+    """Size of a base model: width of its residual stream, number of blocks, number of weights."""
 
-    In the Qwen2.5 family a block has about 18 x hidden^2 weights, and the vocabulary has 152,000
-    tokens. `results`: the run's folder.
+    hidden: float
+    blocks: float
+    weights: float
+
+    def stated(self, name: str) -> float:
+        """A stated figure at this size: a power law of the number of weights through both models.
+
+        A model smaller than both counts as the smaller one.
+        """
+        large, small = STATED[name]
+        power = math.log(large / small) / math.log(WEIGHTS[0] / WEIGHTS[1])
+        return large * (max(self.weights, WEIGHTS[1]) / WEIGHTS[0]) ** power
+
+    @property
+    def basis(self) -> str:
+        """Where the stated figures are from."""
+        if abs(self.weights / WEIGHTS[0] - 1) < 0.15:
+            return "stated, one H100 at 7B"
+        return f"one H100, scaled to {self.weights / 1e9:.2g}B"
+
+
+def shape_of(plan: Plan, results: Path) -> Shape:
+    """Shape of the base model: read once it is fetched, else from the config, else guessed.
+
+    A model that the run makes has its shape in the config. Of a GGUF file the size is known; quantised to
+    4 bits, a weight takes about 0.6 bytes. Other models say their size in their name
+    (`Qwen2.5-Coder-1.5B-Instruct`). The shape is then that of a transformer with 28 blocks, which has
+    about 540 x hidden^2 weights in the Qwen2.5 family. A model without a size in its name counts as one of
+    7B. `results`: the run's folder. Raises UserError for a GGUF package that is not installed.
     """
     record = results / f"bases/{chains.BASE}/model.json"
-    if record.is_file():
-        files = Path(read_json(record)["path"]).glob("*.safetensors")
-        return float(sum(sum(tensor_sizes(path).values()) for path in files))
-    tokens = plan.config["model"].get("demo", {}).get("vocabulary", 152_000)
-    return float(18 * hidden**2 * _blocks(hidden) + tokens * hidden)
+    if record.is_file() and (folder := Path(read_json(record)["path"])).is_dir():
+        config = read_json(folder / "config.json")
+        counts = [sum(tensor_sizes(path).values()) for path in folder.glob("*.safetensors")]
+        return Shape(config["hidden_size"], config["num_hidden_layers"], sum(counts))
+    model = plan.config["model"]
+    if made := model.get("demo") or model.get("random"):
+        width, blocks = made["hidden"], made["blocks"]
+        # About 18 x hidden^2 per block.
+        return Shape(width, blocks, 18 * width**2 * blocks + made["vocabulary"] * width)
+    weights: float
+    if source := model.get("gguf"):
+        weights = sum(path.stat().st_size for path in gguf.files_of(source)[0]) / 0.6
+    else:
+        weights = _named_size(Path(model.get("path") or model["hub"]["id"]).name)
+    return Shape(math.sqrt(weights / 540), 28, weights)
 
 
-def _blocks(hidden: int) -> int:
-    return max(1, round(hidden / 128))
+def _named_size(name: str) -> float:
+    """Number of weights that a model's name states, as 1.5B or 270m; 7B's if it states none."""
+    found = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", name, re.IGNORECASE)
+    if not found:
+        return WEIGHTS[0]
+    return float(found[1]) * (1e9 if found[2] in "bB" else 1e6)
 
 
 def _stages(plan: Plan) -> list[Stage]:
@@ -184,19 +234,17 @@ def _stages(plan: Plan) -> list[Stage]:
     return [plan.stages[chains.parse(job.name).last.name] for job in plan.trainings]
 
 
-def disk_bytes(
-    plan: Plan, jobs: Mapping[str, int], hidden: int, weights: float
-) -> dict[str, float]:
+def disk_bytes(plan: Plan, jobs: Mapping[str, int], shape: Shape) -> dict[str, float]:
     """Bytes that the remaining jobs will write: adapters, full weight changes, activations, answers.
 
     Adapters: rank x (in + out) of the seven projections is about rank x 23 x hidden per block in the
-    Qwen2.5 family, stored in 32 bit. Changes of all `weights` are in the run's dtype. The size of the
+    Qwen2.5 family, stored in 32 bit. Changes of all weights are in the run's dtype. The size of the
     activations is exact (16 bit).
     """
     config, geometry = plan.config, len(plan.geometry_prompts)
-    whole = weights * (4 if config["dtype"] == "float32" else 2)
+    whole = shape.weights * (4 if config["dtype"] == "float32" else 2)
     trained = [
-        whole if stage.all_weights else stage.settings["r"] * 23.0 * hidden * _blocks(hidden) * 4
+        whole if stage.all_weights else stage.settings["r"] * 23.0 * shape.hidden * shape.blocks * 4
         for stage in _stages(plan)
     ]
     layers, methods = (
@@ -205,7 +253,12 @@ def disk_bytes(
     )
     each = {
         "train": sum(trained) / max(1, len(trained)),
-        "activations": 2.0 * geometry * _count(config, "extraction") * layers * methods * hidden,
+        "activations": 2.0
+        * geometry
+        * _count(config, "extraction")
+        * layers
+        * methods
+        * shape.hidden,
         "completions": 5.0
         * ANSWER_TOKENS
         * len(config["personas"]["eval"])
@@ -216,38 +269,40 @@ def disk_bytes(
 
 
 def estimate(
-    plan: Plan, jobs: Mapping[str, int], results: Path, hidden: int
+    plan: Plan, jobs: Mapping[str, int], results: Path
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """(table by rule, totals) for the jobs still to be done.
 
     `jobs`: {rule: jobs left}, as a dry run counts them. Columns: rule, jobs, seconds_each, hours,
-    memory, basis. Totals: jobs, hours of jobs that load a model (GPU-hours unless `gpus_per_job` is 0),
-    other hours, gigabytes of disk.
+    memory, basis. Hours of jobs that share a GPU are divided among them. Totals: jobs, hours of jobs that
+    load a model (GPU-hours unless `gpus_per_job` is 0), other hours, gigabytes of disk.
     """
-    run = plan.config["run"]
+    run, runtime = plan.config["run"], plan.config["runtime"]
     measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
-    weights = weights_of(plan, results / run, hidden)
+    shape = shape_of(plan, results / run)
     whole = any(stage.all_weights for stage in _stages(plan))
     memory = {
         "train": max(
-            STATED["training memory, GiB"],
+            shape.stated("training memory, GiB"),
             # Weights, gradients and the optimiser's two moments, each in 32 bits.
-            round(16 * weights / 2**30) if whole else 0,
+            16 * shape.weights / 2**30 if whole else 0,
         ),
-        "activations": STATED["activations memory, GiB"],
-        "measure_model": STATED["activations memory, GiB"],
+        "activations": shape.stated("activations memory, GiB"),
+        "measure_model": shape.stated("activations memory, GiB"),
     }
+    engine = runtime["sampling"]["gpu_memory_utilization"] * GPU_MEMORY
     rows = []
     for rule, count in jobs.items():
         if rule in measured:
             seconds, peak, runs = measured[rule]
             basis, held = f"{runs} earlier jobs", f"{peak / 1024:.1f} GiB"
         elif rule in stated:
-            seconds, basis = stated[rule], "stated, one H100 at 7B"
-            held = f"{memory.get(rule, STATED['sampling memory, GiB'])} GiB of GPU"
+            seconds, basis = stated[rule], shape.basis
+            held = f"{memory.get(rule, engine):.0f} GiB of GPU"
         else:
             seconds, basis, held = ASSUMED, "assumed", "under 4 GiB"
-        rows.append((rule, count, seconds, count * seconds / 3600, held, basis))
+        shared = runtime["jobs_per_gpu"] if rule in MODEL_RULES else 1
+        rows.append((rule, count, seconds, count * seconds / shared / 3600, held, basis))
     columns = ["rule", "jobs", "seconds_each", "hours", "memory", "basis"]
     table = pd.DataFrame(rows, columns=columns)
     held_model = table["rule"].isin(MODEL_RULES)
@@ -255,7 +310,7 @@ def estimate(
         "jobs": int(table["jobs"].sum()),
         "model hours": float(table.loc[held_model, "hours"].sum()),
         "other hours": float(table.loc[~held_model, "hours"].sum()),
-        "gigabytes": sum(disk_bytes(plan, jobs, hidden, weights).values()) / 1e9,
+        "gigabytes": sum(disk_bytes(plan, jobs, shape).values()) / 1e9,
     }
 
 
@@ -312,8 +367,8 @@ def against(plan: Plan, results: Path, run: str) -> pd.DataFrame:
     """Measured next to estimated times of the jobs of a run that load a model, by kind.
 
     `run`: a run in `results` with finished jobs; the plan is that of its config. Columns: rule, jobs,
-    estimated and measured seconds of these jobs (GPU seconds if each job has a GPU), and measured /
-    estimated. The last row is the total. Raises UserError for a run without benchmark files.
+    estimated and measured seconds of these jobs, and measured / estimated. The last row is the total.
+    Raises UserError for a run without benchmark files.
     """
     measured, stated = measured_seconds(results, run), stated_seconds(plan, results / run)
     rows = []

@@ -42,7 +42,7 @@ class Runtime(Settings):
         False,
         description="On a GPU, train the same adapter each time, byte for byte, given the same GPU "
         "model, library versions and settings of this block. Sums are then computed in a fixed "
-        "order, which takes longer. On a CPU with one thread, trainings are always deterministic.",
+        "order, which can take longer. On a CPU with one thread, trainings are always deterministic.",
     )
 
     @model_validator(mode="after")
