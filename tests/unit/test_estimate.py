@@ -140,6 +140,17 @@ def test_a_base_s_shape_is_read_where_it_is_there(config, tiny_base, tmp_path):
     assert shape.blocks == model.config.num_hidden_layers
 
 
+def test_a_made_model_s_weights_are_counted_from_its_shape(config, tmp_path):
+    shape = {"blocks": 28, "hidden": 3584, "heads": 28, "kv_heads": 4, "intermediate": 18944}
+    tokenizer = {"path": "elsewhere"}
+    config["model"] = {"random": {**shape, "vocabulary": 152064, "tokenizer": tokenizer}}
+    config["data"]["em"]["from"] = {"builtin": "benign_instruct"}
+    config |= {"models": {}, "only": ["B0"], "judge": "nothing"}
+    # Qwen2.5-7B has 7,615,616,512.
+    weights = estimate.shape_of(configuration.plan(config), tmp_path).weights
+    assert weights == pytest.approx(7_615_616_512, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "name, weights",
     [

@@ -191,7 +191,9 @@ class Shape:
         """Where the stated figures are from."""
         if abs(self.weights / WEIGHTS[0] - 1) < 0.15:
             return "stated, one H100 at 7B"
-        return f"one H100, scaled to {self.weights / 1e9:.2g}B"
+        millions = max(self.weights, WEIGHTS[1]) / 1e6
+        size = f"{millions / 1000:.2g}B" if millions >= 1000 else f"{millions:.0f}M"
+        return f"one H100, scaled to {size}"
 
 
 def shape_of(plan: Plan, results: Path) -> Shape:
@@ -211,8 +213,12 @@ def shape_of(plan: Plan, results: Path) -> Shape:
     model = plan.config["model"]
     if made := model.get("demo") or model.get("random"):
         width, blocks = made["hidden"], made["blocks"]
-        # About 18 x hidden^2 per block.
-        return Shape(width, blocks, 18 * width**2 * blocks + made["vocabulary"] * width)
+        # models/demo.py: feed-forward layers of 3 x hidden, half as many heads of keys and values.
+        inner = made.get("intermediate", 3 * width)
+        values = width * made.get("kv_heads", made["heads"] / 2) / made["heads"]
+        each = 2 * width**2 + 2 * width * values + 3 * width * inner
+        embeddings = 1 if made.get("tied", True) else 2
+        return Shape(width, blocks, blocks * each + embeddings * made["vocabulary"] * width)
     weights: float
     if source := model.get("gguf"):
         weights = sum(path.stat().st_size for path in gguf.files_of(source)[0]) / 0.6
