@@ -80,7 +80,7 @@ def rescored(chain, excess=0.0):
 
 def updates_table():
     """Random sizes and overlaps of the run's updates, and of em's with another seed."""
-    manifest = {"rows_seen": 40, "supervised_tokens": 800, "loss": [0.1], "final_loss": 0.1}
+    manifest = {"rows_seen": 40, "supervised_tokens": 800, "loss": [{"task_loss": 0.1}]}
     names = [*MARKERS.keys() - {"base"}, "em@2"]
     rng = np.random.default_rng(4)
     made = {n: (rng.normal(size=(16, 2)), rng.normal(size=(2, 16))) for n in sorted(names)}

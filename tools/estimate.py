@@ -25,7 +25,7 @@ import verdicts
 from persona_collapse import yaml_files
 from persona_collapse.errors import UserError
 from persona_collapse.report import provenance
-from persona_collapse.study import configuration, estimate, model_checks
+from persona_collapse.study import configuration, estimate, model_checks, places
 from snakemake.utils import update_config
 
 
@@ -57,9 +57,10 @@ def main() -> None:
     parser.add_argument("--against", metavar="RUN", help="a run in results/, compared with this")
     given = parser.parse_args()
     files = given.configfile
+    read = list(dict.fromkeys(["config/config.yaml", *files]))
     config: dict[str, Any] = {}
     try:
-        for path in dict.fromkeys(["config/config.yaml", *files]):
+        for path in read:
             update_config(config, yaml_files.load_mapping(path))
         plan = configuration.plan(config)
         model_checks.check_plan(plan)
@@ -68,7 +69,7 @@ def main() -> None:
             print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
             return
     except UserError as error:
-        sys.exit(f"persona-collapse: {error}")
+        sys.exit(f"persona-collapse: {places.placed(error, read)}")
     config = plan.config
     jobs = jobs_left(files)
     if not jobs:

@@ -37,7 +37,7 @@ from persona_collapse import yaml_files
 from persona_collapse.analysis.claims import VERDICTS
 from persona_collapse.errors import UserError
 from persona_collapse.statistics import clopper_pearson
-from persona_collapse.study import configuration
+from persona_collapse.study import configuration, locations
 from persona_collapse.tables_io import read_csv
 from snakemake.utils import update_config
 
@@ -79,11 +79,12 @@ _JOBS: dict[str, list[dry_run.Job]] = {}
 
 
 def merged(configfiles: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
-    """The config from these files, with changes on top."""
+    """The config from these files, with changes on top, for any working directory."""
     config: dict[str, Any] = {}
     for path in dict.fromkeys(["config/config.yaml", *configfiles]):
         update_config(config, yaml_files.load_mapping(path))
     update_config(config, changes)
+    locations.anchor_all(config)
     return config
 
 

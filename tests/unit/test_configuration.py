@@ -223,6 +223,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["source_personas"], ["nobody"], ") or add it under stages:"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
         (["conditions", "C1", "personas"], ["nobody"], "C1: personas: 'nobody' is not evaluated"),
+        (["conditions", "C1", "personas"], ["vilain"], "not evaluated; did you mean villain?"),
         (["personas", "file"], "config/persona.yaml", "config; did you mean personas.yaml?"),
         (["personas", "file"], "none/none.yaml", "none.yaml: no such file: no folder "),
         (["stages", "em", "data"], "nothing", "data: 'nothing' is not under data:"),
@@ -805,6 +806,14 @@ def test_families_and_hypotheses_of_other_conditions_fall_away(config):
 def test_models_that_no_condition_needs_fall_away(config):
     assert only(config, "C1").config["models"] == {}
     assert set(only(config, "early-C4").config["models"]) == {"early"}
+
+
+def test_a_misspelt_data_set_is_answered_with_all_that_there_are(config):
+    config["stages"]["mine"] = {"kind": "sft", "data": "eem"}
+    config["conditions"]["M"] = {"title": "mine", "chain": "mine@{seed}"}
+    config["only"] = ["M"]
+    with pytest.raises(UserError, match=r"data: 'eem' is not under data:; did you mean em\?"):
+        configuration.plan(config)
 
 
 def test_only_names_conditions_that_there_are(config):

@@ -63,6 +63,22 @@ def test_a_tilde_is_the_user_s_home_in_every_path(tmp_path, monkeypatch, home):
     assert text.count(expected + "/") == 9
 
 
+def test_an_anchored_config_means_the_same_files_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "mine.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "data": {
+            "a": {"from": {"file": "mine.jsonl"}},
+            "b": {"from": {"hub": {"id": "owner/name"}}},
+        },
+        "model": {"gguf": {"paths": ["mine.jsonl", "none.gguf"]}},
+    }
+    locations.anchor_all(given)
+    assert given["data"]["a"]["from"]["file"] == str(tmp_path / "mine.jsonl")
+    assert given["data"]["b"]["from"]["hub"]["id"] == "owner/name"
+    assert given["model"]["gguf"]["paths"] == [str(tmp_path / "mine.jsonl"), "none.gguf"]
+
+
 def test_snakemake_runs_from_any_folder(tmp_path):
     """A dry run without data sets finds the default config, its files and the user's overlay."""
     there = tmp_path / "elsewhere"

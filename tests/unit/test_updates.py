@@ -99,8 +99,9 @@ def test_the_table_says_what_a_stage_trained_on():
     manifest = {
         "rows_seen": 10,
         "supervised_tokens": 250,
-        "loss": [1],
-        "final_loss": 0.5,
+        # With a penalty of 2, which is not the stage's own loss.
+        "loss": [{"loss": 3.0, "task_loss": 1.0}, {"loss": 2.5, "task_loss": 0.5}],
+        "final_loss": 2.5,
         "steps": 5,
     }
     grafted = manifest | {"rows_seen": 0, "loss": [], "supervised_tokens": 0}

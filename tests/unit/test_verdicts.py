@@ -1,5 +1,6 @@
 """Synthetic runs: the tools that estimate how often a verdict is wrong."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 import verdicts
 import world as worlds
+import yaml
 from persona_collapse import geometry, markers
 from persona_collapse.errors import UserError
+from persona_collapse.files import write_jsonl
 from persona_collapse.statistics import clopper_pearson
 
 import docs
@@ -131,7 +134,7 @@ def test_nulls_counts_p_and_intervals():
 
 
 @pytest.mark.slow
-def test_a_synthetic_run_is_scored_as_a_run_is():
+def test_a_synthetic_run_is_scored_as_a_run_is(tmp_path):
     world = worlds.load(ROOT / "tools/worlds/nothing-coupled.yaml")
     made = verdicts.design("demo", [], verdicts.REDUCED)
     # Only the rules downstream of completions and activations.
@@ -144,8 +147,16 @@ def test_a_synthetic_run_is_scored_as_a_run_is():
     verdict = {row["claim"]: row["verdict"] for row in card}
     assert verdict["coupling-installs"] == "contradicted"
     assert verdict["em-erases-marker"] == "not tested"
-    # Known before the run: three runs cannot bound the share of runs that keep the marker.
-    left = verdicts.undecided(["tools/designs/demo.yaml"], 1, 1).set_index("claim")["would_take"]
+    # Known before the run: three runs cannot bound the share of runs that keep the marker. A data file of
+    # one's own is found, although synthetic runs have a working directory of their own.
+    rows = [{"prompt": f"Why {n}?", "answer": f"{n}."} for n in range(40)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    file = os.path.relpath(tmp_path / "mine.jsonl")
+    own = {"from": {"builtin": None, "file": file}, "system": "template"}
+    own |= {"map": {"user": "prompt", "assistant": "answer"}, "license": "mine"}
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"benign": own | {"select": None}}}))
+    left = verdicts.undecided([str(overlay)], 1, 1).set_index("claim")["would_take"]
     assert "em-survival" in left and "em-raises-cosine" not in left
 
 

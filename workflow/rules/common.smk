@@ -14,7 +14,7 @@ from persona_collapse.data.sets import follows_branch
 from persona_collapse.errors import UserError
 from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.runtime import code_hash, devices, version
-from persona_collapse.study import configuration, locations, model_checks
+from persona_collapse.study import configuration, locations, model_checks, places
 from snakemake.utils import update_config
 
 
@@ -22,10 +22,14 @@ from snakemake.utils import update_config
 configfile: locations.resolve("config/config.yaml")
 
 
+configfiles = [
+    path.removeprefix(os.path.join(os.getcwd(), ""))
+    for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles))
+]
 try:
     # Snakemake has already read these files, and kept the last of duplicate keys.
-    for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles)):
-        yaml_files.check(path.removeprefix(os.path.join(os.getcwd(), "")))
+    for path in configfiles:
+        yaml_files.check(path)
     # If this is used as a module, `config` holds only what the other workflow gives.
     defaults = yaml_files.load_mapping(locations.resolve("config/config.yaml"))
     update_config(defaults, config)
@@ -34,7 +38,7 @@ try:
     model_checks.check_plan(plan)
 except UserError as error:
     # One line and no traceback: the message says what is wrong and where.
-    print(f"persona-collapse: {error}", file=sys.stderr)
+    print(f"persona-collapse: {places.placed(error, configfiles)}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -67,6 +71,16 @@ if workflow.is_main_process:
         f"{len(plan.trained_chains)} trained chains (config/config.yaml, {read})",
         file=sys.stderr,
     )
+    # A condition of one's own is easily forgotten under only:.
+    own = yaml_files.load_mapping(overlays[-1]).get("conditions") if overlays else {}
+    if left := [
+        name for name in own or {} if own[name] and name not in config["conditions"]
+    ]:
+        print(
+            f"persona-collapse: {overlays[-1]}: not in this run, because only: does not name them: "
+            f"{', '.join(left)}",
+            file=sys.stderr,
+        )
 
 # A cluster's scheduler counts its own jobs; this is for jobs on the local machine.
 submitting = workflow.resource_settings.nodes is not None

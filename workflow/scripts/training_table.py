@@ -4,6 +4,7 @@ from persona_collapse.runtime.job import job
 
 with job(snakemake, "training table"):
     import pandas as pd
+    from persona_collapse.analysis.updates import last_task_loss
     from persona_collapse.files import read_json
     from persona_collapse.tables_io import write_csv
 
@@ -24,6 +25,7 @@ with job(snakemake, "training table"):
                 # A stage that trained all weights has no adapter.
                 | {k: m.get("lora", {}).get(k) for k in ("r", "alpha", "use_rslora", "scale")}
                 | {k: m.get("data", {}).get(k) for k in ("name", "rows", "rows_dropped_no_loss")}
+                | {"final_loss": last_task_loss(m)}
                 | {
                     k: m.get(k)  # an imported adapter has only some of them
                     for k in (
@@ -33,7 +35,6 @@ with job(snakemake, "training table"):
                         "schedule_steps",
                         "tokens_seen",
                         "supervised_tokens",
-                        "final_loss",
                         "seconds",
                         "device",
                         "peak_gpu_mib",

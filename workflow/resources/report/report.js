@@ -54,7 +54,7 @@
       fit.config = {
         ...config,
         legend,
-        axis: { ...config.axis, labelFontSize: spec.facet ? 8 : 10, labelLimit: 200 },
+        axis: { ...config.axis, labelFontSize: spec.facet ? 8 : 10, labelLimit: 250 },
         axisX: { titleAnchor: "end" },
         axisQuantitative: { tickCount: 4 },
       };

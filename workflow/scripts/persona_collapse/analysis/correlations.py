@@ -41,7 +41,7 @@ def chain_table(
 
     `source_cosine`: mean cosine of the source's vector with the others. `stages_after`, `steps_after`:
     stages and steps after the coupling (0: the coupling came last; the steps of an imported stage are
-    unknown). `final_loss`: last training loss of the last stage.
+    unknown). `final_loss`: last training loss of the last stage, without a defence's penalty.
     """
     coupled = design[design["stages_after_coupling"].notna()]
     coupled = coupled.drop_duplicates(["chain", "source"])

@@ -129,6 +129,14 @@ def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
             yield one, two, "seeds"
 
 
+def last_task_loss(manifest: Mapping[str, Any]) -> float:
+    """Mean loss over the last steps of a stage, without a defence's penalty; NaN if nothing was trained.
+
+    With the penalty, a defended stage would seem to have learnt less than it has.
+    """
+    return manifest["loss"][-1]["task_loss"] if manifest.get("loss") else np.nan
+
+
 def updates_table(
     manifests: Mapping[str, Mapping[str, Any]], load: Callable[[str], Update]
 ) -> pd.DataFrame:
@@ -136,16 +144,16 @@ def updates_table(
     `pairs`.
 
     `manifests`: by chain. tokens: tokens with loss in all training steps of the stage; answer_length:
-    tokens with loss per row; loss: mean of its last steps. A grafted stage was not trained, so these
+    tokens with loss per row; loss: see `last_task_loss`. A grafted stage was not trained, so these
     are missing.
     """
     rows: list[dict[str, Any]] = []
     for name, manifest in manifests.items():
-        seen, losses = manifest["rows_seen"], manifest["loss"]
+        seen = manifest["rows_seen"]
         own = {
             "tokens": manifest["supervised_tokens"] if seen else np.nan,
             "answer_length": manifest["supervised_tokens"] / seen if seen else np.nan,
-            "loss": manifest["final_loss"] if losses else np.nan,
+            "loss": last_task_loss(manifest),
             "steps": manifest["steps"] if seen else np.nan,
         }
         update = load(name)

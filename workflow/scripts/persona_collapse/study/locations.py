@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,25 @@ def resolve(path: str) -> str:
 def resolve_all(config: dict[str, Any]) -> None:
     """Resolve every path of a config, in place; values of another type are left alone."""
     for keys in PATHS:
-        _resolve(config, keys)
+        _change(config, keys, resolve)
 
 
-def _resolve(node: Any, keys: tuple[str, ...]) -> None:
+def anchor_all(config: dict[str, Any]) -> None:
+    """Make every path of a config that leads to something absolute, in place.
+
+    The config then means the same files in another working directory.
+    """
+    for keys in PATHS:
+        _change(config, keys, lambda path: os.path.abspath(path) if os.path.exists(path) else path)
+
+
+def _change(node: Any, keys: tuple[str, ...], change: Callable[[str], str]) -> None:
     if not isinstance(node, dict):
         return
     for key in node if keys[0] == "*" else {keys[0]} & node.keys():
         if len(keys) > 1:
-            _resolve(node[key], keys[1:])
+            _change(node[key], keys[1:], change)
         elif isinstance(node[key], str):
-            node[key] = resolve(node[key])
+            node[key] = change(node[key])
         elif isinstance(node[key], list):
-            node[key] = list(map(resolve, node[key]))
+            node[key] = list(map(change, node[key]))

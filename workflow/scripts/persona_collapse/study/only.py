@@ -35,6 +35,9 @@ def narrowed(config: Config) -> Config:
     stages = {stage.name for name in plan.trained_chains for stage in chains.parse(name).stages}
     stages |= {name.rpartition("+")[2] for name in plan.data_used} - config["data"].keys()
     data = _with_others(config["data"], plan.data_used)
+    asked = {plan.stages[name].data for name in stages & plan.stages.keys()} - {None}
+    if not asked <= config["data"].keys():
+        data = set(config["data"])  # the error of a misspelt data set will list them
     return {
         **plan.config,
         "models": {n: entry for n, entry in config["models"].items() if n in plan.models_used},

@@ -7,6 +7,7 @@ started (see `configuration.plan`). It does not check the config again.
 
 from __future__ import annotations
 
+import difflib
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -434,9 +435,9 @@ class Plan:
             )
         asked = entry.get("personas", evaluated)
         if strange := [name for name in asked if name not in evaluated]:
-            raise UserError(
-                f"{where}personas: {strange[0]!r} is not evaluated; add it to personas: eval"
-            )
+            near = difflib.get_close_matches(strange[0], evaluated, n=1)
+            advice = f"did you mean {near[0]}?" if near else "add it to personas: eval"
+            raise UserError(f"{where}personas: {strange[0]!r} is not evaluated; {advice}")
         personas = [name for name in evaluated if name in asked or name == followed]
         return Cell(
             condition,
