@@ -1,6 +1,7 @@
 """Defences: kl against its formula, and what any defence may do."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from persona_collapse.training.defences import Asks, Defence, kl
 from persona_collapse.training.runtime import Runtime
 from persona_collapse.training.steps import NEW, OWN, Objective, Stepper, parameters
 from safetensors.torch import load_file
+from test_docs import EXTENDING, blocks
 from trainings import batch_of, gradients
 
 WEIGHT = 3.0
@@ -280,6 +282,21 @@ def test_a_defence_is_one_file(train, make_adapter, monkeypatch, tmp_path):
     # As it stays apart, the prefix is in the base no more; it acts all the same.
     one = {"anchor": {"weight": 0.0}}
     assert train("again", defence=one, **how)[1]["loss"][0]["penalty"] == 0
+
+
+def test_the_example_s_test_passes_with_the_example(train, make_adapter, monkeypatch, tmp_path):
+    (defence,) = blocks(EXTENDING, "python training/defences/same_states.py")
+    (tmp_path / "same_states.py").write_text(defence)
+    monkeypatch.setattr(defences, "__path__", [*defences.__path__, str(tmp_path)])
+    (test,) = blocks(EXTENDING, "python tests/unit/test_mine.py")
+    assert len(test.splitlines()) <= 12
+    names = {}
+    exec(compile(test, "test_mine.py", "exec"), names)
+    try:
+        names["test_weight_zero_is_no_defence"](train, make_adapter)
+    finally:
+        defences.ROOM._known.pop("same_states", None)
+        sys.modules.pop("persona_collapse.training.defences.same_states", None)
 
 
 def test_steps_are_recorded_unless_a_defence_looks_at_values():
