@@ -136,6 +136,15 @@ def test_every_table_of_the_page_names_its_rule(finished):
     assert len(named) > 15 and all(named.values())
 
 
+def test_a_measure_s_table_names_its_rule_on_the_page(project, tmp_path):
+    overlay = tmp_path / "measures.yaml"
+    overlay.write_text("measures: {refusals: {phrases: [a]}, task_loss: {}}\n")
+    project.snakemake("--", "results/demo/report.html", overlay=overlay)
+    text = project.path("report.html").read_text()
+    named = dict(re.findall(r">results/demo/tables/(\w+).csv</td><td [^>]*>(\w*)<", text))
+    assert named["refusals"] == "measure_table" and all(named.values())
+
+
 def test_touching_one_condition_s_data_reruns_that_condition_and_its_tables(project):
     path = project.path("data/benign.jsonl")
     before = path.read_text()

@@ -16,8 +16,14 @@ counted = {
 
 
 def made_by(wildcards):
-    """{path: rule} for every output without wildcards."""
-    return {str(path): rule.name for rule in workflow.rules for path in rule.output}
+    """{table: the rule that makes it}."""
+    tables = expand(results("tables/{table}.csv"), table=[*reported, *counted])
+    return {
+        table: rule.name
+        for table in tables
+        for rule in workflow.rules
+        if rule.is_producer(table)
+    }
 
 
 rule report:
