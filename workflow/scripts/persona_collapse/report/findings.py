@@ -109,8 +109,8 @@ def loudest(table: pd.DataFrame) -> list[str]:
     worst = loud.loc[loud["rate"].idxmax()]
     return [
         f"On simulated data without an effect, {loud['name'].nunique()} of {own['name'].nunique()} tests "
-        f"that the study used reject more often than in 5 %; at worst in {percent(worst['rate'])} "
-        f"({worst['name']}; {worst['world']})."
+        f"that the study used reject more often than in 5 %. The worst is {worst['name']}: it rejects in "
+        f"{percent(worst['rate'])} of data sets of the simulated world “{worst['world']}”."
     ]
 
 
@@ -341,7 +341,7 @@ def geometry_side_by_side(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 #: Labels for metrics of `over_runs`.
 RUN_METRICS = {
     "m1": "mean cosine",
-    "m1_unbiased": "mean cosine without noise",
+    "m1_unbiased": "mean cosine, corrected for noise",
     "angle": "mean angle (degrees)",
     "m1_centred": "mean cosine, centred",
     "spread": "relative spread",

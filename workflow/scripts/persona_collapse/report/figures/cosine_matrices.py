@@ -12,9 +12,9 @@ from ._style import Choices, tip
 TITLE = "Cosine between every two personas"
 READING = (
     "One panel per condition, averaged over its chains, on one colour scale; personas are in the same order "
-    "down and across, and a cell is the pair of its row and column. Bright panels show personas "
-    "that became similar. Centred: without the personas' mean, which shows which personas are "
-    "similar to each other."
+    "down and across, and a cell is the pair of its row and column. A panel brighter than the "
+    "base model's has personas that became similar. Centred: the personas' mean is subtracted, so a bright "
+    "cell is a pair that is more similar than most pairs."
 )
 SECTION = "geometry"
 RANK = 1
