@@ -124,7 +124,10 @@ def test_snakemake_s_own_report_lists_figures_claims_and_the_page(project, tmp_p
     path = tmp_path / "snakemake.html"
     project.snakemake("--report", str(path))
     text = path.read_text()
-    for title in ("How often the source persona says the marker", "the study's claims, one per row"):
+    for title in (
+        "How often the source persona says the marker",
+        "the study's claims, one per row",
+    ):
         assert title in text
     assert "the run's own report, interactive" in text and "grey tick is the mean" in text
 
