@@ -48,4 +48,6 @@ def test_the_deepest_key_of_the_last_file_is_told(tmp_path, monkeypatch, said, w
     (tmp_path / "one.yaml").write_text(FIRST)
     (tmp_path / "two.yaml").write_text(SECOND)
     (tmp_path / "empty.yaml").write_text("")
-    assert placed(UserError(said), ["one.yaml", "empty.yaml", "two.yaml"]) == said + where
+    (tmp_path / "broken.yaml").write_text("seeds: [")
+    files = ["one.yaml", "empty.yaml", "two.yaml", "broken.yaml", "none.yaml"]
+    assert placed(UserError(said), files) == said + where

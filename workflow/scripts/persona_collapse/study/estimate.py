@@ -208,6 +208,7 @@ def shape_of(plan: Plan, results: Path) -> Shape:
     record = results / f"bases/{chains.BASE}/model.json"
     if record.is_file() and (folder := Path(read_json(record)["path"])).is_dir():
         config = read_json(folder / "config.json")
+        config = config.get("text_config", config)
         counts = [sum(tensor_sizes(path).values()) for path in folder.glob("*.safetensors")]
         return Shape(config["hidden_size"], config["num_hidden_layers"], sum(counts))
     model = plan.config["model"]

@@ -17,15 +17,19 @@ def placed(error: UserError, paths: Iterable[str | os.PathLike[str]]) -> str:
     """The message of a config error, with the file and line of the key that it names.
 
     `paths`: the config files, each over those before it. The deepest key that a file has counts, of
-    several files the last. A message that does not begin with `config: ` stays as it is.
+    several files the last. A message that does not begin with `config: ` stays as it is, and a file that
+    is not YAML is passed over.
     """
     head, *keys = str(error).split(": ")
     if head != "config":
         return str(error)
     found, place = 0, ""
     for path in paths:
-        with open(path, encoding="utf-8-sig") as file:
-            root = yaml.compose(file, Loader=yaml_files.Loader)
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                root = yaml.compose(file, Loader=yaml_files.Loader)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
         depth, line = _deepest(root, keys)
         if depth and depth >= found:
             found, place = depth, f" ({os.fspath(path)}, line {line})"
