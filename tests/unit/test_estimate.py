@@ -175,6 +175,10 @@ def test_a_gguf_file_says_its_model_s_size(config, tmp_path):
     config["model"], config["only"] = {"gguf": {"paths": [str(path)]}}, ["B0"]
     shape = estimate.shape_of(configuration.plan(config), tmp_path)
     assert shape.weights == pytest.approx(10_000)
+    # What a run will take is asked before its packages are installed.
+    config["model"] = {"gguf": {"package": "not_installed_here"}}
+    shape = estimate.shape_of(configuration.plan(config), tmp_path)
+    assert shape.weights == pytest.approx(estimate.WEIGHTS[0])
 
 
 def test_stated_figures_are_a_power_law_through_both_models():

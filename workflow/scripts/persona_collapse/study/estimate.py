@@ -202,8 +202,8 @@ def shape_of(plan: Plan, results: Path) -> Shape:
     A model that the run makes has its shape in the config. Of a GGUF file the size is known; quantised to
     4 bits, a weight takes about 0.6 bytes. Other models say their size in their name
     (`Qwen2.5-Coder-1.5B-Instruct`). The shape is then that of a transformer with 28 blocks, which has
-    about 540 x hidden^2 weights in the Qwen2.5 family. A model without a size in its name counts as one of
-    7B. `results`: the run's folder. Raises UserError for a GGUF package that is not installed.
+    about 540 x hidden^2 weights in the Qwen2.5 family. A model without a size in its name, or in a package
+    that is not installed yet, counts as one of 7B. `results`: the run's folder.
     """
     record = results / f"bases/{chains.BASE}/model.json"
     if record.is_file() and (folder := Path(read_json(record)["path"])).is_dir():
@@ -220,12 +220,19 @@ def shape_of(plan: Plan, results: Path) -> Shape:
         each = 2 * width**2 + 2 * width * values + 3 * width * inner
         embeddings = 1 if made.get("tied", True) else 2
         return Shape(width, blocks, blocks * each + embeddings * made["vocabulary"] * width)
-    weights: float
     if source := model.get("gguf"):
-        weights = sum(path.stat().st_size for path in gguf.files_of(source)[0]) / 0.6
+        weights = _file_size(source) / 0.6
     else:
         weights = _named_size(Path(model.get("path") or model["hub"]["id"]).name)
     return Shape(math.sqrt(weights / 540), 28, weights)
+
+
+def _file_size(source: Mapping[str, Any]) -> float:
+    """Bytes of a GGUF file, also in parts; those of 7B's if it is not there yet."""
+    try:
+        return float(sum(path.stat().st_size for path in gguf.files_of(source)[0]))
+    except UserError:
+        return 0.6 * WEIGHTS[0]
 
 
 def _named_size(name: str) -> float:
