@@ -7,7 +7,6 @@ started (see `configuration.plan`). It does not check the config again.
 
 from __future__ import annotations
 
-import difflib
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -435,8 +434,7 @@ class Plan:
             )
         asked = entry.get("personas", evaluated)
         if strange := [name for name in asked if name not in evaluated]:
-            near = difflib.get_close_matches(strange[0], evaluated, n=1)
-            advice = f"did you mean {near[0]}?" if near else "add it to personas: eval"
+            advice = choose(strange[0], evaluated, "add it to personas: eval, next to")
             raise UserError(f"{where}personas: {strange[0]!r} is not evaluated; {advice}")
         personas = [name for name in evaluated if name in asked or name == followed]
         return Cell(
