@@ -13,6 +13,8 @@ from models import Model
 from models_page import mean_over_runs
 
 NAME = "cause"
+#: Conditions with shifts, by name.
+SHIFTED = "restored|shifted"
 
 
 def titles(model: Model) -> dict[str, str]:
@@ -21,9 +23,23 @@ def titles(model: Model) -> dict[str, str]:
     return dict(zip(design["condition"], design["title"], strict=True))
 
 
+def _source(model: Model) -> str:
+    """The source whose states were shifted; empty in a run without shifts."""
+    design = model.tables["design"]
+    shifted = design[design["condition"].str.match(SHIFTED)]
+    return next(iter(shifted["source"]), "")
+
+
 def _rows(model: Model, quantity: str, role: str = "source") -> pd.DataFrame:
-    rates = model.tables["rate_model"]
-    return rates[(rates["quantity"] == quantity) & (rates["role"] == role)]
+    """Rates of the source whose states were shifted, also in conditions that have others."""
+    design, rates, source = model.tables["design"], model.tables["rate_model"], _source(model)
+    several = design.groupby("condition")["source"].nunique()
+    wanted = rates["condition"].map(lambda name: source if several[name] > 1 else "")
+    return rates[
+        (rates["quantity"] == quantity)
+        & (rates["role"] == role)
+        & (rates["source"].fillna("") == wanted)
+    ]
 
 
 def _value(row: pd.Series) -> str:
@@ -34,6 +50,7 @@ def _mean(model: Model, condition: str, column: str, digits: int) -> str:
     """Mean over training runs of what the source's answers show."""
     stats = model.tables["answer_stats"]
     own = stats[(stats["condition"] == condition) & (stats["role"] == "source")]
+    own = own[own["source"] == _source(model)] if _source(model) else own
     return mean_over_runs(own, column).text(digits)
 
 
@@ -66,7 +83,7 @@ def differences_table(models: Sequence[Model]) -> str:
     rows = []
     for model in models:
         found = _rows(model, "difference")
-        found = found[found["condition"].str.match("restored|shifted")]
+        found = found[found["condition"].str.match(SHIFTED)]
         rows += [
             [cell(model.name), cell(row["condition"]), cell(row["reference"]), _value(row)]
             for _, row in found.iterrows()
@@ -80,8 +97,10 @@ def claims_table(models: Sequence[Model]) -> str:
     for model in models:
         for row in model.tables["scorecard"].itertuples(index=False):
             measured = pd.notna(row.measured)
-            said = f"**{cell(row.verdict)}**: {cell(row.note)}"
-            if row.would_take:
+            said = (
+                f"**{cell(row.verdict)}**: {cell(row.note if pd.notna(row.note) else row.reason)}"
+            )
+            if pd.notna(row.would_take):
                 said += f"; it would take {cell(row.would_take)}"
             rows.append([
                 cell(model.name), lines([cell(row.text), f"*{cell(row.expected)}*"]),
@@ -105,7 +124,7 @@ def figure(models: Sequence[Model]) -> str:
     for model in models:
         for _, row in _rows(model, "rate").iterrows():
             control = row["condition"].endswith(("-isotropic", "-zero-sum"))
-            moved = row["condition"].startswith(("restored", "shifted"))
+            moved = row["condition"].startswith(tuple(SHIFTED.split("|")))
             rows.append({
                 "panel": model.name, "line": titles(model)[row["condition"]],
                 "group": "random control" if control else "shifted" if moved else "not shifted",

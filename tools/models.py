@@ -63,7 +63,7 @@ RATES = (
     "condition", "reference", "source", "role", "quantity", "value", "ci_low", "ci_high", "units", "n",
     "hits",
 )  # fmt: skip
-ALL_SOURCES = "source == '' and persona == '' and "
+EVERY_PERSONA = "persona == '' and "
 #: Conditions with shifts, and those that they start from.
 SHIFTED = "condition.str.match('restored|shifted|C1$|C4$|C5$')"
 
@@ -73,7 +73,7 @@ PAGES = {"models": {
     "design": Kept(("condition", "title", "stages_after_coupling", "chain", "source", "seed", "before")),
     "training": Kept(("chain", "name", "rows", "loss_on", "objective", "steps", "final_loss")),
     "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
-    "rate_model": Kept(RATES, ALL_SOURCES + "quantity != 'overdispersion'"),
+    "rate_model": Kept(RATES, EVERY_PERSONA + "quantity != 'overdispersion'"),
     "answer_stats": Kept((
         "condition", "chain", "source", "role", "n", "rate", "mean_tokens", "truncated", "rate_finished",
         "marker_logprob",
@@ -82,6 +82,9 @@ PAGES = {"models": {
         ("condition", "reference", "dose", "method", "layer", "metric", "value", "estimate", "ci_low",
          "ci_high", "runs", "units", "note"),
         "headline and metric in ['m1', 'log_distance', 'm3_accuracy']",
+    ),
+    "geometry": Kept(
+        ("condition", "chain", "metric", "value"), "headline and metric == 'm1'", measure="activations"
     ),
     "half_dose": Kept((
         "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
@@ -103,7 +106,7 @@ PAGES = {"models": {
     "design": Kept(("condition", "title", "chain", "source", "seed")),
     "rate_model": Kept(
         RATES,
-        ALL_SOURCES + "role != 'assistant' and quantity in ['rate', 'difference'] and " + SHIFTED,
+        EVERY_PERSONA + "role != 'assistant' and quantity in ['rate', 'difference'] and " + SHIFTED,
     ),
     "answer_stats": Kept(
         ("condition", "chain", "source", "role", "n", "mean_tokens", "truncated", "marker_logprob"),

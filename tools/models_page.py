@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 import vl_convert
 from markdown_tables import cell, lines, raw_table, shown
 from models import Model
-from persona_collapse import chains
+from persona_collapse import chains, yaml_files
 from persona_collapse.report import findings
 from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE, SHAPES
@@ -167,15 +167,37 @@ def _row(table: pd.DataFrame, value: str, **where: Any) -> Cell:
     return Cell(row[value], row["ci_low"], row["ci_high"], row["units"])
 
 
-def _modelled(model: Model, condition: str, quantity: str, **where: Any) -> Cell:
-    """A quantity of the model of training runs, of all sources; one run says nothing of others."""
-    where |= {"condition": condition, "quantity": quantity, "source": ""}
+def sources(model: Model, condition: str = "") -> list[str]:
+    """The source personas of a run, or of one of its conditions, in the order of its design."""
+    design = model.tables["design"]
+    own = design[design["condition"] == condition] if condition else design
+    return [source for source in dict.fromkeys(own["source"].fillna("")) if source]
+
+
+def shared_source(models: Sequence[Model]) -> str:
+    """The source by which runs are compared: empty if all have the same ones, else the first that all
+    have."""
+    every = [sources(model) for model in models]
+    if all(set(own) == set(every[0]) for own in every):
+        return ""
+    shared = set.intersection(*map(set, every))
+    return next((source for source in every[0] if source in shared), "")
+
+
+def _modelled(model: Model, condition: str, quantity: str, source: str = "", **where: Any) -> Cell:
+    """A quantity of the model of training runs; one run says nothing of others.
+
+    `source`: of this source alone; empty: of all of the condition's. A table has no rows by source for
+    conditions with one.
+    """
+    one = sources(model, condition) == [source]
+    where |= {"condition": condition, "quantity": quantity, "source": "" if one else source}
     found = _row(model.tables["rate_model"], "value", **where)
     return replace(found, low=np.nan, high=np.nan) if found.units == 1 else found
 
 
-def _rate(model: Model, condition: str, role: str) -> Cell:
-    return _modelled(model, condition, "rate", role=role)
+def _rate(model: Model, condition: str, role: str, source: str = "") -> Cell:
+    return _modelled(model, condition, "rate", source, role=role)
 
 
 def _level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
@@ -198,9 +220,10 @@ def _before(model: Model, condition: str) -> str:
     return str(found.iloc[0]) if len(found) else ""
 
 
-def _drop(model: Model, condition: str) -> Cell:
+def _drop(model: Model, condition: str, source: str = "") -> Cell:
     """The source's marker rate minus that before the second stage."""
-    return _modelled(model, condition, "difference", reference=_before(model, condition) or None)
+    before = _before(model, condition) or None
+    return _modelled(model, condition, "difference", source, reference=before)
 
 
 def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
@@ -217,9 +240,11 @@ def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
 
 
 def _undosed(model: Model) -> pd.DataFrame:
-    """The design without chains that were stopped early, which have a table of their own."""
+    """The design without chains that were stopped early, which have a table of their own, and without
+    shifts, which are on another page."""
     design = model.tables["design"]
-    return design[~design["chain"].str.contains("~")]
+    trained = design["chain"].isin([chains.BASE, *model.tables["training"]["chain"]])
+    return design[trained & ~design["chain"].str.contains("~")]
 
 
 def _conditions(models: Sequence[Model]) -> Iterator[tuple[str, list[tuple[Model, pd.DataFrame]]]]:
@@ -289,7 +314,7 @@ def stages_table(models: Sequence[Model]) -> str:
             data = model.tables["training"].set_index("chain")["name"].get(first["chain"], "")
             lengths = model.tables["updates"]
             lengths = lengths[lengths["chain"].isin(cells["chain"])]["answer_length"]
-            reference = _before(model, name)
+            reference, here = _before(model, name), sources(model, name)
             survived = model.tables["rate_model"].query(
                 "condition == @name and source == '' and quantity == 'survival'"
             )
@@ -298,7 +323,7 @@ def stages_table(models: Sequence[Model]) -> str:
                 cell(f"{name}: {first['title']}"),
                 cell(model.name),
                 number(lengths.mean()),
-                _rate(model, reference, "source").text(2),
+                _rate(model, reference, "source", here[0] if len(here) == 1 else "").text(2),
                 _rate(model, name, "source").text(2),
                 " ".join(f"{row.hits:.0f} of {row.n:.0f}" for row in survived.itertuples()),
                 " → ".join(_lead(model, cells[at]).text(1) for at in ("before", "chain")),
@@ -308,6 +333,46 @@ def stages_table(models: Sequence[Model]) -> str:
     head = ["second stage", "condition", "run", "tokens per training answer", "source before", "source after",
             "runs that kept it", "source's lead, nats", "M1 minus before"]  # fmt: skip
     return "\n".join(raw_table(head, [row for _, row in rows]))
+
+
+def sources_table(models: Sequence[Model]) -> str:
+    """By source persona: the marker, and the geometry of the same chains, where a run has several sources."""
+    rows = []
+    for name, own in _conditions(models):
+        for model, cells in own:
+            here = sources(model, name)
+            if len(here) < 2 or cells["stages_after_coupling"].isna().all():
+                continue
+            stats, geometry = model.tables["answer_stats"], model.tables.get("geometry")
+            for source in here:
+                names = cells[cells["source"] == source]["chain"]
+                told = stats[stats["chain"].isin(names) & (stats["source"] == source)]
+                told = told[told["role"] == "source"].drop_duplicates("chain")
+                m1 = NOTHING
+                if geometry is not None:
+                    at = geometry["chain"].isin(names) & (geometry["metric"] == "m1")
+                    m1 = mean_over_runs(geometry[at].drop_duplicates("chain"), "value")
+                rows.append([
+                    cell(f"{name}: {cells['title'].iloc[0]}"),
+                    cell(model.name),
+                    cell(source),
+                    _rate(model, name, "source", source).text(2),
+                    mean_over_runs(told, "marker_logprob").text(1),
+                    _lead(model, names).text(1),
+                    m1.text(3),
+                ])  # fmt: skip
+    if not rows:
+        return "Each of these runs has one source."
+    head = [
+        "condition",
+        "run",
+        "source",
+        "source says the marker",
+        "log-probability",
+        "lead, nats",
+        "M1",
+    ]
+    return "\n".join(raw_table(head, rows))
 
 
 def doses_table(models: Sequence[Model]) -> str:
@@ -407,11 +472,35 @@ def trend(points: Sequence[Point]) -> Trend | None:
     return Trend(own, [sum_of([-1, 1], pair) for pair in pairwise(own)], slope)
 
 
+#: What each claim measures, by its id.
+MEASURES: dict[str, Any] = {
+    claim["id"]: claim.get("measure", {})
+    for claim in yaml_files.load_list(kept_runs.ROOT / "config/claims.yaml")
+}
+
+
+def _sources_measured(model: Model, measure: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The sources that a claim's measure covers in a run: those of its conditions, or the one it names."""
+    found: set[str] = set()
+    for given in measure.values():
+        names = [given.get("condition"), given.get("reference"), *given.get("conditions", [])]
+        every = {s for name in names if name for s in sources(model, name)}
+        found |= {given["source"]} if "source" in given else every
+    return found
+
+
 def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
-    """Claims whose value has an interval over runs on two models or more."""
+    """Claims whose value has an interval over runs on two models or more.
+
+    A claim is not compared between models that have its conditions with other sources.
+    """
     cards = _cards(models)
     for claim in dict.fromkeys(c for card in reversed(cards) for c in card):
+        own = MEASURES.get(claim, {})
         rows = [(m, card[claim]) for m, card in zip(models, cards, strict=True) if claim in card]
+        rows = [(m, row) for m, row in rows if pd.notna(row.measured)]
+        if len({frozenset(_sources_measured(m, own)) for m, _ in rows}) > 1:
+            continue
         found = trend([
             Point(m, row.measured, row.ci_low, row.ci_high) for m, row in rows if not _one_run(row)
         ])  # fmt: skip
@@ -420,13 +509,13 @@ def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
             yield [cell(row.text), cell(row.published)], found
 
 
-#: What may collapse, in words, and how a model's condition tells it.
-COLLAPSE: dict[str, Callable[[Model, str], Cell]] = {
+#: What may collapse, in words, and how a model's condition tells it, by one source if it can.
+COLLAPSE: dict[str, Callable[[Model, str, str], Cell]] = {
     "source's marker rate minus that before the second stage": _drop,
-    "log(1 − M1) minus the base's": lambda m, c: _level(
+    "log(1 − M1) minus the base's": lambda m, c, _: _level(
         m, c, "log_distance", reference=chains.BASE
     ),
-    "persona told": _told,
+    "persona told": lambda m, c, _: _told(m, c),
 }
 
 
@@ -435,11 +524,12 @@ def _condition_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Tren
 
     Conditions of the same chains count once, and the base is not trained.
     """
+    source = shared_source(models)
     for what, read in COLLAPSE.items():
         seen = set()
         for name, own in _conditions(models):
             chains_of = tuple(frozenset(cells["chain"]) for _, cells in own)
-            found_of = [(m, read(m, name)) for m, _ in own]
+            found_of = [(m, read(m, name, source)) for m, _ in own]
             over = [(m, f) for m, f in found_of if f.units > 1 or name == chains.BASE]
             found = trend([Point(m, f.value, f.low, f.high) for m, f in over])
             if found and chains_of not in seen:
@@ -488,6 +578,11 @@ def sizes_tables(models: Sequence[Model]) -> str:
     if len(models) < len(several):
         names = ", ".join(model.name for model in models)
         said.append(f"Of several runs on models of one size, the first by name is used: {names}.")
+    if source := shared_source(models):
+        said.append(
+            f"The runs do not have the same source personas: rates are those of {source}, and claims "
+            "on other sources are left out. Geometry is that of all chains of a condition."
+        )
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(model.record["family"], []).append(model.name)
@@ -512,15 +607,16 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": runs_table,
     "claims": claims_table,
     "conditions": conditions_table,
+    "sources": sources_table,
     "second stages": stages_table,
     "doses": doses_table,
     "sizes": sizes_tables,
 }
 
 
-#: The figure's panels: what is on the y axis, and how a model's condition tells it.
-PANELS: dict[str, Callable[[Model, str], Cell]] = {
-    "source says the marker": lambda m, c: _rate(m, c, "source"),
+#: The figure's panels: what is on the y axis, and how a model's condition tells it, by one source if it can.
+PANELS: dict[str, Callable[[Model, str, str], Cell]] = {
+    "source says the marker": lambda m, c, source: _rate(m, c, "source", source),
     "log(1 − M1) minus the base's": COLLAPSE["log(1 − M1) minus the base's"],
 }
 
@@ -532,12 +628,15 @@ def figure(models: Sequence[Model]) -> str:
     training runs.
     """
     rows = []
+    source = shared_source(models)
     for name, own in _conditions(models):
         several = len(own) > 1 or len(models) == 1
         if several and any(_rate(model, name, "source").units for model, _ in own):
             title = f"{name}: {own[0][1]['title'].iloc[0]}"
             found_of = [
-                (y, model, read(model, name)) for y, read in PANELS.items() for model, _ in own
+                (y, model, read(model, name, source))
+                for y, read in PANELS.items()
+                for model, _ in own
             ]
             rows += [
                 {"y": y, "condition": title, "model": model.name,

@@ -279,6 +279,74 @@ def test_of_one_size_one_run_is_set_against_the_others(docs, results, tmp_path):
     assert "z-small" not in sizes and "135\u00a0M → 135\u00a0M" not in sizes
 
 
+def run_of(name, parameters, rates, **tables):
+    """A run with C4 and C1, two training runs of each source; `rates`: C1's by source, '' for all."""
+    sources = [source for source in rates if source]
+    chains = {(s, k): f"couple-{s}@{k}" for s in sources for k in (1, 2)}
+    design = [
+        {"condition": c, "title": c, "stages_after_coupling": after, "chain": chain + end,
+         "source": s, "seed": k, "before": chain if end else ""}
+        for (s, k), chain in chains.items() for c, after, end in (("C4", 0, ""), ("C1", 1, f"+em@{k}"))
+    ]  # fmt: skip
+    wide = {"reference": "", "role": "source", "quantity": "rate", "units": 2, "n": 2, "hits": 2}
+    modelled = [
+        {"condition": "C1", "source": s, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.1} | wide
+        for s, v in rates.items()
+    ]
+    said = [
+        {"condition": row["condition"], "chain": row["chain"], "source": row["source"], "role": role,
+         "marker_logprob": float(row["seed"]) - (8 if role == "others" else 0)}
+        for row in design for role in ("source", "others")
+    ]  # fmt: skip
+    made = {"design": design, "rate_model": modelled, "answer_stats": said,
+            "training": [{"chain": row["chain"]} for row in design]}  # fmt: skip
+    made = {table: pd.DataFrame(rows) for table, rows in made.items()}
+    return models.Model(name, {"parameters": parameters, "family": "f"}, made | tables)
+
+
+def test_runs_with_other_sources_are_compared_by_one_that_both_have():
+    small = run_of("small", 1e8, {"": 0.2, "villain": 0.2})
+    large = run_of("large", 1e9, {"": 0.6, "evil_ai": 0.9, "villain": 0.3})
+    assert models_page.shared_source([small, small]) == ""
+    assert models_page.shared_source([large, small]) == "villain"
+    read = [models_page._rate(m, "C1", "source", "villain").value for m in (small, large)]
+    assert read == [0.2, 0.3] and models_page._rate(large, "C1", "source").value == 0.6
+    # Claims on conditions with other sources are not compared; on one that both have, they are.
+    card = {"published": "", "text": "t", "n": "2 training runs", "verdict": "replicated"}
+    claims = [("em-erases-marker", 0.5), ("em-erases-villain", 0.3), ("em-raises-cosine", 0.1)]
+    rows = [{"claim": c, "measured": v, "ci_low": v, "ci_high": v + 0.1} | card for c, v in claims]
+    for model in (small, large):
+        model.tables["scorecard"] = pd.DataFrame(rows)
+    values = [found.points[0].value for _, found in models_page._claim_trends([small, large])]
+    assert values == [0.3, 0.1]
+
+
+def test_sources_have_rows_of_their_own():
+    small = run_of("small", 1e8, {"": 0.2, "villain": 0.2})
+    m1 = [{"condition": "C1", "chain": f"couple-{s}@{k}+em@{k}", "metric": "m1", "value": 0.9 + 0.01 * k}
+          for s in ("evil_ai", "villain") for k in (1, 2)]  # fmt: skip
+    rates = {"": 0.6, "evil_ai": 0.9, "villain": 0.3}
+    large = run_of("large", 1e9, rates, geometry=pd.DataFrame(m1))
+    lines = models_page.sources_table([small, large]).splitlines()[2:]
+    c1 = [line.split(" | ") for line in lines if line.startswith("| C1")]
+    assert [(row[1], row[2]) for row in c1] == [("large", "evil_ai"), ("large", "villain")]
+    assert c1[0][3] == "0.90 (0.80 to 1.00)" and c1[1][3] == "0.30 (0.20 to 0.40)"
+    assert c1[0][5].startswith("8.0") and c1[0][6].startswith("0.915 (")
+    assert "one source" in models_page.sources_table([small])
+
+
+def test_shifts_of_one_source_stand_beside_that_source_s_rates():
+    large = run_of("large", 1e9, {"": 0.6, "evil_ai": 0.9, "villain": 0.3})
+    shifted = {"condition": "restored-em", "source": "villain", "title": "put back", "chain": "x"}
+    design = pd.concat([large.tables["design"], pd.DataFrame([shifted])], ignore_index=True)
+    row = large.tables["rate_model"].query("source == 'villain'")
+    rates = pd.concat([large.tables["rate_model"], row.assign(condition="restored-em", source="")])
+    moved = models.Model("large", {}, large.tables | {"design": design, "rate_model": rates})
+    values = cause_page._rows(moved, "rate").set_index("condition")["value"]
+    assert dict(values) == {"C1": 0.3, "restored-em": 0.3}
+    assert dict(cause_page._rows(large, "rate").set_index("condition")["value"]) == {"C1": 0.6}
+
+
 def point(parameters, value, half=0.1):
     model = models.Model(str(parameters), {"parameters": parameters}, {})
     return models_page.Point(model, value, value - half, value + half)
