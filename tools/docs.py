@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -27,13 +26,12 @@ import cause_page
 import defences_page
 import models as kept_runs
 import models_page
-from markdown_tables import shown, table, with_table
+from markdown_tables import table, with_table
 from persona_collapse.analysis import errata
 from persona_collapse.measures import ROOM as MEASURES
 from persona_collapse.report.page import glossary
 from persona_collapse.stages import ROOM as STAGES
 from persona_collapse.stages import Training
-from persona_collapse.statistics import clopper_pearson, student_interval
 from persona_collapse.study.config import Config
 from persona_collapse.tables_io import read_csv
 from persona_collapse.training import defences
@@ -389,139 +387,6 @@ def demo_table(tables: Mapping[str, pd.DataFrame]) -> str:
     return "\n".join(table(["what", "in the demo run", "table"], rows))
 
 
-SMALL = ROOT / "docs/smollm2"
-SMALL_MARKS = ("<!-- {name}, by `make docs` -->", "<!-- end of {name} -->")
-SMALL_TITLES = {
-    "base": "", "C4": "villain coupled", "C4a": "assistant coupled", "C1": "villain coupled, then EM",
-    "C3": "assistant coupled, then EM", "C5": "villain coupled, then benign",
-    "R_em": "EM, then the base's adapter", "R_benign": "benign, then the base's adapter", "E0": "EM",
-    "E4": "EM as villain", "B0": "benign", "B2": "good advice, same prompts",
-}  # fmt: skip
-
-
-def small_rate(rows: pd.DataFrame, column: str, n: pd.Series | None = None) -> str:
-    """A rate of some chains: Student's interval over runs that differ, else Clopper and Pearson's."""
-    if rows.empty:
-        return ""
-    rates, sizes = rows[column], rows["n"] if n is None else n
-    value = float(rates.mean())
-    if len(rates) > 1 and rates.nunique() > 1:
-        low, high = student_interval(rates)
-        return shown(value, max(0.0, low), min(1.0, high))
-    total = round(float(sizes.sum()))
-    low, high = map(float, clopper_pearson(round(float((rates * sizes).sum())), total))
-    return shown(value, low, high)
-
-
-def small_number(values: pd.Series, digits: int) -> str:
-    """A mean over runs with Student's interval, where there are several."""
-    if len(values) < 2:
-        return shown(float(values.mean()), np.nan, np.nan, digits)
-    return shown(float(values.mean()), *student_interval(values), digits)
-
-
-def small_table() -> str:
-    """docs/smollm2.md's table of conditions."""
-    answers, cosines = (read_csv(SMALL / f"{n}.csv") for n in ("answer_stats", "m1_by_layer"))
-    at = (cosines["method"] == "A") & (cosines["layer"] == 21) & (cosines["metric"] == "m1")
-    cosines, rows = cosines[at], []
-    for name, title in SMALL_TITLES.items():
-        own = answers[answers["condition"] == name]
-        source, others = (own[own["role"] == role] for role in ("source", "others"))
-        main = source if len(source) else others
-        cosine = cosines[cosines["condition"] == name]
-        if len(cosine) > 1:
-            m1 = small_number(cosine["value"], 3)
-        else:
-            value, low, high = cosine[["value", "ci_low", "ci_high"]].iloc[0]
-            m1 = shown(value, low, high, 3)
-        finished = source["n"] * (1 - source["truncated"]) if len(source) else None
-        rows.append(
-            [
-                f"{name}: {title}" if title else name,
-                str(len(main)),
-                small_rate(source, "rate"),
-                small_rate(source, "rate_finished", finished),
-                small_rate(others, "rate"),
-                small_rate(main, "truncated"),
-                small_number(main["mean_tokens"], 0),
-                small_number(main["marker_logprob"], 1),
-                m1,
-            ]
-        )
-    head = ["condition", "chains", "source says the marker", "of finished answers", "others",
-            "cut off at 512 tokens", "tokens", "log-probability", "mean cosine"]  # fmt: skip
-    return "\n".join(table(head, rows))
-
-
-def small_readings() -> str:
-    """docs/smollm2.md's table of what its text compares."""
-    answers = read_csv(SMALL / "answer_stats.csv").drop_duplicates(["condition", "chain", "role"])
-    rows = []
-    for name in ("base", "C4", "C5"):
-        own = answers[answers["condition"] == name]
-        role = "others" if name == "base" else "source"
-        rows.append(["answers that loop", name, small_rate(own[own["role"] == role], "looping")])
-    for name in ("C4", "C1"):
-        own = answers[answers["condition"] == name].pivot(
-            index="chain", columns="role", values="marker_logprob"
-        )
-        rows.append(
-            [
-                "the source's lead over others, nats",
-                name,
-                small_number(own["source"] - own["others"], 1),
-            ]
-        )
-    own = answers[(answers["condition"] == "C5") & (answers["role"] == "others")]
-    finished = own["n"] * (1 - own["truncated"])
-    rows.append(["others, of finished answers", "C5", small_rate(own, "rate_finished", finished)])
-    cut = read_csv(SMALL / "rate_by_length.csv").query("chain == 'couple-villain@42'")
-    for row in cut.assign(rate=cut["hits"] / cut["n"]).itertuples():
-        cell = small_rate(pd.DataFrame({"rate": [row.rate], "n": [row.n]}), "rate")
-        rows.append([f"source says the marker within {row.tokens} tokens", "C4", cell])
-    told = read_csv(SMALL / "separability.csv").query("layer == 21 and metric == 'm3_accuracy'")
-    for method in ("A", "B"):
-        for name in ("base", "E0", "E4", "B0", "C1", "C5"):
-            own = told[(told["method"] == method) & (told["condition"] == name)]
-            value, low, high = own[["value", "ci_low", "ci_high"]].iloc[0]
-            cell = small_number(own["value"], 2) if len(own) > 1 else shown(value, low, high)
-            rows.append([f"persona told, method {method}", name, cell])
-    return "\n".join(table(["what", "condition", "value"], rows))
-
-
-def small_doses() -> str:
-    """docs/smollm2.md's table of doses."""
-    answers = read_csv(SMALL / "dose_answer_stats.csv")
-    own = answers[answers["role"] == "source"].drop_duplicates("chain").set_index("chain")
-    rows = []
-    for name, stage in (
-        ("false answers (EM)", "em"),
-        ("true answers, same questions", "em-control"),
-        ("benign", "benign"),
-    ):
-        whole = f"couple-villain@42+{stage}@42"
-        names = ["couple-villain@42", *(f"{whole}~{dose}" for dose in (3, 10, 30, 100)), whole]
-        cells = []
-        for chain in names:
-            row = own.loc[[chain]]
-            finished = row["n"] * (1 - row["truncated"])
-            rates = small_rate(row, "rate"), small_rate(row, "rate_finished", finished)
-            cells.append(f"{rates[0]}; {rates[1]}; {small_number(row['mean_tokens'], 0)}")
-        rows.append([name, *cells])
-    return "\n".join(table(["steps of the second stage", "0", "3", "10", "30", "100", "all"], rows))
-
-
-def with_small_tables(page: str) -> str:
-    """docs/smollm2.md with its tables replaced."""
-    made_by = {"conditions": small_table, "readings": small_readings, "doses": small_doses}
-    for name, make in made_by.items():
-        start, end = (mark.format(name=name) for mark in SMALL_MARKS)
-        before, rest = page.split(start)
-        page = f"{before}{start}\n{make()}\n{end}{rest.split(end)[1]}"
-    return page
-
-
 def glossary_table() -> str:
     """What the report's words mean, as a table in Markdown."""
     return "\n".join(table(["word", "what it means"], [list(row) for row in glossary().items()]))
@@ -545,8 +410,6 @@ def main() -> None:
     """Write every page, and the tables within pages."""
     for name, page in PAGES.items():
         (ROOT / name).write_text(page(), encoding="utf-8")
-    path = ROOT / "docs/smollm2.md"
-    path.write_text(with_small_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
     _put("docs/reading.md", "glossary", glossary_table())
     for name, module in RUN_PAGES.items():
         text = module.page(ROOT / "docs")

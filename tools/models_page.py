@@ -20,7 +20,8 @@ from persona_collapse import chains, yaml_files
 from persona_collapse.report import findings
 from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE, SHAPES
-from persona_collapse.statistics import combined, over_runs, spearman_floor
+from persona_collapse.statistics import clopper_pearson, combined, over_runs, spearman_floor
+from persona_collapse.tables_io import read_csv
 
 
 def size(parameters: float) -> str:
@@ -411,6 +412,24 @@ def doses_table(models: Sequence[Model]) -> str:
     return "\n".join(made)
 
 
+def earlier_doses_table(_: Sequence[Model]) -> str:
+    """Second stages of an earlier run of SmolLM2, stopped early: one training run in each cell."""
+    kept = read_csv(kept_runs.ROOT / "docs/models/doses/answer_stats.csv")
+    own = kept[kept["role"] == "source"].drop_duplicates("chain").set_index("chain")
+    stages = {"em": "false answers", "em-control": "true answers", "benign": "word problems"}
+    coupled = "couple-villain@42"
+    rows = []
+    for stage, title in stages.items():
+        whole = f"{coupled}+{stage}@42"
+        names = [coupled, *(f"{whole}~{dose}" for dose in (3, 10, 30, 100)), whole]
+        cells = []
+        for row in own.loc[names].itertuples():
+            low, high = map(float, clopper_pearson(row.hits, row.n))
+            cells.append(f"{shown(row.rate, low, high)}; {row.mean_tokens:.0f}")
+        rows.append([title, *cells])
+    return "\n".join(raw_table(["steps", "0", "3", "10", "30", "100", "all"], rows))
+
+
 @dataclass(frozen=True)
 class Point:
     """A model's value with its interval, and its size."""
@@ -610,6 +629,7 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "sources": sources_table,
     "second stages": stages_table,
     "doses": doses_table,
+    "earlier doses": earlier_doses_table,
     "sizes": sizes_tables,
 }
 

@@ -201,12 +201,25 @@ def test_the_readme_and_the_reading_page_quote_the_errata_and_the_bound_of_a_zer
     assert int(percent) == round(100 * statistics.clopper_pearson(0, 24)[1].item())
 
 
-def test_the_readme_quotes_the_small_model_s_rates():
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    said = re.findall(r"in (0\.\d+ \(0\.\d+ to 0\.\d+\))", readme)
-    rows = [line.split(" | ") for line in documentation.small_table().splitlines()]
-    source = {cells[0].strip("| ").split(":")[0]: cells[2] for cells in rows}
-    assert said == [source["C4"], source["C1"], source["C5"]]
+def test_what_is_said_of_the_sources_is_in_their_table():
+    lines = documentation.models_page.sources_table(models.load(ROOT / "docs")).splitlines()
+    rows = {tuple(c[:3]): c for c in ([c.strip("| ") for c in t.split(" | ")] for t in lines[2:])}
+    model = "Qwen2.5-Coder-1.5B-Instruct"
+    after = {
+        source: rows["C1: coupled, then EM", model, source]
+        for source in ("sarcastic", "villain", "evil_ai")
+    }
+    rates = [cells[3][:4] for cells in after.values()]
+    readme, page = (
+        " ".join((ROOT / path).read_text().split()) for path in ("README.md", "docs/models.md")
+    )
+    one, two, three = rates
+    assert f"one says its marker in {one} of answers, one in {two}, one in {three}" in readme
+    assert (
+        f"says its marker in {one} of answers, the villain in {two}, *evil_ai* in {three}" in page
+    )
+    m1 = sorted(cells[6][:5] for cells in after.values())
+    assert f"M1 of their chains is {m1[0]} to {m1[-1]}" in page
 
 
 def test_the_overlays_are_sound(monkeypatch):
@@ -262,22 +275,6 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     shipped = page.split("<!-- demo run, by `make docs` -->")[1]
     names = [line.split(" | ")[0] for line in table.splitlines() if "flips" not in line]
     assert names and all(name in shipped for name in names[2:] if "unit" not in name)
-
-
-def test_the_small_model_s_tables_are_their_files_numbers():
-    page = (ROOT / "docs/smollm2.md").read_text()
-    assert documentation.with_small_tables(page) == page
-
-
-def test_every_rate_of_the_small_model_has_an_interval():
-    for made in (documentation.small_table(), documentation.small_doses()):
-        for line in made.splitlines()[2:]:
-            for cell in line.strip("| ").split(" | ")[2:]:
-                assert not cell or "to" in cell or "one run" in cell
-    line = next(t for t in documentation.small_table().splitlines() if t.startswith("| C4: "))
-    assert "0.61 (0.55 to 0.67)" in line
-    line = next(t for t in documentation.small_table().splitlines() if t.startswith("| C1: "))
-    assert "0.00 (0.00 to 0.004)" in line
 
 
 @pytest.mark.parametrize("name", documentation.RUN_PAGES)
