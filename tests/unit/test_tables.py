@@ -462,6 +462,17 @@ def test_cosines_are_symmetric_with_ones():
     np.testing.assert_allclose(np.diag(matrix), 1)
 
 
+def test_the_number_of_processes_changes_no_geometry():
+    left_out = [geometry_runs.left_out_table(GRID, load, threads) for threads in (1, 3)]
+    assert left_out[0].equals(left_out[1])
+    given = {"draws": 99, "seed": 1, "left_out": left_out[0]}
+    tables = [
+        geometry_tables.geometry_table(GRID, load, HEADLINE, threads=threads, **given)
+        for threads in (1, 3)
+    ]
+    assert tables[0].equals(tables[1])
+
+
 def test_centred_cosines_average_to_the_centred_measure():
     table = geometry_tables.cosines(GRID, load, HEADLINE)
     pairs = table[table["persona_a"] != table["persona_b"]]

@@ -96,6 +96,11 @@ rule logprob_tests:
         "../scripts/logprob_tests.py"
 
 
+def half_the_cores(wildcards):
+    """Threads of a job that can use many but should leave some for others; 8 on a cluster."""
+    return max(1, (workflow.resource_settings.cores or 16) // 2)
+
+
 rule geometry:
     input:
         design=results("tables/design.csv"),
@@ -114,6 +119,7 @@ rule geometry:
     priority: 1  # on the longest way to the report
     conda:
         "../../envs/analysis.yaml"
+    threads: half_the_cores
     resources:
         mem_mb=4000,
     params:
@@ -152,11 +158,6 @@ rule persona_map:
         "Persona vectors on the base model's principal components"
     script:
         "../scripts/persona_map.py"
-
-
-def half_the_cores(wildcards):
-    """Threads of a job that can use many but should leave some for others; 8 on a cluster."""
-    return max(1, (workflow.resource_settings.cores or 16) // 2)
 
 
 rule separability:

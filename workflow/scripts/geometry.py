@@ -25,7 +25,7 @@ with job(snakemake, "geometry") as log:
         """A table with the model in each row."""
         write_csv(path, views.with_model(table, design))
 
-    left_out = geometry_runs.left_out_table(design, load)
+    left_out = geometry_runs.left_out_table(design, load, snakemake.threads)
     write_parquet(outputs.left_out, left_out)
     write(
         outputs.geometry,
@@ -36,6 +36,7 @@ with job(snakemake, "geometry") as log:
             longest=params.longest,
             families=families["geometry"],
             left_out=left_out,
+            threads=snakemake.threads,
             **draws,
         ),
     )

@@ -19,7 +19,18 @@ from .. import chains
 from .. import geometry as geo
 from ..chains import BASE
 from ..statistics import Families, OverRuns, adjust, compare_runs, over_runs
-from .views import Headline, Load, bases_of, headline_rows, mark_headline, measuring, views
+from .views import (
+    Headline,
+    Load,
+    View,
+    bases_of,
+    chains_of,
+    headline_rows,
+    mark_headline,
+    measuring,
+    side_by_side,
+    views,
+)
 
 COLUMNS = [
     "condition", "reference", "method", "layer", "headline", "metric", "value", "estimate", "ci_low",
@@ -34,28 +45,36 @@ CELL = ["method", "layer", "metric"]
 Margin = float | str
 
 
-def left_out_table(design: pd.DataFrame, load: Load) -> pd.DataFrame:
+def left_out_table(design: pd.DataFrame, load: Load, threads: int = 1) -> pd.DataFrame:
     """Every metric of every chain, method and block: in full, and without each persona or question.
 
     `left_out`: empty, persona or question; `name`: the persona or question. See `geometry.left_out`.
+    `threads` chains are worked on in parallel.
     """
-    parts = []
-    for view in views(design, load):
-        wholes = {
-            "m1": geo.mean_offdiagonal_cosine(view.vectors),
-            "m1_unbiased": geo.m1_unbiased(view.stack),
-        } | {name: metric(view.vectors) for name, metric in geo.METRICS.items()}
-        for metric, (personas, questions) in geo.left_out(view.stack).items():
-            kinds = ["", *["persona"] * len(personas), *["question"] * len(questions)]
-            names = ["", *view.personas[: len(personas)], *view.questions[: len(questions)]]
-            values = np.concatenate([[wholes[metric]], personas, questions])
-            columns = {"left_out": kinds, "name": names, "value": values}
-            parts.append(view.key | {"metric": metric} | columns)
+
+    def parts_of(chain: str) -> list[dict[str, Any]]:
+        return [part for view in views(design, load, [chain]) for part in _left_out(view)]
+
+    parts = side_by_side(parts_of, chains_of(design), threads)
     sizes = [len(part["value"]) for part in parts]
     table = {
         key: np.repeat([part[key] for part in parts], sizes) for key in LEFT_OUT_COLUMNS[:4]
     } | {key: np.concatenate([part[key] for part in parts]) for key in LEFT_OUT_COLUMNS[4:]}
     return pd.DataFrame(table, columns=LEFT_OUT_COLUMNS)
+
+
+def _left_out(view: View) -> Iterator[dict[str, Any]]:
+    """Columns of a `left_out_table`, metric by metric."""
+    wholes = {
+        "m1": geo.mean_offdiagonal_cosine(view.vectors),
+        "m1_unbiased": geo.m1_unbiased(view.stack),
+    } | {name: metric(view.vectors) for name, metric in geo.METRICS.items()}
+    for metric, (personas, questions) in geo.left_out(view.stack).items():
+        kinds = ["", *["persona"] * len(personas), *["question"] * len(questions)]
+        names = ["", *view.personas[: len(personas)], *view.questions[: len(questions)]]
+        values = np.concatenate([[wholes[metric]], personas, questions])
+        columns = {"left_out": kinds, "name": names, "value": values}
+        yield view.key | {"metric": metric} | columns
 
 
 @dataclass(frozen=True)

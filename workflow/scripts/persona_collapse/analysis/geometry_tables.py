@@ -13,7 +13,18 @@ from .. import chains
 from .. import geometry as geo
 from ..statistics import Families, adjust, sign_flip_test, sign_flip_units
 from .geometry_runs import CELL, left_out_table, student, wide
-from .views import Headline, Load, View, cells_of, mark_headline, untrained, views
+from .views import (
+    Headline,
+    Load,
+    View,
+    bases_of,
+    cells_of,
+    chains_of,
+    mark_headline,
+    side_by_side,
+    untrained,
+    views,
+)
 
 GEOMETRY_COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "metric", "test", "unit", "value",
@@ -52,10 +63,11 @@ def geometry_table(
     longest: str = "",
     families: Families = (),
     left_out: pd.DataFrame | None = None,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """Every metric of every chain, method and layer, against the base model.
 
-    `load` gives a chain's activations. One chain is in memory at a time; of the base model, only
+    `load` gives a chain's activations. `threads` chains are in memory at a time; of the base model, only
     persona vectors and resampled cosines. `left_out`: a `left_out_table`, if it exists already.
     Metrics, on persona vectors (means over questions):
 
@@ -98,20 +110,32 @@ def geometry_table(
     counts, and what the interval or p is over. delta_low, delta_high: interval of `delta_base`. q is
     Benjamini-Hochberg within `families`.
     """
-    base: dict[tuple[str, str, int], Before] = {}
-    rows: list[dict[str, Any]] = []
-    for view in views(design, load):
-        resampled = geo.resampled_cosines(view.stack, min(draws, 1000), seed)
-        if chains.untrained(view.chain):
-            base[view.start] = Before(
-                view.vectors, resampled, geo.m1_unbiased(view.stack), geo.halves(view.stack)
-            )
-        before = base[view.start]
-        m1 = _m1_rows(view, resampled, before, draws, seed)
-        others = _other_rows(view, before, longest, seed)
-        rows += [view.key | UNTESTED | row for row in (*m1, *others)]
+
+    def resampled_of(view: View) -> np.ndarray:
+        return geo.resampled_cosines(view.stack, min(draws, 1000), seed)
+
+    base = {
+        view.start: Before(
+            view.vectors, resampled_of(view), geo.m1_unbiased(view.stack), geo.halves(view.stack)
+        )
+        for view in views(design, load, bases_of(design))
+    }
+
+    def rows_of(chain: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for view in views(design, load, [chain]):
+            before = base[view.start]
+            resampled = before.resampled if chains.untrained(chain) else resampled_of(view)
+            m1 = _m1_rows(view, resampled, before, draws, seed)
+            others = _other_rows(view, before, longest, seed)
+            rows += [view.key | UNTESTED | row for row in (*m1, *others)]
+        return rows
+
+    rows = side_by_side(rows_of, chains_of(design), threads)
     table = cells_of(design).merge(pd.DataFrame(rows), on="chain")
-    table = _intervals(table, left_out_table(design, load) if left_out is None else left_out)
+    table = _intervals(
+        table, left_out_table(design, load, threads) if left_out is None else left_out
+    )
     table = mark_headline(table, headline).reindex(columns=GEOMETRY_COLUMNS)
     replicates = _replicates(table)
     if len(replicates):

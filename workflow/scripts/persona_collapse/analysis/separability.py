@@ -7,9 +7,7 @@ personas and asked whether its own was nearest, which cannot happen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from .. import chains
 from .. import geometry as geo
 from ..errors import UserError
 from ..statistics import Families, adjust, clopper_pearson
-from .views import Headline, Load, View, cells_of, chains_of, mark_headline, views
+from .views import Headline, Load, View, cells_of, chains_of, mark_headline, side_by_side, views
 
 COLUMNS = [
     "condition", "chain", "seed", "method", "layer", "headline", "metric", "value", "ci_low",
@@ -163,15 +161,12 @@ def lda_table(
     `threads` chains are classified in parallel, each with one thread of the linear algebra libraries;
     their number changes no result.
     """
-    from threadpoolctl import threadpool_limits
 
     def rows_of(chain: str) -> list[dict[str, Any]]:
         tested = (view for view in views(design, load, [chain]) if min(view.stack.shape[:2]) > 1)
         return [row for v in tested for row in _rows(v, folds, shuffles, seed, resamples)]
 
-    with threadpool_limits(1):
-        by_chain = _side_by_side(rows_of, chains_of(design), threads)
-    table = pd.DataFrame([row for rows in by_chain for row in rows])
+    table = pd.DataFrame(side_by_side(rows_of, chains_of(design), threads))
     if table.empty:
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
     cell = ["model", "metric", "method", "layer"]
@@ -182,23 +177,6 @@ def lda_table(
     table["delta_base"] = (table["value"] - table.pop("base")).where(tested)
     table = mark_headline(cells_of(design).merge(table, on="chain"), headline)
     return adjust(table, families).reindex(columns=COLUMNS)
-
-
-def _side_by_side(work: Callable[[str], Any], names: Sequence[str], processes: int) -> list[Any]:
-    """`work` of each name, in order. It uses processes, because LAPACK's routines hold Python's GIL."""
-    if processes < 2:
-        return [work(name) for name in names]
-    # Forked, so that `work` and its data are inherited without pickling.
-    with ProcessPoolExecutor(processes, get_context("fork"), _WORK.append, (work,)) as pool:
-        return list(pool.map(_work, names))
-
-
-#: The function that a process of `_side_by_side` runs.
-_WORK: list[Callable[[str], Any]] = []
-
-
-def _work(name: str) -> Any:
-    return _WORK[-1](name)
 
 
 def _rows(view: View, folds: int, shuffles: int, seed: int, resamples: int) -> list[dict[str, Any]]:

@@ -38,20 +38,25 @@ class Update:
         """Names of its modules or parameters."""
         return {*self.modules, *self.changes}
 
-    @property
+    @cached_property
     def norm(self) -> float:
         """Frobenius norm of the update over all modules."""
         return float(np.sqrt(max(inner(self, self), 0.0)))
 
     @cached_property
-    def bases(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By module, orthonormal rows that span the row space of A and the column space of B."""
-        return {name: (_basis(a), _basis(b.T)) for name, (b, a) in self.modules.items()}
+    def whitening(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By module, matrices that make orthonormal rows of A, and of B': [directions, rank] each."""
+        return {
+            name: (_whitening(a @ a.T), _whitening(b.T @ b))
+            for name, (b, a) in self.modules.items()
+        }
 
 
-def _basis(rows: np.ndarray) -> np.ndarray:
-    _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
-    out: np.ndarray = directions[sizes > RANK * max(sizes[0], np.finfo(float).tiny)]
+def _whitening(gram: np.ndarray) -> np.ndarray:
+    """W so that W G W' is the identity, G = V L V': the rows of L^(-1/2) V' of directions that count."""
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > RANK**2 * max(values[-1], np.finfo(float).tiny)
+    out: np.ndarray = (vectors[:, kept] / np.sqrt(values[kept])).T
     return out
 
 
@@ -77,7 +82,8 @@ def overlap(one: Update, two: Update) -> dict[str, float]:
     """How much two updates share directions; means over the modules that both have.
 
     overlap_a, overlap_b: ||Q1 Q2'||^2 / min(r1, r2), where Q are orthonormal rows that span the row space of
-    A and the column space of B: 0 for orthogonal spaces, 1 if one contains the other. baseline_a,
+    A and the column space of B: 0 for orthogonal spaces, 1 if one contains the other. Q1 Q2' =
+    W1 (A1 A2') W2', so nothing of a module's width is decomposed. baseline_a,
     baseline_b: the expectation for random spaces, max(r1, r2) / d. cosine: between the two full
     updates; its expectation for random updates is 0. NaN if there is no common module or an update is
     0. Overlaps are also NaN for a stage that trained all weights, whose spaces contain every direction.
@@ -85,11 +91,17 @@ def overlap(one: Update, two: Update) -> dict[str, float]:
     shared = sorted(one.modules.keys() & two.modules.keys())
     found: dict[str, list[float]] = {key: [] for key in COLUMNS[5:9]}
     for name in shared:
-        for side, p, q in zip("ab", one.bases[name], two.bases[name], strict=True):
+        (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
+        sides = {"a": (a1 @ a2.T, a1.shape[1]), "b": (b1.T @ b2, b1.shape[0])}
+        for (side, (products, width)), p, q in zip(
+            sides.items(), one.whitening[name], two.whitening[name], strict=True
+        ):
             ranks = len(p), len(q)
             if min(ranks):
-                found[f"overlap_{side}"].append(float(np.sum((p @ q.T) ** 2)) / min(ranks))
-                found[f"baseline_{side}"].append(max(ranks) / p.shape[1])
+                found[f"overlap_{side}"].append(
+                    float(np.sum((p @ products @ q.T) ** 2)) / min(ranks)
+                )
+                found[f"baseline_{side}"].append(max(ranks) / width)
     norms = one.norm * two.norm
     cosine = inner(one, two) / norms if norms else np.nan
     means = {key: float(np.mean(values)) if values else np.nan for key, values in found.items()}

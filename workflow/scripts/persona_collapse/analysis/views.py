@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,32 @@ def views(design: pd.DataFrame, load: Load, names: Sequence[str] | None = None) 
                 yield View(
                     chain, method, layer, activations.personas, activations.questions, array[number]
                 )
+
+
+def side_by_side(
+    work: Callable[[str], list[Any]], names: Sequence[str], processes: int
+) -> list[Any]:
+    """What `work` makes of each name, one list after the other, in the names' order.
+
+    `processes` names are worked on at a time, each with one thread of the linear algebra libraries, so
+    that their number changes no result. Processes, because LAPACK's routines hold Python's GIL.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        if processes < 2:
+            return [item for name in names for item in work(name)]
+        # Forked, so that `work` and its data are inherited without pickling.
+        with ProcessPoolExecutor(processes, get_context("fork"), _WORK.append, (work,)) as pool:
+            return [item for made in pool.map(_work, names) for item in made]
+
+
+#: The function that a process of `side_by_side` runs.
+_WORK: list[Callable[[str], list[Any]]] = []
+
+
+def _work(name: str) -> list[Any]:
+    return _WORK[-1](name)
 
 
 def cells_of(design: pd.DataFrame) -> pd.DataFrame:
