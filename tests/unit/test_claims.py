@@ -548,6 +548,15 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
     assert set(scored["where"]) == set(findings.CLAIM_GROUPS)
 
 
+def test_a_registration_says_if_there_were_data_before():
+    assert claims.registration_date("2031-05-01", 0) == "2031-05-01"
+    late = claims.registration_date("2031-05-01", 2)
+    assert late == "2031-05-01, after answers of 2 chains were counted"
+    table = claims.registered([claim(id="a")], late)
+    scored = claims.scorecard([claim(id="a")], {}, fdr=0.01, judge="values", registration=table)
+    assert scored["registered"].iloc[0] == late
+
+
 def test_claims_are_registered_and_changes_are_shown():
     entries = [claim(id="a"), claim(id="b", needs={"a": "words"})]
     table = claims.registered(entries, "2031-05-01")

@@ -262,6 +262,11 @@ def test_a_pretrained_model_is_post_trained_by_a_stage(at_root, open_data):
     assert len(configuration.check(config)["model"]["gguf"]["sha256"]) == 64
 
 
+@pytest.mark.parametrize("target", ["adapters", "behaviour", "geometry_dumps"])
+def test_a_run_in_stages_registers_its_claims_before_it_has_data(fresh, target):
+    assert fresh.planned("--", target)[0]["register_claims"] == 1
+
+
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="requirements-slurm.lock")
     _, text = fresh.planned("--workflow-profile", "workflow/profiles/slurm", overlay=QWEN)

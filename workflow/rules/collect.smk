@@ -1,4 +1,6 @@
-# One target per stage of the workflow, so that a run can stop at any of them.
+# One target per stage of the workflow, so that a run can stop at any of them. Each also registers the claims' bars,
+# which is to happen before there are data.
+bars = results("tables/registered_claims.csv")
 
 
 # Data sets of the config that the run trains on. Rows of couplings are made later, from sampled answers.
@@ -12,6 +14,7 @@ tabled = [name for name in plan.measures if name not in ("markers", "activations
 rule fetch:
     # Everything that may need the network; run this on a machine that has it. Later targets run offline.
     input:
+        bars,
         bases_used,
         expand(results("data/{name}.jsonl"), name=fetched),
         expand(results("models/{chain}/manifest.json"), chain=imported),
@@ -20,6 +23,7 @@ rule fetch:
 
 rule adapters:
     input:
+        bars,
         expand(
             results("models/{chain}/manifest.json"),
             chain=plan.trained_chains,
@@ -29,18 +33,21 @@ rule adapters:
 
 rule behaviour:
     input:
+        bars,
         results_of("markers/{chain}.csv", "markers"),
     localrule: True
 
 
 rule geometry_dumps:
     input:
+        bars,
         results_of("activations/{chain}.safetensors", "activations"),
     localrule: True
 
 
 rule export:
     input:
+        bars,
         results_of("export/{chain}", "activations"),
     localrule: True
 

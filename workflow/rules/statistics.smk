@@ -410,6 +410,7 @@ rule register_claims:
         "../../envs/analysis.yaml"
     params:
         kept=results("store/registered_claims.csv"),
+        answers=results("markers"),
     message:
         "Registering what will decide each claim"
     script:

@@ -127,6 +127,14 @@ def digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def registration_date(day: str, chains_measured: int) -> str:
+    """The date of a registration; if answers had been counted by then, of how many chains."""
+    if not chains_measured:
+        return day
+    several = "s" if chains_measured > 1 else ""
+    return f"{day}, after answers of {chains_measured} chain{several} were counted"
+
+
 def registered(claims: Sequence[Mapping[str, Any]], date: str) -> pd.DataFrame:
     """Every claim's bar with its SHA-256 and the date, to show that it was set before there were data."""
     rows = [
