@@ -462,6 +462,26 @@ def test_cosines_are_symmetric_with_ones():
     np.testing.assert_allclose(np.diag(matrix), 1)
 
 
+def test_a_contrast_has_the_chains_of_sources_that_both_conditions_have():
+    rows = [("C1", f"c-{s}@{k}+em@{k}", s) for s in ("v", "w") for k in (1, 2)]
+    rows += [("D1", f"c-v@{k}+good@{k}", "v") for k in (1, 2)]
+    # One chain may be of several sources, and a model without a coupling follows none.
+    rows += [("C2", "em@1", "v"), ("C2", "em@1", "w"), ("E0", "em@1", "")]
+    design = pd.DataFrame(rows, columns=["condition", "chain", "source"]).assign(
+        measures="activations"
+    )
+    contrasts = [("C1", "D1"), ("C1", "C2"), ("C1", "E0"), ("D1", "C1")]
+    found = {
+        (c.condition, c.reference): (c.own, c.others)
+        for c in geometry_runs.comparisons(design, contrasts)
+    }
+    every, villain = [[row[1] for row in rows[:n]] for n in (4, 2)]
+    assert found["C1", ""][0] == every
+    assert found["C1", "D1"] == (villain, ["c-v@1+good@1", "c-v@2+good@2"])
+    assert found["D1", "C1"] == found["C1", "D1"][::-1]
+    assert found["C1", "C2"] == found["C1", "E0"] == (every, ["em@1"])
+
+
 def test_the_number_of_processes_changes_no_geometry():
     left_out = [geometry_runs.left_out_table(GRID, load, threads) for threads in (1, 3)]
     assert left_out[0].equals(left_out[1])

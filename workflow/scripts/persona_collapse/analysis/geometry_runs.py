@@ -201,9 +201,12 @@ def comparisons(
     `base`). Otherwise it is relative to the chains that they continue, and the reference is the
     condition of these. If they continue several adapters, the change from the base model is given as
     well. Chains stopped at different steps are not replicates. So a condition with doses has rows for
-    each dose, compared with the same dose if the other condition has several.
+    each dose, compared with the same dose if the other condition has several. In a contrast of
+    conditions that share some source personas, both have the chains of those alone.
     """
-    cells = measuring(design, "activations").drop_duplicates(["condition", "chain"])
+    cells = measuring(design, "activations")
+    sources = _sources(cells)
+    cells = cells.drop_duplicates(["condition", "chain"])
     cells = cells.assign(
         dose=[name.partition("~")[2] for name in cells["chain"]],
         root=cells["chain"].map(chains.root),
@@ -234,9 +237,34 @@ def comparisons(
             references = cells[cells["condition"] == other]
             if references["dose"].nunique() > 1:
                 references = references[references["dose"] == dose]
-            others = list(references["chain"])
-            if others and set(others) != set(own) and others != [model]:
-                yield Comparison(condition, other, dose, own, others)
+            ours, others = _of_shared_sources(
+                sources, (condition, own), (other, list(references["chain"]))
+            )
+            if others and set(others) != set(ours) and others != [model]:
+                yield Comparison(condition, other, dose, ours, others)
+
+
+def _sources(cells: pd.DataFrame) -> dict[tuple[str, str], set[str]]:
+    """The source personas of each condition and chain; none for a chain that follows no source."""
+    if "source" not in cells:
+        return {}
+    named = cells[cells["source"].fillna("") != ""]
+    return {key: set(own) for key, own in named.groupby(["condition", "chain"])["source"]}
+
+
+def _of_shared_sources(
+    sources: Mapping[tuple[str, str], set[str]], *sides: tuple[str, list[str]]
+) -> Iterator[list[str]]:
+    """The chains of two conditions, each (condition, chains), without sources that only one of them has."""
+    covered = [
+        {s for name in names for s in sources.get((condition, name), ())}
+        for condition, names in sides
+    ]
+    shared = set.intersection(*covered)
+    for condition, names in sides:
+        if shared:
+            names = [name for name in names if sources.get((condition, name), set()) & shared]
+        yield names
 
 
 def geometry_runs(
