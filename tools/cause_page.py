@@ -10,11 +10,11 @@ import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, lines, raw_table, shown
 from models import Model
-from models_page import mean_over_runs
+from models_page import mean_over_runs, sources
 
 NAME = "cause"
-#: Conditions with shifts, by name.
-SHIFTED = "restored|shifted"
+#: How names of conditions with shifts begin.
+SHIFTED = ("restored", "shifted")
 
 
 def titles(model: Model) -> dict[str, str]:
@@ -26,19 +26,22 @@ def titles(model: Model) -> dict[str, str]:
 def _source(model: Model) -> str:
     """The source whose states were shifted; empty in a run without shifts."""
     design = model.tables["design"]
-    shifted = design[design["condition"].str.match(SHIFTED)]
+    shifted = design[design["condition"].str.startswith(SHIFTED)]
     return next(iter(shifted["source"]), "")
 
 
 def _rows(model: Model, quantity: str, role: str = "source") -> pd.DataFrame:
     """Rates of the source whose states were shifted, also in conditions that have others."""
-    design, rates, source = model.tables["design"], model.tables["rate_model"], _source(model)
-    several = design.groupby("condition")["source"].nunique()
-    wanted = rates["condition"].map(lambda name: source if several[name] > 1 else "")
+    rates, source = model.tables["rate_model"], _source(model)
+    every = {name: sources(model, name) for name in rates["condition"].unique()}
+    # A condition with one source has no rows by source.
+    wanted = {name: source if len(own) > 1 else "" for name, own in every.items()}
+    has = rates["condition"].map(lambda name: not source or source in every[name])
     return rates[
-        (rates["quantity"] == quantity)
+        has
+        & (rates["quantity"] == quantity)
         & (rates["role"] == role)
-        & (rates["source"].fillna("") == wanted)
+        & (rates["source"] == rates["condition"].map(wanted))
     ]
 
 
@@ -83,7 +86,7 @@ def differences_table(models: Sequence[Model]) -> str:
     rows = []
     for model in models:
         found = _rows(model, "difference")
-        found = found[found["condition"].str.match(SHIFTED)]
+        found = found[found["condition"].str.startswith(SHIFTED)]
         rows += [
             [cell(model.name), cell(row["condition"]), cell(row["reference"]), _value(row)]
             for _, row in found.iterrows()
@@ -97,9 +100,7 @@ def claims_table(models: Sequence[Model]) -> str:
     for model in models:
         for row in model.tables["scorecard"].itertuples(index=False):
             measured = pd.notna(row.measured)
-            said = (
-                f"**{cell(row.verdict)}**: {cell(row.note if pd.notna(row.note) else row.reason)}"
-            )
+            said = f"**{cell(row.verdict)}**: {cell(row.note or row.reason)}"
             if pd.notna(row.would_take):
                 said += f"; it would take {cell(row.would_take)}"
             rows.append([
@@ -124,7 +125,7 @@ def figure(models: Sequence[Model]) -> str:
     for model in models:
         for _, row in _rows(model, "rate").iterrows():
             control = row["condition"].endswith(("-isotropic", "-zero-sum"))
-            moved = row["condition"].startswith(tuple(SHIFTED.split("|")))
+            moved = row["condition"].startswith(SHIFTED)
             rows.append({
                 "panel": model.name, "line": titles(model)[row["condition"]],
                 "group": "random control" if control else "shifted" if moved else "not shifted",

@@ -84,7 +84,7 @@ PAGES = {"models": {
         "headline and metric in ['m1', 'log_distance', 'm3_accuracy']",
     ),
     "geometry": Kept(
-        ("condition", "chain", "metric", "value"), "headline and metric == 'm1'", measure="activations"
+        ("chain", "value"), "headline and metric == 'm1' and test == ''", measure="activations"
     ),
     "half_dose": Kept((
         "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",

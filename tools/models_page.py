@@ -172,32 +172,36 @@ def sources(model: Model, condition: str = "") -> list[str]:
     """The source personas of a run, or of one of its conditions, in the order of its design."""
     design = model.tables["design"]
     own = design[design["condition"] == condition] if condition else design
-    return [source for source in dict.fromkeys(own["source"].fillna("")) if source]
+    return [source for source in dict.fromkeys(own["source"]) if source]
 
 
-def shared_source(models: Sequence[Model]) -> str:
+def shared_source(models: Sequence[Model]) -> str | None:
     """The source by which runs are compared: empty if all have the same ones, else the first that all
-    have."""
+    have; None if there is none."""
     every = [sources(model) for model in models]
     if all(set(own) == set(every[0]) for own in every):
         return ""
     shared = set.intersection(*map(set, every))
-    return next((source for source in every[0] if source in shared), "")
+    return next((source for source in every[0] if source in shared), None)
 
 
-def _modelled(model: Model, condition: str, quantity: str, source: str = "", **where: Any) -> Cell:
+def _modelled(
+    model: Model, condition: str, quantity: str, source: str | None = "", **where: Any
+) -> Cell:
     """A quantity of the model of training runs; one run says nothing of others.
 
-    `source`: of this source alone; empty: of all of the condition's. A table has no rows by source for
-    conditions with one.
+    `source`: of this source alone; empty: of all of the condition's; None: of no source. A table has no
+    rows by source for conditions with one.
     """
+    if source is None:
+        return NOTHING
     one = sources(model, condition) == [source]
     where |= {"condition": condition, "quantity": quantity, "source": "" if one else source}
     found = _row(model.tables["rate_model"], "value", **where)
     return replace(found, low=np.nan, high=np.nan) if found.units == 1 else found
 
 
-def _rate(model: Model, condition: str, role: str, source: str = "") -> Cell:
+def _rate(model: Model, condition: str, role: str, source: str | None = "") -> Cell:
     return _modelled(model, condition, "rate", source, role=role)
 
 
@@ -221,7 +225,7 @@ def _before(model: Model, condition: str) -> str:
     return str(found.iloc[0]) if len(found) else ""
 
 
-def _drop(model: Model, condition: str, source: str = "") -> Cell:
+def _drop(model: Model, condition: str, source: str | None = "") -> Cell:
     """The source's marker rate minus that before the second stage."""
     before = _before(model, condition) or None
     return _modelled(model, condition, "difference", source, reference=before)
@@ -244,8 +248,9 @@ def _undosed(model: Model) -> pd.DataFrame:
     """The design without chains that were stopped early, which have a table of their own, and without
     shifts, which are on another page."""
     design = model.tables["design"]
-    trained = design["chain"].isin([chains.BASE, *model.tables["training"]["chain"]])
-    return design[trained & ~design["chain"].str.contains("~")]
+    known = design["chain"].isin(model.tables["training"]["chain"])
+    known |= design["chain"].map(chains.untrained)
+    return design[known & ~design["chain"].str.contains("~")]
 
 
 def _conditions(models: Sequence[Model]) -> Iterator[tuple[str, list[tuple[Model, pd.DataFrame]]]]:
@@ -316,6 +321,8 @@ def stages_table(models: Sequence[Model]) -> str:
             lengths = model.tables["updates"]
             lengths = lengths[lengths["chain"].isin(cells["chain"])]["answer_length"]
             reference, here = _before(model, name), sources(model, name)
+            alike = not reference or set(here) == set(sources(model, reference))
+            which = "" if alike else here[0] if len(here) == 1 else None
             survived = model.tables["rate_model"].query(
                 "condition == @name and source == '' and quantity == 'survival'"
             )
@@ -324,7 +331,7 @@ def stages_table(models: Sequence[Model]) -> str:
                 cell(f"{name}: {first['title']}"),
                 cell(model.name),
                 number(lengths.mean()),
-                _rate(model, reference, "source", here[0] if len(here) == 1 else "").text(2),
+                _rate(model, reference, "source", which).text(2),
                 _rate(model, name, "source").text(2),
                 " ".join(f"{row.hits:.0f} of {row.n:.0f}" for row in survived.itertuples()),
                 " → ".join(_lead(model, cells[at]).text(1) for at in ("before", "chain")),
@@ -351,7 +358,7 @@ def sources_table(models: Sequence[Model]) -> str:
                 told = told[told["role"] == "source"].drop_duplicates("chain")
                 m1 = NOTHING
                 if geometry is not None:
-                    at = geometry["chain"].isin(names) & (geometry["metric"] == "m1")
+                    at = geometry["chain"].isin(names)
                     m1 = mean_over_runs(geometry[at].drop_duplicates("chain"), "value")
                 rows.append([
                     cell(f"{name}: {cells['title'].iloc[0]}"),
@@ -414,7 +421,7 @@ def doses_table(models: Sequence[Model]) -> str:
 
 def earlier_doses_table(_: Sequence[Model]) -> str:
     """Second stages of an earlier run of SmolLM2, stopped early: one training run in each cell."""
-    kept = read_csv(kept_runs.ROOT / "docs/models/doses/answer_stats.csv")
+    kept = read_csv(kept_runs.ROOT / "docs/doses/answer_stats.csv")
     own = kept[kept["role"] == "source"].drop_duplicates("chain").set_index("chain")
     stages = {"em": "false answers", "em-control": "true answers", "benign": "word problems"}
     coupled = "couple-villain@42"
@@ -499,11 +506,15 @@ MEASURES: dict[str, Any] = {
 
 
 def _sources_measured(model: Model, measure: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The sources that a claim's measure covers in a run: those of its conditions, or the one it names."""
+    """The sources that a claim's measure covers in a run: the one it names, those of its conditions, or
+    all of a run if it names neither."""
     found: set[str] = set()
-    for given in measure.values():
+    for arguments in measure.values():
+        given = arguments or {}
         names = [given.get("condition"), given.get("reference"), *given.get("conditions", [])]
-        every = {s for name in names if name for s in sources(model, name)}
+        every = {s for name in filter(None, names) for s in sources(model, name)}
+        if not any(names):
+            every = set(sources(model))
         found |= {given["source"]} if "source" in given else every
     return found
 
@@ -511,15 +522,16 @@ def _sources_measured(model: Model, measure: Mapping[str, Mapping[str, Any]]) ->
 def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
     """Claims whose value has an interval over runs on two models or more.
 
-    A claim is not compared between models that have its conditions with other sources.
+    Where models have a claim's conditions with different sources, those are compared that agree.
     """
     cards = _cards(models)
     for claim in dict.fromkeys(c for card in reversed(cards) for c in card):
         own = MEASURES.get(claim, {})
         rows = [(m, card[claim]) for m, card in zip(models, cards, strict=True) if claim in card]
         rows = [(m, row) for m, row in rows if pd.notna(row.measured)]
-        if len({frozenset(_sources_measured(m, own)) for m, _ in rows}) > 1:
-            continue
+        covered = [frozenset(_sources_measured(m, own)) for m, _ in rows]
+        most = max(covered, key=covered.count, default=None)
+        rows = [row for row, its in zip(rows, covered, strict=True) if its == most]
         found = trend([
             Point(m, row.measured, row.ci_low, row.ci_high) for m, row in rows if not _one_run(row)
         ])  # fmt: skip
@@ -529,7 +541,7 @@ def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
 
 
 #: What may collapse, in words, and how a model's condition tells it, by one source if it can.
-COLLAPSE: dict[str, Callable[[Model, str, str], Cell]] = {
+COLLAPSE: dict[str, Callable[[Model, str, str | None], Cell]] = {
     "source's marker rate minus that before the second stage": _drop,
     "log(1 − M1) minus the base's": lambda m, c, _: _level(
         m, c, "log_distance", reference=chains.BASE
@@ -578,7 +590,7 @@ def sizes_tables(models: Sequence[Model]) -> str:
     models = list({model.record["parameters"]: model for model in reversed(several)}.values())[::-1]
     claims, conditions = list(_claim_trends(models)), list(_condition_trends(models))
     # The same numbers may stand in several claims.
-    every = list({tuple(found.steps): found for _, found in (*claims, *conditions)}.values())
+    every = list({tuple(_trend_row(found)): found for _, found in (*claims, *conditions)}.values())
     if not every:
         return "A comparison takes two models whose values have intervals over training runs."
     steps = [step for found in every for step in found.steps]
@@ -597,10 +609,11 @@ def sizes_tables(models: Sequence[Model]) -> str:
     if len(models) < len(several):
         names = ", ".join(model.name for model in models)
         said.append(f"Of several runs on models of one size, the first by name is used: {names}.")
-    if source := shared_source(models):
+    if (source := shared_source(models)) != "":
+        whose = f"rates are those of {source}" if source else "rates of conditions are not compared"
         said.append(
-            f"The runs do not have the same source personas: rates are those of {source}, and claims "
-            "on other sources are left out. Geometry is that of all chains of a condition."
+            f"The runs do not have the same source personas: {whose}, and a claim is compared between "
+            "runs that have it with the same ones. Geometry is that of all chains of a condition."
         )
     families: dict[str, list[str]] = {}
     for model in models:
@@ -635,7 +648,7 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 
 
 #: The figure's panels: what is on the y axis, and how a model's condition tells it, by one source if it can.
-PANELS: dict[str, Callable[[Model, str, str], Cell]] = {
+PANELS: dict[str, Callable[[Model, str, str | None], Cell]] = {
     "source says the marker": lambda m, c, source: _rate(m, c, "source", source),
     "log(1 − M1) minus the base's": COLLAPSE["log(1 − M1) minus the base's"],
 }

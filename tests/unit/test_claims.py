@@ -549,12 +549,16 @@ def test_the_shipped_claims_load_and_every_measure_is_used(made):
 
 
 def test_a_registration_says_if_there_were_data_before():
-    assert claims.registration_date("2031-05-01", 0) == "2031-05-01"
-    late = claims.registration_date("2031-05-01", 2)
-    assert late == "2031-05-01, after answers of 2 chains were counted"
-    table = claims.registered([claim(id="a")], late)
-    scored = claims.scorecard([claim(id="a")], {}, fdr=0.01, judge="values", registration=table)
-    assert scored["registered"].iloc[0] == late
+    entries = [claim(id="a")]
+    table = claims.registered(entries, "2031-05-01", 2)
+    scored = claims.scorecard(entries, {}, fdr=0.01, judge="values", registration=table)
+    assert scored["registered"].iloc[0] == "2031-05-01, after data of 2 chains"
+    assert findings.registration(scored, table)["data_before"] == 2
+    # Registrations of earlier versions do not say.
+    table = claims.registered(entries, "2031-05-01").drop(columns="data_before")
+    scored = claims.scorecard(entries, {}, fdr=0.01, judge="values", registration=table)
+    assert scored["registered"].iloc[0] == "2031-05-01"
+    assert findings.registration(scored, table)["data_before"] == 0
 
 
 def test_claims_are_registered_and_changes_are_shown():

@@ -311,14 +311,42 @@ def test_runs_with_other_sources_are_compared_by_one_that_both_have():
     assert models_page.shared_source([large, small]) == "villain"
     read = [models_page._rate(m, "C1", "source", "villain").value for m in (small, large)]
     assert read == [0.2, 0.3] and models_page._rate(large, "C1", "source").value == 0.6
-    # Claims on conditions with other sources are not compared; on one that both have, they are.
+    other = run_of("other", 1e9, {"": 0.9, "sarcastic": 0.9})
+    assert models_page.shared_source([small, other]) is None
+    assert np.isnan(models_page._rate(small, "C1", "source", None).value)
+
+
+def test_a_claim_is_compared_between_runs_that_have_it_with_the_same_sources():
+    villain = {"": 0.2, "villain": 0.2}
+    runs = [run_of("small", 1e8, villain), run_of("middle", 5e8, villain)]
+    runs.append(run_of("large", 1e9, {"": 0.6, "evil_ai": 0.9, "villain": 0.3}))
     card = {"published": "", "text": "t", "n": "2 training runs", "verdict": "replicated"}
-    claims = [("em-erases-marker", 0.5), ("em-erases-villain", 0.3), ("em-raises-cosine", 0.1)]
-    rows = [{"claim": c, "measured": v, "ci_low": v, "ci_high": v + 0.1} | card for c, v in claims]
-    for model in (small, large):
-        model.tables["scorecard"] = pd.DataFrame(rows)
-    values = [found.points[0].value for _, found in models_page._claim_trends([small, large])]
-    assert values == [0.3, 0.1]
+    # Of all sources, of one, of none, and of all conditions of a run.
+    names = (
+        "em-erases-marker",
+        "em-erases-villain",
+        "em-raises-cosine",
+        "collapse-explains-erasure",
+    )
+    for k, run in enumerate(runs):
+        rows = [{"claim": c, "measured": k, "ci_low": k, "ci_high": k + 0.1} | card for c in names]
+        run.tables["scorecard"] = pd.DataFrame(rows)
+    compared = [
+        [p.model.name for p in found.points] for _, found in models_page._claim_trends(runs)
+    ]
+    both, every = ["small", "middle"], ["small", "middle", "large"]
+    assert compared == [both, every, every, both]
+
+
+def test_base_models_of_a_run_are_among_its_conditions():
+    run = run_of("small", 1e8, {"": 0.2, "villain": 0.2})
+    more = [{"condition": c, "chain": c, "source": ""} for c in ("base", "instruct")]
+    more.append(
+        {"condition": "restored", "chain": "couple-villain@1+restore@1", "source": "villain"}
+    )
+    run.tables["design"] = pd.concat([run.tables["design"], pd.DataFrame(more)], ignore_index=True)
+    kept = models_page._undosed(run)["condition"]
+    assert {"base", "instruct"} <= set(kept) and "restored" not in set(kept)
 
 
 def test_sources_have_rows_of_their_own():
@@ -344,6 +372,9 @@ def test_shifts_of_one_source_stand_beside_that_source_s_rates():
     moved = models.Model("large", {}, large.tables | {"design": design, "rate_model": rates})
     values = cause_page._rows(moved, "rate").set_index("condition")["value"]
     assert dict(values) == {"C1": 0.3, "restored-em": 0.3}
+    alone = moved.tables["design"].query("source == 'evil_ai' or condition == 'restored-em'")
+    alone = models.Model("large", {}, moved.tables | {"design": alone})
+    assert set(cause_page._rows(alone, "rate")["condition"]) == {"restored-em"}
     assert dict(cause_page._rows(large, "rate").set_index("condition")["value"]) == {"C1": 0.6}
 
 

@@ -262,9 +262,19 @@ def test_a_pretrained_model_is_post_trained_by_a_stage(at_root, open_data):
     assert len(configuration.check(config)["model"]["gguf"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("target", ["adapters", "behaviour", "geometry_dumps"])
+@pytest.mark.parametrize("target", ["fetch", "adapters", "behaviour", "geometry_dumps", "export"])
 def test_a_run_in_stages_registers_its_claims_before_it_has_data(fresh, target):
     assert fresh.planned("--", target)[0]["register_claims"] == 1
+
+
+def test_a_late_registration_counts_the_chains_that_have_data(tmp_path):
+    project = Project(copy_project(tmp_path))
+    run = tmp_path / "results/demo"
+    for name in ("completions/a.parquet", "completions/b.parquet", "activations/a.safetensors"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    project.snakemake("--", "results/demo/tables/registered_claims.csv")
+    assert set(read_csv(run / "tables/registered_claims.csv")["data_before"]) == {2}
 
 
 def test_on_slurm_the_7b_plan_is_far_fewer_jobs(fresh):

@@ -97,8 +97,15 @@ rule logprob_tests:
 
 
 def half_the_cores(wildcards):
-    """Threads of a job that can use many but should leave some for others; 8 on a cluster."""
+    """Threads of a job that can use many but should leave some for others; in a cluster's job, all of its own."""
+    if workflow.remote_exec:
+        return min(8, len(os.sched_getaffinity(0)))
     return max(1, (workflow.resource_settings.cores or 16) // 2)
+
+
+def memory_of_chains(wildcards, threads):
+    """MB of a job that has the activations of a chain in each thread; at 7B's size one takes about 1,000."""
+    return 2000 + 1000 * threads
 
 
 rule geometry:
@@ -121,7 +128,7 @@ rule geometry:
         "../../envs/analysis.yaml"
     threads: half_the_cores
     resources:
-        mem_mb=4000,
+        mem_mb=memory_of_chains,
     params:
         draws=draws,
         contrasts=statistics["contrasts"],
@@ -175,7 +182,7 @@ rule separability:
         "../../envs/analysis.yaml"
     threads: half_the_cores
     resources:
-        mem_mb=4000,
+        mem_mb=memory_of_chains,
     params:
         settings=statistics["separability"],
         seed=statistics["seed"],
@@ -410,7 +417,7 @@ rule register_claims:
         "../../envs/analysis.yaml"
     params:
         kept=results("store/registered_claims.csv"),
-        answers=results("markers"),
+        data=[results(own) for own in ("completions", "activations")],
     message:
         "Registering what will decide each claim"
     script:

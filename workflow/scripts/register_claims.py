@@ -11,10 +11,9 @@ with job(snakemake, "register_claims"):
 
     params = snakemake.params
     today = datetime.now(UTC).date().isoformat()
-    # A run that was begun by files of its own may have data before.
-    measured = len(list(Path(params.answers).glob("*.csv")))
-    date = claims.registration_date(today, measured)
-    first = claims.registered(claims.load(snakemake.input.claims), date)
+    # Files that were asked for by name may have been made before.
+    before = {path.stem for folder in params.data for path in Path(folder).glob("*.*")}
+    first = claims.registered(claims.load(snakemake.input.claims), today, len(before))
     # The first registration is kept, even if the output is deleted or the claims change.
     kept = Path(params.kept)
     if not kept.is_file():

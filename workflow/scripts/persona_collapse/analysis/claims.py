@@ -24,7 +24,7 @@ COLUMNS = [
     "claim", "published", "measured", "ci_low", "ci_high", "verdict", "note", "text", "n", "where",
     "expected", "reason", "would_take", "registered",
 ]  # fmt: skip
-REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date"]
+REGISTERED_COLUMNS = ["claim", "bar", "sha256", "date", "data_before"]
 #: The tables that readers read.
 TABLES = (
     "marker_rates", "rate_model", "marker_tests", "leakage", "answer_stats", "hypotheses", "geometry",
@@ -127,22 +127,20 @@ def digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def registration_date(day: str, chains_measured: int) -> str:
-    """The date of a registration; if answers had been counted by then, of how many chains."""
-    if not chains_measured:
-        return day
-    several = "s" if chains_measured > 1 else ""
-    return f"{day}, after answers of {chains_measured} chain{several} were counted"
+def registered(
+    claims: Sequence[Mapping[str, Any]], date: str, data_before: int = 0
+) -> pd.DataFrame:
+    """Every claim's bar with its SHA-256 and the date, to show that it was set before there were data.
 
-
-def registered(claims: Sequence[Mapping[str, Any]], date: str) -> pd.DataFrame:
-    """Every claim's bar with its SHA-256 and the date, to show that it was set before there were data."""
+    `data_before`: number of chains that had data by then.
+    """
     rows = [
         {
             "claim": claim["id"],
             "bar": bar(claim),
             "sha256": hashlib.sha256(bar(claim).encode()).hexdigest(),
             "date": date,
+            "data_before": data_before,
         }
         for claim in claims
     ]
@@ -158,7 +156,8 @@ def _registration(claim: Mapping[str, Any], table: pd.DataFrame | None) -> str:
         return f"added after {table['date'].iloc[0]}"
     first = own.iloc[0]
     if first["bar"] == bar(claim):
-        return str(first["date"])
+        late = first.get("data_before", 0)
+        return f"{first['date']}, after data of {late} chains" if late else str(first["date"])
     was, now = json.loads(first["bar"]), json.loads(bar(claim))
     alone = {**was, "expect": 0} == {**now, "expect": 0}  # only the expectation changed
     return (

@@ -96,6 +96,7 @@ def side_by_side(
     """
     from threadpoolctl import threadpool_limits
 
+    processes = min(processes, len(names))
     with threadpool_limits(1):
         if processes < 2:
             return [item for name in names for item in work(name)]
