@@ -26,6 +26,7 @@ database_answers() { mariadb-admin --no-defaults --socket="$root/run/db.sock" pi
 accounting_answers() { sacctmgr -n show cluster; }
 
 for file in slurm.conf gres.conf slurmdbd.conf; do
+  [ -e "/etc/slurm/$file" ] || rm -f "/etc/slurm/$file" # a dangling link of a run that was killed
   if [ -e "/etc/slurm/$file" ]; then
     echo "slurm_up: /etc/slurm/$file is there already; this machine has a cluster" >&2
     exit 1
