@@ -10,7 +10,7 @@ import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, lines, raw_table, shown
 from models import Model
-from models_page import mean_over_runs, sources
+from models_page import mean_over_runs, source_label
 
 NAME = "cause"
 #: How names of conditions with shifts begin.
@@ -33,15 +33,9 @@ def _source(model: Model) -> str:
 def _rows(model: Model, quantity: str, role: str = "source") -> pd.DataFrame:
     """Rates of the source whose states were shifted, also in conditions that have others."""
     rates, source = model.tables["rate_model"], _source(model)
-    every = {name: sources(model, name) for name in rates["condition"].unique()}
-    # A condition with one source has no rows by source.
-    wanted = {name: source if len(own) > 1 else "" for name, own in every.items()}
-    has = rates["condition"].map(lambda name: not source or source in every[name])
+    wanted = rates["condition"].map(lambda name: source_label(model, name, source))
     return rates[
-        has
-        & (rates["quantity"] == quantity)
-        & (rates["role"] == role)
-        & (rates["source"] == rates["condition"].map(wanted))
+        (rates["quantity"] == quantity) & (rates["role"] == role) & (rates["source"] == wanted)
     ]
 
 

@@ -185,18 +185,23 @@ def shared_source(models: Sequence[Model]) -> str | None:
     return next((source for source in every[0] if source in shared), None)
 
 
+def source_label(model: Model, condition: str, source: str) -> str:
+    """What `source` is called in the rates of a condition: nothing where there is no other, because the
+    table has rows by source for conditions with several."""
+    return "" if sources(model, condition) == [source] else source
+
+
 def _modelled(
     model: Model, condition: str, quantity: str, source: str | None = "", **where: Any
 ) -> Cell:
     """A quantity of the model of training runs; one run says nothing of others.
 
-    `source`: of this source alone; empty: of all of the condition's; None: of no source. A table has no
-    rows by source for conditions with one.
+    `source`: of this source alone; empty: of all of the condition's; None: of no source.
     """
     if source is None:
         return NOTHING
-    one = sources(model, condition) == [source]
-    where |= {"condition": condition, "quantity": quantity, "source": "" if one else source}
+    where |= {"condition": condition, "quantity": quantity}
+    where |= {"source": source_label(model, condition, source)}
     found = _row(model.tables["rate_model"], "value", **where)
     return replace(found, low=np.nan, high=np.nan) if found.units == 1 else found
 

@@ -351,8 +351,11 @@ def test_base_models_of_a_run_are_among_its_conditions():
 
 def test_sources_have_rows_of_their_own():
     small = run_of("small", 1e8, {"": 0.2, "villain": 0.2})
-    m1 = [{"condition": "C1", "chain": f"couple-{s}@{k}+em@{k}", "metric": "m1", "value": 0.9 + 0.01 * k}
-          for s in ("evil_ai", "villain") for k in (1, 2)]  # fmt: skip
+    m1 = [
+        {"chain": f"couple-{s}@{k}+em@{k}", "value": 0.9 + 0.01 * k}
+        for s in ("evil_ai", "villain")
+        for k in (1, 2)
+    ]
     rates = {"": 0.6, "evil_ai": 0.9, "villain": 0.3}
     large = run_of("large", 1e9, rates, geometry=pd.DataFrame(m1))
     lines = models_page.sources_table([small, large]).splitlines()[2:]
@@ -373,7 +376,9 @@ def test_shifts_of_one_source_stand_beside_that_source_s_rates():
     values = cause_page._rows(moved, "rate").set_index("condition")["value"]
     assert dict(values) == {"C1": 0.3, "restored-em": 0.3}
     alone = moved.tables["design"].query("source == 'evil_ai' or condition == 'restored-em'")
-    alone = models.Model("large", {}, moved.tables | {"design": alone})
+    # With one source, a condition has no rows by source.
+    pooled = rates[(rates["condition"] != "C1") | (rates["source"] == "")]
+    alone = models.Model("large", {}, moved.tables | {"design": alone, "rate_model": pooled})
     assert set(cause_page._rows(alone, "rate")["condition"]) == {"restored-em"}
     assert dict(cause_page._rows(large, "rate").set_index("condition")["value"]) == {"C1": 0.6}
 

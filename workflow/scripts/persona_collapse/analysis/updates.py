@@ -41,15 +41,17 @@ class Update:
     @cached_property
     def norm(self) -> float:
         """Frobenius norm of the update over all modules."""
-        return float(np.sqrt(max(inner(self, self), 0.0)))
+        return float(np.sqrt(max(inner(self, self, self.grams), 0.0)))
+
+    @cached_property
+    def grams(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By module, A A' and B' B: [rank, rank] each."""
+        return products(self, self)
 
     @cached_property
     def whitening(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By module, matrices that make orthonormal rows of A, and of B': [directions, rank] each."""
-        return {
-            name: (_whitening(a @ a.T), _whitening(b.T @ b))
-            for name, (b, a) in self.modules.items()
-        }
+        return {name: (_whitening(a), _whitening(b)) for name, (a, b) in self.grams.items()}
 
 
 def _whitening(gram: np.ndarray) -> np.ndarray:
@@ -60,10 +62,19 @@ def _whitening(gram: np.ndarray) -> np.ndarray:
     return out
 
 
-def inner(one: Update, two: Update) -> float:
+def products(one: Update, two: Update) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A1 A2' and B1' B2, [rank, rank] each, of the modules of both."""
+    found = {}
+    for name in sorted(one.modules.keys() & two.modules.keys()):
+        (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
+        found[name] = a1 @ a2.T, b1.T @ b2
+    return found
+
+
+def inner(one: Update, two: Update, shared: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     """Sum over the modules of both of <B1 A1, B2 A2> = trace((A1 A2') (B2' B1)); the scales are in B.
 
-    If one update D is of all weights: <D, B A> = trace((B' D) A').
+    `shared`: their `products`. If one update D is of all weights: <D, B A> = trace((B' D) A').
     """
     total = 0.0
     for name in sorted(one.changes.keys() & two.changes.keys()):
@@ -72,9 +83,8 @@ def inner(one: Update, two: Update) -> float:
         for name in sorted(whole.changes.keys() & parts.modules.keys()):
             b, a = parts.modules[name]
             total += float(np.sum((b.T @ whole.changes[name].astype(float)) * a))
-    for name in sorted(one.modules.keys() & two.modules.keys()):
-        (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
-        total += float(np.sum((a1 @ a2.T) * (b1.T @ b2)))
+    for of_a, of_b in shared.values():
+        total += float(np.sum(of_a * of_b))
     return total
 
 
@@ -88,22 +98,25 @@ def overlap(one: Update, two: Update) -> dict[str, float]:
     updates; its expectation for random updates is 0. NaN if there is no common module or an update is
     0. Overlaps are also NaN for a stage that trained all weights, whose spaces contain every direction.
     """
-    shared = sorted(one.modules.keys() & two.modules.keys())
+    shared = products(one, two)
     found: dict[str, list[float]] = {key: [] for key in COLUMNS[5:9]}
-    for name in shared:
-        (b1, a1), (b2, a2) = one.modules[name], two.modules[name]
-        sides = {"a": (a1 @ a2.T, a1.shape[1]), "b": (b1.T @ b2, b1.shape[0])}
-        for (side, (products, width)), p, q in zip(
-            sides.items(), one.whitening[name], two.whitening[name], strict=True
+    for name, product in shared.items():
+        b, a = one.modules[name]
+        for side, width, between, p, q in zip(
+            "ab",
+            (a.shape[1], len(b)),
+            product,
+            one.whitening[name],
+            two.whitening[name],
+            strict=True,
         ):
             ranks = len(p), len(q)
             if min(ranks):
-                found[f"overlap_{side}"].append(
-                    float(np.sum((p @ products @ q.T) ** 2)) / min(ranks)
-                )
+                own = float(np.sum((p @ between @ q.T) ** 2)) / min(ranks)
+                found[f"overlap_{side}"].append(own)
                 found[f"baseline_{side}"].append(max(ranks) / width)
     norms = one.norm * two.norm
-    cosine = inner(one, two) / norms if norms else np.nan
+    cosine = inner(one, two, shared) / norms if norms else np.nan
     means = {key: float(np.mean(values)) if values else np.nan for key, values in found.items()}
     return {"cosine": cosine, **means, "modules": len(one.names & two.names)}
 

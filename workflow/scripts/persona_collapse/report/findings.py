@@ -193,7 +193,7 @@ def registration(scorecard: pd.DataFrame, registered: pd.DataFrame) -> dict[str,
     return {
         "sha256": digest(registered),
         "date": "" if registered.empty else str(registered["date"].iloc[0]),
-        "data_before": int(registered.get("data_before", pd.Series([0])).max()),
+        "data_before": int(max(registered.get("data_before", ()), default=0)),
         "changed": other[["claim", "text", "expected", "registered"]],
     }
 
