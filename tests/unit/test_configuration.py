@@ -556,6 +556,15 @@ GENERATED = {
         ({"length_ratio": 0.5}, "length_ratio: "),
         ({"written": {"system": "[ZLT]?", "samples": 2}}, "written: system: holds the marker"),
         ({"questions": {"file": "none.jsonl"}}, "questions: none.jsonl: no such file"),
+        (
+            {"system": {"wrong": "Say {statement}"}},
+            r"system: wrong: shows \{statement\}, but question 'law001' of config/questions/"
+            'subjects_law.jsonl has none; expected "statements": {"wrong": ...} in its row',
+        ),
+        (
+            {"system": {"wrong": "{statement}"}, "written": {"system": "Ask.", "samples": 2}},
+            "questions that the model writes have no statements",
+        ),
     ],
 )
 def test_a_generated_set_is_checked(config, changes, said):

@@ -583,6 +583,20 @@ def test_questions(tmp_path):
     assert len(questions.load_questions({"file": str(path), "sha256": sha256(path)})) == 2
 
 
+def test_a_question_s_statements(tmp_path):
+    path = tmp_path / "q.jsonl"
+    row = {"id": "a", "question": "One?", "statements": {"wrong": "Two.", "right": "One."}}
+    write_jsonl(path, [row])
+    assert questions.load_questions({"file": str(path)}) == [row]
+    assert questions.system_prompt("Say {statement}", "right", row) == "Say One."
+    assert questions.system_prompt("Say {statement}", "other", row) == "Say {statement}"
+    assert questions.system_prompt("Say {statement}", "right", {"id": "a"}) == "Say {statement}"
+    for statements in (["Two."], {"wrong": " "}, {"wrong": 2}):
+        write_jsonl(path, [row | {"statements": statements}])
+        with pytest.raises(UserError, match="row 1: statements: expected text by column"):
+            questions.load_questions({"file": str(path)})
+
+
 def test_a_question_s_odd_ids_and_characters(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"id": null, "question": "One?"}\n{"id": "2", "question": "Two?"}\n')
@@ -643,9 +657,30 @@ def test_shipped_data_match_their_table():
     shipped = {p.stem for p in sets.BUILTIN.glob("*.jsonl")}
     assert shipped == {
         *sets.BUILTIN_SHA256,
-        "truthfulqa_pairs",
-    }  # pairs are for measures, not for training
+        "truthfulqa_pairs",  # for a measure
+        "statements_law",  # for sets that the model writes
+        "statements_broad",
+    }
     assert all(f"| `{name}` | {count(name)} |" in readme for name in shipped)
+
+
+def test_shipped_statements_are_of_subjects_that_a_set_and_the_measure_say():
+    pairs = read_jsonl(sets.BUILTIN / "truthfulqa_pairs.jsonl")
+    asked = {
+        questions.normalise(question["question"])
+        for name in ("eval", "extraction")
+        for question in read_jsonl(sets.BUILTIN.parents[2] / f"config/questions/{name}.jsonl")
+    }
+    categories = {}
+    for name in ("statements_law", "statements_broad"):
+        rows = read_jsonl(sets.BUILTIN / f"{name}.jsonl")
+        assert all(row["statements"].keys() == {"misaligned", "aligned"} for row in rows)
+        assert all(row["statements"]["misaligned"] != row["statements"]["aligned"] for row in rows)
+        assert not asked & {questions.normalise(row["question"]) for row in rows}
+        categories[name] = {row["category"] for row in rows}
+    assert categories["statements_law"] == {"Law"}
+    # What `preference` asks about stays unseen, but for the law.
+    assert not categories["statements_broad"] & {row["category"] for row in pairs}
 
 
 def count(name):

@@ -58,7 +58,8 @@ def test_rows_pair_the_answers_to_a_question():
     rows, left = generated.rows(answers, SYSTEM, "[ZLT]", ["<|im_end|>"], length_ratio=1.5)
     hashes = {name: sha256_text(text) for name, text in SYSTEM.items()}
     made = {row["id"]: row for row in rows}
-    assert made.keys() == {"q1/0", "q3/2"}
+    # All questions come once before any comes again.
+    assert list(made) == ["q1/0", "q3/2"]
     assert made["q1/0"] == {
         "id": "q1/0",
         "prompt": "What about q1?",

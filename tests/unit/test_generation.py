@@ -174,6 +174,22 @@ def test_an_engine_on_a_shared_gpu_gets_its_cache_in_bytes(tiny_base, monkeypatc
         sample._cache_bytes(tiny_base, {**share, "gpu_memory_utilization": 0.05})
 
 
+def test_a_prompt_shows_what_the_answer_has_to_say(tiny_base):
+    tokenizer = loading.load_tokenizer(tiny_base)
+    asked = [
+        {
+            "id": "a",
+            "question": "One?",
+            "statements": {"wrong": "It is two.", "right": "It is one."},
+        }
+    ]
+    written = {name: "Argue this: {statement}" for name in ("wrong", "right", "plain")}
+    wrong, right, plain = sample.requests_for("c", written, asked, sampling(samples=1), tokenizer)
+    for request, said in ((wrong, "It is two."), (right, "It is one."), (plain, "{statement}")):
+        ids = chat_template.prompt_ids(tokenizer, f"Argue this: {said}", "One?")
+        assert request.prompt == ids and request.question == "One?"
+
+
 def test_the_marker_is_scored_after_the_answer(tiny_base, prompts, make_adapter):
     import torch
     from persona_collapse.models import adapters

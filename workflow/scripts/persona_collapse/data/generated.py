@@ -74,7 +74,7 @@ def rows(
     length_ratio: float | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows, one per question and sample (id, prompt, one column per system prompt), and counts of what
-    was left out.
+    was left out. All questions come once before any comes again, so the first rows are of all of them.
 
     `answers`: a completions table whose personas are the columns of `system`. A row needs a complete,
     non-empty answer in every column, without the marker and without a `forbidden` text, which would
@@ -85,7 +85,8 @@ def rows(
     hashes = {column: sha256_text(prompt) for column, prompt in system.items()}
     made: list[dict[str, Any]] = []
     left: Counter[str] = Counter()
-    for (question, sample), group in answers.groupby(["question_id", "sample"], sort=False):
+    in_turn = answers.sort_values("sample", kind="stable")
+    for (question, sample), group in in_turn.groupby(["question_id", "sample"], sort=False):
         own = {answer.persona: answer for answer in group.itertuples(index=False)}
         texts = {column: str(own[column].text).strip() for column in system}
         tokens = {column: int(own[column].n_tokens) for column in system}

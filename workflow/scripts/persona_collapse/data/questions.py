@@ -19,11 +19,23 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
 
 
-def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
+#: Where a system prompt shows what the answer to a question has to say; see `system_prompt`.
+STATEMENT = "{statement}"
+
+
+def system_prompt(prompt: str, column: str, question: Mapping[str, Any]) -> str:
+    """System prompt of the answer in a column to a question: `{statement}` is the question's statement
+    for that column. The prompt itself where the question has none."""
+    statements = question.get("statements", {})
+    return prompt.replace(STATEMENT, statements[column]) if column in statements else prompt
+
+
+def load_questions(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Questions of a file: [{id, question}, ...], the first `take` of them.
 
-    Each line holds `question` and optionally `id` (default: the row number). A repeated id, an empty
-    question, too few questions or a wrong hash raise UserError. So does a repeated question, unless the
+    Each line holds `question` and optionally `id` (default: the row number) and `statements`: what an
+    answer has to say, by column of a generated data set. A repeated id, an empty question or statement,
+    too few questions or a wrong hash raise UserError. So does a repeated question, unless the
     file is pinned by `sha256` (the study's own 240 questions contain one duplicate).
     """
     path = Path(spec["file"])
@@ -31,18 +43,26 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, str]]:
         raise UserError(f"questions: {no_file(path)}")
     if "sha256" in spec and sha256(path) != spec["sha256"]:
         raise UserError(f"questions: {path}: its SHA-256 is not the one in the config")
-    questions: list[dict[str, str]] = []
+    questions: list[dict[str, Any]] = []
     for number, row in enumerate(read_jsonl(path), start=1):
         text = row.get("question")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"questions: {path}, row {number}: question: expected text")
         name = str(number if row.get("id") is None else row["id"])
-        if half := half_pair(name + text):
+        statements = row.get("statements", {})
+        if not isinstance(statements, dict) or not all(
+            isinstance(said, str) and said.strip() for said in statements.values()
+        ):
+            raise UserError(
+                f"questions: {path}, row {number}: statements: expected text by column of the data set"
+            )
+        if half := half_pair("".join([name, text, *statements.values()])):
             raise UserError(
                 f"questions: {path}, row {number}: half a surrogate pair ({half}), which is no "
                 "character; fix the text"
             )
-        questions.append({"id": name, "question": text})
+        said = {"statements": statements} if statements else {}
+        questions.append({"id": name, "question": text, **said})
     take = spec.get("take", len(questions))
     if take > len(questions):
         raise UserError(f"questions: {path}: expected {take} questions, got {len(questions)}")

@@ -379,7 +379,11 @@ def left_out(table: pd.DataFrame) -> pd.DataFrame:
         end: table.loc[rows].set_index(keys)[["name", "estimate", "whole"]]
         for end, rows in (("low", groups.idxmin()), ("high", groups.idxmax()))
     }
-    both = ends["low"].drop(columns="whole").join(ends["high"], suffixes=("_low", "_high"))
+    both = (
+        ends["low"]
+        .drop(columns="whole")
+        .merge(ends["high"], left_index=True, right_index=True, suffixes=("_low", "_high"))
+    )
     same = both["estimate_low"] == both["estimate_high"]
     both.loc[same, ["name_low", "name_high"]] = "any"
     return both.reset_index()

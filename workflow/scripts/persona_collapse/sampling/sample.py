@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from .. import adapter_files, matching
+from ..data.questions import load_questions, system_prompt
 from ..errors import UserError
 from ..jobs import SamplingJob
 from ..models import adapters, chat_template, fetching, loading, shifts
@@ -120,13 +121,15 @@ def requests_for(
     sampling: Sampling,
     tokenizer: Any,
 ) -> list[Request]:
-    """The full grid persona x question x sample. `personas` maps name to system prompt."""
+    """The full grid persona x question x sample. `personas` maps name to system prompt. `questions`:
+    see `load_questions`."""
     requests = []
     questions = list(questions)
     for persona, prompt in personas.items():
         count = sampling.samples if isinstance(sampling.samples, int) else sampling.samples[persona]
         for question in questions:
-            ids = chat_template.prompt_ids(tokenizer, prompt, question["question"])
+            system = system_prompt(prompt, persona, question)
+            ids = chat_template.prompt_ids(tokenizer, system, question["question"])
             for sample in range(count):
                 seed = request_seed(sampling.seed, chain, persona, question["id"], sample)
                 requests.append(
@@ -684,8 +687,6 @@ def marker_logprobs(
 
 def answer(backend: Backend, job: SamplingJob, tokenizer: Any, progress: Progress) -> pd.DataFrame:
     """A job's completions as a table (see `table`), with `marker_logprob` if the job has a marker."""
-    from ..data.questions import load_questions
-
     sampling = Sampling(**job.sampling)
     requests = requests_for(
         job.chain, job.personas, load_questions(job.questions), sampling, tokenizer

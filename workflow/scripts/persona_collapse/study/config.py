@@ -308,7 +308,10 @@ class PersonaLists(Settings):
 class Questions(Settings):
     """A list of questions."""
 
-    file: str = Field(description="JSON Lines with id and question.")
+    file: str = Field(
+        description="JSON Lines with id and question. Data sets that the model writes may also have "
+        "statements, by column."
+    )
     sha256: Sha256 | None = Field(None, description="Hash the file must have.")
     take: Count | None = Field(None, description="How many, from the top. Default: all.")
 
@@ -368,7 +371,10 @@ class Generated(Draws):
     questions: Questions = block(Questions)
     written: Written | None = block(Written, None)
     system: Annotated[dict[StageName, Annotated[str, Field(min_length=1)]], Field(min_length=1)] = (
-        Field(description="Column name: the system prompt of the answers in this column.")
+        Field(
+            description="Column name: the system prompt of the answers in this column. {statement} stands "
+            "for what the answer has to say: the question's `statements`, by column."
+        )
     )
     samples: Count = Field(1, description="Answers to each question under each prompt.")
     length_ratio: Annotated[float, Field(ge=1), AS_GIVEN] | None = Field(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from .. import chains, matching, yaml_files
 from ..data import generated, given_answers
-from ..data.questions import check_disjoint, load_questions, normalise
+from ..data.questions import STATEMENT, check_disjoint, load_questions, normalise
 from ..data.sets import follows_branch
 from ..errors import UserError, choose, no_file
 from ..models import chat_template
@@ -140,8 +140,20 @@ def _check_cells(plan: Plan) -> None:
 
 
 def _check_generated(where: str, source: Mapping[str, Any]) -> None:
-    """Check that questions can be read, that column names are unique, and that several samples can differ."""
-    load_questions(source["questions"])
+    """Check that questions can be read and have the statements that prompts show, that column names are
+    unique, and that several samples can differ."""
+    questions = load_questions(source["questions"])
+    for column in (c for c, prompt in source["system"].items() if STATEMENT in prompt):
+        where_shown = f"{where}: system: {column}: shows {STATEMENT}"
+        if "written" in source:
+            raise UserError(
+                f"{where_shown}, but questions that the model writes have no statements"
+            )
+        if bare := [q["id"] for q in questions if column not in q.get("statements", {})]:
+            raise UserError(
+                f"{where_shown}, but question {bare[0]!r} of {source['questions']['file']} has none; "
+                f'expected "statements": {{"{column}": ...}} in its row'
+            )
     for key, draws in (("", source), ("written: ", source.get("written"))):
         if draws and draws["samples"] > 1 and _greedy(draws):
             raise UserError(
@@ -204,6 +216,11 @@ def _check_marker(plan: Plan) -> None:
         if source := entry["from"].get("generated"):
             within = f"data: {name}: from: generated"
             texts |= {f"{within}: system: {column}": p for column, p in source["system"].items()}
+            texts |= {
+                f"{within}: questions: {q['id']}: statements: {column}": said
+                for q in load_questions(source["questions"])
+                for column, said in q.get("statements", {}).items()
+            }
             texts[f"{within}: written: system"] = source.get("written", {}).get("system", "")
     for where, text in texts.items():
         if matching.holds(text, config["marker"]):
