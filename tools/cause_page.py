@@ -113,8 +113,8 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 }
 
 
-def figure(models: Sequence[Model]) -> str:
-    """The source's marker rate by condition, with intervals over training runs: an SVG."""
+def figures(models: Sequence[Model]) -> dict[str, str]:
+    """SVGs by name: the source's marker rate by condition, with intervals over training runs."""
     rows = []
     for model in models:
         for _, row in _rows(model, "rate").iterrows():
@@ -126,7 +126,8 @@ def figure(models: Sequence[Model]) -> str:
                 "value": row["value"], "low": row["ci_low"], "high": row["ci_high"],
             })  # fmt: skip
     table = pd.DataFrame(rows)
-    return intervals(table, "source says the marker", list(dict.fromkeys(table["line"])))
+    order = list(dict.fromkeys(table["line"]))
+    return {NAME: intervals(table, "source says the marker", order)}
 
 
 def page(docs: Path) -> str | None:

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
+import vl_convert
 from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
 from models import Model
-from models_page import mean_over_runs
-from persona_collapse.report.figures.frontier import OUTCOMES
+from models_page import conditions_table, mean_over_runs
+from persona_collapse.analysis import frontier as frontier_rule
+from persona_collapse.report.figures import _render, catalogue, frontier
 
 NAME = "defences"
-#: Digits of an outcome where it is not two.
-DIGITS = {"m1": 3, "angle": 1, "marker_logprob": 1}
+#: Outcomes of the table with their digits: what the stage has learnt, and what is left of the persona.
+DIGITS = {"held_out_loss": 3, "rate": 2, "marker_logprob": 1, "m1": 3}
+NAMES = frontier.OUTCOMES | {"held_out_loss": "held-out loss"}
+#: Outcomes whose verdicts are shown.
+JUDGED = {"rate": "on the frontier, by the rate", "m1": "by the mean cosine"}
 
 
 def _loss(model: Model, condition: str) -> str:
@@ -30,7 +35,7 @@ def _outcomes(models: Sequence[Model]) -> list[str]:
     """Outcomes that a run measured after a defence, in the order of the table."""
     found = pd.concat([m.tables["frontier"] for m in models])
     defended = found[found["defence"].notna() & (found["defence"] != "")]
-    return [name for name in found["outcome"].unique() if name in set(defended["outcome"])]
+    return [name for name in DIGITS if name in set(defended["outcome"])]
 
 
 def _conditions(model: Model) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -51,29 +56,41 @@ def outcomes_table(models: Sequence[Model]) -> str:
                 row = own[own["outcome"] == outcome]
                 values = ["", ""]
                 if len(row):
-                    digits = DIGITS.get(outcome, 2)
-                    r = row.iloc[0]
+                    digits, r = DIGITS[outcome], row.iloc[0]
                     values[0] = shown(r["value"], r["ci_low"], r["ci_high"], digits)
                     if pd.notna(r["difference"]):
                         low, high = r["difference_low"], r["difference_high"]
                         values[1] = shown(r["difference"], low, high, digits)
                 made += values
-            rows.append(made)
+            verdicts = own.set_index("outcome")["verdict"].fillna("")
+            rows.append(made + [_judged(verdicts.get(name, "")) for name in JUDGED])
     head = ["run", "condition", "setting", "training runs", "training loss"]
     for outcome in outcomes:
-        head += [cell(OUTCOMES.get(outcome, outcome)), "minus without"]
+        head += [NAMES[outcome], "minus without"]
+    head += JUDGED.values()
     return "\n".join(raw_table(head, rows))
+
+
+def _judged(verdict: str) -> str:
+    """A verdict about the frontier in a table whose column names the frontier."""
+    return {frontier_rule.ON: "yes", frontier_rule.OFF: "no"}.get(verdict, verdict)
+
+
+def measured_table(models: Sequence[Model]) -> str:
+    """All conditions of the runs whose rates and geometry are kept."""
+    return conditions_table([model for model in models if "rate_model" in model.tables])
 
 
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
     "outcomes": outcomes_table,
+    "conditions": measured_table,
     "claims": claims_table,
 }
 
 
-def figure(models: Sequence[Model]) -> str:
-    """The source's marker rate by defence, with intervals over training runs: an SVG."""
+def figures(models: Sequence[Model]) -> dict[str, str]:
+    """SVGs by name: the source's marker rate by defence, and the frontier of the first run that has one."""
     rows = []
     for model in models:
         for _, own in _conditions(model):
@@ -83,8 +100,15 @@ def figure(models: Sequence[Model]) -> str:
                     "group": "with a defence" if row.defence else "without",
                     "value": row.value, "low": row.ci_low, "high": row.ci_high,
                 })  # fmt: skip
-    table = pd.DataFrame(rows).sort_values("value", kind="stable")
-    return intervals(table, "source says the marker", list(dict.fromkeys(table["line"])))
+    table = pd.DataFrame(rows).sort_values(["panel", "value"], kind="stable")
+    drawn = {NAME: intervals(table, "source says the marker", list(dict.fromkeys(table["line"])))}
+    figure = catalogue()["frontier"]
+    for model in models:
+        if len(found := _render.data(figure, model.tables)):
+            few = found[found["kept"].isin([frontier.OUTCOMES["rate"], frontier.OUTCOMES["m1"]])]
+            drawn["frontier"] = vl_convert.vegalite_to_svg(_render.paper(figure, few))
+            break
+    return drawn
 
 
 def page(docs: Path) -> str | None:

@@ -415,8 +415,8 @@ def main() -> None:
         text = module.page(ROOT / "docs")
         if text is not None:
             (ROOT / f"docs/{name}.md").write_text(text, encoding="utf-8")
-            drawn = module.figure(kept_runs.load(ROOT / "docs", name))
-            (ROOT / f"docs/images/{name}.svg").write_text(drawn, encoding="utf-8")
+            for drawn, svg in module.figures(kept_runs.load(ROOT / "docs", name)).items():
+                (ROOT / f"docs/images/{drawn}.svg").write_text(svg, encoding="utf-8")
     tables = ROOT / "results/demo/tables"
     # The scorecard comes last of the tables: where it is, the run is whole.
     if (tables / "scorecard.csv").is_file():

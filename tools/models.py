@@ -67,12 +67,10 @@ EVERY_PERSONA = "persona == '' and "
 #: Conditions with shifts, and those that they start from.
 SHIFTED = "condition.str.match('restored|shifted|C1$|C4$|C5$')"
 
-#: What the pages need, by page and table.
-PAGES = {"models": {
-    "scorecard": Kept(SCORECARD),
+#: What a table of all conditions needs (`models_page.conditions_table`).
+CONDITIONS = {
     "design": Kept(("condition", "title", "stages_after_coupling", "chain", "source", "seed", "before")),
     "training": Kept(("chain", "name", "rows", "loss_on", "objective", "steps", "final_loss")),
-    "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
     "rate_model": Kept(RATES, EVERY_PERSONA + "quantity != 'overdispersion'"),
     "answer_stats": Kept((
         "condition", "chain", "source", "role", "n", "rate", "mean_tokens", "truncated", "rate_finished",
@@ -83,6 +81,16 @@ PAGES = {"models": {
          "ci_high", "runs", "units", "note"),
         "headline and metric in ['m1', 'log_distance', 'm3_accuracy']",
     ),
+    "preference": Kept(
+        ("chain", "group", "n", "preferred"), "persona == 'assistant'", measure="preference"
+    ),
+}  # fmt: skip
+
+#: What the pages need, by page and table.
+PAGES = {"models": {
+    **CONDITIONS,
+    "scorecard": Kept(SCORECARD),
+    "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
     "geometry": Kept(
         ("chain", "value"), "headline and metric == 'm1' and test == ''", measure="activations"
     ),
@@ -90,18 +98,18 @@ PAGES = {"models": {
         "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
         "units", "note",
     )),
-    "preference": Kept(
-        ("chain", "group", "n", "preferred"), "persona == 'assistant'", measure="preference"
-    ),
     "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
 }, "defences": {
-    "design": Kept(("condition", "title", "chain", "source", "seed")),
+    **CONDITIONS,
     "frontier": Kept((
-        "condition", "title", "runs", "data", "defence", "setting", "undefended", "outcome", "value",
-        "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
+        "condition", "title", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
+        "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
     )),
     "training_curves": Kept(("chain", "stage", "kind", "step", "task_loss", "penalty"), "step == step.max()"),
-    "scorecard": Kept(SCORECARD, "where == 'defence'"),
+    "scorecard": Kept(
+        SCORECARD,
+        "where == 'defence' or claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')",
+    ),
 }, "cause": {
     "design": Kept(("condition", "title", "chain", "source", "seed")),
     "rate_model": Kept(

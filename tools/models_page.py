@@ -659,8 +659,8 @@ PANELS: dict[str, Callable[[Model, str, str | None], Cell]] = {
 }
 
 
-def figure(models: Sequence[Model]) -> str:
-    """What couplings and the stages after them do to the marker and to the geometry, by model: an SVG.
+def figures(models: Sequence[Model]) -> dict[str, str]:
+    """SVGs by name: what couplings and the stages after them do to marker and geometry, by model.
 
     Conditions of couplings that two models or more have, or the only one. Means with 95 % intervals over
     training runs.
@@ -704,7 +704,7 @@ def figure(models: Sequence[Model]) -> str:
             )
             panels.append(base.mark_rule(strokeWidth=2).encode(y=low, y2="high:Q") + points)
         chart = alt.hconcat(*panels).configure(background="white", font=PAPER_FONT)
-        return quiet(vl_convert.vegalite_to_svg(chart.to_dict()))
+        return {"models": quiet(vl_convert.vegalite_to_svg(chart.to_dict()))}
 
 
 def page(docs: Path) -> str | None:

@@ -210,10 +210,10 @@ def test_models_stand_in_the_order_of_their_sizes(docs):
 
 
 def test_the_figure_has_the_couplings_that_several_models_have(docs):
-    drawn = models_page.figure(models.load(docs))
+    drawn = models_page.figures(models.load(docs))["models"]
     assert "C1: " in drawn and "C4: " in drawn and "E0: " not in drawn
-    assert drawn == models_page.figure(models.load(docs))
-    assert "C4: " in models_page.figure(models.load(docs)[:1])
+    assert drawn == models_page.figures(models.load(docs))["models"]
+    assert "C4: " in models_page.figures(models.load(docs)[:1])["models"]
 
 
 def test_a_claim_has_value_interval_verdict_and_reason(docs):

@@ -46,7 +46,8 @@ def pages():
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split("\n")
     kept = [n for n in names if n and not n.startswith(OTHERS) and Path(n).suffix in SUFFIXES]
-    return [n for n in kept if (ROOT / n).is_file()]
+    # Overlays of finished runs hold prompts as they were.
+    return [n for n in kept if Path(n).name != "overlay.yaml" and (ROOT / n).is_file()]
 
 
 def test_words_that_a_reader_must_translate_are_not_written():

@@ -16,7 +16,7 @@ READING = (
 SECTION = "link"
 RANK = 3
 TABLES = ("frontier",)
-PANELS = ("kept",)
+PANELS = ("data", "kept")
 EMPTY = (
     "No condition of this run has a defence and a held-out loss: that takes the measure task_loss and "
     "held_out rows of the data."
@@ -52,21 +52,20 @@ def data(frontier: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
-    """A select for the outcome."""
+    """Selects for the second stage's data and the outcome."""
     names = list(dict.fromkeys(rows["defence"]))
-    sets = list(dict.fromkeys(rows["data"]))
-    colours, _, _ = looks(names, bases=[NONE])
-    _, shapes, _ = looks(sets)
-    colour = alt.Color(
-        "defence:N", sort=names, scale=colours, legend=alt.Legend(title="defence", columns=3)
-    )
-    shape = alt.Shape("data:N", sort=sets, scale=shapes, title="trained on")
+    colours, shapes, _ = looks(names, bases=[NONE])
+    # The same legend for both, because there are more defences than colours.
+    legend = alt.Legend(title="defence", columns=3, columnPadding=30)
+    colour = alt.Color("defence:N", sort=names, scale=colours, legend=legend)
+    shape = alt.Shape("defence:N", sort=names, scale=shapes, legend=legend)
+    data = choose("data", rows["data"].unique(), "trained on")
     kept = choose("kept", rows["kept"].unique(), "kept")
     x = alt.X("loss:Q", title="held-out loss of its own data (nats per token)").scale(
         zero=False, padding=12
     )
     y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
-    base = alt.Chart(rows).transform_filter(f"datum.kept == {kept}")
+    base = alt.Chart(rows).transform_filter(f"datum.kept == {kept} && datum.data == {data}")
     said = tip(
         "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
         "units:training runs", "verdict",
