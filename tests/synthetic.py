@@ -196,7 +196,8 @@ def everything(made):
     ]
     curves = pd.DataFrame(
         [
-            {"chain": c, "stage": s, "kind": "sft", "seed": 1, "step": i, "loss": 2 / i}
+            {"chain": c, "stage": s, "kind": "sft", "seed": 1, "step": i}
+            | {"loss": 2 / i, "task_loss": 2 / i, "penalty": 0.0, "lr": 0.01}
             for c, s in (("couple-villain@42", "couple-villain"), ("em@1", "em"))
             for i in (1, 2, 3)
         ]

@@ -26,6 +26,7 @@ import cause_page
 import defences_page
 import models as kept_runs
 import models_page
+import why_page
 from markdown_tables import table, with_table
 from persona_collapse.analysis import errata
 from persona_collapse.measures import ROOM as MEASURES
@@ -402,7 +403,7 @@ PAGES = {
 
 #: Pages of real runs, by their names in docs/ and in `tools/models.py`.
 RUN_PAGES: dict[str, Any] = {
-    "models": models_page, "defences": defences_page, "cause": cause_page
+    "models": models_page, "defences": defences_page, "why": why_page, "cause": cause_page
 }  # fmt: skip
 
 

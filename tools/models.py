@@ -110,6 +110,17 @@ PAGES = {"models": {
         SCORECARD,
         "where == 'defence' or claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')",
     ),
+}, "why": {
+    **CONDITIONS,
+    "why": Kept((
+        "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
+        "update_high", "tokens", "steps", "held_out_loss", "held_out_low", "held_out_high", "rate",
+        "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance", "log_distance_low",
+        "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low", "kept_high",
+        "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
+        "rate_beside_high", "curve_note", "verdict",
+    )),
+    "scorecard": Kept(SCORECARD, "claim.str.startswith('collapse-explains')"),
 }, "cause": {
     "design": Kept(("condition", "title", "chain", "source", "seed")),
     "rate_model": Kept(

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import cause_page
+import defences_page
 import models
 import models_page
 import numpy as np
 import pandas as pd
 import pytest
+import why_page
 import yaml
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256, write_json, write_text
@@ -59,7 +61,7 @@ def write_run(folder, tables, report, parameters=10, config=None, family="qwen2"
     write_json(folder / f"models/{trained}/manifest.json", MANIFEST)
     # A run's folder may hold adapters of conditions that it no longer has, and shifts, which are not trained.
     write_json(folder / "models/of-another-condition@1/manifest.json", {"kind": "shift"})
-    for name in [name for name in models.PAGES["models"] if name in tables]:
+    for name in {name for needed in models.PAGES.values() for name in needed} & tables.keys():
         path = folder / f"tables/{name}.csv"
         path.parent.mkdir(exist_ok=True)
         write_csv(path, tables[name])
@@ -148,6 +150,19 @@ def test_a_page_keeps_its_own_part(results, tmp_path):
     assert "assistant" not in set(rates["role"])
     text = models.page(tmp_path, "cause", cause_page.TABLES)
     assert "| mine | C4: " in text and "## Claims" in text
+
+
+def test_why_and_defences_have_a_row_per_condition_and_figures(results, tmp_path):
+    for module, row in (
+        (why_page, "| mine | C1: C1 | the reference | 1 | "),
+        (defences_page, "| mine | C1: C1 | weight 0.1 | 1 | "),
+    ):
+        models.add(results, "one", tmp_path, "mine", page=module.NAME)
+        added = models.load(tmp_path, module.NAME)
+        text = models.page(tmp_path, module.NAME, module.TABLES)
+        assert row in text and "| C4: " in text, text
+        drawn = module.figures(added)
+        assert module.NAME in drawn and all("</svg>" in svg for svg in drawn.values())
 
 
 def test_the_overlay_makes_the_run_s_config(results, tmp_path):

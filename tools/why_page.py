@@ -1,0 +1,71 @@
+"""The tables of docs/why.md, from what tools/models.py keeps of runs that vary the second stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import models as kept_runs
+import pandas as pd
+import vl_convert
+from cause_page import claims_table
+from markdown_tables import cell, raw_table, shown
+from models import Model
+from models_page import conditions_table
+from persona_collapse.report.figures import _render, catalogue
+
+NAME = "why"
+#: Columns with an interval: their name in tables/why.csv and of its ends, heading, digits.
+VALUES = (
+    ("update_norm", "update", "size of the update", 1),
+    ("held_out_loss", "held_out", "held-out loss", 3),
+    ("rate", "rate", "marker rate of the source", 2),
+    ("rate_beside_curve", "rate_beside", "minus that at this size", 2),
+    ("m1", "m1", "change of the mean cosine", 3),
+    ("kept", "kept", "share of 1 - M1 that is left", 2),
+    ("beside_curve", "beside", "log of that, minus that at this size", 2),
+)
+
+
+def axes_table(models: Sequence[Model]) -> str:
+    """Each property of the second stage: the size of the update, what is learnt, and what is left."""
+    rows = []
+    for model in models:
+        for _, row in model.tables["why"].iterrows():
+            early = pd.notna(row["dose"]) and row["dose"] != ""
+            dose = f", {row['steps']:.0f} steps" if early else ""
+            made = [cell(model.name), cell(f"{row['condition']}: {row['title']}{dose}"),
+                    cell(row["differs"] or row["axis"]), f"{row['runs']:.0f}"]  # fmt: skip
+            for name, ends, _, digits in VALUES:
+                value, low, high = (row[c] for c in (name, f"{ends}_low", f"{ends}_high"))
+                made.append("" if pd.isna(value) else shown(value, low, high, digits))
+            said = [row[name] for name in ("verdict", "curve_note") if pd.notna(row[name])]
+            rows.append([*made, cell(": ".join(filter(None, said)))])
+    head = [
+        "run",
+        "condition",
+        "differs in",
+        "training runs",
+        *(title for _, _, title, _ in VALUES),
+    ]
+    return "\n".join(raw_table([*head, "verdict"], rows))
+
+
+TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
+    "runs": kept_runs.runs_table,
+    "axes": axes_table,
+    "conditions": conditions_table,
+    "claims": claims_table,
+}
+
+
+def figures(models: Sequence[Model]) -> dict[str, str]:
+    """SVGs by name: marker and geometry against the size of the update, of the last run."""
+    figure = catalogue()[NAME]
+    found = _render.data(figure, models[-1].tables)
+    return {NAME: vl_convert.vegalite_to_svg(_render.paper(figure, found))}
+
+
+def page(docs: Path) -> str | None:
+    """The text of docs/why.md with its tables made; None where no run was added."""
+    return kept_runs.page(docs, NAME, TABLES)
