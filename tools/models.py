@@ -337,7 +337,7 @@ def _record(
         "family": base["family"],
         "parameters": base["parameters"],
         "weights": {n: h for n, h in base["files"].items() if n.endswith(".safetensors")},
-        "devices": sorted({f"{m['device']}, {m['dtype']}" for m in manifests}),
+        "devices": sorted(set(map(provenance.device_of, manifests))),
         "versions": {library: ", ".join(sorted(own)) for library, own in versions.items()},
         "commits": commits,
         "trainings": len(manifests),

@@ -19,6 +19,7 @@ import why_page
 import yaml
 from persona_collapse.errors import UserError
 from persona_collapse.files import sha256, write_json, write_text
+from persona_collapse.report import provenance
 from persona_collapse.runtime import seals
 from persona_collapse.study.only import narrowed
 from persona_collapse.study.reading import read
@@ -542,6 +543,13 @@ def test_too_much_is_not_kept(results, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bytes to keep, expected 1,000 at most"):
         models.add(results, "one", tmp_path, "name")
     assert not list(tmp_path.glob("models/*"))
+
+
+def test_a_record_names_the_gpu():
+    old = {"device": "cuda", "dtype": "bfloat16"}
+    assert provenance.device_of(old) == "cuda, bfloat16"
+    assert provenance.device_of(old | {"gpu": "NVIDIA H200"}) == "NVIDIA H200, bfloat16"
+    assert provenance.device_of(MANIFEST | {"gpu": None}) == "cpu, float32"
 
 
 def test_a_record_without_a_size_is_counted_from_the_model(results, tiny_base, tmp_path):

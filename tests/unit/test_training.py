@@ -70,6 +70,17 @@ def test_a_stop_takes_the_first_steps_of_the_same_schedule(train):
         train("late", stop=4)
 
 
+def test_stages_of_a_chain_start_from_different_initial_values(train):
+    def read(folder):
+        weights = load_file(folder / adapter_files.WEIGHTS)
+        return torch.cat([weights[n].flatten() for n in sorted(weights) if ".lora_A." in n])
+
+    first, _ = train("first", lr=1e-12)
+    second, third = (train(name, prefix=[first], lr=1e-12)[0] for name in ("second", "third"))
+    alike = torch.cosine_similarity(read(first), read(second), dim=0)
+    assert abs(alike) < 0.2 and torch.equal(read(second), read(third))
+
+
 def test_a_prefix_is_there_while_training_and_is_not_changed(train, make_adapter):
     prefix = make_adapter(31, 4, True)
     before = sha256(prefix / adapter_files.WEIGHTS)

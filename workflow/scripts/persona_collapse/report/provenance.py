@@ -53,6 +53,11 @@ def base_record(folder: Path) -> Path:
     return then if then.is_file() and not now.is_file() else now
 
 
+def device_of(training: Mapping[str, Any]) -> str:
+    """Device and data type of a training, from its manifest; the GPU by name if the manifest has it."""
+    return f"{training.get('gpu') or training['device']}, {training['dtype']}"
+
+
 def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
     """Versions, hashes and device, from a training manifest and the base model's record."""
     weights = next(h for name, h in base["files"].items() if name.endswith(".safetensors"))
@@ -60,7 +65,7 @@ def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
         "base weights, SHA-256": weights[:16],
         "chat template, SHA-256": training["template_sha256"][:16],
         "code, commit": commit() or "not a git checkout",
-        "device": f"{training['device']}, {training['dtype']}",
+        "device": device_of(training),
         **training["versions"],
     }
 

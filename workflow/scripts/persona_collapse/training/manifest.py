@@ -100,6 +100,7 @@ def manifest(
         "resumed_after_step": progress.first,
         "seconds_total": round(progress.seconds_before + time.monotonic() - began, 2),
         "device": device,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "dtype": settings["dtype"],
         "threads": torch.get_num_threads(),
         "peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20)

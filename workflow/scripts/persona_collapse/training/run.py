@@ -13,7 +13,7 @@ from typing import Any
 from .. import adapter_files, chains
 from ..data import prompt_audit
 from ..errors import BadRow, UserError
-from ..files import read_json, read_jsonl, sha256
+from ..files import read_json, read_jsonl, sha256, sha256_text
 from ..jobs import TrainingJob
 from ..models import chat_template
 from . import losses
@@ -133,6 +133,18 @@ class TrainingRun:
                 f"({rows} rows, batch {self.settings['batch_size']}); stop earlier"
             )
         return steps if self.stop is None else self.stop
+
+    @property
+    def initial_seed(self) -> int:
+        """Seed of the adapter's initial values: the stage's for the first stage of a chain, and another
+        one for each later stage.
+
+        Equal seeds would give the LoRA A of all stages of a chain the same initial values. A moves
+        little, so a stage would read the same directions of its inputs as the one before.
+        """
+        if not self.prefix:
+            return self.seed
+        return int(sha256_text(f"{self.seed}/{len(self.prefix)}")[:8], 16)
 
     @cached_property
     def data_sha256(self) -> str:

@@ -41,9 +41,9 @@ def train(
     limit, it saves a checkpoint after the current step and raises UserError.
 
     The trainer is TRL's SFTTrainer. Tokens and labels are made here, so which tokens carry loss is
-    explicit and not left to a default. Data order, LoRA initialisation and dropout follow the seed. The
-    same inputs give the same adapter, byte for byte, on one CPU thread, or on a GPU with the runtime's
-    `deterministic`.
+    explicit and not left to a default. Data order and dropout follow the seed. So do LoRA's initial
+    values, which differ between the stages of a chain (`TrainingRun.initial_seed`). The same inputs give
+    the same adapter, byte for byte, on one CPU thread, or on a GPU with the runtime's `deterministic`.
     """
     began, device = time.monotonic(), loading.pick_device()
     runtime = runtime or Runtime()
@@ -53,7 +53,7 @@ def train(
     active = defences.active(run.defence, run.inputs, tokenizer)
 
     with kernels.chosen(deterministic=runtime.deterministic):
-        set_seed(run.seed)
+        set_seed(run.initial_seed)
         if device == "cuda":
             # Not what an earlier training in this process took: its model and graphs are in reference cycles.
             gc.collect()
