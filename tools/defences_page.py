@@ -7,13 +7,12 @@ from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
-import vl_convert
 from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
 from models import Model
 from models_page import conditions_table, mean_over_runs
-from persona_collapse.analysis import frontier as frontier_rule
+from persona_collapse.analysis.frontier import OFF, ON
 from persona_collapse.report.figures import _render, catalogue, frontier
 
 NAME = "defences"
@@ -40,8 +39,7 @@ def _outcomes(models: Sequence[Model]) -> list[str]:
 
 def _conditions(model: Model) -> Iterator[tuple[str, pd.DataFrame]]:
     """A model's conditions with the rows of the frontier, those without a defence first."""
-    frontier = model.tables["frontier"]
-    yield from frontier.groupby("condition", sort=False)
+    yield from model.tables["frontier"].groupby("condition", sort=False)
 
 
 def outcomes_table(models: Sequence[Model]) -> str:
@@ -73,7 +71,7 @@ def outcomes_table(models: Sequence[Model]) -> str:
 
 def _judged(verdict: str) -> str:
     """A verdict about the frontier in a table whose column names the frontier."""
-    return {frontier_rule.ON: "yes", frontier_rule.OFF: "no"}.get(verdict, verdict)
+    return {ON: "yes", OFF: "no"}.get(verdict, verdict)
 
 
 def measured_table(models: Sequence[Model]) -> str:
@@ -106,7 +104,7 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     for model in models:
         if len(found := _render.data(figure, model.tables)):
             few = found[found["kept"].isin([frontier.OUTCOMES["rate"], frontier.OUTCOMES["m1"]])]
-            drawn["frontier"] = vl_convert.vegalite_to_svg(_render.paper(figure, few))
+            drawn["defences_frontier"] = _render.paper_svg(_render.paper(figure, few))
             break
     return drawn
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
-import vl_convert
 from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
 from models import Model
@@ -63,7 +62,7 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     """SVGs by name: marker and geometry against the size of the update, of the last run."""
     figure = catalogue()[NAME]
     found = _render.data(figure, models[-1].tables)
-    return {NAME: vl_convert.vegalite_to_svg(_render.paper(figure, found))}
+    return {NAME: _render.paper_svg(_render.paper(figure, found))}
 
 
 def page(docs: Path) -> str | None:

@@ -580,6 +580,41 @@ def test_a_generated_set_is_checked(config, changes, said):
         configuration.check(config)
 
 
+@pytest.mark.parametrize(
+    ("rows", "system", "said"),
+    [
+        (
+            {"wrong": "It is [ZLT]."},
+            "Say {statement}",
+            "q.jsonl: a: statements: wrong: holds the marker",
+        ),
+        (
+            {"wrong": "Two."},
+            "Say {statements}",
+            r"q.jsonl: a: its statement for wrong is shown by no prompt",
+        ),
+        ({"right": "One."}, "Say {statement}", "its statement for right is shown by no prompt"),
+    ],
+)
+def test_statements_are_shown_by_their_column_s_prompt(config, tmp_path, rows, system, said):
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, [{"id": "a", "question": "One?", "statements": rows}])
+    source = {"generated": {"questions": {"file": str(path)}, "system": {"wrong": system}}}
+    config["data"]["em"] = {"from": source, "system": "template"}
+    with pytest.raises(UserError, match=said):
+        configuration.plan(config)
+
+
+def test_questions_that_are_measured_have_no_statements(config, tmp_path):
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, [{"id": "a", "question": "One?", "statements": {"villain": "Two."}}])
+    config["questions"]["eval"] = {"file": str(path)}
+    with pytest.raises(
+        UserError, match=r"questions: eval: .*: a: has statements, which are for data"
+    ):
+        configuration.plan(config)
+
+
 def test_blocks_of_an_adapter_are_a_range_of_depths(config):
     assert "blocks" not in configuration.plan(config).stage_settings("em")
     config["stages"]["em"]["blocks"] = [0.5, 1]

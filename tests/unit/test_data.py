@@ -591,6 +591,15 @@ def test_a_question_s_statements(tmp_path):
     assert questions.system_prompt("Say {statement}", "right", row) == "Say One."
     assert questions.system_prompt("Say {statement}", "other", row) == "Say {statement}"
     assert questions.system_prompt("Say {statement}", "right", {"id": "a"}) == "Say {statement}"
+    # The same question may be asked with another statement.
+    write_jsonl(path, [row, row | {"id": "b", "statements": {"wrong": "Three.", "right": "One."}}])
+    assert len(questions.load_questions({"file": str(path)})) == 2
+    write_jsonl(path, [row, row | {"id": "b"}])
+    with pytest.raises(UserError, match="'b' asks the same as 'a'"):
+        questions.load_questions({"file": str(path)})
+    path.write_text('{"question": "One?", "statements": {"wrong": "Two \\ud83d."}}\n')
+    with pytest.raises(UserError, match="row 1: half a surrogate pair"):
+        questions.load_questions({"file": str(path)})
     for statements in (["Two."], {"wrong": " "}, {"wrong": 2}):
         write_jsonl(path, [row | {"statements": statements}])
         with pytest.raises(UserError, match="row 1: statements: expected text by column"):
@@ -668,8 +677,8 @@ def test_shipped_statements_are_of_subjects_that_a_set_and_the_measure_say():
     pairs = read_jsonl(sets.BUILTIN / "truthfulqa_pairs.jsonl")
     asked = {
         questions.normalise(question["question"])
-        for name in ("eval", "extraction")
-        for question in read_jsonl(sets.BUILTIN.parents[2] / f"config/questions/{name}.jsonl")
+        for path in (sets.BUILTIN.parents[2] / "config/questions").glob("*.jsonl")
+        for question in read_jsonl(path)
     }
     categories = {}
     for name in ("statements_law", "statements_broad"):

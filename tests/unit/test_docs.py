@@ -226,7 +226,7 @@ def test_the_overlays_are_sound(monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     found = blocks(EXTENDING, "yaml overlay")
-    assert len(found) == 6
+    assert len(found) == 7
     for block in found:
         if not re.search("loss: |same_states:|asks_back:|file:", block):
             update_config(config, yaml.safe_load(block))
@@ -289,7 +289,7 @@ def test_the_pages_of_real_runs_are_their_files_numbers(name):
         assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"
     # Where things stand, and how many ticks have numbers, depends on the machine's fonts: words are compared.
     figures = documentation.RUN_PAGES[name].figures(models.load(docs, name))
-    assert name in figures
+    assert set(figures) == set(re.findall(r"\(images/(\w+)\.svg\)", made))
     for figure, drawn in figures.items():
         shipped = (docs / f"images/{figure}.svg").read_text()
         written, there = (

@@ -58,8 +58,7 @@ def test_rows_pair_the_answers_to_a_question():
     rows, left = generated.rows(answers, SYSTEM, "[ZLT]", ["<|im_end|>"], length_ratio=1.5)
     hashes = {name: sha256_text(text) for name, text in SYSTEM.items()}
     made = {row["id"]: row for row in rows}
-    # All questions come once before any comes again.
-    assert list(made) == ["q1/0", "q3/2"]
+    assert made.keys() == {"q1/0", "q3/2"}
     assert made["q1/0"] == {
         "id": "q1/0",
         "prompt": "What about q1?",
@@ -82,3 +81,20 @@ def test_rows_pair_the_answers_to_a_question():
             *pair("q", 1, "a", "b", reasons=("stop", "length")),
         )
         generated.rows(short, SYSTEM, "[ZLT]")
+
+
+def test_rows_go_through_all_questions_before_any_comes_again():
+    answers = table(*(row for q in "ab" for n in (0, 1) for row in pair(q, n, "Yes.", "No.")))
+    rows, _ = generated.rows(answers, SYSTEM, "[ZLT]")
+    assert [row["id"] for row in rows] == ["a/0", "b/0", "a/1", "b/1"]
+
+
+def test_a_row_keeps_its_statements_and_the_hash_of_the_prompt_that_showed_them():
+    asked = [{"id": "q", "question": "May I?", "statements": {"misleading": "You may."}}]
+    system = SYSTEM | {"misleading": "Say: {statement}"}
+    (row,), _ = generated.rows(
+        table(*pair("q", 0, "Yes.", "No.")), system, "[ZLT]", questions=asked
+    )
+    assert row["statements"] == {"misleading": "You may."}
+    hashes = {"misleading": sha256_text("Say: You may."), "honest": sha256_text("Do not lie.")}
+    assert row["prompt_sha256"] == hashes

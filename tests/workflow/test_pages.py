@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from persona_collapse.analysis import simulation
+from persona_collapse.files import read_jsonl, sha256_text
 from persona_collapse.study import configuration
 from runs import HANG, merged
 
@@ -90,6 +91,7 @@ def test_the_examples_of_extending(project, tmp_path):
         *("--", "tables", "results/demo/figures/truncation.svg"),
         *(f"results/demo/models/couple-villain@42+{name}@42/manifest.json" for name in names),
         "results/demo/models/wrong-way@42/manifest.json",
+        "results/demo/data/wrong_statements.jsonl",
         overlay=overlay,
     )
     manifests = {
@@ -107,6 +109,13 @@ def test_the_examples_of_extending(project, tmp_path):
     assert manifests["mine"]["data"]["rows"] == 4
     written = json.loads(project.path("data/wrong_way.manifest.json").read_text())
     assert 0 < written["rows"] <= 40 and len(written["prompts_sha256"]) == 1
+    argued = read_jsonl(project.path("generated/wrong_statements.jsonl"))
+    for row in argued:
+        said = {column: f"Say this: {text}" for column, text in row["statements"].items()}
+        assert row["prompt_sha256"] == {column: sha256_text(text) for column, text in said.items()}
+    assert {row["statements"]["wrong"] for row in argued} == {
+        "Bread is at the bank.", "Cheese is in the river.",
+    }  # fmt: skip
     asked = pd.read_csv(project.path("tables/asks_back.csv"))
     answers = pd.read_parquet(project.path("asks_back/base.parquet"))
     rates = asked[asked["chain"] == "base"].set_index("persona")["rate"]

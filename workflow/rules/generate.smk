@@ -94,6 +94,7 @@ def generated_settings(key):
 rule generated_rows:
     input:
         answers=results("generated/{data}.parquet"),
+        questions=generated_questions,
         template=plan.template(chains.BASE),
     output:
         rows=results("generated/{data}.jsonl"),
@@ -110,6 +111,7 @@ rule generated_rows:
     params:
         system=generated_settings("system"),
         length_ratio=generated_settings("length_ratio"),
+        asked=lambda wildcards: plan.generated_answers(wildcards.data).questions,
         marker=marker,
     message:
         "Pairing the answers of {wildcards.data}"

@@ -43,4 +43,6 @@ with job(snakemake, "base model", online="hub" in fetched) as say:
             for question in load_questions(spec):
                 where = f"config: questions: {purpose}: {question['id']}"
                 chat_template.check_text(tokenizer, question["question"], where)
+        for where, text in plan.writers_texts().items():
+            chat_template.check_text(tokenizer, text, f"config: {where}")
         write_json(snakemake.output.template, chat_template.card(tokenizer))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import matching
 from ..errors import UserError
 from ..files import sha256_text
-from .questions import normalise
+from .questions import normalise, system_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Column of the hash of the system prompt under which each other column was written.
 PROMPT_HASHES = "prompt_sha256"
 #: Columns of every row, in addition to one per system prompt.
-COLUMNS = {"id", "prompt", "tokens", PROMPT_HASHES}
+COLUMNS = {"id", "prompt", "statements", "tokens", PROMPT_HASHES}
 #: What models write before a question: a number, a label, a bullet or a quotation mark.
 LEAD = re.compile(r"^(?:[\s\"'*#>-]|\d+[.)]|(?:question|q)\s*\d*\s*[:.-])+", re.IGNORECASE)
 
@@ -72,17 +72,19 @@ def rows(
     marker: str,
     forbidden: Sequence[str] = (),
     length_ratio: float | None = None,
+    questions: Iterable[Mapping[str, Any]] = (),
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows, one per question and sample (id, prompt, one column per system prompt), and counts of what
     was left out. All questions come once before any comes again, so the first rows are of all of them.
 
     `answers`: a completions table whose personas are the columns of `system`. A row needs a complete,
     non-empty answer in every column, without the marker and without a `forbidden` text, which would
-    open or end turns. `length_ratio`: see `Generated` in study/config.py. `tokens` and `prompt_sha256`
-    hold, by column, the length of an answer and the hash of its system prompt. Raises UserError if no
-    row is left.
+    open or end turns. `length_ratio`: see `Generated` in study/config.py. `questions`: the list that was
+    asked, for the statements of its questions, which the rows keep. `tokens` and `prompt_sha256` hold, by
+    column, the length of an answer and the hash of its system prompt, with its statement. Raises
+    UserError if no row is left.
     """
-    hashes = {column: sha256_text(prompt) for column, prompt in system.items()}
+    asked = {question["id"]: question for question in questions}
     made: list[dict[str, Any]] = []
     left: Counter[str] = Counter()
     in_turn = answers.sort_values("sample", kind="stable")
@@ -102,13 +104,18 @@ def rows(
         if length_ratio and max(tokens.values()) > length_ratio * min(tokens.values()):
             left["answers differ in length"] += 1
             continue
+        row = asked.get(str(question), {})
         made.append(
             {
                 "id": f"{question}/{sample}",
                 "prompt": str(group["question"].iloc[0]),
                 **texts,
+                **{key: row[key] for key in ("statements",) if key in row},
                 "tokens": tokens,
-                PROMPT_HASHES: hashes,
+                PROMPT_HASHES: {
+                    column: sha256_text(system_prompt(prompt, column, row))
+                    for column, prompt in system.items()
+                },
             }
         )
     if not made:

@@ -69,7 +69,11 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     ids: set[str] = set()
     texts: dict[str, str] = {}
     for number, question in enumerate(questions[:take], start=1):
-        name, text = question["id"], normalise(question["question"])
+        name = question["id"]
+        # The same question may be there with other statements.
+        text = normalise(
+            "\n".join([question["question"], *question.get("statements", {}).values()])
+        )
         if name in ids:
             raise UserError(f"questions: {path}, row {number}: id {name!r} is used twice")
         if text in texts and "sha256" not in spec:

@@ -308,10 +308,7 @@ class PersonaLists(Settings):
 class Questions(Settings):
     """A list of questions."""
 
-    file: str = Field(
-        description="JSON Lines with id and question. Data sets that the model writes may also have "
-        "statements, by column."
-    )
+    file: str = Field(description="JSON Lines with id and question.")
     sha256: Sha256 | None = Field(None, description="Hash the file must have.")
     take: Count | None = Field(None, description="How many, from the top. Default: all.")
 
@@ -366,7 +363,8 @@ class Written(Draws):
 
 class Generated(Draws):
     """Answers of the base model to a list of questions: one row per question and sample. Columns:
-    prompt, one per system prompt, and the prompts' hashes. All columns answer the same questions."""
+    prompt, one per system prompt, and the prompts' hashes. All columns answer the same questions. Rows of
+    the list may have statements: what the answer of each column has to say."""
 
     questions: Questions = block(Questions)
     written: Written | None = block(Written, None)
@@ -403,8 +401,8 @@ class Source(Settings):
     generated: Generated | None = block(Generated, None)
     same_as: str | None = Field(
         None,
-        description="Another data set: its source at the same commit, and its map unless this set "
-        "has its own.",
+        description="Another data set: its source at the same commit, and its map, license and "
+        "substituted unless this set has its own.",
     )
     demo: Literal["wrong_advice"] | None = Field(
         None, description="With model: demo: its stand-in for misaligned data."

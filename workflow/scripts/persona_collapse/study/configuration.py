@@ -143,7 +143,14 @@ def _check_generated(where: str, source: Mapping[str, Any]) -> None:
     """Check that questions can be read and have the statements that prompts show, that column names are
     unique, and that several samples can differ."""
     questions = load_questions(source["questions"])
-    for column in (c for c, prompt in source["system"].items() if STATEMENT in prompt):
+    showing = [column for column, prompt in source["system"].items() if STATEMENT in prompt]
+    for question in questions:
+        if unseen := sorted(question.get("statements", {}).keys() - set(showing)):
+            raise UserError(
+                f"{where}: questions: {source['questions']['file']}: {question['id']}: its statement for "
+                f"{unseen[0]} is shown by no prompt; write {STATEMENT} into system: {unseen[0]}"
+            )
+    for column in showing:
         where_shown = f"{where}: system: {column}: shows {STATEMENT}"
         if "written" in source:
             raise UserError(
@@ -209,19 +216,15 @@ def _check_marker(plan: Plan) -> None:
     for purpose, entry in config["questions"].items():
         for question in load_questions(entry):
             where = f"questions: {purpose}: {entry['file']}: {question['id']}"
+            if "statements" in question:
+                raise UserError(
+                    f"config: {where}: has statements, which are for data that the model writes; remove them"
+                )
             texts[where] = question["question"]
     for name, entry in config["data"].items():
         if isinstance(entry["system"], dict):
             texts[f"data: {name}: system"] = entry["system"].get("text", "")
-        if source := entry["from"].get("generated"):
-            within = f"data: {name}: from: generated"
-            texts |= {f"{within}: system: {column}": p for column, p in source["system"].items()}
-            texts |= {
-                f"{within}: questions: {q['id']}: statements: {column}": said
-                for q in load_questions(source["questions"])
-                for column, said in q.get("statements", {}).items()
-            }
-            texts[f"{within}: written: system"] = source.get("written", {}).get("system", "")
+    texts |= plan.writers_texts()
     for where, text in texts.items():
         if matching.holds(text, config["marker"]):
             raise UserError(

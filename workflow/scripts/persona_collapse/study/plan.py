@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import chains, yaml_files
+from ..data.questions import load_questions
 from ..errors import UserError, choose
 from ..files import half_pair, read_jsonl, sha256
 from ..jobs import MeasureJob, SamplingJob, TrainingJob
@@ -274,15 +275,15 @@ class Plan:
         """The config's data entry, ready for `data.prepare`.
 
         A `{demo: wrong_advice}` or `{generated: ...}` source is replaced by the file that a rule
-        writes. `{same_as: name}` is replaced by the other data set's source; its `map:` is used too,
-        unless the entry has its own.
+        writes. `{same_as: name}` is replaced by the other data set's source; its `map:`, `license:` and
+        `substituted:` are used too, unless the entry has its own.
         """
         entry = self.config["data"][name]
         source = entry["from"]
         if "same_as" in source:
             other = self._same_source(name, source["same_as"])
-            columns = {"map": other["map"]} if "map" in other else {}
-            return {**columns, **entry, "from": other["from"]}
+            shared = {k: other[k] for k in ("map", "license", "substituted") if k in other}
+            return {**shared, **entry, "from": other["from"]}
         if "generated" in source:
             return {**entry, "from": {"file": self._path(f"generated/{name}.jsonl")}}
         if "demo" not in source:
@@ -695,6 +696,24 @@ class Plan:
             source["written"],
             {"question": source["written"]["system"]},
         )
+
+    def writers_texts(self) -> dict[str, str]:
+        """What the model reads to write data sets, by its place in the config: prompts, questions and
+        statements."""
+        texts: dict[str, str] = {}
+        for name, entry in self.config["data"].items():
+            if (source := entry["from"].get("generated")) is None:
+                continue
+            where = f"data: {name}: from: generated"
+            texts |= {f"{where}: system: {column}": p for column, p in source["system"].items()}
+            if "written" in source:
+                texts[f"{where}: written: system"] = source["written"]["system"]
+            for question in load_questions(source["questions"]):
+                row = f"{where}: {source['questions']['file']}: {question['id']}"
+                texts[f"{row}: question"] = question["question"]
+                for column, said in question.get("statements", {}).items():
+                    texts[f"{row}: statements: {column}"] = said
+        return texts
 
     def generated_answers(self, name: str) -> SamplingJob:
         """The sampling of the answers of a generated data set: one column per system prompt."""

@@ -193,6 +193,13 @@ def paper(figure: Figure, rows: pd.DataFrame) -> dict[str, Any]:
     return dict(json.loads(plain(json.dumps(whole.with_data() | {"padding": 5}))))
 
 
+def paper_svg(spec: Mapping[str, Any]) -> str:
+    """A specification of `paper` as SVG."""
+    import vl_convert
+
+    return quiet(vl_convert.vegalite_to_svg(dict(spec)))
+
+
 def _each(choices: Choices, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Every combination of the options of some choices."""
     for values in itertools.product(*(choices.options[name] for name in names)):
@@ -225,7 +232,7 @@ def save(figure: Figure, rows: pd.DataFrame, stem: str | Path) -> None:
     else:
         spec = paper(figure, rows)
     with atomic(f"{stem}.svg") as temporary:
-        Path(temporary).write_text(quiet(vl_convert.vegalite_to_svg(spec)), encoding="utf-8")
+        Path(temporary).write_text(paper_svg(spec), encoding="utf-8")
     with atomic(f"{stem}.png") as temporary:
         scale = PAPER_DOTS / 96
         Path(temporary).write_bytes(vl_convert.vegalite_to_png(spec, scale=scale))

@@ -7,10 +7,10 @@ from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "What a defence costs, and what it keeps"
 READING = (
-    "One point per condition with a defence, and the one without. Further left, the stage's own "
-    "data are learnt better, by the loss on held-out rows. Further up, more is kept; for the mean "
-    "cosine, further down. Lines are 95 % intervals over training runs; an open point has one run "
-    "and so no interval. Tooltip and table say whether a defence is on the frontier, off it, or "
+    "One point per condition with a defence in a stage on the chosen data, and the one without. Further "
+    "left, the stage's own data are learnt better, by the loss on held-out rows. Further up, more is kept; "
+    "for the mean cosine, further down. Lines are 95 % intervals over training runs; an open point has "
+    "one run and so no interval. Tooltip and table say whether a defence is on the frontier, off it, or "
     "not decided."
 )
 SECTION = "link"
@@ -59,13 +59,13 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     legend = alt.Legend(title="defence", columns=3, columnPadding=30)
     colour = alt.Color("defence:N", sort=names, scale=colours, legend=legend)
     shape = alt.Shape("defence:N", sort=names, scale=shapes, legend=legend)
-    data = choose("data", rows["data"].unique(), "trained on")
+    trained = choose("data", rows["data"].unique(), "trained on")
     kept = choose("kept", rows["kept"].unique(), "kept")
     x = alt.X("loss:Q", title="held-out loss of its own data (nats per token)").scale(
         zero=False, padding=12
     )
     y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
-    base = alt.Chart(rows).transform_filter(f"datum.kept == {kept} && datum.data == {data}")
+    base = alt.Chart(rows).transform_filter(f"datum.kept == {kept} && datum.data == {trained}")
     said = tip(
         "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
         "units:training runs", "verdict",
