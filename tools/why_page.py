@@ -30,7 +30,9 @@ def axes_table(models: Sequence[Model]) -> str:
     """Each property of the second stage: the size of the update, what is learnt, and what is left."""
     rows = []
     for model in models:
-        for _, row in model.tables["why"].iterrows():
+        table = model.tables["why"]
+        words = ["differs", "axis", "verdict", "curve_note"]
+        for _, row in table.assign(**table[words].astype(object).fillna("")).iterrows():
             early = pd.notna(row["dose"]) and row["dose"] != ""
             dose = f", {row['steps']:.0f} steps" if early else ""
             made = [cell(model.name), cell(f"{row['condition']}: {row['title']}{dose}"),
@@ -38,8 +40,7 @@ def axes_table(models: Sequence[Model]) -> str:
             for name, ends, _, digits in VALUES:
                 value, low, high = (row[c] for c in (name, f"{ends}_low", f"{ends}_high"))
                 made.append("" if pd.isna(value) else shown(value, low, high, digits))
-            said = [row[name] for name in ("verdict", "curve_note") if pd.notna(row[name])]
-            rows.append([*made, cell(": ".join(filter(None, said)))])
+            rows.append([*made, cell(row["verdict"] or row["curve_note"])])
     head = [
         "run",
         "condition",

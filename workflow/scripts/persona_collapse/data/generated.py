@@ -110,7 +110,7 @@ def rows(
                 "id": f"{question}/{sample}",
                 "prompt": str(group["question"].iloc[0]),
                 **texts,
-                **{key: row[key] for key in ("statements",) if key in row},
+                **({"statements": row["statements"]} if "statements" in row else {}),
                 "tokens": tokens,
                 PROMPT_HASHES: {
                     column: sha256_text(system_prompt(prompt, column, row))
