@@ -548,6 +548,16 @@ def test_what_has_no_defence_is_drawn_as_its_csv_says(everything, tmp_path):
     assert (tmp_path / "frontier.svg").stat().st_size
 
 
+def test_each_data_set_has_its_own_panels_of_the_frontier(everything):
+    own = everything["frontier"]
+    own = own[own["outcome"].isin(["held_out_loss", "rate", "m1"])]
+    figure = figures.catalogue()["frontier"]
+    rows = _render.data(figure, {"frontier": pd.concat([own, own.assign(data="benign")])})
+    drawn = _render.paper(figure, rows)
+    assert len(drawn["concat"]) == 2 * rows["kept"].nunique()
+    assert len(marks(drawn, "symbol")) == len(rows) > 0
+
+
 def test_base_models_are_compared_by_what_was_done_to_them(everything):
     assert _render.data(figures.catalogue()["base_models"], everything).empty
     tables = with_early(everything)
