@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
@@ -128,8 +127,3 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     table = pd.DataFrame(rows)
     order = list(dict.fromkeys(table["line"]))
     return {NAME: intervals(table, "source says the marker", order)}
-
-
-def page(docs: Path) -> str | None:
-    """The text of docs/cause.md with its tables made; None where no run was added."""
-    return kept_runs.page(docs, NAME, TABLES)

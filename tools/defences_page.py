@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
@@ -107,8 +106,3 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
             drawn["defences_frontier"] = _render.paper_svg(_render.paper(figure, few))
             break
     return drawn
-
-
-def page(docs: Path) -> str | None:
-    """The text of docs/defences.md with its tables made; None where no run was added."""
-    return kept_runs.page(docs, NAME, TABLES)

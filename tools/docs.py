@@ -413,7 +413,7 @@ def main() -> None:
         (ROOT / name).write_text(page(), encoding="utf-8")
     _put("docs/reading.md", "glossary", glossary_table())
     for name, module in RUN_PAGES.items():
-        text = module.page(ROOT / "docs")
+        text = kept_runs.page(ROOT / "docs", name, module.TABLES)
         if text is not None:
             (ROOT / f"docs/{name}.md").write_text(text, encoding="utf-8")
             for drawn, svg in module.figures(kept_runs.load(ROOT / "docs", name)).items():

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -705,8 +704,3 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
             panels.append(base.mark_rule(strokeWidth=2).encode(y=low, y2="high:Q") + points)
         chart = alt.hconcat(*panels).configure(background="white", font=PAPER_FONT)
         return {"models": quiet(vl_convert.vegalite_to_svg(chart.to_dict()))}
-
-
-def page(docs: Path) -> str | None:
-    """The text of docs/models.md with its tables made; None where no run was added."""
-    return kept_runs.page(docs, "models", TABLES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import models as kept_runs
 import pandas as pd
@@ -64,8 +63,3 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     figure = catalogue()[NAME]
     found = _render.data(figure, models[-1].tables)
     return {NAME: _render.paper_svg(_render.paper(figure, found))}
-
-
-def page(docs: Path) -> str | None:
-    """The text of docs/why.md with its tables made; None where no run was added."""
-    return kept_runs.page(docs, NAME, TABLES)

@@ -17,7 +17,7 @@ with job(snakemake, f"rows of {snakemake.wildcards.data}") as say:
         params.marker,
         forbidden,
         params.length_ratio,
-        load_questions(params.asked | {"file": snakemake.input.questions}),
+        load_questions(params.asked),
     )
     say(f"{len(rows)} rows; left out: {left}")
     write_jsonl(snakemake.output.rows, rows)
