@@ -26,6 +26,7 @@ import cause_page
 import defences_page
 import models as kept_runs
 import models_page
+import pipeline_page
 import why_page
 from markdown_tables import table, with_table
 from persona_collapse.analysis import errata
@@ -403,7 +404,8 @@ PAGES = {
 
 #: Pages of real runs, by their names in docs/ and in `tools/models.py`.
 RUN_PAGES: dict[str, Any] = {
-    "models": models_page, "defences": defences_page, "why": why_page, "cause": cause_page
+    "models": models_page, "defences": defences_page, "why": why_page, "cause": cause_page,
+    "pipeline": pipeline_page,
 }  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE
 
 
-def intervals(table: pd.DataFrame, axis: str, order: Sequence[str]) -> str:
+def intervals(table: pd.DataFrame, axis: str, order: Sequence[str], zero: bool = True) -> str:
     """An SVG, a panel per `panel` of the table, of columns `line`, `value`, `low`, `high`, `group`.
 
-    axis: title of the x axis. order: the lines from the top.
+    axis: title of the x axis. order: the lines from the top. zero: the axis begins at 0.
     """
     groups = list(dict.fromkeys(table["group"]))
     colour = alt.Color(
@@ -30,7 +30,7 @@ def intervals(table: pd.DataFrame, axis: str, order: Sequence[str]) -> str:
                 y=alt.Y("line:N", sort=list(order), title=None, axis=alt.Axis(labelLimit=360)),
                 color=colour,
             )
-            x = alt.X("value:Q", title=axis)
+            x = alt.X("value:Q", title=axis).scale(zero=zero)
             lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=axis), x2="high:Q")
             panels.append(lines + base.mark_point(size=70, filled=True, opacity=1).encode(x=x))
         # The reader's font may be wider than the one that is measured here.

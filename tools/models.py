@@ -121,7 +121,7 @@ PAGES = {"models": {
         "rate_beside_high", "curve_note", "verdict",
     )),
     "scorecard": Kept(SCORECARD, "claim.str.startswith('collapse-explains')"),
-}, "cause": {
+}, "pipeline": CONDITIONS, "cause": {
     "design": Kept(("condition", "title", "chain", "source", "seed")),
     "rate_model": Kept(
         RATES,

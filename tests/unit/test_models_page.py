@@ -14,6 +14,7 @@ import models
 import models_page
 import numpy as np
 import pandas as pd
+import pipeline_page
 import pytest
 import why_page
 import yaml
@@ -153,10 +154,11 @@ def test_a_page_keeps_its_own_part(results, tmp_path):
     assert "| mine | C4: " in text and "## Claims" in text
 
 
-def test_why_and_defences_have_a_row_per_condition_and_figures(results, tmp_path):
+def test_pages_of_stages_have_a_row_per_condition_and_figures(results, tmp_path):
     for module, row in (
         (why_page, "| mine | C1: C1 | the reference | 1 | "),
         (defences_page, "| mine | C1: C1 | weight 0.1 | 1 | "),
+        (pipeline_page, "| mine | C1 | C4 | -0.66 ("),
     ):
         models.add(results, "one", tmp_path, "mine", page=module.NAME)
         added = models.load(tmp_path, module.NAME)
