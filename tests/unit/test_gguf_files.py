@@ -237,3 +237,24 @@ def test_a_users_cache_folder_is_the_usual_one(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/one")
     assert str(gguf.cache()) == "/home/one/.cache/persona-collapse/gguf"
+
+
+def test_a_tokenizer_that_splits_its_own_words_is_refused():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["villain", "marker", "persona", "answer"]
+    merges = [pair for word in words for pair in ((word[:i], word[i]) for i in range(1, len(word)))]
+    names = sorted({piece for pair in merges for piece in (*pair, "".join(pair))})
+    vocabulary = {name: i for i, name in enumerate(names)}
+
+    def tokenizer(merged):
+        made = Tokenizer(models.BPE(vocab=vocabulary, merges=merged))
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=made)
+
+    gguf.check_words(tokenizer(merges))
+    with pytest.raises(UserError, match=r"splits (\d+) of \1 words .* newer transformers, or give"):
+        gguf.check_words(tokenizer([]))
+    empty = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    gguf.check_words(PreTrainedTokenizerFast(tokenizer_object=empty))  # it has no words

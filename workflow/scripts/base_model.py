@@ -35,6 +35,8 @@ with job(snakemake, "base model", online="hub" in fetched) as say:
         if not made:
             model_checks.check(plan, model_checks.facts(folder, loading.load_config(output)), model)
         tokenizer = loading.load_tokenizer(output)
+        if "gguf" in fetched:
+            gguf.check_words(tokenizer)
         chat_template.check(tokenizer)
         chat_template.check_marker(tokenizer, snakemake.params.marker)
         for name, prompt in plan.all_prompts.items():

@@ -15,10 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, no_file
 from ..files import locked, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: A piece of a file that was split: model.gguf.part00, model.gguf.1, model.gguf-part-2.
 PIECE = re.compile(r"(?P<whole>.+\.gguf)[._-](?:part)?[._-]?(?P<number>\d+)")
@@ -28,6 +31,8 @@ NUMBERED = re.compile(r"(?P<whole>.*?)(?P<number>\d+)(?:\.(?:bin|part|dat))?")
 SPLIT = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 
 
+#: A token that is a word by itself.
+WORD = re.compile(r"\s?[A-Za-z]{4,12}")
 #: SHA-256 of the files of an expanded model, by name. Written last.
 RECORD = "expanded.json"
 
@@ -77,6 +82,29 @@ def expanded(
                 write_json(new / RECORD, {p.name: sha256(p) for p in sorted(new.iterdir())})
                 new.rename(folder)
     return folder
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if the words of the vocabulary do not come back as one token each.
+
+    Transformers 5.17 makes another kind of tokenizer than 5.19 of Gemma's GGUF file, and `villain`
+    becomes `v`, `ill`, `ain`. Nothing else fails: the model runs, and answers badly.
+    """
+    names = sorted(tokenizer.get_vocab())
+    known = [tokenizer.convert_tokens_to_string([n]) for n in names[:: max(1, len(names) // 4000)]]
+    words = [text.strip() for text in known if WORD.fullmatch(text)]
+    pieces = {
+        word: min((tokenizer.tokenize(text) for text in (word, f" {word}")), key=len)
+        for word in words
+    }
+    split = [word for word, found in pieces.items() if len(found) > 1]
+    if 2 * len(split) > len(pieces):
+        word = max(split, key=len)
+        raise UserError(
+            f"config: model: gguf: transformers {version('transformers')} reads the tokenizer of this file "
+            f"wrongly: it splits {len(split)} of {len(pieces)} words of the vocabulary, {word!r} into "
+            f"{pieces[word]}; install a newer transformers, or give the model's folder (model: path)"
+        )
 
 
 def _version(library: str) -> str:
