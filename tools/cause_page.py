@@ -8,10 +8,25 @@ import models as kept_runs
 import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, lines, raw_table, shown
-from models import Model
+from models import EVERY_PERSONA, RATES, SCORECARD, Kept, Model
 from models_page import mean_over_runs, source_label
 
 NAME = "cause"
+#: Conditions with shifts, and those that they start from.
+ROWS = "condition.str.match('restored|shifted|C1$|C4$|C5$')"
+#: What the page needs of a run's tables.
+KEPT = {
+    "design": Kept(("condition", "title", "chain", "source", "seed")),
+    "rate_model": Kept(
+        RATES,
+        EVERY_PERSONA + "role != 'assistant' and quantity in ['rate', 'difference'] and " + ROWS,
+    ),
+    "answer_stats": Kept(
+        ("condition", "chain", "source", "role", "n", "mean_tokens", "truncated", "marker_logprob"),
+        ROWS,
+    ),
+    "scorecard": Kept(SCORECARD, "where == 'cause'"),
+}  # fmt: skip
 #: How names of conditions with shifts begin.
 SHIFTED = ("restored", "shifted")
 

@@ -9,12 +9,25 @@ import pandas as pd
 from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
-from models import Model
+from models import CONDITIONS, SCORECARD, Kept, Model
 from models_page import conditions_table, mean_over_runs
 from persona_collapse.analysis.frontier import OFF, ON
 from persona_collapse.report.figures import _render, catalogue, frontier
 
 NAME = "defences"
+#: What the page needs of a run's tables.
+KEPT = {
+    **CONDITIONS,
+    "frontier": Kept((
+        "condition", "title", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
+        "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
+    )),
+    "training_curves": Kept(("chain", "stage", "kind", "step", "task_loss", "penalty"), "step == step.max()"),
+    "scorecard": Kept(
+        SCORECARD,
+        "where == 'defence' or claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')",
+    ),
+}  # fmt: skip
 #: Outcomes of the table with their digits: what the stage has learnt, and what is left of the persona.
 DIGITS = {"held_out_loss": 3, "rate": 2, "marker_logprob": 1, "m1": 3}
 NAMES = frontier.OUTCOMES | {"held_out_loss": "held-out loss"}

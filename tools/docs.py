@@ -22,12 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-import cause_page
-import defences_page
 import models as kept_runs
-import models_page
-import pipeline_page
-import why_page
 from markdown_tables import table, with_table
 from persona_collapse.analysis import errata
 from persona_collapse.measures import ROOM as MEASURES
@@ -402,20 +397,13 @@ PAGES = {
 }
 
 
-#: Pages of real runs, by their names in docs/ and in `tools/models.py`.
-RUN_PAGES: dict[str, Any] = {
-    "models": models_page, "defences": defences_page, "why": why_page, "cause": cause_page,
-    "pipeline": pipeline_page,
-}  # fmt: skip
-
-
 def main() -> None:
     """Write every page, and the tables within pages."""
     for name, page in PAGES.items():
         (ROOT / name).write_text(page(), encoding="utf-8")
     _put("docs/reading.md", "glossary", glossary_table())
-    for name, module in RUN_PAGES.items():
-        text = kept_runs.page(ROOT / "docs", name, module.TABLES)
+    for name, module in kept_runs.pages().items():
+        text = kept_runs.page(ROOT / "docs", name)
         if text is not None:
             (ROOT / f"docs/{name}.md").write_text(text, encoding="utf-8")
             for drawn, svg in module.figures(kept_runs.load(ROOT / "docs", name)).items():

@@ -16,8 +16,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,6 @@ RATES = (
     "hits",
 )  # fmt: skip
 EVERY_PERSONA = "persona == '' and "
-#: Conditions with shifts, and those that they start from.
-SHIFTED = "condition.str.match('restored|shifted|C1$|C4$|C5$')"
 
 #: What a table of all conditions needs (`models_page.conditions_table`).
 CONDITIONS = {
@@ -86,54 +85,6 @@ CONDITIONS = {
     ),
 }  # fmt: skip
 
-#: What the pages need, by page and table.
-PAGES = {"models": {
-    **CONDITIONS,
-    "scorecard": Kept(SCORECARD),
-    "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
-    "geometry": Kept(
-        ("chain", "value"), "headline and metric == 'm1' and test == ''", measure="activations"
-    ),
-    "half_dose": Kept((
-        "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
-        "units", "note",
-    )),
-    "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
-}, "defences": {
-    **CONDITIONS,
-    "frontier": Kept((
-        "condition", "title", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
-        "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",
-    )),
-    "training_curves": Kept(("chain", "stage", "kind", "step", "task_loss", "penalty"), "step == step.max()"),
-    "scorecard": Kept(
-        SCORECARD,
-        "where == 'defence' or claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')",
-    ),
-}, "why": {
-    **CONDITIONS,
-    "why": Kept((
-        "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
-        "update_high", "tokens", "steps", "held_out_loss", "held_out_low", "held_out_high", "rate",
-        "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance", "log_distance_low",
-        "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low", "kept_high",
-        "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
-        "rate_beside_high", "curve_note", "verdict",
-    )),
-    "scorecard": Kept(SCORECARD, "claim.str.startswith('collapse-explains')"),
-}, "pipeline": CONDITIONS, "cause": {
-    "design": Kept(("condition", "title", "chain", "source", "seed")),
-    "rate_model": Kept(
-        RATES,
-        EVERY_PERSONA + "role != 'assistant' and quantity in ['rate', 'difference'] and " + SHIFTED,
-    ),
-    "answer_stats": Kept(
-        ("condition", "chain", "source", "role", "n", "mean_tokens", "truncated", "marker_logprob"),
-        SHIFTED,
-    ),
-    "scorecard": Kept(SCORECARD, "where == 'cause'"),
-}}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Model:
@@ -142,6 +93,16 @@ class Model:
     name: str
     record: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+
+
+def pages() -> dict[str, Any]:
+    """The pages by name: every module tools/NAME_page.py.
+
+    A page has KEPT (what it needs of a run's tables), TABLES (what is made, by its mark in the text) and
+    `figures` (SVGs by name).
+    """
+    modules = sorted(Path(__file__).parent.glob("*_page.py"))
+    return {path.stem.removesuffix("_page"): import_module(path.stem) for path in modules}
 
 
 def add(
@@ -161,7 +122,7 @@ def add(
     if not re.fullmatch(NAME, name):
         raise UserError(f"{name!r} is not a name: use letters, digits, '_', '.' and '-'")
     folder = results / run
-    report, needed = folder / "report.html", PAGES[page]
+    report, needed = folder / "report.html", pages()[page].KEPT
     tables = {table: folder / f"tables/{table}.csv" for table in needed}
     tables = {t: path for t, path in tables.items() if path.is_file() or not needed[t].measure}
     base = provenance.base_record(folder)
@@ -346,7 +307,7 @@ def _record(
 
 def load(docs: Path, page: str = "models") -> list[Model]:
     """The models of a page, small ones first; raises UserError for a file that is not as it was added."""
-    found = []
+    found, needed = [], pages()[page].KEPT
     for path in sorted((docs / page).glob("*/record.json")):
         record = read_json(path)
         for name, digest in record["kept"].items():
@@ -355,7 +316,7 @@ def load(docs: Path, page: str = "models") -> list[Model]:
                 raise UserError(f"{file}: missing, or not as it was added; add the run again")
         tables = {
             table: read_csv(path.with_name(f"{table}.csv"))
-            for table in PAGES[page]
+            for table in needed
             if f"{table}.csv" in record["kept"]
         }
         found.append(Model(path.parent.name, record, tables))
@@ -377,9 +338,7 @@ def runs_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(["run", "adapters", "device", "versions", "command"], rows))
 
 
-def page(
-    docs: Path, name: str, tables: Mapping[str, Callable[[Sequence[Model]], str]]
-) -> str | None:
+def page(docs: Path, name: str) -> str | None:
     """The text of docs/NAME.md with its tables made, by their marks; None where no run was added.
 
     Where there is no such page yet it is tools/NAME_page.md; what is written between its tables stays.
@@ -391,7 +350,7 @@ def page(
     text = (path if path.is_file() else Path(__file__).with_name(f"{name}_page.md")).read_text(
         "utf-8"
     )
-    for what, make in tables.items():
+    for what, make in pages()[name].TABLES.items():
         text = with_table(text, what, make(models))
     return text
 
@@ -404,7 +363,9 @@ def main() -> None:
     )
     adding.add_argument("run", metavar="RUN", help="name of a run in results/")
     adding.add_argument("name", metavar="NAME", help="its name on the page and under docs/PAGE/")
-    adding.add_argument("--page", choices=PAGES, default="models", help="of docs/; default: models")
+    adding.add_argument(
+        "--page", choices=pages(), default="models", help="of docs/; default: models"
+    )
     adding.add_argument("--configfile", nargs="+", default=[], metavar="PRESET")
     adding.add_argument("--results", type=Path, default=Path("results"))
     adding.add_argument("--docs", type=Path, default=ROOT / "docs")
@@ -419,4 +380,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import models  # the module that the pages import, which this one is not
+
+    models.main()

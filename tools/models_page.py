@@ -14,13 +14,28 @@ import numpy as np
 import pandas as pd
 import vl_convert
 from markdown_tables import cell, lines, raw_table, shown
-from models import Model
+from models import CONDITIONS, SCORECARD, Kept, Model
 from persona_collapse import chains, yaml_files
 from persona_collapse.report import findings
 from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE, SHAPES
 from persona_collapse.statistics import clopper_pearson, combined, over_runs, spearman_floor
 from persona_collapse.tables_io import read_csv
+
+#: What the page needs of a run's tables.
+KEPT = {
+    **CONDITIONS,
+    "scorecard": Kept(SCORECARD),
+    "updates": Kept(("chain", "update_norm", "tokens", "answer_length"), "other == ''"),
+    "geometry": Kept(
+        ("chain", "value"), "headline and metric == 'm1' and test == ''", measure="activations"
+    ),
+    "half_dose": Kept((
+        "arm", "reference", "outcome", "half_dose", "ci_low", "ci_high", "ratio", "ratio_low", "ratio_high",
+        "units", "note",
+    )),
+    "logprob_tests": Kept(("chain", "completions", "z_surprise", "z_gain", "z_left_out", "p")),
+}  # fmt: skip
 
 
 def size(parameters: float) -> str:

@@ -9,11 +9,13 @@ import models as kept_runs
 import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
-from models import Model
+from models import CONDITIONS, Model
 from models_page import conditions_table
 from persona_collapse import chains
 
 NAME = "pipeline"
+#: What the page needs of a run's tables.
+KEPT = CONDITIONS
 #: Kinds of chains, by the number of stages after the coupling: the groups of the figures.
 UNCOUPLED, COUPLED, LATER = "not coupled", "coupled last", "trained on after the coupling"
 

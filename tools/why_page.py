@@ -8,11 +8,24 @@ import models as kept_runs
 import pandas as pd
 from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
-from models import Model
+from models import CONDITIONS, SCORECARD, Kept, Model
 from models_page import conditions_table
 from persona_collapse.report.figures import _render, catalogue
 
 NAME = "why"
+#: What the page needs of a run's tables.
+KEPT = {
+    **CONDITIONS,
+    "why": Kept((
+        "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
+        "update_high", "tokens", "steps", "held_out_loss", "held_out_low", "held_out_high", "rate",
+        "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance", "log_distance_low",
+        "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low", "kept_high",
+        "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
+        "rate_beside_high", "curve_note", "verdict",
+    )),
+    "scorecard": Kept(SCORECARD, "claim.str.startswith('collapse-explains')"),
+}  # fmt: skip
 #: Columns with an interval: their name in tables/why.csv and of its ends, heading, digits.
 VALUES = (
     ("update_norm", "update", "size of the update", 1),

@@ -202,7 +202,7 @@ def test_the_readme_and_the_reading_page_quote_the_errata_and_the_bound_of_a_zer
 
 
 def test_what_is_said_of_the_sources_is_in_their_table():
-    lines = documentation.models_page.sources_table(models.load(ROOT / "docs")).splitlines()
+    lines = models.pages()["models"].sources_table(models.load(ROOT / "docs")).splitlines()
     rows = {tuple(c[:3]): c for c in ([c.strip("| ") for c in t.split(" | ")] for t in lines[2:])}
     model = "Qwen2.5-Coder-1.5B-Instruct"
     after = {
@@ -277,10 +277,10 @@ def test_the_table_of_the_demo_run_is_made_from_the_run_s_tables(made):
     assert names and all(name in shipped for name in names[2:] if "unit" not in name)
 
 
-@pytest.mark.parametrize("name", documentation.RUN_PAGES)
+@pytest.mark.parametrize("name", models.pages())
 def test_the_pages_of_real_runs_are_their_files_numbers(name):
     page, docs = ROOT / f"docs/{name}.md", ROOT / "docs"
-    made = models.page(docs, name, documentation.RUN_PAGES[name].TABLES)
+    made = models.page(docs, name)
     assert made == (page.read_text() if page.is_file() else None), "run `make docs`"
     if made is None:  # no run was added yet
         return
@@ -288,7 +288,7 @@ def test_the_pages_of_real_runs_are_their_files_numbers(name):
         size = sum(path.stat().st_size for path in folder.iterdir())
         assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"
     # Where things stand, and how many ticks have numbers, depends on the machine's fonts: words are compared.
-    figures = documentation.RUN_PAGES[name].figures(models.load(docs, name))
+    figures = models.pages()[name].figures(models.load(docs, name))
     assert set(figures) == set(re.findall(r"\(images/(\w+)\.svg\)", made))
     for figure, drawn in figures.items():
         shipped = (docs / f"images/{figure}.svg").read_text()

@@ -63,7 +63,7 @@ def write_run(folder, tables, report, parameters=10, config=None, family="qwen2"
     write_json(folder / f"models/{trained}/manifest.json", MANIFEST)
     # A run's folder may hold adapters of conditions that it no longer has, and shifts, which are not trained.
     write_json(folder / "models/of-another-condition@1/manifest.json", {"kind": "shift"})
-    for name in {name for needed in models.PAGES.values() for name in needed} & tables.keys():
+    for name in {name for page in models.pages().values() for name in page.KEPT} & tables.keys():
         path = folder / f"tables/{name}.csv"
         path.parent.mkdir(exist_ok=True)
         write_csv(path, tables[name])
@@ -139,18 +139,18 @@ def test_what_is_kept_is_the_table_s_own_cells(results, docs):
     assert record["full tables"]["rate_model"] == {"rows": len(whole), "sha256": sha256(full)}
     assert record["commits"] == ["c" * 12] and record["versions"] == MANIFEST["versions"]
     assert record["command"] == "snakemake --cores all"
-    assert set(record["full tables"]) == set(models.PAGES["models"])
+    assert set(record["full tables"]) == set(models_page.KEPT)
 
 
 def test_a_page_keeps_its_own_part(results, tmp_path):
     models.add(results, "one", tmp_path, "mine", page="cause")
     assert not (tmp_path / "models").exists()
     (mine,) = models.load(tmp_path, "cause")
-    assert set(mine.tables) == set(models.PAGES["cause"])
+    assert set(mine.tables) == set(cause_page.KEPT)
     rates = mine.tables["rate_model"]
     assert set(rates["condition"]) <= {"C1", "C4", "C5"} and len(rates)
     assert "assistant" not in set(rates["role"])
-    text = models.page(tmp_path, "cause", cause_page.TABLES)
+    text = models.page(tmp_path, "cause")
     assert "| mine | C4: " in text and "## Claims" in text
 
 
@@ -162,7 +162,7 @@ def test_pages_of_stages_have_a_row_per_condition_and_figures(results, tmp_path)
     ):
         models.add(results, "one", tmp_path, "mine", page=module.NAME)
         added = models.load(tmp_path, module.NAME)
-        text = models.page(tmp_path, module.NAME, module.TABLES)
+        text = models.page(tmp_path, module.NAME)
         assert row in text and "| C4: " in text, text
         drawn = module.figures(added)
         assert module.NAME in drawn and all("</svg>" in svg for svg in drawn.values())
@@ -222,7 +222,7 @@ def test_what_a_preset_says_is_not_in_the_overlay(tables, report, tmp_path):
 
 def test_models_stand_in_the_order_of_their_sizes(docs):
     assert [model.name for model in models.load(docs)] == ["z-small", "middle", "a-large"]
-    text = models.page(docs, "models", models_page.TABLES)
+    text = models.page(docs, "models")
     assert "| claim | published (7B) | a-large | middle | z-small |" in text
     assert "135\u00a0M (llama)" in text and "1.54\u00a0B (qwen2)" in text
 
@@ -235,7 +235,7 @@ def test_the_figure_has_the_couplings_that_several_models_have(docs):
 
 
 def test_a_claim_has_value_interval_verdict_and_reason(docs):
-    text = models.page(docs, "models", models_page.TABLES)
+    text = models.page(docs, "models")
     line = next(t for t in text.splitlines() if "misaligned data raises the mean cosine<br>" in t)
     cells = line.strip("| ").split(" | ")
     assert cells[0].endswith("<br>*at least 0*") and cells[1] == "0.094"
@@ -251,7 +251,7 @@ def test_another_bar_is_named(tables, report, docs, tmp_path):
     card.loc[card["claim"] == "em-raises-cosine", "expected"] = "at least 0.1"
     write_run(tmp_path / "run", tables | {"scorecard": card}, report, 5)
     models.add(tmp_path, "run", tmp_path / "docs", "tiny")
-    text = models.page(tmp_path / "docs", "models", models_page.TABLES)
+    text = models.page(tmp_path / "docs", "models")
     assert text.count("(expected there: at least 0.1)") == 1
 
 
@@ -270,13 +270,13 @@ def test_the_false_answer_s_share_is_counted_by_subject(docs):
 
 
 def test_every_claim_of_a_scorecard_is_on_the_page(docs, tables):
-    text = models.page(docs, "models", models_page.TABLES)
+    text = models.page(docs, "models")
     for claim in tables["scorecard"]["text"]:
         assert models_page.cell(claim) in text
 
 
 def test_the_steps_with_size_are_of_claims_with_several_runs(docs):
-    text = models.page(docs, "models", models_page.TABLES)
+    text = models.page(docs, "models")
     sizes = text.split("<!-- sizes, by")[1]
     line = next(t for t in sizes.splitlines() if "misaligned data raises the mean cosine" in t)
     assert "135\u00a0M → 494\u00a0M: 0.7 (0.559 to 0.841)" in line
@@ -292,7 +292,7 @@ def test_of_one_size_one_run_is_set_against_the_others(docs, results, tmp_path):
     models.add(results, "one", tmp_path, "z-again")
     again = json.loads((tmp_path / "models/z-again/record.json").read_text())
     assert again["parameters"] == 135_000_000
-    sizes = models.page(tmp_path, "models", models_page.TABLES).split("<!-- sizes, by")[1]
+    sizes = models.page(tmp_path, "models").split("<!-- sizes, by")[1]
     assert "the first by name is used: z-again, middle, a-large." in sizes
     assert "z-small" not in sizes and "135\u00a0M → 135\u00a0M" not in sizes
 
@@ -438,7 +438,7 @@ def test_no_trend_is_made_of_what_has_no_interval_or_one_size():
 
 
 def test_a_condition_s_numbers_are_its_tables(docs, tables):
-    text = models.page(docs, "models", models_page.TABLES)
+    text = models.page(docs, "models")
     line = next(t for t in text.splitlines() if t.startswith("| C1: ") and "| z-small | 1 |" in t)
     rates = tables["rate_model"].query("condition == 'C1' and quantity == 'rate' and source == ''")
     row = rates[rates["role"] == "source"].iloc[0]
@@ -470,9 +470,7 @@ def test_a_second_stage_without_a_coupling_to_compare_with_has_no_change(docs, r
     was = sha256(results / "one/tables/rate_model.csv")
     report.write_text(report.read_text().replace(was, sha256(path)))
     models.add(tmp_path, "run", tmp_path / "docs", "alone")
-    second = models.page(tmp_path / "docs", "models", models_page.TABLES).split(
-        "<!-- second stages, by"
-    )[1]
+    second = models.page(tmp_path / "docs", "models").split("<!-- second stages, by")[1]
     line = next(t for t in second.splitlines() if t.startswith("| em (data: "))
     cells = line.split(" | ")
     assert cells[4] == "" and cells[-1] == " |"
@@ -480,17 +478,17 @@ def test_a_second_stage_without_a_coupling_to_compare_with_has_no_change(docs, r
 
 def test_make_docs_keeps_what_is_written_between_the_tables(docs, tmp_path):
     shutil.copytree(docs, tmp_path, dirs_exist_ok=True)
-    made = models.page(tmp_path, "models", models_page.TABLES)
+    made = models.page(tmp_path, "models")
     mine = made.replace("## Conditions", "Mine.\n\n## Conditions")
     path = tmp_path / "models.md"
     path.write_text(mine.replace("0.8 (0.7 to 0.9)", "0.9 (0.8 to 0.9)"))
-    assert models.page(tmp_path, "models", models_page.TABLES) == mine
+    assert models.page(tmp_path, "models") == mine
     shutil.rmtree(tmp_path / "models/middle")
-    assert "middle" not in models.page(tmp_path, "models", models_page.TABLES)
+    assert "middle" not in models.page(tmp_path, "models")
 
 
 def test_no_models_are_no_page(tmp_path):
-    assert models.page(tmp_path, "models", models_page.TABLES) is None
+    assert models.page(tmp_path, "models") is None
 
 
 def test_a_kept_file_that_was_edited_is_named(docs, tmp_path):
