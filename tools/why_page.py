@@ -60,7 +60,7 @@ def axes_table(models: Sequence[Model]) -> str:
         "training runs",
         *(title for _, _, title, _ in VALUES),
     ]
-    return "\n".join(raw_table([*head, "verdict"], rows))
+    return "\n".join(raw_table([*head, "verdict on the mean cosine"], rows))
 
 
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
