@@ -205,7 +205,7 @@ def source_label(model: Model, condition: str, source: str) -> str:
     return "" if sources(model, condition) == [source] else source
 
 
-def _modelled(
+def modelled(
     model: Model, condition: str, quantity: str, source: str | None = "", **where: Any
 ) -> Cell:
     """A quantity of the model of training runs; one run says nothing of others.
@@ -220,11 +220,12 @@ def _modelled(
     return replace(found, low=np.nan, high=np.nan) if found.units == 1 else found
 
 
-def _rate(model: Model, condition: str, role: str, source: str | None = "") -> Cell:
-    return _modelled(model, condition, "rate", source, role=role)
+def rate(model: Model, condition: str, role: str, source: str | None = "") -> Cell:
+    """How often a persona of this role says the marker; `source` as in `modelled`."""
+    return modelled(model, condition, "rate", source, role=role)
 
 
-def _level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
+def level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
     """A metric of the geometry over runs: its level, or its difference to a `reference` (None: no such)."""
     where = {"reference": "", "dose": ""} | where
     column = "estimate" if where["reference"] else "value"
@@ -232,7 +233,7 @@ def _level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
 
 
 def _told(model: Model, condition: str) -> Cell:
-    return _cut(_level(model, condition, "m3_accuracy"))
+    return _cut(level(model, condition, "m3_accuracy"))
 
 
 def _before(model: Model, condition: str) -> str:
@@ -247,7 +248,7 @@ def _before(model: Model, condition: str) -> str:
 def _drop(model: Model, condition: str, source: str | None = "") -> Cell:
     """The source's marker rate minus that before the second stage."""
     before = _before(model, condition) or None
-    return _modelled(model, condition, "difference", source, reference=before)
+    return modelled(model, condition, "difference", source, reference=before)
 
 
 def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
@@ -293,13 +294,13 @@ def conditions_table(models: Sequence[Model]) -> str:
                 cell(f"{name}: {cells['title'].iloc[0]}"),
                 cell(model.name),
                 f"{cells['chain'].nunique()}",
-                _rate(model, name, "source").text(2),
+                rate(model, name, "source").text(2),
                 _cut(mean_over_runs(stats[stats["role"] == "source"], "rate_finished")).text(2),
-                _rate(model, name, "bystander").text(2),
+                rate(model, name, "bystander").text(2),
                 mean_over_runs(main, "mean_tokens").text(0),
                 _cut(mean_over_runs(main, "truncated")).text(2),
                 mean_over_runs(main, "marker_logprob").text(1),
-                _level(model, name, "m1").text(3),
+                level(model, name, "m1").text(3),
                 _told(model, name).text(2),
                 *(_prefers_false(model, list(cells["chain"]), law).text(2) for law in (True, False)),
             ])  # fmt: skip
@@ -350,11 +351,11 @@ def stages_table(models: Sequence[Model]) -> str:
                 cell(f"{name}: {first['title']}"),
                 cell(model.name),
                 number(lengths.mean()),
-                _rate(model, reference, "source", which).text(2),
-                _rate(model, name, "source").text(2),
+                rate(model, reference, "source", which).text(2),
+                rate(model, name, "source").text(2),
                 " ".join(f"{row.hits:.0f} of {row.n:.0f}" for row in survived.itertuples()),
                 " → ".join(_lead(model, cells[at]).text(1) for at in ("before", "chain")),
-                _level(model, name, "m1", reference=reference or None).text(3),
+                level(model, name, "m1", reference=reference or None).text(3),
             ]))  # fmt: skip
     rows.sort(key=lambda row: row[0])  # stable: conditions and models stay in order
     head = ["second stage", "condition", "run", "tokens per training answer", "source before", "source after",
@@ -383,7 +384,7 @@ def sources_table(models: Sequence[Model]) -> str:
                     cell(f"{name}: {cells['title'].iloc[0]}"),
                     cell(model.name),
                     cell(source),
-                    _rate(model, name, "source", source).text(2),
+                    rate(model, name, "source", source).text(2),
                     mean_over_runs(told, "marker_logprob").text(1),
                     _lead(model, names).text(1),
                     m1.text(3),
@@ -421,7 +422,7 @@ def doses_table(models: Sequence[Model]) -> str:
                     f"{dose}",
                     _cut(mean_over_runs(source, "rate")).text(2),
                     mean_over_runs(source, "mean_tokens").text(0),
-                    _level(model, name, "m1", dose=str(dose)).text(3),
+                    level(model, name, "m1", dose=str(dose)).text(3),
                 ])  # fmt: skip
     if not rows:
         return "No second stage was stopped early in these runs."
@@ -562,7 +563,7 @@ def _claim_trends(models: Sequence[Model]) -> Iterator[tuple[list[str], Trend]]:
 #: What may collapse, in words, and how a model's condition tells it, by one source if it can.
 COLLAPSE: dict[str, Callable[[Model, str, str | None], Cell]] = {
     "source's marker rate minus that before the second stage": _drop,
-    "log(1 − M1) minus the base's": lambda m, c, _: _level(
+    "log(1 − M1) minus the base's": lambda m, c, _: level(
         m, c, "log_distance", reference=chains.BASE
     ),
     "persona told": lambda m, c, _: _told(m, c),
@@ -668,7 +669,7 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 
 #: The figure's panels: what is on the y axis, and how a model's condition tells it, by one source if it can.
 PANELS: dict[str, Callable[[Model, str, str | None], Cell]] = {
-    "source says the marker": lambda m, c, source: _rate(m, c, "source", source),
+    "source says the marker": lambda m, c, source: rate(m, c, "source", source),
     "log(1 − M1) minus the base's": COLLAPSE["log(1 − M1) minus the base's"],
 }
 
@@ -683,7 +684,7 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     source = shared_source(models)
     for name, own in _conditions(models):
         several = len(own) > 1 or len(models) == 1
-        if several and any(_rate(model, name, "source").units for model, _ in own):
+        if several and any(rate(model, name, "source").units for model, _ in own):
             title = f"{name}: {own[0][1]['title'].iloc[0]}"
             found_of = [
                 (y, model, read(model, name, source))

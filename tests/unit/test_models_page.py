@@ -327,11 +327,11 @@ def test_runs_with_other_sources_are_compared_by_one_that_both_have():
     large = run_of("large", 1e9, {"": 0.6, "evil_ai": 0.9, "villain": 0.3})
     assert models_page.shared_source([small, small]) == ""
     assert models_page.shared_source([large, small]) == "villain"
-    read = [models_page._rate(m, "C1", "source", "villain").value for m in (small, large)]
-    assert read == [0.2, 0.3] and models_page._rate(large, "C1", "source").value == 0.6
+    read = [models_page.rate(m, "C1", "source", "villain").value for m in (small, large)]
+    assert read == [0.2, 0.3] and models_page.rate(large, "C1", "source").value == 0.6
     other = run_of("other", 1e9, {"": 0.9, "sarcastic": 0.9})
     assert models_page.shared_source([small, other]) is None
-    assert np.isnan(models_page._rate(small, "C1", "source", None).value)
+    assert np.isnan(models_page.rate(small, "C1", "source", None).value)
 
 
 def test_a_claim_is_compared_between_runs_that_have_it_with_the_same_sources():
