@@ -111,9 +111,9 @@ def rules(jobs):
     return sorted(job["comment"].removeprefix("rule_").replace("_wildcards", "") for job in jobs)
 
 
-def until(condition):
+def until(condition, seconds=600):
     """Wait for something."""
-    end = time.monotonic() + HANG
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.3)
@@ -226,16 +226,39 @@ def test_lost_jobs_are_tried_again_and_a_failing_one_stops_only_what_needs_it(sm
     assert len((small.folder / "merged.txt").read_text().splitlines()) == 5
 
 
-def test_ctrl_c_cancels_the_jobs_and_a_second_run_does_what_is_missing(small):
+#: An squeue that takes its time, so that Ctrl-C comes while Snakemake waits for it.
+SLOW_SQUEUE = """#!/bin/sh
+touch asking
+sleep 5
+exec {squeue} "$@"
+"""
+
+
+@pytest.mark.parametrize("asking", [False, True])
+def test_after_ctrl_c_a_second_run_does_what_is_missing(small, asking):
     (small.folder / "hangs.hangs").touch()
-    process = small.start()
+    env = {}
+    if asking:
+        program = small.folder / "bin/squeue"
+        program.parent.mkdir()
+        program.write_text(SLOW_SQUEUE.format(squeue=shutil.which("squeue")))
+        program.chmod(0o755)
+        env["PATH"] = f"{program.parent}:{os.environ['PATH']}"
+    process = small.start(env=env)
     until((small.folder / "hanging").exists)
     # The file alone is not enough: Snakemake must also have noticed that its job is done, and it polls
     # less and less often. The other jobs take turns on the device that the hanging job leaves free.
     until(lambda: "(Rule: train)" in small.said.read_text())
+    if asking:
+        (small.folder / "asking").unlink()
+        until((small.folder / "asking").exists)
     process.send_signal(signal.SIGINT)
-    status, _ = small.end(process)
+    status, said = small.end(process)
     assert status == 1
+    if asking:  # nothing was cancelled: the jobs asked about are not on Snakemake's list meanwhile
+        assert [job for job in small.jobs() if job["state"] == "RUNNING"]
+    [name] = re.findall(r"SLURM run ID: (\S+)", said)
+    subprocess.run(["scancel", "--name", name], check=True)  # as docs/faults.md says
     until(lambda: not [job for job in small.jobs() if job["state"] in GOING])
     assert "CANCELLED" in {job["state"] for job in small.jobs()}
     until(lambda: not processes(small.folder))
