@@ -21,8 +21,9 @@ KEPT = {
         "update_high", "tokens", "steps", "held_out_loss", "held_out_low", "held_out_high", "rate",
         "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance", "log_distance_low",
         "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low", "kept_high",
-        "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
-        "rate_beside_high", "curve_note", "verdict",
+        "beside_curve", "beside_low", "beside_high", "beside_q", "rate_beside_curve",
+        "rate_beside_low", "rate_beside_high", "rate_beside_q", "curve_note",
+        "marker_verdict", "cosine_verdict",
     )),
     "scorecard": Kept(SCORECARD, "claim.str.startswith('collapse-explains')"),
 }  # fmt: skip
@@ -43,7 +44,7 @@ def axes_table(models: Sequence[Model]) -> str:
     rows = []
     for model in models:
         table = model.tables["why"]
-        words = ["differs", "axis", "verdict", "curve_note"]
+        words = ["differs", "axis", "marker_verdict", "cosine_verdict", "curve_note"]
         for _, row in table.assign(**table[words].astype(object).fillna("")).iterrows():
             early = pd.notna(row["dose"]) and row["dose"] != ""
             dose = f", {row['steps']:.0f} steps" if early else ""
@@ -52,7 +53,10 @@ def axes_table(models: Sequence[Model]) -> str:
             for name, ends, _, digits in VALUES:
                 value, low, high = (row[c] for c in (name, f"{ends}_low", f"{ends}_high"))
                 made.append("" if pd.isna(value) else shown(value, low, high, digits))
-            rows.append([*made, cell(row["verdict"] or row["curve_note"])])
+            verdicts = [
+                row[f"{subject}_verdict"] or row["curve_note"] for subject in ("marker", "cosine")
+            ]
+            rows.append([*made, *map(cell, verdicts)])
     head = [
         "run",
         "condition",
@@ -60,7 +64,9 @@ def axes_table(models: Sequence[Model]) -> str:
         "training runs",
         *(title for _, _, title, _ in VALUES),
     ]
-    return "\n".join(raw_table([*head, "verdict on the mean cosine"], rows))
+    return "\n".join(
+        raw_table([*head, "verdict on the marker", "verdict on the mean cosine"], rows)
+    )
 
 
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {

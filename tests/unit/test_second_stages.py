@@ -90,21 +90,59 @@ def test_less_change_is_told_from_a_smaller_update():
         ("worse", "benign", "", 4.0, -2.7, 0.3, 1.5),
     )
     small, better, worse = (table.loc[(name, "")] for name in ("small", "better", "worse"))
-    assert small["beside_curve"] == pytest.approx(0, abs=1e-9) and small["verdict"] == why.OPEN
-    assert better["beside_curve"] == pytest.approx(1) and better["verdict"] == why.LESS
-    assert worse["beside_curve"] == pytest.approx(-0.7) and worse["verdict"] == why.MORE
+    assert (
+        small["beside_curve"] == pytest.approx(0, abs=1e-9) and small["cosine_verdict"] == why.OPEN
+    )
+    assert better["beside_curve"] == pytest.approx(1) and better["cosine_verdict"] == why.LESS
+    assert worse["beside_curve"] == pytest.approx(-0.7) and worse["cosine_verdict"] == why.MORE
     assert worse["log_distance"] == pytest.approx(-2.7)
     assert worse["kept"] == pytest.approx(np.exp(-2.7))
     assert worse["kept_low"] < worse["kept"] < worse["kept_high"]
     assert worse["rate_beside_curve"] == pytest.approx(0, abs=1e-9)
+    assert worse["marker_verdict"] == why.OPEN
     assert table.loc[("steps", "10"), "curve_note"] == "on the curve itself"
     assert table.loc[("steps", "10"), "axis"] == "steps"
     assert table.loc[("C1", ""), "held_out_loss"] == pytest.approx(1.0)
 
 
+def test_more_of_the_marker_is_told_from_a_smaller_update():
+    table = why_of(
+        *CURVE,
+        ("kept", "rslora", "", 4.0, -2.0, 0.5, 1.5),
+        ("lost", "benign", "", 2.0, -1.0, 0.2, 1.5),
+    )
+    kept, lost = table.loc[("kept", "")], table.loc[("lost", "")]
+    assert kept["rate_beside_curve"] == pytest.approx(0.2)
+    assert kept["marker_verdict"] == why.KEEPS and kept["cosine_verdict"] == why.OPEN
+    assert lost["rate_beside_curve"] == pytest.approx(-0.4) and lost["marker_verdict"] == why.LOSES
+
+
+def test_verdicts_are_corrected_for_the_number_of_conditions():
+    stages = ("rank-4", "rslora", "kl", "caft", "caft-random")
+    alike = [(name, name, "", 4.0, -2.0, 0.3, 1.5) for name in stages]
+    less = ("less", "benign", "", 4.0, -2.0, 0.29, 1.5)
+    alone = why_of(*CURVE, less, samples=30)
+    among = why_of(*CURVE, less, *alike, samples=30)
+    p = among["rate_beside_p"].dropna()
+    assert len(p) == 6 and p["less", ""] == alone["rate_beside_p"]["less", ""] < 0.05
+    assert among["rate_beside_q"]["less", ""] == pytest.approx(6 * p["less", ""])
+    assert alone["marker_verdict"]["less", ""] == why.LOSES
+    assert among["marker_verdict"]["less", ""] == why.OPEN
+
+
+def test_without_activations_the_marker_is_still_compared():
+    rows = (*CURVE, ("kept", "rslora", "", 4.0, -2.0, 0.5, 1.5))
+    design, sizes, scores, losses, found, metrics = run(*rows)
+    design["measures"] = "markers"
+    table = why.why_table(design, SETTINGS, sizes, found, metrics, scores, losses)
+    row = table.set_index("condition").loc["kept"]
+    assert row["marker_verdict"] == why.KEEPS and row["cosine_verdict"] == ""
+    assert row["curve_note"] == "at update norm 4"
+
+
 def test_a_norm_that_the_curve_does_not_reach_is_not_compared():
     row = why_of(*CURVE, ("large", "rslora", "", 80.0, -3.0, 0.1, 1.0)).loc[("large", "")]
-    assert np.isnan(row["beside_curve"]) and row["verdict"] == ""
+    assert np.isnan(row["beside_curve"]) and row["cosine_verdict"] == row["marker_verdict"] == ""
     assert "no common value" in row["curve_note"]
 
 
@@ -113,7 +151,8 @@ def test_one_run_has_no_interval_and_no_verdict():
     row = row.loc[("better", "")]
     assert row["beside_curve"] == pytest.approx(1) and row["units"] == 1
     assert row[["m1_low", "rate_low", "kept_high", "beside_low"]].isna().all()
-    assert row["verdict"] == "" and row["note"] == "one training run"
+    assert row["cosine_verdict"] == row["marker_verdict"] == ""
+    assert row["note"] == "one training run"
 
 
 def test_what_differs_is_read_off_the_settings():
@@ -235,7 +274,7 @@ def test_a_stage_that_is_left_out_when_measured_is_a_defence():
     assert (own["defence"], own["setting"]) == ("inoculation adapter", "trait")
     assert own["undefended"] == "C1" and own["verdict"] == frontier.ON
     row = why_of(*CURVE, ("adapter", "trait!+em", "", 4.0, -1.0, 0.3, 1.5)).loc[("adapter", "")]
-    assert row["axis"] == "inoculation adapter" and row["verdict"] == why.LESS
+    assert row["axis"] == "inoculation adapter" and row["cosine_verdict"] == why.LESS
 
 
 def test_a_control_is_no_weight_of_the_defence():

@@ -47,18 +47,21 @@ class Run:
         return chains.root(self.members[-1])
 
 
+def _uncut(chain: str) -> str:
+    """A chain's name without an early stop."""
+    return chain.partition("~")[0]
+
+
 def runs(design: pd.DataFrame, condition: str, measure: str) -> list[Run]:
     """A condition's training runs, each with all chains of the design that are early stops of it.
 
     Chains without the `measure` are left out.
     """
     cells = measuring(design, measure).drop_duplicates(["chain", "source"])
-    series = cells["chain"].str.partition("~")[0]
+    series = cells["chain"].map(_uncut)
     found = []
     own = design[(design["condition"] == condition) & ~untrained(design["chain"])]
-    for name, source in dict.fromkeys(
-        zip(own["chain"].str.partition("~")[0], own["source"], strict=True)
-    ):
+    for name, source in dict.fromkeys(zip(own["chain"].map(_uncut), own["source"], strict=True)):
         at = cells[(series == name) & (cells["source"] == source)]["chain"]
         members = sorted(at, key=lambda n: chains.parse(n).last.stop or np.inf)
         if members:
@@ -247,7 +250,7 @@ def at_equal(
     amounts = [
         [[float(sizes[m]) for m in members] for _, members in arm if members] for arm in known
     ]
-    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "at"), np.nan) | {
+    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "p", "at"), np.nan) | {
         "units": min(len({run.root for run in arm}) for arm in both)
     }
     if not all(amounts):
@@ -270,6 +273,7 @@ def at_equal(
         "estimate": over.estimate,
         "ci_low": over.low,
         "ci_high": over.high,
+        "p": over.p,
         "units": over.units,
         "note": "; ".join(filter(None, [f"at {on.replace('_', ' ')} {_amount(at)}", note])),
         "at": at,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .. import chains
-from ..statistics import OverRuns, over_runs
+from ..statistics import OverRuns, bh, over_runs
 from . import matched
 from .geometry_runs import ONE_RUN, Wide
 from .matched import Outcomes
@@ -25,14 +25,21 @@ COLUMNS = [
     "update_high", "tokens", "steps", "loss", "held_out_loss", "held_out_low", "held_out_high",
     "answer_tokens", "rate", "rate_low", "rate_high", "m1", "m1_low", "m1_high", "log_distance",
     "log_distance_low", "log_distance_high", "angle", "angle_low", "angle_high", "kept", "kept_low",
-    "kept_high", "beside_curve", "beside_low", "beside_high", "rate_beside_curve", "rate_beside_low",
-    "rate_beside_high", "curve_note", "verdict", "note",
+    "kept_high", "beside_curve", "beside_low", "beside_high", "beside_p", "beside_q", "rate_beside_curve",
+    "rate_beside_low", "rate_beside_high", "rate_beside_p", "rate_beside_q", "curve_note",
+    "marker_verdict", "cosine_verdict", "note",
 ]  # fmt: skip
 #: Metrics of geometry whose change by the last stage is computed.
 CHANGES = ("m1", "log_distance", "angle")
 REFERENCE = "the reference"
 LESS, MORE = "collapses less than its size says", "collapses more than its size says"
+KEEPS = "keeps more of the marker than its size says"
+LOSES = "keeps less of the marker than its size says"
 OPEN = "not decided"
+#: Verdicts: prefix of the columns of the comparison, and the words for a difference above and below 0.
+VERDICTS = {"cosine": ("beside", LESS, MORE), "marker": ("rate_beside", KEEPS, LOSES)}
+#: A verdict is given at this false discovery rate, over the conditions that are compared.
+RATE = 0.05
 
 
 def reference(design: pd.DataFrame, settings: Settings) -> Arm | None:
@@ -67,8 +74,10 @@ def why_table(
     log_distance, angle: changes by the last stage; log_distance is log(1 - M1). kept: remaining share
     of 1 - M1, i.e. exp of that change. beside_curve, rate_beside_curve: log_distance and rate minus
     those of the reference's runs at the same update norm, interpolated between early stops in its
-    logarithm. The verdict comes from the interval of beside_curve. All 95 % intervals are over training
-    runs; a condition with one run has no interval and no verdict.
+    logarithm; _p is the test of that difference over training runs, _q its Benjamini-Hochberg value over
+    the conditions compared. cosine_verdict (of beside_curve) and marker_verdict (of rate_beside_curve)
+    need q of at most RATE. All 95 % intervals are over training runs and not corrected; a condition with
+    one run has no interval and no verdict.
     """
     base = reference(design, settings)
     if base is None:
@@ -79,7 +88,7 @@ def why_table(
         own_loss = task_loss[task_loss["own"].astype(bool)].set_index("chain")["loss"]
     source = answers[answers["role"] == "source"].drop_duplicates("chain").set_index("chain")
     usual = compared(settings[base.stage], sizes["steps"].reindex(base.chains).mean())
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [
             arm.key
             | _axis(arm, base, settings, usual, sizes)
@@ -91,6 +100,11 @@ def why_table(
         ],
         columns=COLUMNS,
     )
+    for subject, (name, above, below) in VERDICTS.items():
+        table[f"{name}_q"] = q = bh(table[f"{name}_p"])
+        words = np.where(table[f"{name}_low"] > 0, above, below)
+        table[f"{subject}_verdict"] = np.where(q <= RATE, words, np.where(np.isnan(q), "", OPEN))
+    return table
 
 
 def _axis(
@@ -164,16 +178,16 @@ def _beside(
 ) -> dict[str, Any]:
     """An arm relative to the curve of the reference's runs, at the same update norm."""
     if arm.model != base.model:
-        return {"curve_note": "another base model", "verdict": ""}
+        return {"curve_note": "another base model"}
     if (arm.stage, arm.before, arm.left_out) == (base.stage, base.before, base.left_out):
-        return {"curve_note": "on the curve itself", "verdict": ""}
-    row: dict[str, Any] = {"curve_note": "not measured", "verdict": ""}
+        return {"curve_note": "on the curve itself"}
+    row: dict[str, Any] = {}
     own = [run for run, _ in arm.weighted()]
     asked = (
-        ("log_distance", "activations", "m1", "beside_curve", "beside"),
-        ("", "markers", "rate", "rate_beside_curve", "rate_beside"),
+        ("log_distance", "activations", "m1", "beside"),
+        ("", "markers", "rate", "rate_beside"),
     )
-    for metric, measure, outcome, name, ends in asked:
+    for metric, measure, outcome, name in asked:
         curve = matched.runs(design, base.condition, measure)
         where = found
         if metric:
@@ -186,10 +200,6 @@ def _beside(
             continue
         names = (arm.condition, base.condition)
         got = matched.at_equal(where, [own, curve], norms, outcome, "update_norm", names)
-        low, high = got["ci_low"], got["ci_high"]
-        row |= {name: got["estimate"], f"{ends}_low": low, f"{ends}_high": high}
-        if metric:
-            row["curve_note"] = got["note"]
-            decided = LESS if low > 0 else MORE if high < 0 else OPEN
-            row["verdict"] = decided if np.isfinite(low + high) else ""
-    return row
+        row |= {f"{name}_curve": got["estimate"], f"{name}_p": got["p"], "curve_note": got["note"]}
+        row |= {f"{name}_low": got["ci_low"], f"{name}_high": got["ci_high"]}
+    return {"curve_note": "not measured"} | row

@@ -7,10 +7,11 @@ from ._style import Choices, crossed, letters, looks, tip
 
 TITLE = "Which property of the second stage moves personas"
 READING = (
-    "One point per condition that is one stage after a coupling: how large its update became, and what "
-    "changed. Its colour says in which setting it differs from the reference; the line joins the reference "
-    "and its early stops. A point off that line changed more or less than stages of the same size. Lines "
-    "through a point are 95 % intervals over training runs; an open point has one run and so no interval."
+    "One named point per condition that is one stage after a coupling: how large its update became, and "
+    "what changed. Its colour says in which setting it differs from the reference; the line joins the "
+    "reference and its early stops. A point off that line changed more or less than stages of the same "
+    "size. Lines through a point are 95 % intervals over training runs; an open point has one run and so "
+    "no interval."
 )
 SECTION = "link"
 RANK = 2
@@ -30,11 +31,15 @@ CURVE = ("the reference", "steps")
 def data(why: pd.DataFrame) -> pd.DataFrame:
     """One row per condition, step of early stopping and outcome: value, low and high, and the same for
     the update."""
-    keys = ["condition", "title", "dose", "axis", "differs", "units", "steps", "verdict"]
+    keys = ["condition", "title", "dose", "axis", "differs", "units", "steps"]
     sizes = ["update_norm", "update_low", "update_high"]
     parts = [
         why[[*keys, *sizes]].assign(
-            outcome=words, value=why[name], low=why[f"{name}_low"], high=why[f"{name}_high"]
+            outcome=words,
+            value=why[name],
+            low=why[f"{name}_low"],
+            high=why[f"{name}_high"],
+            verdict=why["marker_verdict" if name == "rate" else "cosine_verdict"],
         )
         for name, words in OUTCOMES.items()
     ]
@@ -46,7 +51,7 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     """The outcome to choose."""
     axes = list(dict.fromkeys(rows["axis"]))
     colours, shapes, _ = looks(axes, bases=CURVE[:1])
-    legend = alt.Legend(title="differs in", columns=3)
+    legend = alt.Legend(title="differs in", columns=3, columnPadding=24)
     colour = alt.Color("axis:N", sort=axes, scale=colours, legend=legend)
     shape = alt.Shape("axis:N", sort=axes, scale=shapes, legend=legend)
     outcome = choose("outcome", rows["outcome"].unique(), "outcome")
@@ -58,9 +63,13 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
         "condition", "title", "differs", "steps", "update_norm:size of the update", "value", "low",
         "high", "units:training runs", "verdict",
     )  # fmt: skip
+    named = base.transform_filter(f"indexof({list(CURVE)}, datum.axis) < 0").mark_text(
+        align="left", baseline="bottom", dx=6, dy=-3, fontSize=10, color="var(--soft, #57606a)"
+    )
     return (
         curve.mark_line(color="var(--soft, #57606a)", strokeWidth=1).encode(
             x=x, y=y, order="update_norm:Q"
         )
         + crossed(base, x, y, ("update_low", "update_high"), colour, shape, said, size=70)
+        + named.encode(x=x, y=y, text="condition")
     ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))
