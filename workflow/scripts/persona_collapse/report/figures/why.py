@@ -63,7 +63,9 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
         "condition", "title", "differs", "steps", "update_norm:size of the update", "value", "low",
         "high", "units:training runs", "verdict",
     )  # fmt: skip
-    named = base.transform_filter(f"indexof({list(CURVE)}, datum.axis) < 0").mark_text(
+    # Not a filter: a layer without rows has no extent, of which browsers' consoles warn.
+    off_curve = f"indexof({list(CURVE)}, datum.axis) < 0 ? datum.condition : ''"
+    named = base.transform_calculate(name=off_curve).mark_text(
         align="left", baseline="bottom", dx=6, dy=-3, fontSize=10, color="var(--soft, #57606a)"
     )
     return (
@@ -71,5 +73,5 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
             x=x, y=y, order="update_norm:Q"
         )
         + crossed(base, x, y, ("update_low", "update_high"), colour, shape, said, size=70)
-        + named.encode(x=x, y=y, text="condition")
+        + named.encode(x=x, y=y, text="name:N")
     ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))
