@@ -101,7 +101,8 @@ def test_less_change_is_told_from_a_smaller_update():
     assert worse["rate_beside_curve"] == pytest.approx(0, abs=1e-9)
     assert worse["marker_verdict"] == why.OPEN
     assert table.loc[("steps", "10"), "curve_note"] == "on the curve itself"
-    assert table.loc[("steps", "10"), "axis"] == "steps"
+    assert table.loc[("steps", "10"), "axis"] == why.EARLY
+    assert table.loc[("steps", "10"), "differs"] == "stopped after 10 of 100 steps"
     assert table.loc[("C1", ""), "held_out_loss"] == pytest.approx(1.0)
 
 
@@ -170,7 +171,7 @@ def test_what_differs_is_read_off_the_settings():
     assert differs["rslora"] == "scale of the update 11.3137, not 2"
     assert differs["defended"] == "defence kl weight 0.1, not none"
     assert axis["prompted"] == "system prompt"
-    assert differs["steps"] == "steps 30, not 100"
+    assert differs["steps"] == "stopped after 30 of 100 steps"
 
 
 def test_a_run_without_couplings_has_no_rows():

@@ -31,7 +31,8 @@ COLUMNS = [
 ]  # fmt: skip
 #: Metrics of geometry whose change by the last stage is computed.
 CHANGES = ("m1", "log_distance", "angle")
-REFERENCE = "the reference"
+#: Labels under `axis` of the conditions on the curve.
+REFERENCE, EARLY = "the reference", "stopped early"
 LESS, MORE = "collapses less than its size says", "collapses more than its size says"
 KEEPS = "keeps more of the marker than its size says"
 LOSES = "keeps less of the marker than its size says"
@@ -112,6 +113,9 @@ def _axis(
 ) -> dict[str, str]:
     own = compared(settings[arm.stage], sizes["steps"].reindex(arm.chains).mean())
     found = differences(own, usual)
+    if arm.dose and "steps" in found:  # not a training of fewer steps, whose schedule is its own
+        del found["steps"]
+        found[EARLY] = f"stopped after {own['steps']:.0f} of {usual['steps']:.0f} steps"
     if arm.left_out:
         found["inoculation adapter"] = f"inoculation adapter {' '.join(arm.left_out)}"
     if arm.model != base.model:

@@ -25,7 +25,7 @@ OUTCOMES = {
     "rate": "marker rate of the source",
 }
 #: Labels of the reference and its early stops in the table.
-CURVE = ("the reference", "steps")
+CURVE = ("the reference", "stopped early")
 
 
 def data(why: pd.DataFrame) -> pd.DataFrame:
