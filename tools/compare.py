@@ -172,13 +172,17 @@ def _extents(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _charts(run: Run, suffix: str, extents: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """A run's headline charts, with names that differ from those of other runs."""
+def _charts(
+    run: Run, suffix: str, extents: dict[str, tuple[float, float]]
+) -> list[dict[str, Any] | None]:
+    """A run's headline charts (None: nothing to draw), with names that differ from those of other runs."""
     charts = []
     for name, options in (("marker_rate", {}), ("m1", {"domains": extents})):
         figure = catalogue()[name]
         charts.append(_render.page(figure, _render.data(figure, run.tables), **options))
-    return [page.drawn(replace(one, name=f"{one.name}_{suffix}")) for one in charts if one]
+    return [
+        page.drawn(replace(one, name=f"{one.name}_{suffix}")) if one else None for one in charts
+    ]
 
 
 def beside(runs: Sequence[Run], frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def render(runs: Sequence[Run]) -> str:
         .render(
             runs=runs,
             facts=[facts(run) for run in runs],
-            figures=list(zip(*drawn, strict=False)),
+            figures=[pair for pair in zip(*drawn, strict=True) if any(pair)],
             summaries=[findings.summary(run.tables["scorecard"]) for run in runs],
             scorecards=scorecards(runs),
             rates=beside(

@@ -23,9 +23,11 @@ def _pairs(model: Model) -> list[tuple[str, str]]:
     """Each condition and one that it is compared with, in the order of the design."""
     tables = [model.tables[name] for name in ("rate_model", "geometry_runs")]
     compared = pd.concat([t.loc[t["reference"] != "", ["condition", "reference"]] for t in tables])
-    places = list(dict.fromkeys(model.tables["design"]["condition"]))
+    names = dict.fromkeys(model.tables["design"]["condition"])
+    places = {name: place for place, name in enumerate(names)}
     pairs = set(compared.itertuples(index=False, name=None))
-    return sorted(pairs, key=lambda pair: tuple(map(places.index, pair)))
+    # A reference may be a base model, or several conditions in one.
+    return sorted(pairs, key=lambda pair: [(places.get(name, -1), name) for name in pair])
 
 
 def differences_table(models: Sequence[Model]) -> str:

@@ -27,7 +27,10 @@ from scipy.special import expit, logit
 
 Rate = float | dict[str, Any]
 #: Measures that run the model and whose tables verdicts depend on.
-MEASURED = ("task_loss", "preference")
+MEASURED = {
+    "task_loss": ["chain", "data", "own", "loss"],
+    "preference": ["chain", "persona", "margin", "n"],
+}
 
 
 class Spread(Settings):
@@ -295,7 +298,8 @@ class Drawn:
             }
             update |= {"tokens": 1000 * steps, "steps": steps, "answer_length": 60 * near[2]}
             updates.append(update)
-        return pd.DataFrame(rows), pd.DataFrame(updates, columns=COLUMNS)
+        trained = ["chain", "stage", "kind", "seed", "steps", "final_loss", "name"]
+        return pd.DataFrame(rows, columns=trained), pd.DataFrame(updates, columns=COLUMNS)
 
     def measured(self) -> dict[str, pd.DataFrame]:
         """Tables of the plan's measures in `MEASURED`: nothing depends on them either."""
@@ -311,7 +315,7 @@ class Drawn:
         for chain in plan.chains_for("preference"):
             margin = {"margin": 0.02 * float(rng.normal()), "n": 100}
             rows["preference"].append({"chain": chain, "persona": plan.assistant, **margin})
-        return {name: pd.DataFrame(found) for name, found in rows.items()}
+        return {name: pd.DataFrame(found, columns=MEASURED[name]) for name, found in rows.items()}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

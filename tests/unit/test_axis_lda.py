@@ -1,5 +1,7 @@
 """M2 and M3: the study's versions and the corrected ones."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -142,3 +144,23 @@ def test_lda_table():
     assert table.equals(
         separability.lda_table(GRID, load, HEADLINE, folds=3, shuffles=9, seed=1, threads=3)
     )
+
+
+def test_chains_of_another_model_have_no_value_on_the_anchor_s_axis():
+    """Their hidden states are of another basis, and may be of another width."""
+    own = GRID[GRID["chain"].isin(["base", "em@1"])]
+    other = own.assign(
+        condition="early-" + own["condition"],
+        chain=["early" if chain == "base" else f"early+{chain}" for chain in own["chain"]],
+    )
+
+    def load_narrow(chain):
+        if not chain.startswith("early"):
+            return load(chain)
+        found = load(chain.removeprefix("early+") if "+" in chain else "base")
+        arrays = {name: stack[..., :-1] for name, stack in found.arrays.items()}
+        return dataclasses.replace(found, arrays=arrays)
+
+    grid = pd.concat([own, other])
+    out = shared_axis.axis_table(grid, load_narrow, HEADLINE, anchor="em@1", draws=50, seed=1)
+    assert set(out["chain"]) == {"em@1"}

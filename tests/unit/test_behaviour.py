@@ -299,3 +299,11 @@ def test_no_source_of_a_condition_counts_as_its_bystander(crossed):
     own = rates[(rates["condition"] == "C2") & (rates["persona"] == "librarian")]["rate"]
     assert (row["n"], row["source"]) == (2, "villain, evil_ai")
     assert row["bystander_mean"] == pytest.approx(own.mean())
+
+
+def test_one_condition_with_bystanders_has_no_range(crossed):
+    grid, rates = crossed["design"], crossed["marker_rates"]
+    others = rates[(rates["condition"] != "C2") | (rates["persona"] == "villain")]
+    base = pd.DataFrame(columns=["chain", "persona_a", "persona_b", "cosine"])
+    table = hypotheses.hypotheses(grid, others, base, ["C1", "C2"], draws=99, seed=1)
+    assert "H2" not in set(table["hypothesis"])

@@ -726,3 +726,18 @@ def test_where_no_defence_holds_the_cosines_down_that_is_the_reason():
     )
     assert row["verdict"] == "not tested" and "no defence holds" in row["note"]
     assert score({}, claim(measure={"kept_with_cosines": {}}))["verdict"] == "not tested"
+
+
+def test_a_defence_on_two_data_sets_is_judged_on_each():
+    tables = defended(("X", "X", "", 0.99, 1.0), ("Y", "X", "kl", 0.97, 1.5))
+    other = defended(("X", "X", "", 0.98, 1.0), ("Y", "X", "kl", 0.90, 1.2))["frontier"]
+    both = {"frontier": pd.concat([tables["frontier"], other.assign(data="benign")])}
+    row = score(both, claim(measure=RULE, expect={"max": 1.0}))
+    assert row["measured"] == pytest.approx(0.90 / 0.95)
+
+
+def test_a_share_of_several_early_stops_is_not_one_number():
+    rows = [change(c, "base", 0.05, 0.06, 0.07) for c in ("B0", "B0", "E0")]
+    varies = {"m1_share_range": {"condition": "B0", "reference": "E0"}}
+    row = score(of("geometry_runs", *rows), claim(measure=varies, expect={"min": 0.1}))
+    assert row["verdict"] == "not tested" and "several early stops" in row["note"]

@@ -868,3 +868,17 @@ def test_only_names_conditions_that_there_are(config):
     statistics = {**config["statistics"], "contrasts": [["C1", "C9"]]}
     with pytest.raises(UserError, match="no condition 'C9'"):
         only(config, "C4", statistics=statistics)
+
+
+def test_a_condition_for_no_source_persona_is_refused(config):
+    said = r"config: conditions: \w+: chain '.*{source}.*' is for each source persona, and there is none"
+    with pytest.raises(UserError, match=said):
+        configuration.plan(config | {"source_personas": []}).cells  # noqa: B018
+
+
+def test_a_condition_with_a_base_model_s_name_holds_that_model(config):
+    config["conditions"]["base"] = {"title": "x", "chain": "couple-villain@42"}
+    with pytest.raises(
+        UserError, match="tables call the base model base; give the condition another"
+    ):
+        configuration.plan(config).cells  # noqa: B018

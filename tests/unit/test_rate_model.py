@@ -235,3 +235,21 @@ def test_the_study_s_villain_varies_more_than_its_answers():
     row = one(table, quantity="overdispersion")
     assert row["p"] == pytest.approx(0.014, abs=0.001) and row["value"] > 4
     assert one(table, quantity="rate")["ci_high"] > 0.05
+
+
+def test_early_stops_that_are_taken_together_are_named():
+    table = scored()
+    chain = "couple-villain@42+em@1"
+    cell = GRID[GRID["chain"] == chain].drop_duplicates("chain")
+    stops = [f"{chain}~{n}" for n in (30, 5)]
+    grid = pd.concat([GRID, *(cell.assign(condition="steps", chain=name) for name in stops)])
+    more = [table[table["chain"] == chain].assign(chain=name) for name in stops]
+    found, _ = rate_model.rate_tables(grid, pd.concat([table, *more]), personas=False, points=64)
+    notes = found[found["condition"] == "steps"]["note"]
+    assert len(notes) and all(note.endswith("early stops taken together: 5, 30") for note in notes)
+    assert not found[found["condition"] == "C1"]["note"].fillna("").str.contains("early").any()
+
+
+def test_without_a_scored_chain_there_is_no_row():
+    found, components = rate_model.rate_tables(GRID.assign(personas=""), scored(), points=64)
+    assert found.empty and components.empty

@@ -523,3 +523,14 @@ def test_every_table_that_the_page_reads_is_asked_for():
     read = set(re.findall(r'\btables(?:\["|\.)(\w+)', text))
     assert {"scorecard", "rate_model", "leave_one_out"} <= read
     assert read <= {*pages.TABLES, *claims.TABLES}
+
+
+def test_a_run_without_training_has_a_provenance():
+    base = {"files": {"model.safetensors": "ab" * 32}}
+    assert list(provenance.provenance(None, base)) == ["base weights, SHA-256", "code, commit"]
+
+
+def test_the_classifier_s_chance_is_of_the_personas_that_it_tells_apart(everything):
+    table = everything["separability"]
+    assert findings.told_apart(table) == round(1 / table["chance"].dropna().iloc[0])
+    assert findings.told_apart(table[:0]) == 0

@@ -1,5 +1,6 @@
 """Tests of the simulation: false-positive rates and coverage, on a small number of data sets."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from persona_collapse.analysis import power, simulation
@@ -75,3 +76,8 @@ def test_power_table():
     m1 = table.loc["sign flips over persona effects (M1)", "detectable"]
     assert 0.1 < m1 < 0.2
     assert 0.1 < table.loc["Fisher on completions", "detectable"] < 0.4
+
+
+def test_an_interval_that_is_missing_covers_nothing_and_misses_nothing():
+    assert np.isnan(simulation._covers(np.nan, 0.3, np.nan))
+    assert simulation._covers(0.2, 0.3, 0.4) == 1 and simulation._covers(0.4, 0.3, 0.5) == 0

@@ -341,3 +341,12 @@ def test_a_combination_is_elementwise_and_unknown_where_a_part_is():
     total, low, high = s.combined([-1, 1], parts, parts - 0.3, parts + 0.4)
     assert total[0] == 2 and (low[0], high[0]) == pytest.approx((1.5, 2.5))
     assert np.isnan([total[1], low[1], high[1]]).all()
+
+
+def test_what_one_question_shares_is_unknown_and_counts_nothing():
+    one, two = (
+        pd.Series(v, [f"c@{i}" for i in range(3)]) for v in ([0.9, 0.8, 0.95], [0.1, 0.2, 0.15])
+    )
+    found = s.compare_runs(one, two, 0.0, 1)
+    assert found == s.compare_runs(one, two)
+    assert found.p < 0.01 and found.low < 0.733 < found.high

@@ -12,6 +12,7 @@ from persona_collapse.analysis import (
     marker_rates,
     views,
 )
+from persona_collapse.tables_io import read_csv, write_csv
 from scipy import stats
 
 ROWS = [
@@ -570,3 +571,9 @@ def test_runs_are_compared_with_the_model_that_they_start_from():
     assert set(own.loc[own["left_out"] == "run", "name"]) == {"early+em@1", "early+em@2"}
     found = geometry_runs.variance_components(design, left_out, headline)
     assert "Y1" in set(found["condition"]) and "Y0" not in set(found["condition"])
+
+
+def test_a_design_without_measures_is_read_as_it_was_written(tmp_path):
+    write_csv(tmp_path / "design.csv", GRID.assign(measures=["", *GRID["measures"][1:]]))
+    design = read_csv(tmp_path / "design.csv")
+    assert len(views.measuring(design, "markers")) == len(GRID) - 1

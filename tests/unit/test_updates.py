@@ -11,6 +11,7 @@ import pytest
 from persona_collapse import adapter_files
 from persona_collapse.analysis import geometry_runs, updates
 from persona_collapse.models import adapters
+from persona_collapse.report import findings
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
@@ -90,6 +91,16 @@ def test_which_pairs_are_compared():
     found = list(updates.pairs(names))
     assert ("c@1", "c@2", "seeds") in found and ("c@1+em@1", "c@2+em@2", "seeds") in found
     assert ("c@1+em@1~3", "c@1", "stages") in found and len(found) == 5
+
+
+def test_updates_of_two_base_models_are_no_pair():
+    names = ["c@1", "c@2", "early+c@1", "early+c@2", "early+c@1+em@1"]
+    found = [pair[:2] for pair in updates.pairs(names) if pair[2] == "seeds"]
+    assert found == [("c@1", "c@2"), ("early+c@1", "early+c@2")]
+    rows = [{"chain": n, "other": "", "update_norm": i, "steps": 3} for i, n in enumerate(names)]
+    table = pd.DataFrame(rows).assign(tokens=1, loss=1.0)
+    sizes = findings.update_sizes(table).set_index("stages")
+    assert sizes["runs"].to_dict() == {"c": 2, "early, then c": 2, "early, then c, then em": 1}
 
 
 def test_with_an_adapter_that_is_left_out_the_stages_are_others():

@@ -30,6 +30,7 @@ with job(snakemake, "report"):
     samples = answers.sample_answers(counted(), lambda chain: read_parquet(texts[chain]))
     bases = {Path(path).parent.name: read_json(path) for path in given.bases}
     base = bases[BASE]
+    first = read_json(given.manifests[0]) if given.manifests else None
     tables = {Path(path).stem: read_csv(path) for path in given.tables}
     costs = costing.costs(Path(snakemake.output[0]).parents[1], params.run)
     html = page.render(
@@ -45,7 +46,7 @@ with job(snakemake, "report"):
             margins=params.config["statistics"]["margins"],
             config=yaml.safe_dump(params.config, sort_keys=False, allow_unicode=True),
             commands=provenance.commands(os.environ["PERSONA_COLLAPSE_COMMAND"], params.config),
-            provenance=provenance.provenance(read_json(given.manifests[0]), base),
+            provenance=provenance.provenance(first, base),
             sources=provenance.sources(list(given.tables), params.made_by),
             costs=costs,
             spent=costing.spent(costs, tables["training"], sampled["tokens"]),

@@ -10,6 +10,12 @@ with job(snakemake, "training table"):
 
     manifests = [read_json(path) for path in snakemake.input]
     keys = ["chain", "stage", "kind", "seed"]
+    of_adapter = ["r", "alpha", "use_rslora", "scale"]
+    of_data = ["name", "rows", "rows_dropped_no_loss"]
+    of_training = [
+        "loss_on", "objective", "steps", "schedule_steps", "tokens_seen", "supervised_tokens",
+        "seconds", "device", "peak_gpu_mib", "adapter_sha256", "commit",
+    ]  # fmt: skip
     write_csv(
         snakemake.output.curves,
         pd.DataFrame(
@@ -23,26 +29,12 @@ with job(snakemake, "training table"):
             [
                 {k: m[k] for k in keys}
                 # A stage that trained all weights has no adapter.
-                | {k: m.get("lora", {}).get(k) for k in ("r", "alpha", "use_rslora", "scale")}
-                | {k: m.get("data", {}).get(k) for k in ("name", "rows", "rows_dropped_no_loss")}
+                | {k: m.get("lora", {}).get(k) for k in of_adapter}
+                | {k: m.get("data", {}).get(k) for k in of_data}
                 | {"final_loss": last_task_loss(m)}
-                | {
-                    k: m.get(k)  # an imported adapter has only some of them
-                    for k in (
-                        "loss_on",
-                        "objective",
-                        "steps",
-                        "schedule_steps",
-                        "tokens_seen",
-                        "supervised_tokens",
-                        "seconds",
-                        "device",
-                        "peak_gpu_mib",
-                        "adapter_sha256",
-                        "commit",
-                    )
-                }
+                | {k: m.get(k) for k in of_training}  # an imported adapter has only some of them
                 for m in manifests
-            ]
+            ],
+            columns=[*keys, *of_adapter, *of_data, "final_loss", *of_training],
         ),
     )

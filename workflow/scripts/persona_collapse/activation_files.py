@@ -41,7 +41,7 @@ def save(activations: Activations, path: str | Path, dtype: str = "float16") -> 
         if not np.isfinite(_to_float32(stored[method], dtype)).all():
             raise UserError(
                 f"{activations.model}, method {method}: activations are not finite in {dtype}; "
-                "set activations: store: bfloat16"
+                "set measures: activations: dtype: bfloat16"
             )
     metadata = {
         "model": activations.model,

@@ -146,7 +146,8 @@ def _with_interval(
         tail = (1 + confidence) / 2
         # Not scipy.stats.t, which is ten times slower.
         runs = [scipy.special.stdtrit(n - 1, tail) * s / np.sqrt(n) for s, n in sides]
-        shared = scipy.special.stdtrit(min(within_units - 1, 1e9), tail) * within
+        # With one shared unit its error is unknown, and given as 0; 0 times an infinite quantile is NaN.
+        shared = scipy.special.stdtrit(min(within_units - 1, 1e9), tail) * within if within else 0.0
         return float(np.sqrt(np.sum(np.square(runs)))), float(shared)
 
     half, shared = halves(confidence)

@@ -23,7 +23,7 @@ NAMES = (
     "persona_b", "personas", "bystander_max_persona", "induction", "negatives", "left_out", "condition",
     "title", "reference", "stage", "name", "seed", "question_id", "test", "unit", "family", "note",
     "controls", "commit", "adapter_sha256", "dose", "chains", "reference_chains", "other", "pair",
-    "data", "defence", "setting", "undefended", "axis", "differs",
+    "data", "defence", "setting", "undefended", "axis", "differs", "measures",
 )  # fmt: skip
 
 

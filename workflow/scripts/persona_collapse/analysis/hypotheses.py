@@ -76,7 +76,7 @@ def hypotheses(
         values += list(others)
         labels += [condition] * len(others)
         means.append((near, float(others.mean())))
-    if len(means) > 1:
+    if len(set(labels)) > 1:
         spread, p = range_permutation_test(values, labels, draws, seed)
         rows.append(
             {

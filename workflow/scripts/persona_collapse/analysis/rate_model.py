@@ -65,7 +65,8 @@ def rate_tables(
     above SURVIVES, with Clopper-Pearson's interval over units. `overdispersion`: variance of the runs'
     counts over that of a binomial, per source, with its chi-square p. `value` is the posterior median.
     `personas`: also fit the assistant and every bystander, one fit each. `points`: number of points of
-    the posterior, a power of 2; fewer are faster and coarser.
+    the posterior, a power of 2; fewer are faster and coarser. A condition with several early stops is
+    one condition here, which its note says; tables/half_dose.csv and why.csv take them apart.
     """
     table, fit = _counts(design, scored, assistant), _Fits(seed, points)
     rows: list[dict[str, Any]] = []
@@ -93,6 +94,12 @@ def rate_tables(
             key = {"condition": condition, "reference": reference, "source": source}
             rows.append(key | {"role": "source", "persona": ""} | _difference(own, fit))
     estimates = pd.DataFrame(rows, columns=COLUMNS)
+    for condition, stops in table.groupby("condition")["chain"].agg(_stops).items():
+        if len(stops) > 1:
+            own = estimates["condition"] == condition
+            before = estimates.loc[own, "note"].fillna("")
+            said = f"early stops taken together: {', '.join(stops)}"
+            estimates.loc[own, "note"] = before.where(before == "", before + "; ") + said
     return estimates, pd.DataFrame(components, columns=COMPONENT_COLUMNS)
 
 
@@ -106,7 +113,7 @@ def _counts(design: pd.DataFrame, scored: pd.DataFrame, assistant: str) -> pd.Da
     inside = [
         p in names.split() for p, names in zip(table["persona"], table["personas"], strict=True)
     ]
-    table = table[inside].copy()
+    table = table.loc[inside].copy()  # .loc: an empty list would select no columns
     table["role"] = np.select(
         [table["persona"] == table["source"], table["persona"] == assistant],
         ["source", "assistant"],
@@ -115,6 +122,12 @@ def _counts(design: pd.DataFrame, scored: pd.DataFrame, assistant: str) -> pd.Da
     table["coupling"] = _shared(table)
     table["level"] = 0
     return table
+
+
+def _stops(names: pd.Series) -> list[str]:
+    """The steps at which chains were stopped early, the smallest first; `end` for those that were not."""
+    stops = {chains.parse(name).last.stop or 0 for name in names if not chains.untrained(name)}
+    return [str(stop) if stop else "end" for stop in sorted(stops, key=lambda n: n or np.inf)]
 
 
 def _shared(table: pd.DataFrame) -> pd.Series:

@@ -372,6 +372,8 @@ def m1_share_range(run: RunTables, condition: str, reference: str) -> Measured |
     )
     if one.empty or other.empty:
         return None
+    if one.index.has_duplicates or other.index.has_duplicates:
+        return "several early stops; compare conditions with one each"
     units = float(min(one["units"].min(), other["units"].min()))
     ratios = np.array([_ratio(one.loc[cell], other.loc[cell]) for cell in one.index])
     shares, lows, highs = ratios.T
@@ -541,20 +543,23 @@ def defence_passes(
         return "no mean cosine after this defence (measure activations)"
     if rows.empty:
         return None
-    bare = rows[rows["condition"] == rows["undefended"]].set_index("condition")["value"]
+    # A condition may hold chains on several data sets, each with a row of its own.
+    bare = rows[rows["condition"] == rows["undefended"]].set_index(["condition", "data"])["value"]
     own = rows[(rows["defence"] == defence) & (rows["condition"] != rows["undefended"])]
     if own.empty:
         return None
-    own = own[own["undefended"].map(bare) >= m1]
+    before = pd.MultiIndex.from_frame(own[["undefended", "data"]])
+    own = own[bare.reindex(before).to_numpy() >= m1]
     if own.empty:
         return f"without a defence the mean cosine is below {m1:g} already"
-    ratios = run.rows("frontier", outcome="loss_ratio").set_index("condition")
-    own = own[own["condition"].isin(ratios.index)]
+    stage = ["condition", "data", "defence"]
+    ratios = run.rows("frontier", outcome="loss_ratio").set_index(stage)
+    own = own[pd.MultiIndex.from_frame(own[stage]).isin(ratios.index)]
     if own.empty:
         return "no held-out loss with and without the defence (measure task_loss, held_out rows)"
     found = {}
     for row in own.itertuples():
-        ratio = ratios.loc[row.condition]
+        ratio = ratios.loc[row.condition, row.data, row.defence]
         pairs = (
             (row.value, row.ci_low, row.ci_high, m1),
             (ratio["value"], ratio["ci_low"], ratio["ci_high"], loss),

@@ -93,7 +93,8 @@ def axis_table(
     assistant: str = ASSISTANT,
     families: Families = (),
 ) -> pd.DataFrame:
-    """M2 of every chain against the axis of one anchor chain (usually the first of E0).
+    """M2 of every chain against the axis of one anchor chain (usually the first of E0) of the same base
+    model.
 
     Metrics: m2_anchored (the study's: rise of |cosine|, label permutation over the personas other
     than the assistant); m2_held_out (mean cosine of the shifts with the axis of other personas and
@@ -108,10 +109,9 @@ def axis_table(
         return mark_headline(pd.DataFrame(columns=COLUMNS), headline)
     first = design[design["chain"] == anchor].assign(measures="activations")
     halves: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    axis: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    axis: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
     rows: list[dict[str, Any]] = []
     for view in views(pd.concat([first, design]), load):
-        cell = view.cell
         means = _halves(view)
         if chains.untrained(view.chain):
             halves[view.start] = means
@@ -120,10 +120,10 @@ def axis_table(
         names = view.personas
         if view.chain == anchor:
             direction = whole[names.index(assistant)] if assistant in names else whole.mean(axis=0)
-            axis[cell] = (direction, odd)
-        if cell not in axis:
-            continue  # a model without the anchor's block
-        direction, anchor_odd = axis[cell]
+            axis[view.start] = (direction, odd)
+        if view.start not in axis:
+            continue  # another model than the anchor's: its directions mean something else
+        direction, anchor_odd = axis[view.start]
         key = view.key | {"anchor": anchor}
         keep = [i for i, name in enumerate(names) if name != assistant]
         if len(keep) > 1:

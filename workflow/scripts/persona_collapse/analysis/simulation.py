@@ -215,13 +215,18 @@ def _rates(sizes: Sizes, draws: int, rng: np.random.Generator) -> Iterator[Found
             yield key, float(low <= true <= high)
             low, high = student_interval(one / m)
             key = "interval", "Student over questions", world, False, WORLDS[world]
-            yield key, float(low <= true <= high)
+            yield key, _covers(low, true, high)
         low, high = newcombe(int(one.sum()), m * q, int(two.sum()), m * q)
         key = "interval", "Newcombe on completions (difference)", world, False, WORLDS[world]
         yield key, float(low <= 0 <= high)
         low, high = student_interval(d)
         key = "interval", "Student over questions (difference)", world, False, WORLDS[world]
-        yield key, float(low <= 0 <= high)
+        yield key, _covers(low, 0.0, high)
+
+
+def _covers(low: float, true: float, high: float) -> float:
+    """1 if an interval holds the true value, else 0; NaN without an interval (of one question)."""
+    return float(low <= true <= high) if np.isfinite(low + high) else np.nan
 
 
 def _as_completions(hits: np.ndarray, samples: int) -> pd.DataFrame:

@@ -140,15 +140,16 @@ def read(folder: str | Path) -> Update:
 def pairs(names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """The comparisons, as (chain, other, kind).
 
-    stages: a chain and each chain that it continues. seeds: two chains with the same stages and stops,
-    and different seeds.
+    stages: a chain and each chain that it continues. seeds: two chains of one base model with the same
+    stages and stops, and different seeds.
     """
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
         chain = chains.parse(name)
         for before in chain.prefixes[:-1]:
             yield name, str(before), "stages"
-        alike.setdefault(tuple((s.name, s.stop, s.left_out) for s in chain.stages), []).append(name)
+        stages = tuple((s.name, s.stop, s.left_out) for s in chain.stages)
+        alike.setdefault((chain.model, stages), []).append(name)
     for group in alike.values():
         for one, two in combinations(group, 2):
             yield one, two, "seeds"

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..analysis.claims import digest
 from ..analysis.verdicts import CONTRADICTED, REPLICATED, VERDICTS
-from ..chains import parse
+from ..chains import BASE, parse
 from .figures._frames import words
 
 #: Headings of the scorecard, by the `where` of claims.yaml, in reading order.
@@ -433,6 +433,13 @@ def matched(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def told_apart(table: pd.DataFrame) -> int:
+    """The number of personas between which the classifier decides; 0 without one. `table`:
+    tables/separability.csv."""
+    chance = table["chance"].dropna()
+    return round(1 / chance.iloc[0]) if len(chance) else 0
+
+
 def half_doses(table: pd.DataFrame) -> pd.DataFrame:
     """Half-doses with labels of their outcomes; `table`: tables/half_dose.csv."""
     return table.assign(outcome=table["outcome"].map(OUTCOMES))
@@ -448,11 +455,14 @@ def counted(table: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stages(name: str) -> str:
-    """A chain's name without its seeds: its stages in order, and the step where it was stopped early."""
-    return ", then ".join(
+    """A chain's name without its seeds: its model, if it is another than the base model, its stages in
+    order, and the step where it was stopped early."""
+    chain = parse(name)
+    stages = [
         s.name + (f" ({s.stop} steps)" if s.stop else "") + (" (left out)" if s.left_out else "")
-        for s in parse(name).stages
-    )
+        for s in chain.stages
+    ]
+    return ", then ".join([chain.model, *stages] if chain.model != BASE else stages)
 
 
 def update_sizes(table: pd.DataFrame) -> pd.DataFrame:

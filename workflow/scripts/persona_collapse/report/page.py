@@ -250,6 +250,7 @@ def render(given: Inputs) -> str:
             substituted=[d for d in given.data if d.get("substituted")],
             seeds=sorted({s for s in tables["design"]["seed"] if s}, key=int),
             personas=list(dict.fromkeys(tables["marker_rates"]["persona"])),
+            told_apart=findings.told_apart(tables["separability"]),
             adapters=tables["training"].assign(
                 commit=tables["training"]["commit"].fillna("").astype(str).map(short_commit)
             ),

@@ -58,13 +58,18 @@ def device_of(training: Mapping[str, Any]) -> str:
     return f"{training.get('gpu') or training['device']}, {training['dtype']}"
 
 
-def provenance(training: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
-    """Versions, hashes and device, from a training manifest and the base model's record."""
+def provenance(training: Mapping[str, Any] | None, base: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, hashes and device, from a training manifest (None: nothing was trained) and the base
+    model's record."""
     weights = next(h for name, h in base["files"].items() if name.endswith(".safetensors"))
-    return {
+    found = {
         "base weights, SHA-256": weights[:16],
-        "chat template, SHA-256": training["template_sha256"][:16],
         "code, commit": commit() or "not a git checkout",
+    }
+    if training is None:
+        return found
+    return found | {
+        "chat template, SHA-256": training["template_sha256"][:16],
         "device": device_of(training),
         **training["versions"],
     }

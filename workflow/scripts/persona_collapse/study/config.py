@@ -615,7 +615,7 @@ class Headline(Settings):
 class Margins(Settings):
     """Equivalence margins: the largest differences that count as no difference."""
 
-    rate: SomeShare = Field(0.15, description="Of marker rates.")
+    rate: float = Field(0.15, gt=0, lt=1, description="Of marker rates.")
     m1: SomeShare | Literal["replicate"] = Field(
         "replicate",
         description="Margin for mean cosines. `replicate`: a margin for log(1 - M1) of twice the "

@@ -384,6 +384,11 @@ class Plan:
             )
         default = self.config["source_personas"] if "source" in fields else [""]
         sources = entry.get("source_personas", default)
+        if not sources:
+            raise UserError(
+                f"{where}chain {template!r} is for each source persona, and there is none; name some under "
+                "source_personas:, or remove the condition (null)"
+            )
         if "dose" in fields and not entry.get("doses"):
             raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
         seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
@@ -402,6 +407,11 @@ class Plan:
             chain = self.parse(name)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
+        if condition in self.models and name != condition:
+            raise UserError(
+                f"{where}chain {name!r}: tables call the base model {condition}; give the condition another "
+                "name"
+            )
         for one in chain.stages:
             if one.stop is not None and not self.stages[one.name].trains:
                 raise UserError(

@@ -124,7 +124,7 @@ def _found(node: Any, keys: list[str]) -> Iterator[str]:
 
 
 #: Measures that every table of the run needs.
-ALWAYS = ("markers", "activations")
+ALWAYS = ("markers", "activations", "logprob_check")
 
 
 def _measure(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

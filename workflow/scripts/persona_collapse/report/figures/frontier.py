@@ -34,7 +34,7 @@ NONE = "no defence"
 def data(frontier: pd.DataFrame) -> pd.DataFrame:
     """One row per condition and outcome: value, low and high, and the held-out loss."""
     ends = {"value": "loss", "ci_low": "loss_low", "ci_high": "loss_high"}
-    key = ["condition", "undefended"]
+    key = ["condition", "undefended", "data", "defence", "setting"]
     loss = frontier[frontier["outcome"] == "held_out_loss"].rename(columns=ends)
     rows = frontier[frontier["outcome"].isin(list(OUTCOMES))].merge(
         loss[[*key, *ends.values()]], on=key

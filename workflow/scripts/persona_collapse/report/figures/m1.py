@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
+from ...chains import untrained
 from ._frames import labels, titled
 from ._style import BLUE, CENTRING, ORANGE, SOFT, Choices, slots, stacked, tip
 
 TITLE = "How similar the personas are inside the model"
 READING = (
     "Mean cosine over all pairs of persona vectors, one circle per training run; higher is more "
-    "similar, 1 is the same direction. The diamond and the dashed line are the base model. Lines "
+    "similar, 1 is the same direction. Diamonds and dashed lines are base models. Lines "
     "are 95 % intervals over questions (centred: and personas), for this one run. Centred: without "
     "the personas' mean, which is where personas can differ."
 )
@@ -22,10 +23,12 @@ EMPTY = "No activations were measured."
 
 
 def data(geometry: pd.DataFrame, design: pd.DataFrame) -> pd.DataFrame:
-    """One row per condition, chain, method, block and metric (m1, m1_centred)."""
+    """One row per condition, chain, method, block and metric (m1, m1_centred); `trained`: is it not a base
+    model?"""
     table = geometry.query("metric in @CENTRING.keys() and test == '' and chain != ''")
     keys = ["condition", "chain", "seed", "method", "layer", "headline", "metric"]
-    return titled(table[[*keys, "value", "ci_low", "ci_high"]], design)
+    rows = titled(table[[*keys, "value", "ci_low", "ci_high"]], design)
+    return rows.assign(trained=[not untrained(chain) for chain in rows["chain"]])
 
 
 def draw(
@@ -50,7 +53,7 @@ def draw(
         )
         scale = alt.Scale(zero=False, domainMin=low, domainMax=high)
     x = alt.X("value:Q", title="mean cosine between persona vectors", scale=scale)
-    is_base = "datum.chain == 'base'"
+    is_base = "!datum.trained"
     # A value without an interval is drawn with one of zero length; the table keeps it empty.
     base = (
         alt.Chart(rows)

@@ -25,8 +25,11 @@ def data(curves: pd.DataFrame) -> pd.DataFrame:
     spoken = {}
     for name in dict.fromkeys(curves["chain"]):
         chain = chains.parse(name)
-        after = "+".join(map(str, chain.stages[:-1]))
-        after = f"after {after}" if after else "on the base model"
+        before = "+".join(map(str, chain.stages[:-1]))
+        model = "the base model" if chain.model == chains.BASE else chain.model
+        after = f"after {before}" if before else f"on {model}"
+        if before and chain.model != chains.BASE:
+            after += f" on {model}"
         stopped = f", stopped at step {chain.last.stop}" if chain.last.stop else ""
         spoken[name] = f"{after}, seed {chain.last.seed}{stopped}"
     columns = ["chain", "stage", "seed", "step", "loss"]
