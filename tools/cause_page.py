@@ -136,7 +136,7 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
             moved = row["condition"].startswith(SHIFTED)
             rows.append({
                 "panel": model.name, "line": titles(model)[row["condition"]],
-                "group": "random control" if control else "shifted" if moved else "not shifted",
+                "group": "random control" if control else "intervention" if moved else "no intervention",
                 "value": row["value"], "low": row["ci_low"], "high": row["ci_high"],
             })  # fmt: skip
     table = pd.DataFrame(rows)
