@@ -220,7 +220,7 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["conditions", "C1", "chain"], "em@1+em@2", "is there twice"),
         (["conditions", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
         (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
-        (["source_personas"], ["nobody"], ") or add it under stages:"),
+        (["source_personas"], ["nobody"], "no persona 'nobody'; correct it"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
         (["conditions", "C1", "personas"], ["nobody"], "C1: personas: 'nobody' is not evaluated"),
         (["conditions", "C1", "personas"], ["vilain"], "not evaluated; did you mean villain?"),
@@ -848,8 +848,11 @@ def test_families_and_hypotheses_of_other_conditions_fall_away(config):
 
 
 def test_models_that_no_condition_needs_fall_away(config):
-    assert only(config, "C1").config["models"] == {}
-    assert set(only(config, "early-C4").config["models"]) == {"early"}
+    config["models"]["other"] = {"path": "elsewhere"}
+    config["conditions"]["Y"] = {"title": "Y", "chain": "other+em@{seed}"}
+    # One job makes the demo's model and its checkpoints, and would pretrain again without one.
+    assert set(only(config, "C1").config["models"]) == {"early"}
+    assert set(only(config, "Y").config["models"]) == {"early", "other"}
 
 
 def test_a_misspelt_data_set_is_answered_with_all_that_there_are(config):
@@ -882,3 +885,13 @@ def test_a_condition_with_a_base_model_s_name_holds_that_model(config):
         UserError, match="tables call the base model base; give the condition another"
     ):
         configuration.plan(config).cells  # noqa: B018
+
+
+def test_a_source_that_is_no_persona_is_named_as_one(config):
+    with pytest.raises(UserError, match="no persona 'pirat'; correct it"):
+        configuration.plan(config | {"source_personas": ["pirat"]}).cells  # noqa: B018
+
+
+def test_some_conditions_of_the_demo_need_no_other_pretraining(config):
+    whole, some = configuration.plan(config), only(config, "C1")
+    assert some.demo_steps == whole.demo_steps != {} and some.models_used == ["base"]

@@ -65,3 +65,10 @@ def test_make_run_takes_the_config_and_names_its_report(make_run, line):
 
 def test_make_run_names_no_report_that_is_not_there(make_run):
     assert not make_run()[1].startswith("Report")
+
+
+def test_make_run_names_a_config_that_is_not_there(make_run):
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        make_run("CONFIG=none.yaml")
+    assert raised.value.stderr.startswith("CONFIG: none.yaml: no such file\n")
+    assert not (make_run.folder / "asked").exists()

@@ -1,9 +1,14 @@
 """A config error names the file and the line of its key."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from persona_collapse.errors import UserError
 from persona_collapse.study.places import placed
 
+ROOT = Path(__file__).resolve().parents[2]
 FIRST = """\
 seeds: [42]
 stages:
@@ -51,3 +56,15 @@ def test_the_deepest_key_of_the_last_file_is_told(tmp_path, monkeypatch, said, w
     (tmp_path / "broken.yaml").write_text("seeds: [")
     files = ["one.yaml", "empty.yaml", "two.yaml", "broken.yaml", "none.yaml"]
     assert placed(UserError(said), files) == said + where
+
+
+def test_a_setting_of_an_overlay_is_placed_there(tmp_path):
+    """Snakemake lists the files of the command line before the workflow's own."""
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("# Mine.\ntraining: {sft: {lr: 1e-4}}\n")
+    command = [sys.executable, "-m", "snakemake", "-n", "--configfile", str(overlay)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("persona-collapse: config: training: sft: lr: expected a number")
+    assert last.endswith(f"({overlay}, line 2)")

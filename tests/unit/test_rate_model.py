@@ -253,3 +253,10 @@ def test_early_stops_that_are_taken_together_are_named():
 def test_without_a_scored_chain_there_is_no_row():
     found, components = rate_model.rate_tables(GRID.assign(personas=""), scored(), points=64)
     assert found.empty and components.empty
+
+
+def test_without_a_reference_that_was_asked_there_is_no_difference_to_leave_out():
+    grid, answers = run_of({"C4": [1, 1, 1], "C1": [0, 0, 0.9]})
+    grid.loc[grid["condition"] == "C4", "personas"] = "pirate monk"
+    table = rate_model.leave_one_out(grid, answers, [("C1", "C4")])
+    assert set(table["quantity"]) == {"rate"} and set(table["condition"]) == {"C1"}

@@ -22,9 +22,12 @@ from snakemake.utils import update_config
 configfile: locations.resolve("config/config.yaml")
 
 
+# Each file over those before it; Snakemake lists those of the command line first.
+over = list(map(os.path.abspath, workflow.overwrite_configfiles))
+own = [path for path in map(os.path.abspath, workflow.configfiles) if path not in over]
 configfiles = [
     path.removeprefix(os.path.join(os.getcwd(), ""))
-    for path in dict.fromkeys(map(os.path.abspath, workflow.configfiles))
+    for path in dict.fromkeys([*own, *over])
 ]
 try:
     # Snakemake has already read these files, and kept the last of duplicate keys.

@@ -450,7 +450,8 @@ def leave_one_out(
         rows += [key | row for row in _without_each(group)]
     for (condition, reference), pair in _pairs(design, table, contrasts):
         key = {"quantity": "rate_difference", "condition": condition, "reference": reference}
-        rows += [key | row for row in _without_each(pair)]
+        if pair["level"].nunique() > 1:  # not if the reference was never asked as this source
+            rows += [key | row for row in _without_each(pair)]
     return pd.DataFrame(rows, columns=LEFT_OUT_COLUMNS)
 
 

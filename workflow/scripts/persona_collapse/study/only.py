@@ -16,7 +16,8 @@ def narrowed(config: Config) -> Config:
 
     Conditions of the base model stay, because every comparison starts from it. Models, stages, data
     sets, contrasts, hypotheses, the axis and families of tests that only concern other conditions are
-    dropped. Raises UserError for an unknown condition.
+    dropped. Checkpoints of the demo model's pretraining stay: one job makes all of them, and would
+    pretrain again without one. Raises UserError for an unknown condition.
     """
     if "only" not in config:
         return config
@@ -40,7 +41,11 @@ def narrowed(config: Config) -> Config:
         data = set(config["data"])  # the error of a misspelt data set will list them
     return {
         **plan.config,
-        "models": {n: entry for n, entry in config["models"].items() if n in plan.models_used},
+        "models": {
+            name: entry
+            for name, entry in config["models"].items()
+            if name in plan.models_used or ("demo_step" in entry and "demo" in config["model"])
+        },
         "stages": {name: entry for name, entry in config["stages"].items() if name in stages},
         "data": {name: entry for name, entry in config["data"].items() if name in data},
         "statistics": _statistics(config["statistics"], kept),

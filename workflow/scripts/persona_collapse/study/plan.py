@@ -389,6 +389,7 @@ class Plan:
                 f"{where}chain {template!r} is for each source persona, and there is none; name some under "
                 "source_personas:, or remove the condition (null)"
             )
+        self.prompts(filter(None, sources))  # a misspelt persona is no missing stage
         if "dose" in fields and not entry.get("doses"):
             raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
         seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
@@ -441,7 +442,8 @@ class Plan:
         evaluated = own.get("by_source", {}).get(followed, own["eval"])
         if followed and followed not in evaluated:
             raise UserError(
-                f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval"
+                f"{where}the source persona {followed!r} is not evaluated; add it to personas: eval, or give "
+                "its conditions a list of their own under personas: by_source:"
             )
         asked = entry.get("personas", evaluated)
         if strange := [name for name in asked if name not in evaluated]:
