@@ -236,10 +236,11 @@ def second_opinion(table: pd.DataFrame) -> str:
             f"Do not trust the rates of {', '.join(strange['chain'])}: scored again by PEFT, these "
             "completions do not look like draws from the chains they are counted for."
         )
+    largest = checked[["z_surprise", "z_gain"]].abs().max(axis=None)
     sentence = (
-        f"Scored again by PEFT, the completions of all {len(checked)} chains look like draws from the chains "
-        f"they are counted for: largest |z| {checked[['z_surprise', 'z_gain']].abs().max(axis=None):.1f}, "
-        f"p\u00a0=\u00a0{checked['p'].min():.2g} over all of them."
+        f"Scored again by PEFT, the completions of the {len(checked)} chains with this check look like draws "
+        f"from the chains they are counted for: largest |z| {largest:.1f}, "
+        f"p\u00a0=\u00a0{checked['p'].min():.2g} over all of them (a warning comes below {STRANGE:g})."
     )
     if checked["z_left_out"].notna().any():
         least = checked["z_left_out"].max()

@@ -59,7 +59,9 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     legend = alt.Legend(title="defence", columns=3, columnPadding=30)
     colour = alt.Color("defence:N", sort=names, scale=colours, legend=legend)
     shape = alt.Shape("defence:N", sort=names, scale=shapes, legend=legend)
-    trained = choose("data", rows["data"].unique(), "trained on")
+    # Data with a defence first: of the others there is nothing to compare.
+    defended = rows.loc[rows["defence"] != NONE, "data"]
+    trained = choose("data", list(dict.fromkeys([*defended, *rows["data"]])), "trained on")
     kept = choose("kept", rows["kept"].unique(), "kept")
     x = alt.X("loss:Q", title="held-out loss of its own data (nats per token)").scale(
         zero=False, padding=12
