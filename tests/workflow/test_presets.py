@@ -138,7 +138,7 @@ def test_the_weights_come_from_the_hub_or_from_packages_by_one_key(at_root, size
 @pytest.mark.parametrize("over", [(), OPEN])
 def test_why_moves_one_axis_at_a_time(at_root, over):
     plan = configuration.plan(merged(QWEN, *over, "config/presets/why.yaml"))
-    assert len(plan.trainings) == 78
+    assert len(plan.trainings) == 81
     usual = plan.stage_settings("em")
     for name in plan.config["stages"]:
         if name.startswith("em-") and name not in (
