@@ -154,7 +154,9 @@ def test_a_sentence_says_whom_not_to_trust():
     assert "of the 3 chains" in said() and "z would be -20 or further off" in said()
     assert "Do not trust the rates of c@1: " in said(c=0.5)
     # A z of 3 is not surprising among many chains.
-    assert "all 3 chains" in said(c=0.15) and "largest |z| 3.0, p\u00a0=\u00a00.013" in said(c=0.15)
+    assert "of the 3 chains" in said(c=0.15) and "largest |z| 3.0, p\u00a0=\u00a00.013" in said(
+        c=0.15
+    )
 
 
 def test_greedy_completions_are_called_unchecked():
