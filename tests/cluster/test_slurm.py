@@ -111,9 +111,9 @@ def rules(jobs):
     return sorted(job["comment"].removeprefix("rule_").replace("_wildcards", "") for job in jobs)
 
 
-def until(condition, seconds=600):
-    """Wait for something."""
-    end = time.monotonic() + seconds
+def until(condition):
+    """Wait for something, ten minutes at most."""
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.3)

@@ -25,11 +25,8 @@ def data(curves: pd.DataFrame) -> pd.DataFrame:
     spoken = {}
     for name in dict.fromkeys(curves["chain"]):
         chain = chains.parse(name)
-        before = "+".join(map(str, chain.stages[:-1]))
-        model = "the base model" if chain.model == chains.BASE else chain.model
-        after = f"after {before}" if before else f"on {model}"
-        if before and chain.model != chains.BASE:
-            after += f" on {model}"
+        before = str(chains.Chain(chain.stages[:-1], chain.model))
+        after = "on the base model" if before == chains.BASE else f"after {before}"
         stopped = f", stopped at step {chain.last.stop}" if chain.last.stop else ""
         spoken[name] = f"{after}, seed {chain.last.seed}{stopped}"
     columns = ["chain", "stage", "seed", "step", "loss"]
