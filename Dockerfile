@@ -2,7 +2,7 @@
 #
 #   docker build -t persona-collapse .                          CPU
 #   docker build -t persona-collapse --build-arg GPU=1 .        with vLLM, for NVIDIA GPUs
-#   docker run --rm -v "$PWD/results:/work/results" persona-collapse --cores all
+#   docker run --rm -v "$PWD/results:/project/results" persona-collapse --cores all
 #
 # On a cluster: apptainer build persona-collapse.sif docker-daemon://persona-collapse:latest
 #
@@ -16,7 +16,7 @@ RUN if [ "$GPU" = 1 ]; then \
       apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*; \
     fi
 
-WORKDIR /work
+WORKDIR /project
 COPY requirements.lock requirements-torch.lock ./
 COPY envs/generate.yaml envs/generate.yaml
 # The locks first, whole; vLLM's own pins on top may not change them.
