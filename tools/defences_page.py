@@ -24,8 +24,7 @@ KEPT = {
     )),
     "training_curves": Kept(("chain", "stage", "kind", "step", "task_loss", "penalty"), "step == step.max()"),
     "scorecard": Kept(
-        SCORECARD,
-        "where == 'defence' or claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')",
+        SCORECARD, "claim == 'prevention-preserves' or claim.str.startswith('collapse-explains')"
     ),
 }  # fmt: skip
 #: Outcomes of the table with their digits: what the stage has learnt, and what is left of the persona.
@@ -99,6 +98,16 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 }
 
 
+def _before(model: Model) -> pd.DataFrame:
+    """The source's answers of the couplings that the undefended stages follow; no rows where not kept."""
+    design, answers = model.tables["design"], model.tables.get("answer_stats")
+    if answers is None:
+        return pd.DataFrame()
+    bare = design[design["condition"].isin(model.tables["frontier"]["undefended"])]
+    own = answers[answers["chain"].isin(bare["before"]) & (answers["role"] == "source")]
+    return own.drop_duplicates(["chain", "source"])
+
+
 def figures(models: Sequence[Model]) -> dict[str, str]:
     """SVGs by name: the source's marker rate by defence, and the frontier of the first run that has one."""
     rows = []
@@ -110,12 +119,21 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
                     "group": "with a defence" if row.defence else "without",
                     "value": row.value, "low": row.ci_low, "high": row.ci_high,
                 })  # fmt: skip
+        if len(before := _before(model)):
+            found = mean_over_runs(before, "rate")
+            rows.append({
+                "panel": model.name, "line": "coupling alone", "group": "without",
+                "value": found.value, "low": found.low, "high": found.high,
+            })  # fmt: skip
     table = pd.DataFrame(rows).sort_values(["panel", "value"], kind="stable")
     drawn = {NAME: intervals(table, "source says the marker", list(dict.fromkeys(table["line"])))}
     figure = catalogue()["frontier"]
     for model in models:
-        if len(found := _render.data(figure, model.tables)):
-            few = found[found["kept"].isin([frontier.OUTCOMES["rate"], frontier.OUTCOMES["m1"]])]
+        found = _render.data(figure, model.tables)
+        few = found[found["kept"].isin([frontier.OUTCOMES["rate"], frontier.OUTCOMES["m1"]])]
+        if len(few):
+            # Differences where the run has any: they are first.
+            few = few[few["shown"] == few["shown"].iloc[0]]
             drawn["defences_frontier"] = _render.paper_svg(_render.paper(figure, few))
             break
     return drawn

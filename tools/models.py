@@ -140,8 +140,11 @@ def add(
         listed = re.search(rf'id="table-{table}".*?<code>([0-9a-f]{{64}})</code>', text, re.S)
         if listed is not None and listed[1] != sha256(path):
             raise UserError(f"{report} was made before {path}; rerun, then add it")
-    overlay = _overlay(_config(report, text), configfiles)
     target = docs / page / name
+    # The kept overlay, of a run that is added again, is written here, not read.
+    own = (target / "overlay.yaml").resolve()
+    configfiles = [file for file in configfiles if Path(file).resolve() != own]
+    overlay = _overlay(_config(report, text), configfiles)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
         new = Path(scratch) / name

@@ -685,8 +685,11 @@ def test_what_was_not_measured_is_not_called_absent():
     assert (row["reason"], row["would_take"]) == ("not measured of its conditions", "")
 
 
-def kept(*rows):
-    """frontier.csv of (condition, M1 minus the undefended C1's, marker rate minus its), +- 0.02."""
+def kept(*rows, rise=0.05):
+    """frontier.csv of (condition, M1 minus the undefended C1's, marker rate minus its), +- 0.02.
+
+    `rise`: M1 of C1 minus the base's, +- 0.02.
+    """
     table = [
         {"condition": "C1", "undefended": "C1", "outcome": o, "units": 3} for o in ("m1", "rate")
     ]
@@ -695,7 +698,13 @@ def kept(*rows):
             ends = {"difference_low": value - 0.02, "difference_high": value + 0.02}
             key = {"condition": condition, "undefended": "C1", "outcome": outcome, "units": 3}
             table.append(key | {"difference": value} | ends)
-    return {"frontier": pd.DataFrame(table)}
+    risen = {"headline": True, "condition": "C1", "metric": "m1", "reference": "base", "units": 3}
+    ends = {"estimate": rise, "ci_low": rise - 0.02, "ci_high": rise + 0.02}
+    filler = {"runs": 3, "sd_runs": 0.01, "within": 0.0, "note": ""}
+    return {
+        "frontier": pd.DataFrame(table),
+        "geometry_runs": pd.DataFrame([risen | ends | filler]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -710,6 +719,15 @@ def kept(*rows):
 def test_what_is_kept_where_the_cosines_are_held_down(rows, value, verdict):
     row = score(kept(*rows), claim(measure={"kept_with_cosines": {}}, expect={"min": 0.08}))
     assert row["verdict"] == verdict and row["measured"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("rise", [0.0, -0.05])
+def test_without_a_collapse_there_is_nothing_to_prevent(rise):
+    rule = claim(measure={"kept_with_cosines": {}}, expect={"min": 0.05})
+    row = score(kept(("k", -0.1, 0.5), rise=rise), rule)
+    assert row["verdict"] == "not tested" and "no collapse to prevent" in row["note"]
+    unmeasured = {"frontier": kept(("k", -0.1, 0.5))["frontier"]}
+    assert score(unmeasured, rule)["verdict"] == "not tested"
 
 
 def test_the_least_that_is_kept_has_a_wider_interval_among_several():

@@ -83,6 +83,7 @@ def test_sources_are_left_out_in_turn():
     rng = np.random.default_rng(1)
     chains = pd.DataFrame(
         {
+            "chain": [f"couple@{i // 6}+s{i % 6}@1" for i in range(12)],
             "condition": [f"c{i % 6}" for i in range(12)],
             "source": ["a"] * 6 + ["b"] * 6,
             "m1": rng.uniform(size=12),
@@ -100,6 +101,17 @@ def test_sources_are_left_out_in_turn():
     whole = table[(table["outcome"] == "rate") & (table["predictor"] == "m1")]
     assert (whole[whole["controls"] == ""]["rho"] < -0.999).all()
     assert set(whole["left_out"]) == {"", "a", "b"}
+    # Early stops of c0, with the opposite order, are no point: their training is one already.
+    early = chains[:4].assign(
+        condition="steps",
+        chain=[f"couple@0+s0@1~{n}" for n in range(1, 5)],
+        m1=[2.0, 3.0, 4.0, 5.0],
+        rate=[2.0, 3.0, 4.0, 5.0],
+    )
+    again = correlations.correlation_table(
+        pd.concat([chains, early]), rates, base, draws=199, seed=1
+    )
+    pd.testing.assert_frame_equal(again, table)
 
 
 def level(n, k, data_sets=1_500, confounded=False):

@@ -554,8 +554,29 @@ def test_each_data_set_has_its_own_panels_of_the_frontier(everything):
     figure = figures.catalogue()["frontier"]
     rows = _render.data(figure, {"frontier": pd.concat([own, own.assign(data="benign")])})
     drawn = _render.paper(figure, rows)
+    # As values alone: nothing here has a difference from a stage without a defence.
     assert len(drawn["concat"]) == 2 * rows["kept"].nunique()
     assert len(marks(drawn, "symbol")) == len(rows) > 0
+
+
+def test_the_frontier_shows_paired_differences_where_there_are_any(everything):
+    own = everything["frontier"].query("condition == 'C1'")
+    ends = {"difference": 0.25, "difference_low": 0.1, "difference_high": 0.4}
+    own = own.assign(undefended="C1")
+    kept = own.assign(condition="k", defence="kl", **ends)
+    near = kept.assign(condition="near", value=own["value"] * 1.001, difference=0.251)
+    bare = own.assign(defence="")
+    table = pd.concat([bare, kept, near], ignore_index=True)
+    figure = figures.catalogue()["frontier"]
+    rows = _render.data(figure, {"frontier": table})
+    shown = rows[rows["shown"] == "minus no defence"].set_index(["condition", "kept"])
+    assert (shown.loc["C1", ["value", "loss"]] == 0).all(axis=None)
+    assert (shown.loc["k", ["value", "low", "high"]] == [0.25, 0.1, 0.4]).all(axis=None)
+    assert (shown.loc["k", ["loss", "loss_low", "loss_high"]] == [0.25, 0.1, 0.4]).all(axis=None)
+    values = rows[rows["shown"] == "values"]
+    assert len(values) == len(shown)
+    # Names that would cover one another are left out.
+    assert set(shown["name"]) == {"C1", ""}
 
 
 def test_base_models_are_compared_by_what_was_done_to_them(everything):

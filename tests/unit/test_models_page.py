@@ -178,6 +178,14 @@ def test_the_overlay_makes_the_run_s_config(results, tmp_path):
     assert command.endswith("--configfile docs/models/mine/overlay.yaml")
 
 
+def test_a_run_that_is_added_again_keeps_its_overlay(results, tmp_path):
+    first = models.add(results, "changed", tmp_path, "mine")["overlay.yaml"].read_text()
+    again = models.add(
+        results, "changed", tmp_path, "mine", [str(tmp_path / "models/mine/overlay.yaml")]
+    )
+    assert again["overlay.yaml"].read_text() == first
+
+
 def test_what_only_takes_away_needs_no_null(tables, report, tmp_path):
     new = {"title": "other seed", "chain": "couple-villain@7+benign@{seed}"}
     overlay = {"only": ["C1", "C4", "C9"], "conditions": {"C9": new}}

@@ -177,14 +177,17 @@ def correlation_table(
     """Correlations of geometry with marker survival; see the columns.
 
     Analysis `conditions`: over the conditions of `by_chain`, each averaged over its chains and sources.
-    The outcome is rate or marker log-probability; predictors are m1 and the source's own cosine. It is
-    done without controls, with controls (length, loss, steps after the coupling), and leaving out one
-    source at a time (`left_out`). Collapse predicts a negative rho. Analysis `personas`: within each
-    `condition` and `source`, over the bystanders, marker rate against the base model's cosine with the
-    source (`base_cosines`, where `chain` is the model): does the marker leak to personas that were
-    close?
+    Chains stopped early are left out: their trainings have points already, and a mean over several stops
+    is the value of none. The outcome is rate or marker log-probability; predictors are m1 and the
+    source's own cosine. It is done without controls, with controls (length, loss, steps after the
+    coupling), and leaving out one source at a time (`left_out`). Collapse predicts a negative rho.
+    Analysis `personas`: within each `condition` and `source`, over the bystanders, marker rate against
+    the base model's cosine with the source (`base_cosines`, where `chain` is the model): does the marker
+    leak to personas that were close?
     """
     rows: list[dict[str, Any]] = []
+    stopped = [chains.parse(name).last.stop is not None for name in by_chain["chain"]]
+    by_chain = by_chain[~np.array(stopped, bool)]
 
     def add(
         table: pd.DataFrame, outcome: str, predictor: str, controls: list[str], left: str

@@ -577,16 +577,23 @@ def defence_passes(
 
 @reader
 def kept_with_cosines(run: RunTables) -> Measured | str | None:
-    """Effect on the marker of defences that hold the mean cosine down: the source's rate minus that of
-    the undefended stage.
+    """Effect on the marker of defences that prevent a collapse: the source's rate minus that of the
+    undefended stage.
 
-    Conditions count if their mean cosine is below that of their undefended stage, with an interval
-    without 0. Of these, the one that keeps the least of the marker is taken. The interval is for the
-    true minimum: its upper bound is corrected for their number (Bonferroni).
+    There is a collapse to prevent if the mean cosine of the undefended stage is above the base model's,
+    with an interval without 0. A condition prevents it if the interval of its own mean cosine minus that
+    of its undefended stage is below 0. Of these conditions, the one that keeps the least of the marker is
+    taken. The interval is for the true minimum: its upper bound is corrected for their number
+    (Bonferroni).
     """
     rows = _frontier(run, None)
     if rows.empty or (rows["condition"] == rows["undefended"]).all():
         return None
+    rises = {name: m1_change(run, name) for name in rows["undefended"].unique()}
+    collapsed = [name for name, rise in rises.items() if rise is not None and rise.low > 0]
+    if not collapsed:
+        return "no collapse to prevent: without a defence no mean cosine is shown to rise above the base's"
+    rows = rows[rows["undefended"].isin(collapsed)]
     held = rows[rows["difference_high"] < 0]["condition"]
     rates = run.rows("frontier", outcome="rate").set_index("condition")
     rates = rates.loc[[name for name in held if name in rates.index]]
