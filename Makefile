@@ -28,7 +28,7 @@ WORKERS ?= 3
 .PHONY: run estimate compare verdicts docs test lint quick slow engine slurm cluster locks clean
 
 run: $(VENV)/.run
-	@for file in $(CONFIG); do test -e "$$file" || { echo "CONFIG: $$file: no such file" >&2; exit 2; }; done
+	@PYTHONPATH=workflow/scripts $(BIN)/python -m persona_collapse.yaml_files $(CONFIG)
 	$(BIN)/snakemake --cores $(CORES) $(TARGETS) $(if $(filter-out config/config.yaml,$(CONFIG)),--configfile $(CONFIG))
 	@report=results/$$(sed -n "s/^[{ ]*[\"']*run[\"']*: *[\"']*\([A-Za-z0-9_.-]*\).*/\1/p" config/config.yaml $(CONFIG) | tail -1)/report.html; \
 	test ! -e "$$report" || echo "Report: $$report"

@@ -26,16 +26,22 @@ from persona_collapse.analysis import (
     contrasts,
     correlations,
     errata,
+    frontier,
     geometry_runs,
     geometry_tables,
+    half_dose,
     hypotheses,
     logprob_tests,
     marker_rates,
     marker_tests,
+    matched,
     power,
+    rate_model,
     separability,
     shared_axis,
     simulation,
+    updates,
+    why,
 )
 from persona_collapse.data import prompt_audit
 from persona_collapse.measures import logprob_check
@@ -192,8 +198,19 @@ def report_of(path: str) -> dict[str, Any]:
             [(c, "villain", "q0", 0, 50, 60.1, 60.0, 25.0, 5.1, 5.0, 25.0, -45.0) for c in answers],
             columns=["chain", *logprob_check.COLUMNS])),
     }  # fmt: skip
+    # Tables of a row per condition or fewer, which do not grow: the page shows that they are empty.
+    made |= {
+        name: pd.DataFrame(columns=columns)
+        for name, columns in {
+            "rate_model": rate_model.COLUMNS, "variance_components": rate_model.COMPONENT_COLUMNS,
+            "leave_one_out_rates": rate_model.LEFT_OUT_COLUMNS, "frontier": frontier.COLUMNS,
+            "why": why.COLUMNS, "updates": updates.COLUMNS, "matched": matched.COLUMNS,
+            "half_dose": half_dose.COLUMNS,
+        }.items()
+    }  # fmt: skip
     every = claims.load(ROOT / config["claims"])
     made["headline"] = pd.DataFrame([HEADLINE])
+    made["registered_claims"] = claims.registered(every, "2026-01-01")
     made["scorecard"] = claims.scorecard(every, made, fdr=0.01, judge="values")
     drawing = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -207,6 +224,7 @@ def report_of(path: str) -> dict[str, Any]:
                     (own for _, own in scored.groupby("chain", sort=False)), answers.__getitem__),
                 completions=sum(map(len, answers.values())), margins=config["statistics"]["margins"],
                 config=yaml.safe_dump(config, sort_keys=False), provenance={}, spent={},
+                commands={}, counted={},
                 sources=pd.DataFrame([{"file": f"results/x/tables/{name}.csv", "rule": "r", "rows": len(t),
                                        "sha256": "0" * 64} for name, t in made.items()]),
                 costs=costs.costs(Path(folder), "none"),

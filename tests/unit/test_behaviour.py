@@ -1,5 +1,7 @@
 """Tests on marker rates, starting from completions."""
 
+from math import factorial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,6 +282,26 @@ def test_the_study_s_hypotheses_come_out_as_published():
     h3 = table[table["hypothesis"] == "H3"].iloc[0]
     assert h3["estimate"] == pytest.approx(-0.9) and h3["p"] == pytest.approx(10 / 120)
     assert h3["p_floor"] == pytest.approx(2 / 120)
+
+
+@pytest.mark.parametrize("count", [3, 9, 10, 12])
+def test_h3_has_a_p_for_any_number_of_conditions(count):
+    grid, rates, cosines = [], [], []
+    for i in range(count):
+        grid.append({"condition": f"E{i}", "induction": f"p{i}", "source": "s", "chain": f"e{i}@1"})
+        rates += [{"condition": f"E{i}", "persona": q, "rate": i / 20} for q in ("a", "b")]
+        cosines.append(
+            {"chain": BASE, "persona_a": f"p{i}", "persona_b": "assistant", "cosine": -i / 20}
+        )
+    names = [row["condition"] for row in grid]
+    tables = (pd.DataFrame(rows) for rows in (grid, rates, cosines))
+    found = hypotheses.hypotheses(*tables, names, draws=999, seed=1)
+    h3 = found[found["hypothesis"] == "H3"].iloc[0]
+    assert (h3["estimate"], h3["n"]) == (pytest.approx(-1), count)
+    assert (
+        h3["p"] == h3["p_floor"] == pytest.approx(1 / 1000 if count > 9 else 2 / factorial(count))
+    )
+    assert ("random orders" in str(h3["note"])) == (count > 9)
 
 
 def test_side_by_side_has_one_row_a_comparison(tests):

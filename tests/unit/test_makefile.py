@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ def make_run(tmp_path):
             target.write_bytes((ROOT / name).read_bytes())
         bin_folder = tmp_path / "venv/bin"
         bin_folder.mkdir(parents=True, exist_ok=True)
-        (bin_folder / "python").touch()
+        (bin_folder / "python").unlink(missing_ok=True)
+        (bin_folder / "python").symlink_to(sys.executable)
+        if not (tmp_path / "workflow").exists():
+            (tmp_path / "workflow").symlink_to(ROOT / "workflow")
         (bin_folder / "snakemake").write_text('#!/bin/sh\necho "$@" > asked\n')
         (bin_folder / "snakemake").chmod(0o755)
         (tmp_path / "venv/.run").touch()
@@ -50,7 +54,7 @@ def test_make_run_without_more_is_the_demo(make_run):
 
 
 @pytest.mark.parametrize(
-    "line", ["run: mine  # so", "run: 'mine'", '{"run": "mine",', "{run: mine}"]
+    "line", ["run: mine  # so", "run: 'mine'", '{"run": "mine",\n"seeds": [1]}', "{run: mine}"]
 )
 def test_make_run_takes_the_config_and_names_its_report(make_run, line):
     report(make_run.folder, "demo")
@@ -70,5 +74,13 @@ def test_make_run_names_no_report_that_is_not_there(make_run):
 def test_make_run_names_a_config_that_is_not_there(make_run):
     with pytest.raises(subprocess.CalledProcessError) as raised:
         make_run("CONFIG=none.yaml")
-    assert raised.value.stderr.startswith("CONFIG: none.yaml: no such file\n")
+    assert raised.value.stderr.startswith("none.yaml: no such file in ")
+    assert not (make_run.folder / "asked").exists()
+
+
+def test_make_run_names_a_config_that_is_not_yaml(make_run):
+    (make_run.folder / "bad.yaml").write_text("run: [a\nseeds: [1]\n")
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        make_run("CONFIG=config/config.yaml bad.yaml")
+    assert raised.value.stderr.startswith("bad.yaml, line 2: cannot be read as YAML")
     assert not (make_run.folder / "asked").exists()

@@ -174,3 +174,16 @@ def test_the_false_positives_that_the_pages_quote(monkeypatch):
         page = " ".join((ROOT / name).read_text().split())
         said = re.search(r"the pair test rejects in (\d+) % of (?:simulated|these) data sets", page)
         assert int(said[1]) / 100 == pytest.approx(pairs, abs=0.02), name
+
+
+def test_the_benchmark_of_scale_makes_a_report():
+    done = subprocess.run(
+        [sys.executable, "plan_scale.py", "--sizes", "10"],
+        cwd=ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["chains"] > 10 and record["report_mb"] > 1

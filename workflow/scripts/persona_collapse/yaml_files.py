@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,12 @@ def _float_text(value: float) -> str:
     digits, exponent = f"{value:e}".split("e")
     digits = digits.rstrip("0")
     return f"{digits + '0' if digits.endswith('.') else digits}e{exponent}"
+
+
+if __name__ == "__main__":
+    # Snakemake's own error for a config file that is not YAML does not name the file.
+    for name in sys.argv[1:]:
+        try:
+            load_mapping(name)
+        except UserError as error:
+            sys.exit(str(error))

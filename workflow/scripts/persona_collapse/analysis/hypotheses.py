@@ -22,6 +22,9 @@ COLUMNS = [
     "estimate", "n", "p", "p_floor", "note", "ci_low", "ci_high",
 ]  # fmt: skip
 
+#: Number of conditions up to which H3's p is from all orders.
+MOST_EXACT = 9
+
 
 def hypotheses(
     design: pd.DataFrame,
@@ -38,9 +41,10 @@ def hypotheses(
     H1, per condition: does the induction persona itself leak more than the other bystanders? H2: the
     range of the conditions' mean bystander rates, with labels permuted over personas. H3: Spearman
     correlation of those means with the induction persona's cosine with the assistant in the base model
-    (`base_cosines`: chain, persona_a, persona_b, cosine), with exact p and, from four conditions on,
-    Bonett and Wright's interval. A condition without an induction persona counts as the assistant, as
-    in the study. Bystanders: all personas except the sources and the induction persona.
+    (`base_cosines`: chain, persona_a, persona_b, cosine), with p from all orders (from ten conditions on,
+    from `draws` random ones) and, from four conditions on, Bonett and Wright's interval. A condition
+    without an induction persona counts as the assistant, as in the study. Bystanders: all personas
+    except the sources and the induction persona.
     """
     rows: list[dict[str, Any]] = []
     values: list[float] = []
@@ -89,13 +93,17 @@ def hypotheses(
             }
         )
     known = [pair for pair in means if not np.isnan(pair[0])]
-    if 3 <= len(known) <= 9:
+    if len(known) >= 3:
         cosines, leaks = (np.asarray(side) for side in zip(*known, strict=True))
         row = {"hypothesis": "H3", "n": len(known)}
         if np.ptp(cosines) > 0 and np.ptp(leaks) > 0:
-            rho, p = spearman_exact(cosines, leaks)
-            row |= {"estimate": rho, "p": p, "p_floor": spearman_floor(cosines, leaks)}
-            interval = partial_spearman(cosines, leaks, draws=1)
-            row |= {key: interval[key] for key in ("ci_low", "ci_high")}
+            found = partial_spearman(cosines, leaks, draws=draws, seed=seed)
+            row |= {key: found[key] for key in ("p", "p_floor", "ci_low", "ci_high")}
+            row["estimate"] = found["rho"]
+            if len(known) <= MOST_EXACT:
+                row["estimate"], row["p"] = spearman_exact(cosines, leaks)
+                row["p_floor"] = spearman_floor(cosines, leaks)
+            else:
+                row["note"] = f"p from {draws} random orders"
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
