@@ -107,6 +107,6 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.FacetChart:
         (lines + points)
         .properties(width=side, height=220)
         .facet(facet=alt.Facet("outcome:N", sort=outcomes, title=None), columns=3)
-        .resolve_scale(y="independent")
+        .resolve_scale(y="independent", xOffset="independent")
         .properties(usermeta=letters(done))
     )
