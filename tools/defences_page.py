@@ -9,7 +9,7 @@ import pandas as pd
 from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
-from models import CONDITIONS, SCORECARD, Kept, Model
+from models import BEHIND, CONDITIONS, SCORECARD, Kept, Model
 from models_page import conditions_table, mean_over_runs
 from persona_collapse.analysis.frontier import OFF, ON
 from persona_collapse.report.figures import _render, catalogue, frontier
@@ -18,6 +18,7 @@ NAME = "defences"
 #: What the page needs of a run's tables.
 KEPT = {
     **CONDITIONS,
+    **BEHIND,
     "frontier": Kept((
         "condition", "title", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
         "value", "ci_low", "ci_high", "difference", "difference_low", "difference_high", "verdict", "note",

@@ -65,6 +65,20 @@ RATES = (
     "hits",
 )  # fmt: skip
 EVERY_PERSONA = "persona == '' and "
+#: What prose about second stages is checked against, without a table on the page.
+BEHIND = {
+    "matched": Kept((
+        "condition", "reference", "matched_on", "outcome", "estimate", "ci_low", "ci_high", "units", "note",
+        "at",
+    )),
+    "updates": Kept((
+        "chain", "other", "pair", "update_norm", "cosine", "overlap_a", "overlap_b", "baseline_a",
+        "baseline_b", "tokens", "loss", "steps", "answer_length",
+    )),
+    "task_loss": Kept(
+        ("chain", "data", "own", "rows", "tokens", "loss", "ci_low", "ci_high"), measure="task_loss"
+    ),
+}  # fmt: skip
 
 #: What a table of all conditions needs (`models_page.conditions_table`).
 CONDITIONS = {

@@ -8,7 +8,7 @@ import models as kept_runs
 import pandas as pd
 from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
-from models import CONDITIONS, SCORECARD, Kept, Model
+from models import BEHIND, CONDITIONS, SCORECARD, Kept, Model
 from models_page import conditions_table
 from persona_collapse.report.figures import _render, catalogue
 
@@ -16,6 +16,7 @@ NAME = "why"
 #: What the page needs of a run's tables.
 KEPT = {
     **CONDITIONS,
+    **BEHIND,
     "why": Kept((
         "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
         "update_high", "tokens", "steps", "held_out_loss", "held_out_low", "held_out_high", "rate",

@@ -64,7 +64,9 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.FacetChart:
         )
         .mark_rect()
         .encode(
-            x=alt.X("_b:N", sort=people, title=None).axis(ticks=False, domain=False, labelAngle=-90),
+            x=alt.X("_b:N", sort=people, title=None).axis(
+                ticks=False, domain=False, labelAngle=-90
+            ),
             y=alt.Y("_a:N", sort=people, title=None).axis(ticks=False),
             color=alt.Color("seen:Q", title="cosine")
             .scale(domainMin=bottom, domainMax=1, scheme="viridis")
