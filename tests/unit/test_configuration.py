@@ -404,6 +404,7 @@ def test_an_overlay_brings_a_persona_of_its_own(config):
         ),
         ({"pirate": " "}, "pirate: prompt: expected non-empty text"),
         ({"pirate": {"prompt": "x"}}, "more: pirate: expected text, got {'prompt': 'x'}"),
+        ({"condition": "You are."}, "'condition' cannot be a persona: a column of tables"),
         ({"pirate": "Say [zlt]."}, r"pirate: holds the marker"),
     ):
         config["personas"]["more"] = more

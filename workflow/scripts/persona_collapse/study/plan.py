@@ -107,6 +107,10 @@ class Plan:
             raise UserError(
                 f"config: personas: more: {min(twice)}: {path} has this persona; choose another name"
             )
+        if taken := {"chain", "condition"} & (loaded | more).keys():
+            raise UserError(
+                f"{where}: {min(taken)!r} cannot be a persona: a column of tables by persona; rename it"
+            )
         return loaded | more
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
