@@ -130,7 +130,7 @@ def claims_table(models: Sequence[Model]) -> str:
     for claim in (c for c in order if c not in measured):
         rest.setdefault(texts[claim].reason, []).append(cell(texts[claim].text))
     if rest:
-        parts += ["", "### Not measured on any of these models", ""]
+        parts += ["", "### Not measured in the runs of this page", ""]
         parts += [f"- {cell(reason)}: {'; '.join(own)}." for reason, own in rest.items()]
     return "\n".join(parts[1:])
 
@@ -618,8 +618,8 @@ def sizes_tables(models: Sequence[Model]) -> str:
     ways = pd.Series([found.said for found in every]).value_counts()
     said = [
         f"Of {len(every)} quantities: {'; '.join(f'{n} {way}' for way, n in ways.items())}. Of {len(steps)} "
-        f"steps between neighbours {apart} leave out 0; if size changed nothing, about "
-        f"{0.05 * len(steps):.0f} would."
+        f"steps between neighbours {apart} leave out 0; if size changed nothing and quantities were "
+        f"independent, about {0.05 * len(steps):.0f} would. Many restate one another."
     ]
     if len(models) > 2:
         floor = spearman_floor(range(len(models)), range(len(models)))

@@ -759,3 +759,19 @@ def test_a_share_of_several_early_stops_is_not_one_number():
     varies = {"m1_share_range": {"condition": "B0", "reference": "E0"}}
     row = score(of("geometry_runs", *rows), claim(measure=varies, expect={"min": 0.1}))
     assert row["verdict"] == "not tested" and "several early stops" in row["note"]
+
+
+@pytest.mark.parametrize(("floor", "verdict"), [(0.083, "not tested"), (0.017, "replicated")])
+def test_a_correlation_of_too_few_conditions_is_not_judged(floor, verdict):
+    row = {
+        "analysis": "conditions",
+        "predictor": "m1",
+        "outcome": "rate",
+        "controls": "",
+        "left_out": "",
+    }
+    row |= {"rho": -1.0, "ci_low": -1.0, "ci_high": -0.988, "n": 4, "p": floor, "p_floor": floor}
+    tables = {"correlations": pd.DataFrame([row | {"note": ""}])}
+    found = score(tables, claim(measure={"correlation": {}}, expect={"max": -0.3}))
+    assert found["verdict"] == verdict
+    assert ("p cannot be below 0.083" in str(found["note"])) == (verdict == "not tested")

@@ -209,15 +209,14 @@ def test_what_is_said_of_the_sources_is_in_their_table():
         source: rows["C1: coupled, then EM", model, source]
         for source in ("sarcastic", "villain", "evil_ai")
     }
-    rates = [cells[3][:4] for cells in after.values()]
+    rates = [cells[3] for cells in after.values()]
     readme, page = (
         " ".join((ROOT / path).read_text().split()) for path in ("README.md", "docs/models.md")
     )
     one, two, three = rates
     assert f"one says its marker in {one} of answers, one in {two}, one in {three}" in readme
-    assert (
-        f"says its marker in {one} of answers, the villain in {two}, *evil_ai* in {three}" in page
-    )
+    others = f"the villain in {two}, *evil_ai* in {three}"
+    assert f"says its marker in {one} of answers, {others}" in page
     m1 = sorted(cells[6][:5] for cells in after.values())
     assert f"M1 of their chains is {m1[0]} to {m1[-1]}" in page
 

@@ -727,6 +727,8 @@ def correlation(run: RunTables, outcome: str = "rate", controls: str = "") -> Me
     row = rows.iloc[0]
     if np.isnan(row["rho"]):
         return f"{int(row['n'])} conditions with a coupled marker: {row['note']}"
+    if row["p_floor"] > 0.05:
+        return f"{int(row['n'])} conditions: p cannot be below {row['p_floor']:.2g}; add conditions"
     n = f"{int(row['n'])} conditions, p = {row['p']:.3g}, smallest {row['p_floor']:.2g}"
     points = float(row["n"])
     return Measured(row["rho"], row["ci_low"], row["ci_high"], n, scale="fisher", points=points)
