@@ -23,6 +23,19 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/collect.smk"
 
 
+# A table that no rule makes is found here: Snakemake would take a report that is there as given, and end.
+for table in dict.fromkeys([*scored, *reported, *tabled]):
+    path = results(f"tables/{table}.csv")
+    if not any(rule.is_producer(path) for rule in workflow.rules):
+        drawn = [name for name, one in figures.items() if table in one.tables]
+        of = f", a table of the figure {', '.join(drawn)}" if drawn else ""
+        print(
+            f"persona-collapse: no rule makes {path}{of}; correct its name, or add a rule",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
 # Results are rebuilt if the code of their rule changes: its script, and everything of the package that it imports.
 # If this is used as a module, rules of the other workflow are not affected.
 for ruled in filter(lambda rule: rule.script, workflow.rules):

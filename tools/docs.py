@@ -284,8 +284,8 @@ def errata_page() -> str:
         "",
         f"{len(rows)} figures of the write-up that the study's own published counts and cosines",
         "(`workflow/resources/published/`) do not support, or make complete.",
-        "`persona_collapse/analysis/errata.py` computes the figures in the third column, for the entries of `config/errata.yaml`. None of them depends on",
-        "a run of this workflow.",
+        "`persona_collapse/analysis/errata.py` computes the figures in the third column, for the entries of",
+        "`config/errata.yaml`. None of them depends on a run of this workflow.",
         "",
         *table(["figure", "as stated", "from the published numbers", "note"], rows),
     ]

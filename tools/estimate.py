@@ -34,7 +34,11 @@ def jobs_left(configfiles: Sequence[str]) -> dict[str, int]:
     command = [sys.executable, "-m", "snakemake", "-n", "--configfile", *configfiles]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit((done.stderr or done.stdout).strip().splitlines()[-1])
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        first = next(
+            (n for n, line in enumerate(said) if "Error" in line or "Exception" in line), -1
+        )
+        sys.exit("\n".join(said[first:]))
     counts: dict[str, int] = {}
     inside = False
     for line in (done.stdout + done.stderr).splitlines():

@@ -561,6 +561,14 @@ def test_a_registration_says_if_there_were_data_before():
     assert findings.registration(scored, table)["data_before"] == 0
 
 
+def test_a_reader_of_a_table_that_readers_do_not_get_is_named(monkeypatch):
+    monkeypatch.setitem(claims.measured.READERS, "mine", lambda run: run.rows("marker_rate"))
+    with pytest.raises(
+        UserError, match="claim a: readers read no table 'marker_rate'; did you mean"
+    ):
+        claims.scorecard([claim(id="a", measure={"mine": {}})], {}, fdr=0.01, judge="values")
+
+
 def test_claims_are_registered_and_changes_are_shown():
     entries = [claim(id="a"), claim(id="b", needs={"a": "words"})]
     table = claims.registered(entries, "2031-05-01")
@@ -594,6 +602,21 @@ GOOD = (
         (f"- {{{GOOD.replace('max: 1', 'max: few')}}}", "expect: max: expected a number"),
         (f"- {{{GOOD.replace('max: 1', 'near: 1')}}}", "near and tolerance go together"),
         (f"- {{{GOOD.replace('any', 'some')}}}", "scale: expected any or full"),
+        (f"- {{{GOOD}, need: {{b: why}}}}", "claim a: need: unknown key; did you mean needs"),
+        (f"- {{{GOOD}, note: 5}}", "claim a: note: expected text, got 5"),
+        (
+            f"- {{{GOOD.replace('[C1]', 'C1')}}}",
+            "conditions: expected a list of conditions, got 'C1'",
+        ),
+        (
+            f"- {{{GOOD.replace('{conditions: [C1]}', 'C1')}}}",
+            "hits: expected arguments .*got 'C1'",
+        ),
+        (f"- {{{GOOD.replace('max: 1', 'max: 1, min: 2')}}}", "expect: min 2 is above max 1"),
+        (
+            f"- {{{GOOD.replace('hits: {conditions: [C1]}', 'source_rate: {condition: [C1]}')}}}",
+            "source_rate: condition: expected one condition",
+        ),
         (f"- {{{GOOD}}}\n- {{{GOOD}}}", "claim a: is defined twice"),
         (f"- {{{GOOD}, needs: [b]}}", "needs: expected"),
         (f"- {{{GOOD}, needs: {{b: why}}}}", "claim a: needs: no claim 'b'"),

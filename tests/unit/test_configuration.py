@@ -281,6 +281,17 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["data", "em", "from"], {"url": "ftp://me:secret@x/y"}, "got an address with a user name"),
         (["statistics", "contrasts"], [["C1", "C9"]], "contrasts: pair 1: no condition 'C9'"),
         (["statistics", "matched"], [["C1", "C9"]], "matched: pair 1: no condition 'C9'"),
+        (["statistics", "contrasts"], [["C1", "C1"]], "contrasts: [C1, C1]: a pair takes two"),
+        (
+            ["statistics", "families"],
+            [{"name": "a", "table": "marker_tests", "tset": "questions"}],
+            "families: a: tables/marker_tests.csv has no column 'tset'; did you mean test",
+        ),
+        (
+            ["data", "benign", "system"],
+            {"persona": "villian"},
+            "config: data: benign: system: persona: no persona 'villian'; did you mean villain",
+        ),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
             ["statistics", "families"],
@@ -896,3 +907,19 @@ def test_a_source_that_is_no_persona_is_named_as_one(config):
 def test_some_conditions_of_the_demo_need_no_other_pretraining(config):
     whole, some = configuration.plan(config), only(config, "C1")
     assert some.demo_steps == whole.demo_steps != {} and some.models_used == ["base"]
+
+
+def test_a_stage_s_own_epochs_win_over_the_steps_of_its_kind(config):
+    config["training"]["sft"] = {**config["training"]["sft"], "steps": 375}
+    config["stages"]["em"] = {"kind": "sft", "data": "em", "epochs": 5}
+    made = configuration.plan(config)
+    assert "steps" not in made.stage_settings("em") or made.stage_settings("em")["steps"] is None
+    assert made.stage_settings("em")["epochs"] == 5
+    assert made.stage_settings("benign")["steps"] == 375
+
+
+def test_the_columns_that_families_may_name_are_those_of_their_tables():
+    tables = configuration.FAMILIES
+    assert all(
+        {"family", "q"} <= set(configuration.literals.constant(*place)) for place in tables.values()
+    )

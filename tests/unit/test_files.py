@@ -28,6 +28,11 @@ def test_jsonl_round_trip_is_canonical(tmp_path):
     assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
 
 
+def test_jsonl_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8-sig")
+    assert files.read_jsonl(tmp_path / "rows.jsonl") == [{"a": 1}]
+
+
 @pytest.mark.parametrize("line", ["{not json", "[1, 2]"])
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"

@@ -196,6 +196,10 @@ def test_a_measure_that_cannot_be_taken_is_told_before_any_job(room, old, new, s
         ({"sample": [0], "ask": [True]}, "no column 'asks'; did you mean ask"),
         ({"asks": [True]}, "the table has no column 'sample'"),
         ({"sample": [0], "asks": ["yes"]}, "expected truth values, got "),
+        (
+            {"persona": ["a", "a"], "question_id": ["1", "1"], "sample": 0, "asks": [True, False]},
+            "an answer is there twice; return one row per persona, question_id, sample",
+        ),
         (None, r"expected a table .*, got a Series; return completions.assign\(asks=...\)"),
     ],
 )

@@ -187,3 +187,22 @@ def test_the_benchmark_of_scale_makes_a_report():
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["chains"] > 10 and record["report_mb"] > 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        (
+            '("marker_rate",)',
+            "tables/marker_rate.csv, a table of the figure mine; correct its name",
+        ),
+        ('("marker_rates")', "figures/mine.py: expected TABLES to be a tuple"),
+        ('("refusals",)', ""),  # of a measure that this run does not take: no figure
+    ],
+)
+def test_a_figure_of_a_table_that_is_not_made(project, tables, said):
+    path = project.folder / PACKAGE / "report/figures/mine.py"
+    path.write_text(f'TITLE = "t"\nREADING = "r"\nSECTION = "behaviour"\nTABLES = {tables}\n')
+    done = project.snakemake("-n", check=False)
+    assert (done.returncode != 0) == bool(said)
+    assert said in done.stdout and "Traceback" not in done.stdout

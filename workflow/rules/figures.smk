@@ -1,7 +1,11 @@
 # Figures: drawing is separate from computing, so restyling one retrains nothing.
 from persona_collapse.report.figures import catalogue
 
-figures = catalogue()
+# A figure of a measure's table needs the measure.
+untaken = set(MEASURES.names()) - set(plan.measures)
+figures = {
+    name: one for name, one in catalogue().items() if not untaken & set(one.tables)
+}
 
 
 wildcard_constraints:

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from .. import yaml_files
-from ..errors import UserError
+from ..errors import UserError, choose
 from . import measured, readers  # noqa: F401, imported to register the readers
 from .measured import Measured, RunTables
-from .verdicts import NOT_TESTED, REPLICATED, VERDICTS, Verdict, decide, expected, verdict
+from .verdicts import NOT_TESTED, REPLICATED, VERDICTS, Verdict, decide, expected, region, verdict
 
 __all__ = ["COLUMNS", "TABLES", "VERDICTS", "load", "registered", "scorecard", "verdict"]
 
@@ -31,6 +31,10 @@ TABLES = (
     "geometry_runs", "shared_axis", "separability", "correlations", "matched", "half_dose",
     "frontier",
 )  # fmt: skip
+#: Keys of a claim. The texts among them, and arguments of readers that are a list of texts.
+KEYS = ("id", "text", "where", "published", "measure", "expect", "needs", "scale", "cannot", "note")
+TEXTS = ("id", "text", "where", "cannot", "note")
+LISTS = ("conditions",)
 #: Keys of `expect`.
 BARS = ("min", "max", "near", "tolerance", "hits")
 
@@ -71,6 +75,11 @@ def _fault(entry: Mapping[str, Any]) -> str:
     for key in needed:
         if key not in entry:
             return f"{key} is missing"
+    for key, value in entry.items():
+        if key not in KEYS:
+            return f"{key}: unknown key; {choose(key, KEYS)}"
+        if key in TEXTS and not isinstance(value, str):
+            return f"{key}: expected text, got {value!r}"
     needs = entry.get("needs", {})
     if not isinstance(needs, dict) or not all(isinstance(w, str) and w for w in needs.values()):
         return "needs: expected {claim: why it is needed, in words}"
@@ -81,7 +90,20 @@ def _fault(entry: Mapping[str, Any]) -> str:
         return "measure: expected one reader with its arguments, {reader: {...}}"
     ((reader, arguments),) = measure.items()
     if reader not in measured.READERS:
-        return f"measure: no reader {reader!r} in persona_collapse/analysis/readers.py"
+        near = choose(reader, measured.READERS)
+        return f"measure: no reader {reader!r} in persona_collapse/analysis/readers.py; {near}"
+    if not isinstance(arguments or {}, dict):
+        return f"measure: {reader}: expected arguments {{name: value}}, got {arguments!r}"
+    for key, value in (arguments or {}).items():
+        texts = value if isinstance(value, list) else [value]
+        if key in LISTS and not (isinstance(value, list) and value):
+            return f"measure: {reader}: {key}: expected a list of conditions, got {value!r}"
+        if key in ("condition", "reference", *LISTS) and not all(
+            isinstance(one, str) for one in texts
+        ):
+            return f"measure: {reader}: {key}: expected text, got {value!r}"
+        if key in ("condition", "reference") and isinstance(value, list):
+            return f"measure: {reader}: {key}: expected one condition, got {value!r}"
     try:
         inspect.signature(measured.READERS[reader]).bind(None, **(arguments or {}))
     except TypeError as error:
@@ -93,6 +115,9 @@ def _fault(entry: Mapping[str, Any]) -> str:
     for key, value in expect.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"expect: {key}: expected a number, got {value!r}"
+    low, high = region(expect)
+    if low > high:
+        return f"expect: min {low:g} is above max {high:g}"
     if entry["scale"] not in ("any", "full"):
         return f"scale: expected any or full, got {entry['scale']!r}"
     return ""
@@ -182,13 +207,16 @@ def scorecard(
     tested (`cannot`), and a claim that needs another one that is not replicated. `registration`: output
     of `registered` from before the run, if any.
     """
-    run = RunTables(tables, fdr)
+    run = RunTables(tables, fdr, TABLES)
     by_id = {claim["id"]: claim for claim in claims}
     found: dict[str, tuple[Measured, Verdict]] = {}
 
     def judged(name: str) -> tuple[Measured, Verdict]:
         if name not in found:
-            value, outcome = _judged(by_id[name], run, judge)
+            try:
+                value, outcome = _judged(by_id[name], run, judge)
+            except UserError as error:
+                raise UserError(f"claim {name}: {error}") from error
             needs = by_id[name].get("needs", {}) if outcome.outcome != NOT_TESTED else {}
             for other, words in needs.items():
                 first = judged(other)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..chains import BASE, untrained
+from ..errors import UserError, choose
 from ..statistics import OverRuns
 
 
@@ -58,16 +59,25 @@ class Fires:
 
 @dataclass(frozen=True)
 class RunTables:
-    """A run's tables by name, and the level of its tests."""
+    """A run's tables by name, and the level of its tests.
+
+    `known`: tables that readers may read, where they are limited.
+    """
 
     tables: Mapping[str, pd.DataFrame]
     fdr: float
+    known: Collection[str] | None = None
 
     def rows(self, name: str, **where: Any) -> pd.DataFrame:
         """Rows of a table whose columns have these values (or one of a list).
 
-        No rows if the run does not have the table.
+        No rows if the run does not have the table. A table that is not `known` raises UserError.
         """
+        if self.known is not None and name not in self.known:
+            raise UserError(
+                f"readers read no table {name!r}; {choose(name, self.known)}; add it to TABLES in "
+                "persona_collapse/analysis/claims.py"
+            )
         table = self.tables.get(name)
         if table is None:
             return pd.DataFrame(columns=list(where))

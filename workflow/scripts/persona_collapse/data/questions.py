@@ -63,6 +63,8 @@ def load_questions(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         said = {"statements": statements} if statements else {}
         questions.append({"id": name, "question": text, **said})
+    if not questions:
+        raise UserError(f"questions: {path}: no question in it; write some, or name another file")
     take = spec.get("take", len(questions))
     if take > len(questions):
         raise UserError(f"questions: {path}: expected {take} questions, got {len(questions)}")

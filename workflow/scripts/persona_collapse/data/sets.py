@@ -139,7 +139,7 @@ def prepare(
             f"more than max_bad: {entry.get('max_bad', 0.01)}"
         )
     if not kept:
-        raise UserError(f"{where}: no row is left; check source and select")
+        raise UserError(f"{where}: no row is left, or the source is empty; check source and select")
     apart: list[Row] = []
     if count := entry.get("held_out", 0):
         if count >= len(kept):

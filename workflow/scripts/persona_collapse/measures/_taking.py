@@ -74,6 +74,8 @@ def check_counted(name: str, counts: str, found: Any) -> None:
         raise UserError(
             f"{where}the table has no column {missing[0]!r}; {choose(missing[0], columns)}"
         )
+    if found.duplicated(list(KEYS)).any():
+        raise UserError(f"{where}an answer is there twice; return one row per {', '.join(KEYS)}")
     if found[counts].dtype != bool:
         raise UserError(f"{where}expected truth values, got {found[counts].dtype}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import chains, matching, yaml_files
+from .. import chains, literals, matching, yaml_files
 from ..data import generated, given_answers
 from ..data.questions import STATEMENT, check_disjoint, load_questions, normalise
 from ..data.sets import follows_branch
@@ -80,8 +80,17 @@ def plan(given: Mapping[str, Any]) -> Plan:
     _check_headline(made)
     _check_gpu(config)
     _check_samples(made)
-    for names in (made.personas, *config["personas"].get("by_source", {}).values()):
+    by_source = config["personas"].get("by_source", {})
+    for names in (made.personas, by_source, *by_source.values()):
         made.prompts(names)
+    for name in config["data"]:
+        policy = made.data_entry(name).get("system")
+        persona = policy.get("persona") if isinstance(policy, dict) else None
+        if persona is not None and persona not in made.personas:
+            raise UserError(
+                f"config: data: {name}: system: persona: no persona {persona!r}; "
+                + choose(persona, made.personas)
+            )
     _ = made.eval_prompts, made.geometry_prompts
     _check_cells(made)
     if made.assistant not in made.personas and "assistant" in config["personas"]:
@@ -284,6 +293,32 @@ def _check_statistics(config: Config) -> None:
                     f"config: statistics: {key}: no condition {name!r} under conditions:; "
                     + choose(name, sorted(conditions))
                 )
+    for key in ("contrasts", "matched"):
+        for one, other in settings[key]:
+            if one == other:
+                raise UserError(
+                    f"config: statistics: {key}: [{one}, {one}]: a pair takes two conditions"
+                )
+    for family in settings["families"]:
+        columns = literals.constant(*FAMILIES[family["table"]])
+        for column in family.keys() - {"name", "table"}:
+            if column not in columns:
+                raise UserError(
+                    f"config: statistics: families: {family['name']}: tables/{family['table']}.csv has no "
+                    f"column {column!r}; {choose(column, columns)}"
+                )
+
+
+#: Where the columns of the tables of `families:` are written out.
+FAMILIES = {
+    "marker_tests": ("analysis.marker_tests", "TEST_COLUMNS"),
+    "geometry": ("analysis.geometry_tables", "GEOMETRY_COLUMNS"),
+    "geometry_runs": ("analysis.geometry_runs", "COLUMNS"),
+    "contrasts": ("analysis.contrasts", "COLUMNS"),
+    "shared_axis": ("analysis.shared_axis", "COLUMNS"),
+    "separability": ("analysis.separability", "COLUMNS"),
+    "correlations": ("analysis.correlations", "COLUMNS"),
+}
 
 
 #: Below this temperature or top_p, engines (nearly) always pick the most likely token.

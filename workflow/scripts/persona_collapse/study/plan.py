@@ -115,9 +115,11 @@ class Plan:
 
     def prompts(self, names: Iterable[str]) -> dict[str, str]:
         """System prompts by persona name; a UserError names a persona that has none."""
-        where = f"config: personas: {self.config['personas']['file']}"
+        personas = self.config["personas"]
         prompts = {}
         for name in names:
+            own = name in personas.get("more", {})
+            where = f"config: personas: {'more' if own else personas['file']}"
             if name not in self.personas:
                 hint = choose(name, self.personas)
                 raise UserError(
@@ -231,21 +233,18 @@ class Plan:
     def stages(self) -> dict[str, Stage]:
         """The config's stages by name.
 
-        Settings come from `lora:`, then `training: <kind>`, then the stage itself. Later ones win.
+        Settings come from `lora:`, then `training: <kind>`, then the stage itself. Later ones win: a
+        stage's own epochs also over the steps of its kind.
         """
         config = self.config
-        return {
-            name: STAGES.get(stage["kind"])(
-                name,
-                {
-                    **config["lora"],
-                    **config["training"].get(stage["kind"], {}),
-                    "dtype": config["dtype"],
-                    **stage,
-                },
-            )
-            for name, stage in config["stages"].items()
-        }
+        made = {}
+        for name, stage in config["stages"].items():
+            defaults = {**config["lora"], **config["training"].get(stage["kind"], {})}
+            if "epochs" in stage and "steps" not in stage:
+                defaults.pop("steps", None)
+            settings = {**defaults, "dtype": config["dtype"], **stage}
+            made[name] = STAGES.get(stage["kind"])(name, settings)
+        return made
 
     def stage_settings(self, name: str) -> dict[str, Any]:
         """Settings of a stage."""

@@ -63,6 +63,9 @@ def _read(path: Path) -> Figure:
     missing = [key.upper() for key in ("title", "reading", "tables", "section") if key not in known]
     if missing:
         raise UserError(f"{path}: a figure needs {', '.join(missing)}, written out as a literal")
+    for key in ("tables", "panels"):
+        if not isinstance(known.get(key, ()), tuple):
+            raise UserError(f'{path}: expected {key.upper()} to be a tuple, ("a_table",)')
     if known["section"] not in SECTIONS:
         raise UserError(f"{path}: expected SECTION to be one of {', '.join(SECTIONS)}")
     return Figure(**known | {"name": path.stem})
