@@ -289,8 +289,8 @@ def test_a_chain_is_trained_and_measured_once(config):
         ),
         (
             ["data", "benign", "system"],
-            {"persona": "villian"},
-            "config: data: benign: system: persona: no persona 'villian'; did you mean villain",
+            {"persona": "xvillain"},
+            "config: data: benign: system: persona: no persona 'xvillain'; did you mean villain",
         ),
         (["statistics", "axis"], "E9", "axis: no condition 'E9'"),
         (
