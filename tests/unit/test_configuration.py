@@ -220,7 +220,17 @@ def test_a_chain_is_trained_and_measured_once(config):
         (["conditions", "C1", "chain"], "em@1+em@2", "is there twice"),
         (["conditions", "C1", "chain"], "em@one", "seed of stage 'em' is 'one'"),
         (["conditions", "C1", "chain"], "em@1~{dose}", "doses is missing"),
-        (["source_personas"], ["nobody"], "no persona 'nobody'; correct it"),
+        (
+            ["source_personas"],
+            ["nobody"],
+            "config: source_personas: no persona 'nobody'; correct it",
+        ),
+        (
+            ["conditions", "C1", "source_personas"],
+            ["nobody"],
+            "config: conditions: C1: source_personas: no persona 'nobody'; correct it",
+        ),
+        (["conditions", "C1", "doses"], [1], "C1: doses: the chain has no ~{dose} to put them in"),
         (["personas", "eval"], ["assistant", "librarian"], "'villain' is not evaluated"),
         (["conditions", "C1", "personas"], ["nobody"], "C1: personas: 'nobody' is not evaluated"),
         (["conditions", "C1", "personas"], ["vilain"], "not evaluated; did you mean villain?"),

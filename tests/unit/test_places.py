@@ -16,6 +16,9 @@ stages:
   benign:
     kind: sft
     data: benign
+families:
+  - {name: a, table: t}
+contrasts: [[C1, C5]]
 """
 SECOND = """\
 # Mine.
@@ -26,6 +29,8 @@ stages:
 seeds:
   - 42
   - one
+families:
+  - {name: b}
 """
 
 
@@ -34,6 +39,8 @@ seeds:
     [
         ("config: stages: mine: batchsize: unknown key", " (two.yaml, line 5)"),
         ("config: stages: mine: data: is missing", " (two.yaml, line 3)"),
+        ("config: families: item 1: table: is missing", " (two.yaml, line 10)"),
+        ("config: contrasts: pair 1: no condition 'C9'", " (one.yaml, line 9)"),
         (
             "config: stages: em: data: 'em' is not under data:; available: none",
             " (one.yaml, line 3)",

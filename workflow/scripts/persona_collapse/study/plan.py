@@ -367,6 +367,10 @@ class Plan:
     def _expanded(self) -> Iterator[Cell]:
         for condition, entry in self.config["conditions"].items():
             templates = entry["chain"] if isinstance(entry["chain"], list) else [entry["chain"]]
+            if entry.get("doses") and not any("{dose}" in template for template in templates):
+                raise UserError(
+                    f"config: conditions: {condition}: doses: the chain has no ~{{dose}} to put them in"
+                )
             seen: set[tuple[str, str]] = set()
             for template in templates:
                 for cell in self._from_template(condition, entry, template):
@@ -392,7 +396,14 @@ class Plan:
                 f"{where}chain {template!r} is for each source persona, and there is none; name some under "
                 "source_personas:, or remove the condition (null)"
             )
-        self.prompts(filter(None, sources))  # a misspelt persona is no missing stage
+        for source in filter(None, sources):  # a misspelt persona is no missing stage
+            if source not in self.personas:
+                whose = where if "source_personas" in entry else "config: "
+                hint = choose(source, self.personas)
+                raise UserError(
+                    f"{whose}source_personas: no persona {source!r}; correct it ({hint}) or add it under "
+                    "personas: more:"
+                )
         if "dose" in fields and not entry.get("doses"):
             raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
         seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]
