@@ -23,8 +23,9 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/collect.smk"
 
 
-# A table that no rule makes is found here: Snakemake would take a report that is there as given, and end.
-for table in dict.fromkeys([*scored, *reported, *tabled]):
+# A table that no rule makes is found here: Snakemake would take a report that is there as given, and end. Jobs, which
+# read this file too, need not ask again.
+for table in [*reported, *tabled] if workflow.is_main_process else []:
     path = results(f"tables/{table}.csv")
     if not any(rule.is_producer(path) for rule in workflow.rules):
         drawn = [name for name, one in figures.items() if table in one.tables]

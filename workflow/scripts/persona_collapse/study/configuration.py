@@ -284,20 +284,18 @@ def _check_statistics(config: Config) -> None:
     named = [("axis", [settings["axis"]] if "axis" in settings else [])]
     named.append(("hypotheses", settings["hypotheses"]))
     for key in ("contrasts", "matched"):
-        for number, pair in enumerate(settings[key], start=1):
-            named.append((f"{key}: pair {number}", pair))
+        for number, (one, other) in enumerate(settings[key], start=1):
+            if one == other:
+                raise UserError(
+                    f"config: statistics: {key}: [{one}, {one}]: a pair takes two conditions"
+                )
+            named.append((f"{key}: pair {number}", [one, other]))
     for key, names in named:
         for name in names:
             if name not in conditions:
                 raise UserError(
                     f"config: statistics: {key}: no condition {name!r} under conditions:; "
                     + choose(name, sorted(conditions))
-                )
-    for key in ("contrasts", "matched"):
-        for one, other in settings[key]:
-            if one == other:
-                raise UserError(
-                    f"config: statistics: {key}: [{one}, {one}]: a pair takes two conditions"
                 )
     for family in settings["families"]:
         columns = literals.constant(*FAMILIES[family["table"]])

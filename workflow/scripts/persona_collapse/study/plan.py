@@ -113,8 +113,11 @@ class Plan:
             )
         return loaded | more
 
-    def prompts(self, names: Iterable[str]) -> dict[str, str]:
-        """System prompts by persona name; a UserError names a persona that has none."""
+    def prompts(self, names: Iterable[str], asked: str = "") -> dict[str, str]:
+        """System prompts by persona name; a UserError names a persona that has none.
+
+        `asked`: the key that names them, for the message; default: the personas' own place.
+        """
         personas = self.config["personas"]
         prompts = {}
         for name in names:
@@ -122,8 +125,9 @@ class Plan:
             where = f"config: personas: {'more' if own else personas['file']}"
             if name not in self.personas:
                 hint = choose(name, self.personas)
+                under = "personas: more:" if asked else "more:"
                 raise UserError(
-                    f"{where}: no persona {name!r}; correct it ({hint}) or add it under more:"
+                    f"{asked or where}: no persona {name!r}; correct it ({hint}) or add it under {under}"
                 )
             entry = self.personas[name]
             prompt = entry.get("prompt") if isinstance(entry, dict) else entry
@@ -396,14 +400,9 @@ class Plan:
                 f"{where}chain {template!r} is for each source persona, and there is none; name some under "
                 "source_personas:, or remove the condition (null)"
             )
-        for source in filter(None, sources):  # a misspelt persona is no missing stage
-            if source not in self.personas:
-                whose = where if "source_personas" in entry else "config: "
-                hint = choose(source, self.personas)
-                raise UserError(
-                    f"{whose}source_personas: no persona {source!r}; correct it ({hint}) or add it under "
-                    "personas: more:"
-                )
+        whose = where if "source_personas" in entry else "config: "
+        # A misspelt persona is no missing stage.
+        self.prompts(filter(None, sources), f"{whose}source_personas")
         if "dose" in fields and not entry.get("doses"):
             raise UserError(f"{where}doses is missing: the steps at which {{dose}} stops")
         seeds = entry.get("seeds", self.config["seeds"]) if "seed" in fields else [None]

@@ -195,6 +195,14 @@ def crossed(
     )
 
 
+def beside(base: alt.Chart, x: Any, y: Any) -> alt.Chart:
+    """The `name` of each point, to its upper right; without one, nothing."""
+    text = base.mark_text(
+        align="left", baseline="bottom", dx=6, dy=-3, fontSize=10, color="var(--soft, #57606a)"
+    )
+    return text.encode(x=x, y=y, text="name:N")
+
+
 def slots(rows: pd.DataFrame, *keys: str) -> pd.Series:
     """Slots of marks that share their keys, stacked around the middle."""
     groups = rows.groupby(list(keys), sort=False)

@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from ._style import Choices, crossed, letters, looks, tip
+from ._style import Choices, beside, crossed, letters, looks, tip
 
 TITLE = "What a defence costs, and what it keeps"
 READING = (
@@ -87,15 +87,12 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     y = alt.Y("value:Q", title=None).scale(zero=False, padding=8)
     chosen = f"datum.kept == {kept} && datum.data == {trained} && datum.shown == {shown}"
     base = alt.Chart(rows).transform_filter(chosen)
-    named = base.mark_text(
-        align="left", baseline="bottom", dx=6, dy=-3, fontSize=10, color="var(--soft, #57606a)"
-    )
     said = tip(
         "condition", "title", "data", "defence", "setting", "loss", "value", "low", "high",
         "units:training runs", "verdict",
     )  # fmt: skip
     points = crossed(base, x, y, ("loss_low", "loss_high"), colour, shape, said, size=80)
-    return (points + named.encode(x=x, y=y, text="name:N")).properties(
+    return (points + beside(base, x, y)).properties(
         height=220 if choose.paper else 300, usermeta=letters(names)
     )
 

@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from ._style import Choices, crossed, letters, looks, tip
+from ._style import Choices, beside, crossed, letters, looks, tip
 
 TITLE = "Which property of the second stage moves personas"
 READING = (
@@ -65,13 +65,10 @@ def draw(rows: pd.DataFrame, choose: Choices) -> alt.LayerChart:
     )  # fmt: skip
     # Not a filter: a layer without rows has no extent, of which browsers' consoles warn.
     off_curve = f"indexof({list(CURVE)}, datum.axis) < 0 ? datum.condition : ''"
-    named = base.transform_calculate(name=off_curve).mark_text(
-        align="left", baseline="bottom", dx=6, dy=-3, fontSize=10, color="var(--soft, #57606a)"
-    )
     return (
         curve.mark_line(color="var(--soft, #57606a)", strokeWidth=1).encode(
             x=x, y=y, order="update_norm:Q"
         )
         + crossed(base, x, y, ("update_low", "update_high"), colour, shape, said, size=70)
-        + named.encode(x=x, y=y, text="name:N")
+        + beside(base.transform_calculate(name=off_curve), x, y)
     ).properties(height=220 if choose.paper else 300, usermeta=letters(axes))
