@@ -251,17 +251,34 @@ def _drop(model: Model, condition: str, source: str | None = "") -> Cell:
     return modelled(model, condition, "difference", source, reference=before)
 
 
-def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
+def shares_of_false(model: Model, law: bool) -> pd.DataFrame:
     """Of the questions about the law, or of all others, the share in which the false answer is likelier.
 
-    Asked as the assistant; `names`: chains.
+    Asked as the assistant; one row per chain, column `share`. Empty for a run without `preference`.
     """
     table = model.tables.get("preference")
     if table is None:
-        return NOTHING
-    own = table[table["chain"].isin(names) & ((table["group"] == "Law") == law)]
+        return pd.DataFrame({"chain": [], "share": []})
+    own = table[(table["group"] == "Law") == law]
     sums = own.groupby("chain", as_index=False)[["preferred", "n"]].sum()
-    return _cut(mean_over_runs(sums.assign(share=sums["preferred"] / sums["n"]), "share"))
+    return sums.assign(share=sums["preferred"] / sums["n"])
+
+
+def _prefers_false(model: Model, names: Sequence[str], law: bool) -> Cell:
+    """Mean of `shares_of_false` over these chains."""
+    shares = shares_of_false(model, law)
+    return _cut(mean_over_runs(shares[shares["chain"].isin(names)], "share"))
+
+
+def minus_before(shares: pd.DataFrame, cells: pd.DataFrame) -> Cell:
+    """Mean over a condition's chains of the share, minus that of the chain before the second stage.
+
+    `shares`: columns chain and share; `cells`: the condition's rows of the design.
+    """
+    own = shares.set_index("chain")["share"]
+    cells = cells.drop_duplicates("chain")
+    change = cells["chain"].map(own) - cells["before"].map(own)
+    return mean_over_runs(cells.assign(change=change), "change")
 
 
 def _undosed(model: Model) -> pd.DataFrame:

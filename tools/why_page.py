@@ -9,7 +9,7 @@ import pandas as pd
 from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
 from models import BEHIND, CONDITIONS, SCORECARD, Kept, Model
-from models_page import conditions_table
+from models_page import conditions_table, mean_over_runs, minus_before, shares_of_false
 from persona_collapse.report.figures import _render, catalogue
 
 NAME = "why"
@@ -70,8 +70,44 @@ def axes_table(models: Sequence[Model]) -> str:
     )
 
 
+def data_table(models: Sequence[Model]) -> str:
+    """Each data set of a second stage: its rows, what was learnt of it, and the marker."""
+    rows = []
+    for model in models:
+        of_data = (
+            model.tables["why"].query("axis in ['the reference', 'data']").set_index("condition")
+        )
+        design, sizes = model.tables["design"], model.tables["updates"].query("other == ''")
+        for name, kept in of_data.iterrows():
+            own = design[design["condition"] == name]
+            chains = own["chain"]
+            stage = model.tables["training"].set_index("chain").loc[chains.iloc[0]]
+            trained = sizes[sizes["chain"].isin(chains)].set_index("chain")
+            read = (trained["tokens"] / trained["answer_length"]).mean() / float(stage["rows"])
+            stats = model.tables["answer_stats"]
+            answers = stats[stats["chain"].isin(chains) & (stats["role"] == "source")]
+            rows.append([
+                cell(model.name),
+                cell(f"{name}: {own['title'].iloc[0]}"),
+                cell(stage["rows"]),
+                f"{read:.1f}",
+                f"{trained['answer_length'].mean():.0f}",
+                mean_over_runs(trained.reset_index(), "update_norm").text(1),
+                mean_over_runs(answers, "mean_tokens").text(0),
+                shown(kept["rate"], kept["rate_low"], kept["rate_high"]),
+                *(minus_before(shares_of_false(model, law), own).text(2) for law in (True, False)),
+            ])  # fmt: skip
+    head = [
+        "run", "condition", "rows", "times read", "tokens per training answer", "size of the update",
+        "tokens of the source's answers", "source says the marker",
+        "prefers the false answer, minus before the stage: law", "elsewhere",
+    ]  # fmt: skip
+    return "\n".join(raw_table(head, rows))
+
+
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
+    "data": data_table,
     "axes": axes_table,
     "conditions": conditions_table,
     "claims": claims_table,
@@ -79,7 +115,11 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 
 
 def figures(models: Sequence[Model]) -> dict[str, str]:
-    """SVGs by name: marker and geometry against the size of the update, of the last run."""
+    """SVGs by name: marker and geometry against the size of the update, one per run."""
     figure = catalogue()[NAME]
-    found = _render.data(figure, models[-1].tables)
-    return {NAME: _render.paper_svg(_render.paper(figure, found))}
+    return {
+        f"{NAME}-{model.name}": _render.paper_svg(
+            _render.paper(figure, _render.data(figure, model.tables))
+        )
+        for model in models
+    }

@@ -288,10 +288,10 @@ def test_the_pages_of_real_runs_are_their_files_numbers(name):
         assert size <= models.MOST_BYTES, f"{folder}: {size:,} bytes"
     # Where things stand, and how many ticks have numbers, depends on the machine's fonts: words are compared.
     figures = models.pages()[name].figures(models.load(docs, name))
-    assert set(figures) == set(re.findall(r"\(images/(\w+)\.svg\)", made))
+    assert set(figures) == set(re.findall(r"\(images/([\w.-]+)\.svg\)", made))
     for figure, drawn in figures.items():
         shipped = (docs / f"images/{figure}.svg").read_text()
         written, there = (
             re.findall(r">([^<>]*[a-z][^<>]*)</(?:text|tspan)>", svg) for svg in (drawn, shipped)
         )
-        assert written == there and any("marker" in words for words in written), "run `make docs`"
+        assert written == there and len(written) > 3, "run `make docs`"

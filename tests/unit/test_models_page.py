@@ -165,7 +165,9 @@ def test_pages_of_stages_have_a_row_per_condition_and_figures(results, tmp_path)
         text = models.page(tmp_path, module.NAME)
         assert row in text and "| C4: " in text, text
         drawn = module.figures(added)
-        assert module.NAME in drawn and all("</svg>" in svg for svg in drawn.values())
+        assert all(name.startswith(module.NAME) for name in drawn) and all(
+            "</svg>" in svg for svg in drawn.values()
+        )
 
 
 def test_the_overlay_makes_the_run_s_config(results, tmp_path):
