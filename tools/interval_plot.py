@@ -30,8 +30,9 @@ def intervals(table: pd.DataFrame, axis: str, order: Sequence[str], zero: bool =
                 y=alt.Y("line:N", sort=list(order), title=None, axis=alt.Axis(labelLimit=360)),
                 color=colour,
             )
-            x = alt.X("value:Q", title=axis).scale(zero=zero)
-            lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=axis), x2="high:Q")
+            ticks = alt.Axis(title=axis, tickCount=6, labelFlush=False)
+            x = alt.X("value:Q", axis=ticks).scale(zero=zero)
+            lines = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", axis=ticks), x2="high:Q")
             panels.append(lines + base.mark_point(size=70, filled=True, opacity=1).encode(x=x))
         # The reader's font may be wider than the one that is measured here.
         room = {"left": 70, "right": 20, "top": 5, "bottom": 5}

@@ -11,6 +11,7 @@ from interval_plot import intervals
 from markdown_tables import cell, raw_table
 from models import CONDITIONS, Model
 from models_page import Cell, conditions_table, level, modelled, rate
+from persona_collapse import chains
 
 NAME = "pipeline"
 #: What the page needs of a run's tables.
@@ -50,10 +51,16 @@ TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
 
 
 def _lines(models: Sequence[Model], read: Callable[[Model, str], Cell]) -> pd.DataFrame:
-    """One line per condition for `intervals`; with fewer than two training runs, the value alone."""
+    """One line per condition for `intervals`; with fewer than two training runs, the value alone.
+
+    A condition stands below those whose chain it continues.
+    """
     rows = []
     for model in models:
-        for name, cells in model.tables["design"].groupby("condition", sort=False):
+        design = model.tables["design"]
+        stages = design["chain"].map(lambda name: [stage.name for stage in chains.parse(name).stages])
+        in_order = design.loc[stages.sort_values(kind="stable").index]
+        for name, cells in in_order.groupby("condition", sort=False):
             found, first = read(model, str(name)), cells.iloc[0]
             after = first["stages_after_coupling"]
             kind = UNCOUPLED if pd.isna(after) else LATER if float(after) > 0 else COUPLED
