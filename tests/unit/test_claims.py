@@ -1,11 +1,12 @@
 """The scorecard on hand-made tables, and on tables from synthetic counts and vectors."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
-from persona_collapse.analysis import claims, measured, readers, verdicts
+from persona_collapse.analysis import claims, matched, measured, readers, verdicts
 from persona_collapse.analysis.measured import Fires, Measured
 from persona_collapse.errors import UserError
 from persona_collapse.report import findings
@@ -606,7 +607,7 @@ GOOD = (
         (f"- {{{GOOD}, note: 5}}", "claim a: note: expected text, got 5"),
         (
             f"- {{{GOOD.replace('[C1]', 'C1')}}}",
-            "conditions: expected a list of conditions, got 'C1'",
+            "conditions: expected a list of texts, got 'C1'",
         ),
         (
             f"- {{{GOOD.replace('{conditions: [C1]}', 'C1')}}}",
@@ -615,7 +616,19 @@ GOOD = (
         (f"- {{{GOOD.replace('max: 1', 'max: 1, min: 2')}}}", "expect: min 2 is above max 1"),
         (
             f"- {{{GOOD.replace('hits: {conditions: [C1]}', 'source_rate: {condition: [C1]}')}}}",
-            "source_rate: condition: expected one condition",
+            "source_rate: condition: expected one text",
+        ),
+        (
+            f"- {{{GOOD.replace('hits: {conditions: [C1]}', 'correlation: {outcome: marker_rate}')}}}",
+            "correlation: outcome: no 'marker_rate' here; did you mean",
+        ),
+        (
+            f"- {{{GOOD.replace('hits: {conditions: [C1]}', 'hypothesis: {name: H3, p: 1}')}}}",
+            "hypothesis: p: expected true or false, got 1",
+        ),
+        (
+            f"- {{{GOOD.replace('hits: {conditions: [C1]}', 'source_rate: {condition: C1, source: [x]}')}}}",
+            "source_rate: source: expected one text",
         ),
         (f"- {{{GOOD}}}\n- {{{GOOD}}}", "claim a: is defined twice"),
         (f"- {{{GOOD}, needs: [b]}}", "needs: expected"),
@@ -632,6 +645,11 @@ def test_bad_claims_are_named(tmp_path, text, said):
     with pytest.raises(UserError, match=said) as error:
         claims.load(tmp_path / "claims.yaml")
     assert "\n" not in str(error.value) and "claims.yaml" in str(error.value)
+
+
+def test_readers_know_the_values_that_their_tables_have():
+    hints = get_type_hints(claims.measured.READERS["matched"])
+    assert set(get_args(hints["on"])) == set(matched.MATCHED_ON)
 
 
 def defended(*rows):

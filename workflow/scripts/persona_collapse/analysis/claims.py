@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -31,10 +32,9 @@ TABLES = (
     "geometry_runs", "shared_axis", "separability", "correlations", "matched", "half_dose",
     "frontier",
 )  # fmt: skip
-#: Keys of a claim. The texts among them, and arguments of readers that are a list of texts.
+#: Keys of a claim, and the texts among them.
 KEYS = ("id", "text", "where", "published", "measure", "expect", "needs", "scale", "cannot", "note")
 TEXTS = ("id", "text", "where", "cannot", "note")
-LISTS = ("conditions",)
 #: Keys of `expect`.
 BARS = ("min", "max", "near", "tolerance", "hits")
 
@@ -94,20 +94,15 @@ def _fault(entry: Mapping[str, Any]) -> str:
         return f"measure: no reader {reader!r} in persona_collapse/analysis/readers.py; {near}"
     if not isinstance(arguments or {}, dict):
         return f"measure: {reader}: expected arguments {{name: value}}, got {arguments!r}"
-    for key, value in (arguments or {}).items():
-        texts = value if isinstance(value, list) else [value]
-        if key in LISTS and not (isinstance(value, list) and value):
-            return f"measure: {reader}: {key}: expected a list of conditions, got {value!r}"
-        if key in ("condition", "reference", *LISTS) and not all(
-            isinstance(one, str) for one in texts
-        ):
-            return f"measure: {reader}: {key}: expected text, got {value!r}"
-        if key in ("condition", "reference") and isinstance(value, list):
-            return f"measure: {reader}: {key}: expected one condition, got {value!r}"
+    function = measured.READERS[reader]
     try:
-        inspect.signature(measured.READERS[reader]).bind(None, **(arguments or {}))
+        inspect.signature(function).bind(None, **(arguments or {}))
     except TypeError as error:
         return f"measure: {reader}: {error}"
+    hints = get_type_hints(function)
+    for key, value in (arguments or {}).items():
+        if fault := _wrong(hints.get(key, Any), value):
+            return f"measure: {reader}: {key}: {fault}"
     if not isinstance(expect, dict) or not expect or set(expect) - set(BARS):
         return f"expect: expected one or more of {', '.join(BARS)}, got {expect}"
     if ("near" in expect) != ("tolerance" in expect):
@@ -121,6 +116,27 @@ def _fault(entry: Mapping[str, Any]) -> str:
     if entry["scale"] not in ("any", "full"):
         return f"scale: expected any or full, got {entry['scale']!r}"
     return ""
+
+
+def _wrong(hint: Any, value: Any) -> str:
+    """What is wrong with an argument of a reader, by its annotation; empty if nothing is.
+
+    Annotations that are checked: str, bool, float, Literal, Sequence[str], and these or None.
+    """
+    if get_origin(hint) is types.UnionType:
+        return "" if value is None else _wrong(get_args(hint)[0], value)
+    got = f"got {value!r}"
+    if get_origin(hint) is Literal:
+        known = get_args(hint)
+        return "" if value in known else f"no {value!r} here; {choose(str(value), known)}"
+    if get_origin(hint) is Sequence:
+        texts = isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+        return "" if texts else f"expected a list of texts, {got}"
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if number else f"expected a number, {got}"
+    words = {str: "one text", bool: "true or false"}
+    return f"expected {words[hint]}, {got}" if hint in words and not isinstance(value, hint) else ""
 
 
 def _circle(needs: Mapping[str, Sequence[str]], start: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -415,7 +415,9 @@ def _fires(run: RunTables, rows: pd.DataFrame) -> pd.Series | str:
 
 @reader
 def m1_fires(
-    run: RunTables, conditions: Sequence[str], test: str = "pairs"
+    run: RunTables,
+    conditions: Sequence[str],
+    test: Literal["pairs", "personas", "label_swap"] = "pairs",
 ) -> Measured | str | None:
     """Share of cells (methods x blocks) whose rise over the base has q < fdr over training runs.
 
@@ -626,7 +628,11 @@ def _of_frontier(row: Any) -> Measured:
 
 @reader
 def matched(
-    run: RunTables, condition: str, reference: str, on: str, outcome: str
+    run: RunTables,
+    condition: str,
+    reference: str,
+    on: Literal["loss", "tokens", "update_norm", "answer_length"],
+    outcome: Literal["rate", "m1"],
 ) -> Measured | str | None:
     """Difference between two conditions at an equal amount of something, over training runs."""
     rows = run.rows(
@@ -647,7 +653,7 @@ def matched(
 
 @reader
 def half_dose(
-    run: RunTables, condition: str, reference: str, outcome: str
+    run: RunTables, condition: str, reference: str, outcome: Literal["rate", "m1"]
 ) -> Measured | str | None:
     """Ratio of two conditions' half-doses of an outcome, in steps, over training runs."""
     rows = run.rows("half_dose", arm=condition, reference=reference, outcome=outcome)
@@ -662,7 +668,7 @@ def half_dose(
 
 
 @reader
-def hypothesis(run: RunTables, name: str, p: bool = False) -> Measured | str | None:
+def hypothesis(run: RunTables, name: Literal["H3"], p: bool = False) -> Measured | str | None:
     """H3: Spearman's rho over conditions, with its interval, or (`p`) its exact p."""
     rows = run.rows("hypotheses", hypothesis=name)
     if rows.empty or rows["estimate"].isna().all():
@@ -718,7 +724,11 @@ def _least(pair: OverRuns, pairs: int) -> float:
 
 
 @reader
-def correlation(run: RunTables, outcome: str = "rate", controls: str = "") -> Measured | str | None:
+def correlation(
+    run: RunTables,
+    outcome: Literal["rate", "marker_logprob"] = "rate",
+    controls: Literal["", "mean_tokens", "mean_tokens final_loss", "steps_after"] = "",
+) -> Measured | str | None:
     """Spearman correlation, over conditions, of mean cosine and marker survival; partial with controls."""
     where: dict[str, Any] = {"predictor": "m1", "left_out": "", "outcome": outcome}
     rows = run.rows("correlations", analysis="conditions", controls=controls, **where)
