@@ -98,6 +98,11 @@ CONDITIONS = {
         ("chain", "group", "n", "preferred"), "persona == 'assistant'", measure="preference"
     ),
 }  # fmt: skip
+#: The same, with the mean cosine at every block (`models_page.blocks_table`).
+GEOMETRY = CONDITIONS["geometry_runs"]
+BLOCKS = CONDITIONS | {
+    "geometry_runs": Kept((*GEOMETRY.columns, "headline"), f"metric == 'm1' or ({GEOMETRY.rows})")
+}
 
 
 @dataclass(frozen=True)

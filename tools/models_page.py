@@ -229,14 +229,17 @@ def level(model: Model, condition: str, metric: str, **where: Any) -> Cell:
     """A metric of the geometry over runs: its level, or its difference to a `reference` (None: no such)."""
     where = {"reference": "", "dose": ""} | where
     column = "estimate" if where["reference"] else "value"
-    return _row(model.tables["geometry_runs"], column, condition=condition, metric=metric, **where)
+    table = model.tables["geometry_runs"]
+    if "headline" in table:
+        where["headline"] = True
+    return _row(table, column, condition=condition, metric=metric, **where)
 
 
 def _told(model: Model, condition: str) -> Cell:
     return _cut(level(model, condition, "m3_accuracy"))
 
 
-def _before(model: Model, condition: str) -> str:
+def before(model: Model, condition: str) -> str:
     """The condition whose chains a condition goes on from; empty where that is none."""
     design, rates = model.tables["design"], model.tables["rate_model"]
     own = design[(design["condition"] == condition) & (design["stages_after_coupling"] > 0)]
@@ -247,8 +250,8 @@ def _before(model: Model, condition: str) -> str:
 
 def _drop(model: Model, condition: str, source: str | None = "") -> Cell:
     """The source's marker rate minus that before the second stage."""
-    before = _before(model, condition) or None
-    return modelled(model, condition, "difference", source, reference=before)
+    reference = before(model, condition) or None
+    return modelled(model, condition, "difference", source, reference=reference)
 
 
 def shares_of_false(model: Model, law: bool) -> pd.DataFrame:
@@ -328,6 +331,32 @@ def conditions_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
+def blocks_table(models: Sequence[Model], pairs: Sequence[tuple[str, str]]) -> str:
+    """The mean cosine of conditions minus that of others, at every block. `pairs`: condition, reference.
+
+    With the headline's method. A condition that was stopped early has a row per stop.
+    """
+    found = []
+    for model in models:
+        table = model.tables["geometry_runs"].query("metric == 'm1'")
+        table = table[table["method"] == table.loc[table["headline"], "method"].iloc[0]]
+        for name, other in pairs:
+            own = table[(table["condition"] == name) & (table["reference"] == other)]
+            for dose, rows in own.groupby("dose", sort=False, dropna=False):
+                stop = "" if pd.isna(dose) or dose == "" else f", {dose} steps"
+                values = {
+                    int(row["layer"]): Cell(
+                        row["estimate"], row["ci_low"], row["ci_high"], row["units"]
+                    )
+                    for _, row in rows.iterrows()
+                }
+                found.append((cell(model.name), cell(f"{name}{stop}"), cell(other), values))
+    blocks = sorted({block for *_, values in found for block in values})
+    rows = [[*words, *(values.get(b, NOTHING).text(3) for b in blocks)] for *words, values in found]
+    head = ["run", "condition", "minus", *(f"block {block}" for block in blocks)]
+    return "\n".join(raw_table(head, rows))
+
+
 def _second(chain: str, after: float) -> str:
     """The stages that follow the coupling in a chain, without seeds."""
     stages = [stage for stage in chains.parse(chain).stages if not stage.left_out]
@@ -357,7 +386,7 @@ def stages_table(models: Sequence[Model]) -> str:
             data = model.tables["training"].set_index("chain")["name"].get(first["chain"], "")
             lengths = model.tables["updates"]
             lengths = lengths[lengths["chain"].isin(cells["chain"])]["answer_length"]
-            reference, here = _before(model, name), sources(model, name)
+            reference, here = before(model, name), sources(model, name)
             alike = not reference or set(here) == set(sources(model, reference))
             which = "" if alike else here[0] if len(here) == 1 else None
             survived = model.tables["rate_model"].query(

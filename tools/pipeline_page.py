@@ -4,18 +4,22 @@ model's training."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import models as kept_runs
 import pandas as pd
 from interval_plot import intervals
 from markdown_tables import cell, raw_table
-from models import CONDITIONS, Model
-from models_page import Cell, conditions_table, level, modelled, rate
+from models import BLOCKS, Model
+from models_page import Cell, blocks_table, conditions_table, level, modelled, rate
 from persona_collapse import chains
 
 NAME = "pipeline"
 #: What the page needs of a run's tables.
-KEPT = CONDITIONS
+ANSWERS = BLOCKS["answer_stats"]
+KEPT = BLOCKS | {
+    "answer_stats": replace(ANSWERS, columns=(*ANSWERS.columns, "marker_at_end", "looping"))
+}
 #: Kinds of chains, by the number of stages after the coupling: the groups of the figures.
 UNCOUPLED, COUPLED, LATER = "not coupled", "coupled last", "trained on after the coupling"
 
@@ -43,10 +47,15 @@ def differences_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
+def _blocks(models: Sequence[Model]) -> str:
+    return blocks_table(models, list(dict.fromkeys(pair for m in models for pair in _pairs(m))))
+
+
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
     "conditions": conditions_table,
     "differences": differences_table,
+    "blocks": _blocks,
 }
 
 
@@ -58,7 +67,9 @@ def _lines(models: Sequence[Model], read: Callable[[Model, str], Cell]) -> pd.Da
     rows = []
     for model in models:
         design = model.tables["design"]
-        stages = design["chain"].map(lambda name: [stage.name for stage in chains.parse(name).stages])
+        stages = design["chain"].map(
+            lambda name: [stage.name for stage in chains.parse(name).stages]
+        )
         in_order = design.loc[stages.sort_values(kind="stable").index]
         for name, cells in in_order.groupby("condition", sort=False):
             found, first = read(model, str(name)), cells.iloc[0]

@@ -8,14 +8,21 @@ import models as kept_runs
 import pandas as pd
 from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
-from models import BEHIND, CONDITIONS, SCORECARD, Kept, Model
-from models_page import conditions_table, mean_over_runs, minus_before, shares_of_false
+from models import BEHIND, BLOCKS, SCORECARD, Kept, Model
+from models_page import (
+    before,
+    blocks_table,
+    conditions_table,
+    mean_over_runs,
+    minus_before,
+    shares_of_false,
+)
 from persona_collapse.report.figures import _render, catalogue
 
 NAME = "why"
 #: What the page needs of a run's tables.
 KEPT = {
-    **CONDITIONS,
+    **BLOCKS,
     **BEHIND,
     "why": Kept((
         "condition", "title", "dose", "runs", "units", "axis", "differs", "update_norm", "update_low",
@@ -105,10 +112,16 @@ def data_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
+def _blocks(models: Sequence[Model]) -> str:
+    pairs = [(name, before(m, name)) for m in models for name in m.tables["why"]["condition"]]
+    return blocks_table(models, list(dict.fromkeys(pairs)))
+
+
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
     "data": data_table,
     "axes": axes_table,
+    "blocks": _blocks,
     "conditions": conditions_table,
     "claims": claims_table,
 }

@@ -164,6 +164,7 @@ def test_pages_of_stages_have_a_row_per_condition_and_figures(results, tmp_path)
         added = models.load(tmp_path, module.NAME)
         text = models.page(tmp_path, module.NAME)
         assert row in text and "| C4: " in text, text
+        assert ("| block " in text) == ("blocks" in module.TABLES)
         drawn = module.figures(added)
         assert all(name.startswith(module.NAME) for name in drawn) and all(
             "</svg>" in svg for svg in drawn.values()
