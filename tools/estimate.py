@@ -108,6 +108,11 @@ def main() -> None:
 
 def print_undecided(configfiles: Sequence[str], runs: int) -> None:
     """Print the claims that the plan would leave open even if they hold, and what would decide them."""
+    print(
+        f"\nSimulating {runs} runs of this plan, to see which claims it would leave open. That takes "
+        "minutes; tools/estimate.py --claims 0 does without.",
+        flush=True,
+    )
     found = verdicts.undecided(configfiles, runs, os.cpu_count() or 1)
     print(
         f"\nIn {runs} synthetic runs of this plan in which the study is right (in brackets: what would "
