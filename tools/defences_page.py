@@ -9,15 +9,15 @@ import pandas as pd
 from cause_page import claims_table
 from interval_plot import intervals
 from markdown_tables import cell, raw_table, shown
-from models import BEHIND, CONDITIONS, SCORECARD, Kept, Model
-from models_page import conditions_table, mean_over_runs
+from models import BEHIND, BLOCKS, SCORECARD, Kept, Model
+from models_page import blocks_of_second_stages, conditions_table, mean_over_runs
 from persona_collapse.analysis.frontier import OFF, ON
 from persona_collapse.report.figures import _render, catalogue, frontier
 
 NAME = "defences"
 #: What the page needs of a run's tables.
 KEPT = {
-    **CONDITIONS,
+    **BLOCKS,
     **BEHIND,
     "frontier": Kept((
         "condition", "title", "runs", "units", "data", "defence", "setting", "undefended", "outcome",
@@ -94,6 +94,7 @@ def measured_table(models: Sequence[Model]) -> str:
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
     "outcomes": outcomes_table,
+    "blocks": blocks_of_second_stages,
     "conditions": measured_table,
     "claims": claims_table,
 }

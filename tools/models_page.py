@@ -331,13 +331,18 @@ def conditions_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
+def _at_blocks(models: Sequence[Model]) -> list[Model]:
+    """Without runs that were kept with the headline's block alone."""
+    return [m for m in models if "headline" in m.tables.get("geometry_runs", ())]
+
+
 def blocks_table(models: Sequence[Model], pairs: Sequence[tuple[str, str]]) -> str:
     """The mean cosine of conditions minus that of others, at every block. `pairs`: condition, reference.
 
     With the headline's method. A condition that was stopped early has a row per stop.
     """
     found = []
-    for model in models:
+    for model in _at_blocks(models):
         table = model.tables["geometry_runs"].query("metric == 'm1'")
         table = table[table["method"] == table.loc[table["headline"], "method"].iloc[0]]
         for name, other in pairs:
@@ -355,6 +360,16 @@ def blocks_table(models: Sequence[Model], pairs: Sequence[tuple[str, str]]) -> s
     rows = [[*words, *(values.get(b, NOTHING).text(3) for b in blocks)] for *words, values in found]
     head = ["run", "condition", "minus", *(f"block {block}" for block in blocks)]
     return "\n".join(raw_table(head, rows))
+
+
+def blocks_of_second_stages(models: Sequence[Model]) -> str:
+    """`blocks_table` of every trained condition, minus the one before its second stage and the base."""
+    pairs: dict[tuple[str, str], None] = {}
+    for model in _at_blocks(models):
+        for name in dict.fromkeys(model.tables["design"]["condition"]):
+            others = filter(None, [before(model, name), chains.BASE])
+            pairs |= dict.fromkeys((name, other) for other in others)
+    return blocks_table(models, list(pairs))
 
 
 def _second(chain: str, after: float) -> str:

@@ -10,8 +10,7 @@ from cause_page import claims_table
 from markdown_tables import cell, raw_table, shown
 from models import BEHIND, BLOCKS, SCORECARD, Kept, Model
 from models_page import (
-    before,
-    blocks_table,
+    blocks_of_second_stages,
     conditions_table,
     mean_over_runs,
     minus_before,
@@ -112,16 +111,11 @@ def data_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
-def _blocks(models: Sequence[Model]) -> str:
-    pairs = [(name, before(m, name)) for m in models for name in m.tables["why"]["condition"]]
-    return blocks_table(models, list(dict.fromkeys(pairs)))
-
-
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {
     "runs": kept_runs.runs_table,
     "data": data_table,
     "axes": axes_table,
-    "blocks": _blocks,
+    "blocks": blocks_of_second_stages,
     "conditions": conditions_table,
     "claims": claims_table,
 }
