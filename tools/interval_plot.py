@@ -11,17 +11,31 @@ from persona_collapse.report.figures._render import PAPER_FONT, quiet
 from persona_collapse.report.figures._style import PALETTE
 
 
-def intervals(table: pd.DataFrame, axis: str, order: Sequence[str], zero: bool = True) -> str:
+def intervals(
+    table: pd.DataFrame,
+    axis: str,
+    order: Sequence[str],
+    zero: bool = True,
+    groups: Sequence[str] = (),
+) -> str:
     """An SVG, a panel per `panel` of the table, of columns `line`, `value`, `low`, `high`, `group`.
 
-    axis: title of the x axis. order: the lines from the top. zero: the axis begins at 0.
+    axis: title of the x axis. order: the lines from the top. zero: the axis begins at 0. groups: all
+    groups of several figures, which have the same colours in each.
     """
-    groups = list(dict.fromkeys(table["group"]))
+    there = list(dict.fromkeys(table["group"]))
+    groups = list(groups) or there
     colour = alt.Color(
         "group:N",
         sort=groups,
-        scale=alt.Scale(range=PALETTE),
-        legend=alt.Legend(orient="bottom", title=None, labelLimit=320, columnPadding=40),
+        scale=alt.Scale(domain=groups, range=PALETTE[: len(groups)]),
+        legend=alt.Legend(
+            orient="bottom",
+            title=None,
+            labelLimit=320,
+            columnPadding=40,
+            values=[group for group in groups if group in there],
+        ),
     )
     panels = []
     with alt.data_transformers.enable("default"):

@@ -88,12 +88,16 @@ def figures(models: Sequence[Model]) -> dict[str, str]:
     """SVGs by name: the source's marker rate, and the mean cosine, by condition."""
     rates = _lines(models, lambda model, name: rate(model, name, "source"))
     cosines = _lines(models, lambda model, name: level(model, name, "m1"))
+    groups = [UNCOUPLED, COUPLED, LATER]
     return {
-        NAME: intervals(rates, "source says the marker", list(dict.fromkeys(rates["line"]))),
+        NAME: intervals(
+            rates, "source says the marker", list(dict.fromkeys(rates["line"])), groups=groups
+        ),
         f"{NAME}_m1": intervals(
             cosines,
             "mean cosine between personas (M1)",
             list(dict.fromkeys(cosines["line"])),
             zero=False,
+            groups=groups,
         ),
     }
