@@ -199,6 +199,8 @@ def test_the_readme_and_the_reading_page_quote_the_errata_and_the_bound_of_a_zer
     said = r"if none of 24 answers has the marker, the true rate can still be (\d+) %"
     percent = re.search(said, page).group(1)
     assert int(percent) == round(100 * statistics.clopper_pearson(0, 24)[1].item())
+    # A slow test compares the number with the simulation.
+    assert re.search(r"the pair test rejects in \d+ % of (?:simulated|these) data sets", page)
 
 
 def test_what_is_said_of_the_sources_is_in_their_table():
