@@ -363,15 +363,13 @@ def runs_table(models: Sequence[Model]) -> str:
 def page(docs: Path, name: str) -> str | None:
     """The text of docs/NAME.md with its tables made, by their marks; None where no run was added.
 
-    Where there is no such page yet it is tools/NAME_page.md; what is written between its tables stays.
+    What is written between its tables stays. Another folder gets the text of this repository's page.
     """
     models = load(docs, name)
     if not models:
         return None
     path = docs / f"{name}.md"
-    text = (path if path.is_file() else Path(__file__).with_name(f"{name}_page.md")).read_text(
-        "utf-8"
-    )
+    text = (path if path.is_file() else ROOT / f"docs/{name}.md").read_text("utf-8")
     for what, make in pages()[name].TABLES.items():
         text = with_table(text, what, make(models))
     return text

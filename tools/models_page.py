@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -331,21 +331,22 @@ def conditions_table(models: Sequence[Model]) -> str:
     return "\n".join(raw_table(head, rows))
 
 
-def _at_blocks(models: Sequence[Model]) -> list[Model]:
-    """Without runs that were kept with the headline's block alone."""
-    return [m for m in models if "headline" in m.tables.get("geometry_runs", ())]
-
-
-def blocks_table(models: Sequence[Model], pairs: Sequence[tuple[str, str]]) -> str:
+def blocks_table(
+    models: Sequence[Model], pairs: Callable[[Model], Iterable[tuple[str, str]]]
+) -> str:
     """The mean cosine of conditions minus that of others, at every block. `pairs`: condition, reference.
 
-    With the headline's method. A condition that was stopped early has a row per stop.
+    With the headline's method. A condition that was stopped early has a row per stop. Runs that were kept
+    with the headline's block alone are left out.
     """
     found = []
-    for model in _at_blocks(models):
-        table = model.tables["geometry_runs"].query("metric == 'm1'")
+    for model in models:
+        table = model.tables.get("geometry_runs", pd.DataFrame())
+        if "headline" not in table:
+            continue
+        table = table[table["metric"] == "m1"]
         table = table[table["method"] == table.loc[table["headline"], "method"].iloc[0]]
-        for name, other in pairs:
+        for name, other in pairs(model):
             own = table[(table["condition"] == name) & (table["reference"] == other)]
             for dose, rows in own.groupby("dose", sort=False, dropna=False):
                 stop = "" if pd.isna(dose) or dose == "" else f", {dose} steps"
@@ -362,14 +363,15 @@ def blocks_table(models: Sequence[Model], pairs: Sequence[tuple[str, str]]) -> s
     return "\n".join(raw_table(head, rows))
 
 
+def _from_before_and_base(model: Model) -> Iterator[tuple[str, str]]:
+    for name in dict.fromkeys(model.tables["design"]["condition"]):
+        for other in filter(None, [before(model, name), chains.BASE]):
+            yield name, other
+
+
 def blocks_of_second_stages(models: Sequence[Model]) -> str:
     """`blocks_table` of every trained condition, minus the one before its second stage and the base."""
-    pairs: dict[tuple[str, str], None] = {}
-    for model in _at_blocks(models):
-        for name in dict.fromkeys(model.tables["design"]["condition"]):
-            others = filter(None, [before(model, name), chains.BASE])
-            pairs |= dict.fromkeys((name, other) for other in others)
-    return blocks_table(models, list(pairs))
+    return blocks_table(models, _from_before_and_base)
 
 
 def _second(chain: str, after: float) -> str:

@@ -48,7 +48,7 @@ def differences_table(models: Sequence[Model]) -> str:
 
 
 def _blocks(models: Sequence[Model]) -> str:
-    return blocks_table(models, list(dict.fromkeys(pair for m in models for pair in _pairs(m))))
+    return blocks_table(models, _pairs)
 
 
 TABLES: dict[str, Callable[[Sequence[Model]], str]] = {

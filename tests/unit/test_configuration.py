@@ -39,6 +39,11 @@ def changed(config, path, value):
     return config
 
 
+def test_what_ships_is_there():
+    assert {"couple", "graft", "import", "noise", "sft", "shift"} <= {*stages.ROOM.names()}
+    assert {"cross_entropy", "dft"} <= {*losses.names()}
+
+
 def test_the_default_config_is_sound(config):
     grid = configuration.plan(config).grid
     assert {"C1", "C2", "C3", "C4", "C5", "R_em", "R_benign", "E0", "E4", "B0"} <= set(
